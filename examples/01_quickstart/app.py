@@ -1,0 +1,118 @@
+"""Stream text from a model, and serve a second model beside it.
+
+Shows: a model is a class with `load` and `predict`; an `async def predict` that yields is streamed
+piece by piece; a `def predict` that returns is answered whole; `load` and any other `def` hook run
+in a worker thread; `InvalidInput` tells the client of its mistake, as a 400 with that sentence.
+
+Leaves out: batching, limits, the V2 protocol, and a language model of any size. This one learns
+from Python's own documentation (textmodel.py): nothing to download, and not much sense.
+
+    modelserve examples/01_quickstart/app.py
+
+    curl -N localhost:8080/v1/models/writer:predict \\
+        -d '{"instances": [{"prompt": "The interpreter", "max_tokens": 60, "seed": 1}]}'
+    curl localhost:8080/v1/models/next-word:predict -d '{"instances": ["the built-in"]}'
+
+The writer's text comes as plain text. Add `-H "Accept: text/event-stream"` for server-sent events,
+`application/x-ndjson` for a JSON string a line, `application/json` for one document.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from textmodel import trained
+
+from modelserve import Model, ModelServer
+from modelserve.errors import InvalidInput
+
+
+class Writer(Model):
+    """Continue one prompt, a word or a mark at a time.
+
+    The model takes well under a millisecond a word. `delay`, in seconds, stands in for the time
+    that a larger one would take, so that the stream can be seen; set it to 0 for full speed.
+    """
+
+    def __init__(self, name: str, *, delay: float = 0.05) -> None:
+        super().__init__(name)
+        self.delay = delay
+
+    def load(self) -> bool:
+        self.text = trained()
+        return True
+
+    async def predict(self, payload: Any) -> AsyncIterator[str]:
+        wish = read_wish(payload)
+        for piece in self.text.write(
+            wish.prompt, wish.max_tokens, temperature=wish.temperature, seed=wish.seed
+        ):
+            await anyio.sleep(self.delay)
+            yield piece
+
+
+class NextWord(Model):
+    """Name the five likeliest words after each text, with their probabilities."""
+
+    def load(self) -> bool:
+        self.text = trained()
+        return True
+
+    def predict(self, payload: Any) -> dict[str, list[dict[str, float]]]:
+        return {"predictions": [self.likeliest(text) for text in instances(payload)]}
+
+    def likeliest(self, text: Any) -> dict[str, float]:
+        require(isinstance(text, str), "an instance of next-word must be a string", got=text)
+        chances = self.text.following(self.text.read(text))
+        best = sorted(chances, key=chances.__getitem__, reverse=True)[:5]
+        return {word: round(chances[word], 4) for word in best}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a client may ask the writer for; the same wish gets the same text."""
+
+    prompt: str = ""
+    max_tokens: int = 40
+    temperature: float = 0.7
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        length, heat, seed = self.max_tokens, self.temperature, self.seed
+        require(isinstance(self.prompt, str), "prompt must be a string", got=self.prompt)
+        require(whole(length) and 1 <= length <= 1000, "max_tokens must be 1 to 1000", got=length)
+        number = whole(heat) or isinstance(heat, float)
+        require(number and 0 <= heat <= 5, "temperature must be a number from 0 to 5", got=heat)
+        require(whole(seed), "seed must be a whole number", got=seed)
+
+
+def read_wish(payload: Any) -> Wish:
+    """Read the one instance of a payload: an object with a wish's fields, or just a prompt."""
+    found = instances(payload)
+    require(len(found) == 1, "the writer takes one instance a request", got=len(found))
+    wish = {"prompt": found[0]} if isinstance(found[0], str) else found[0]
+    require(isinstance(wish, dict), "an instance must be an object or a string", got=wish)
+    known = Wish.__match_args__
+    for name in wish:
+        require(name in known, f"a field must be one of {', '.join(known)}", got=name)
+    return Wish(**wish)
+
+
+def instances(payload: Any) -> list[Any]:
+    """Return the instances of a V1 payload."""
+    found: Any = payload.get("instances") if isinstance(payload, dict) else None
+    require(isinstance(found, list), '"instances" must be a list', got=found)
+    return list(found)
+
+
+def whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def require(holds: bool, rule: str, *, got: object) -> None:
+    if not holds:
+        raise InvalidInput(f"{rule}, not {got!r:.40}.")
+
+
+app = ModelServer([Writer("writer"), NextWord("next-word")])

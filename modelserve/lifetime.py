@@ -1,0 +1,521 @@
+"""How long a request's user code may run, and what ends it early.
+
+Servers neither cancel an application nor raise from `send` when the client leaves, so each request
+in flight is watched. Whatever ends one early (client gone, a deadline, the drain, the host) comes
+through one door, `Flight.cancel(reason)`, and user code is told once: the awaits of its clean-up
+complete, within `cleanup_timeout`, after which it is cancelled again until it ends.
+
+Two ways to do that, with one interface:
+
+`Flight`, on asyncio, is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers
+once. Most requests are over in milliseconds, so watching (a task that awaits `http.disconnect`, a
+timer for the deadlines) begins only with those that are still running when the register sweeps,
+every 20 ms: a quick request pays for an entry in a dictionary. A task group a request would double
+the cost of a small one. Where the host runs us inside a cancel scope of anyio's, whose
+cancellation is delivered again at every await, a shielded scope goes around the walk, and a task
+beside it relays the host's cancellation once.
+
+`ScopedFlight`, on trio, where cancellation is always delivered again at every await: the walk is
+driven by hand inside two scopes. The outer one is cancelled; at the first cancellation that is
+seen, the inner one becomes a shield with the bound on clean-up as its deadline.
+
+An exception leaves `run` as itself, never inside a group of ours.
+"""
+
+import asyncio
+import math
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final, NamedTuple, TypeVar, cast
+
+import anyio
+
+from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, ServerShuttingDown, Stopped
+
+__all__ = ["Deadlines", "Flight", "Flights", "Phase"]
+
+T = TypeVar("T")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Farewell = Callable[[Stopped], Coroutine[Any, Any, None]]
+
+_SWEEP_SECONDS: Final = 0.02
+_INSIST_SECONDS: Final = 0.1
+
+
+class Deadlines(NamedTuple):
+    """The limits on one request's time, in seconds; None is no limit."""
+
+    timeout: float | None = None
+    first_item_timeout: float | None = None
+    idle_timeout: float | None = None
+    send_timeout: float | None = None
+    cleanup_timeout: float = 5.0
+
+
+class HostCancelled(ServerShuttingDown):
+    """The host has cancelled the request, as servers do when they stop."""
+
+
+class Phase:
+    """What a request is waiting for; each has its own limit."""
+
+    BODY: Final = 0
+    QUEUE: Final = 1
+    FIRST: Final = 2
+    ITEM: Final = 3
+    SEND: Final = 4
+
+
+class Flight:
+    """One request in flight, in the task that the host runs it in.
+
+    `phase` and `since` (of `time.monotonic`) are written by the walk as it goes on, and read only
+    by those who watch. `over` says that user code has ended.
+    """
+
+    __slots__ = (
+        "_cancelling",
+        "_cancels",
+        "_farewell_task",
+        "_register",
+        "_task",
+        "_timer",
+        "_watcher",
+        "arrived",
+        "deadlines",
+        "farewell",
+        "over",
+        "phase",
+        "reason",
+        "receive",
+        "since",
+        "watched",
+    )
+
+    def __init__(self, register: "Flights", deadlines: Deadlines, arrived: float) -> None:
+        self.deadlines = deadlines
+        self.arrived = arrived
+        self.phase = Phase.BODY
+        self.since = arrived
+        self.reason: Stopped | None = None
+        self.over = False
+        self.farewell: Farewell | None = None
+        self.receive: Receive | None = None
+        self._register = register
+        self.watched = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._farewell_task: asyncio.Task[None] | None = None
+        self._cancels = 0
+        self._cancelling = 0
+        self._task: asyncio.Task[Any]
+
+    async def run(self, walk: Coroutine[Any, Any, T]) -> T:
+        """Run the walk to its end. Raise the reason if something ended it early.
+
+        The host's own cancellation is raised again once the walk has cleaned up and the farewell
+        has been said.
+        """
+        if _inside_host_scope():
+            return await self._run_shielded(walk)
+        return await self._run_here(walk)
+
+    def watch(self, receive: Receive) -> None:
+        """Listen for the client's leaving from now on: the body has been read."""
+        self.receive = receive
+        if self.watched:
+            self._start_watcher(receive)
+
+    def cancel(self, reason: Stopped) -> None:
+        """End the walk early, once; the first reason counts. Safe to call at any time."""
+        if self.reason is not None or self.over:
+            return
+        self.reason = reason
+        self._interrupt()
+        if self.farewell is not None and not isinstance(reason, ClientGone):
+            self._say_farewell(self.farewell(reason))
+
+    def interrupted(self, exc: BaseException) -> bool:
+        """Say whether an exception belongs to the request's end, rather than to a hook of its own.
+
+        A hook may raise CancelledError of itself, by awaiting a task that somebody cancelled.
+        """
+        return self.reason is not None or (
+            isinstance(exc, asyncio.CancelledError) and self._task.cancelling() > self._cancelling
+        )
+
+    def hurry(self, seconds: float) -> None:
+        """Give a walk that is cleaning up no longer than this from now."""
+        if self.reason is not None and self._timer is not None and not self.over:
+            left = self._timer.when() - self._task.get_loop().time()
+            if left > seconds:
+                self._timer.cancel()
+                loop = self._task.get_loop()
+                self._timer = loop.call_later(seconds, self._insist, _INSIST_SECONDS)
+
+    def enter(self, phase: int) -> None:
+        """Note what the walk waits for from now on."""
+        self.phase = phase
+        self.since = monotonic()
+
+    # -- the clock
+
+    def expired(self, now: float) -> Stopped | None:
+        """Return the limit that has passed, if one has."""
+        limits = self.deadlines
+        if limits.timeout is not None and now - self.arrived >= limits.timeout:
+            if self.phase == Phase.BODY:
+                return BodyTimedOut(limits.timeout)
+            return DeadlineExceeded(f"timeout: the request took longer than {limits.timeout:g} s")
+        limit = self._phase_limit(self.phase)
+        if limit is None or now - self.since < limit:
+            return None
+        return DeadlineExceeded(_PHASE_TEXT[self.phase].format(limit))
+
+    def next_check(self, now: float) -> float:
+        """Return when to look again: no limit, of this phase or a later one, can pass before."""
+        limits = self.deadlines
+        due = math.inf if limits.timeout is None else self.arrived + limits.timeout
+        for phase in _PHASE_TEXT:
+            limit = self._phase_limit(phase)
+            if limit is not None:
+                due = min(due, (self.since if phase == self.phase else now) + limit)
+        return due
+
+    def _phase_limit(self, phase: int) -> float | None:
+        limits = self.deadlines
+        if phase == Phase.FIRST:
+            return limits.first_item_timeout
+        if phase == Phase.ITEM:
+            return limits.idle_timeout
+        return limits.send_timeout if phase == Phase.SEND else None
+
+    # -- asyncio
+
+    async def _run_here(self, walk: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._register.add(self)
+        try:
+            return await walk
+        except asyncio.CancelledError:
+            if self.reason is not None:
+                raise self.reason from None
+            self._host_has_cancelled()
+            raise
+        except Exception as exc:
+            if self.reason is not None and exc is not self.reason:
+                raise self.reason from exc
+            raise
+        finally:
+            await self._land()
+
+    async def _run_shielded(self, walk: Coroutine[Any, Any, T]) -> T:
+        error: BaseException | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(_relay_host_cancellation, self)
+            with anyio.CancelScope(shield=True):
+                try:
+                    result = await self._run_here(walk)
+                except BaseException as exc:
+                    error = exc
+            group.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        return result
+
+    async def _land(self) -> None:
+        """End the watching, and wait until the farewell has been said."""
+        self.over = True
+        self._register.remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        for _ in range(self._cancels):
+            self._task.uncancel()
+        if self._farewell_task is not None:
+            await _settled(self._farewell_task)
+
+    def adopt(self) -> None:
+        """Begin to watch: the request is not one of the quick ones."""
+        self.watched = True
+        if self.receive is not None:
+            self._start_watcher(self.receive)
+        self._set_timer()
+
+    def _start_watcher(self, receive: Receive) -> None:
+        self._watcher = self._task.get_loop().create_task(_watch(self, receive))
+
+    def _set_timer(self) -> None:
+        now = monotonic()
+        due = self.next_check(now)
+        if due < math.inf:
+            delay = max(0.0, due - now)
+            self._timer = self._task.get_loop().call_later(delay, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        stopped = self.expired(monotonic())
+        if stopped is not None:
+            self.cancel(stopped)
+        else:
+            self._set_timer()
+
+    def _interrupt(self) -> None:
+        self._insist(self._register.cleanup_bound(self.deadlines.cleanup_timeout))
+
+    def _insist(self, again_after: float) -> None:
+        """Cancel natively, and again if the walk has not ended by then."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._cancels += 1
+        self._task.cancel()
+        loop = self._task.get_loop()
+        self._timer = loop.call_later(again_after, self._insist, _INSIST_SECONDS)
+
+    def _say_farewell(self, farewell: Coroutine[Any, Any, None]) -> None:
+        self._farewell_task = self._task.get_loop().create_task(farewell)
+
+    def _host_has_cancelled(self) -> None:
+        self.reason = HostCancelled()
+        if self.farewell is not None:
+            self._say_farewell(self.farewell(self.reason))
+
+
+class ScopedFlight(Flight):
+    """One request in flight under trio: a task group, two scopes, the walk driven by hand."""
+
+    __slots__ = ("_farewell_said", "_group", "_inner", "_outer")
+
+    _group: anyio.abc.TaskGroup
+    _outer: anyio.CancelScope
+    _inner: anyio.CancelScope
+
+    async def run(self, walk: Coroutine[Any, Any, T]) -> T:
+        error: BaseException | None = None
+        finished = False
+        self._farewell_said: anyio.Event | None = None
+        async with anyio.create_task_group() as self._group:
+            self.watched = True
+            self._register.add(self)
+            self._group.start_soon(self._keep_time)
+            try:
+                with anyio.CancelScope(shield=True) as self._outer:
+                    with anyio.CancelScope() as self._inner:
+                        result = await cast(Awaitable[T], _drive(self, walk))
+                        finished = True
+            except BaseException as exc:
+                error = exc
+            await self._land()
+            self._group.cancel_scope.cancel()
+        if finished:
+            return result
+        if self.reason is not None and error is not self.reason:
+            raise self.reason from error
+        assert error is not None
+        raise error
+
+    def interrupted(self, exc: BaseException) -> bool:
+        return self.reason is not None
+
+    def hurry(self, seconds: float) -> None:
+        if self.reason is not None and not self.over:
+            self._inner.deadline = min(self._inner.deadline, anyio.current_time() + seconds)
+
+    def about_to_clean_up(self) -> None:
+        """Shield the walk: the cancellation now being delivered is the only one it is told of."""
+        if self.reason is not None and not self._inner.shield:
+            bound = self._register.cleanup_bound(self.deadlines.cleanup_timeout)
+            self._inner.shield = True
+            self._inner.deadline = anyio.current_time() + bound
+
+    async def _land(self) -> None:
+        self.over = True
+        self._register.remove(self)
+        if self._farewell_said is not None:
+            with anyio.CancelScope(shield=True):
+                await self._farewell_said.wait()
+
+    def _start_watcher(self, receive: Receive) -> None:
+        self._group.start_soon(_watch, self, receive)
+
+    def _interrupt(self) -> None:
+        self._outer.cancel()
+
+    def _say_farewell(self, farewell: Coroutine[Any, Any, None]) -> None:
+        self._farewell_said = anyio.Event()
+        self._group.start_soon(self._await_farewell, farewell, self._farewell_said)
+
+    async def _await_farewell(self, farewell: Coroutine[Any, Any, None], said: anyio.Event) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                await farewell
+        finally:
+            said.set()
+
+    async def _keep_time(self) -> None:
+        """Look at the clock whenever a limit may have passed; relay the host's cancellation."""
+        try:
+            while True:
+                now = monotonic()
+                stopped = self.expired(now)
+                if stopped is not None:
+                    self.cancel(stopped)
+                    await anyio.sleep_forever()
+                await anyio.sleep(self.next_check(now) - now)
+        except anyio.get_cancelled_exc_class():
+            self.cancel(HostCancelled())  # nothing happens where the walk is over
+            raise
+
+
+class Flights:
+    """The register of one application's requests in flight, and the one sweeper of them."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._all: dict[Flight, None] = {}
+        self._young: list[Flight] = []
+        self._sweeping: asyncio.AbstractEventLoop | None = None
+        self._emptied: anyio.Event | None = None
+        self._cleanup_cap = math.inf
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._reset()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def open(self, deadlines: Deadlines, arrived: float) -> Flight:
+        """Return the flight of a new request, of the kind that the running backend needs."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return ScopedFlight(self, deadlines, arrived)
+        if self._sweeping is not loop:
+            self._young.clear()  # nothing, or what a loop that has ended has left
+            self._sweep_later(loop)
+        return Flight(self, deadlines, arrived)
+
+    def add(self, flight: Flight) -> None:
+        self._all[flight] = None
+        if not flight.watched:
+            self._young.append(flight)
+
+    def remove(self, flight: Flight) -> None:
+        del self._all[flight]
+        if not self._all and self._emptied is not None:
+            self._emptied.set()
+
+    def cleanup_bound(self, seconds: float) -> float:
+        """Return how long clean-up may take: what is asked for, less once the drain is over."""
+        return min(seconds, self._cleanup_cap)
+
+    def cancel_all(self, reason: Callable[[], Stopped], *, cleanup_cap: float) -> None:
+        """End every request in flight, with at most `cleanup_cap` seconds to clean up."""
+        self._cleanup_cap = cleanup_cap
+        for flight in list(self._all):
+            flight.hurry(cleanup_cap)
+            flight.cancel(reason())
+
+    async def emptied(self) -> None:
+        """Wait until no request is in flight."""
+        while self._all:
+            self._emptied = anyio.Event()
+            await self._emptied.wait()
+
+    def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeping = loop
+        loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Adopt those that have been running for a while; go on while there are younger ones."""
+        adult = monotonic() - _SWEEP_SECONDS
+        still_young = []
+        for flight in self._young:
+            if flight.over:
+                continue
+            if flight.arrived > adult:
+                still_young.append(flight)
+            else:
+                flight.adopt()
+        self._young = still_young
+        self._sweeping = None
+        if still_young:
+            self._sweep_later(loop)
+
+
+class BodyTimedOut(BodyTimeout, DeadlineExceeded):
+    """The whole time that a request may take has passed before its body had arrived."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"request body not received within {seconds:g} s")
+
+
+_PHASE_TEXT: Final = {
+    Phase.FIRST: "first_item_timeout: nothing was produced within {:g} s",
+    Phase.ITEM: "idle_timeout: no item was produced for {:g} s",
+    Phase.SEND: "send_timeout: the client has read nothing for {:g} s",
+}
+
+
+async def _watch(flight: Flight, receive: Receive) -> None:
+    """Wait for the client to leave; any exception from `receive` means that it has."""
+    with suppress(Exception):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    flight.cancel(ClientGone())
+
+
+async def _relay_host_cancellation(flight: Flight) -> None:
+    try:
+        await anyio.sleep_forever()
+    except asyncio.CancelledError:
+        flight.cancel(HostCancelled())  # nothing happens where the walk is over
+        raise
+
+
+async def _settled(task: asyncio.Task[None]) -> None:
+    """Wait for a task through cancellations of ours; it is bounded in time itself."""
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            continue
+
+
+def _inside_host_scope() -> bool:
+    """Say whether a cancel scope of anyio's, in the host, surrounds us (1.2 us)."""
+    return (
+        anyio.get_current_task().parent_id is not None
+        or anyio.current_effective_deadline() != math.inf
+    )
+
+
+@types.coroutine
+def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Drive the walk by hand: trio sends a cancellation as an outcome, not as an exception."""
+    from outcome import Error
+    from trio import Cancelled
+
+    step, value = walk.send, None
+    while True:
+        try:
+            trap = step(value)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        try:
+            step, value = walk.send, (yield trap)
+        except BaseException as exc:
+            step, value = walk.throw, exc
+        else:
+            if isinstance(value, Error) and isinstance(value.error, Cancelled):
+                flight.about_to_clean_up()

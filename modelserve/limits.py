@@ -1,0 +1,252 @@
+"""The numbers, and admission: how many run, how many wait, who is refused.
+
+A model's limit and the application's both hold. A request takes both slots at once or waits for
+them in one line a model, so that it never holds one slot while it waits for the other; a slot that
+becomes free goes to the request that has waited longest of those that can use it.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, fields, replace
+from itertools import count
+from time import monotonic
+from typing import Final
+
+import anyio
+
+from modelserve.errors import Overloaded, ServingError
+from modelserve.lifetime import Deadlines
+
+__all__ = ["Admission", "Gate", "Limits"]
+
+MEBIBYTE: Final = 1 << 20
+
+
+def _makes_sense(value: object, least: float | None) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return False
+    return value > 0 if least is None else value >= least
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isinf(value) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of an application or of one model; None leaves one to the application's default.
+
+    Args:
+        concurrency: Requests that run at the same time.
+        queue: Requests that may wait for a slot; more are refused with 503.
+        max_body_bytes: Bytes of a request's body; more is a 413.
+        first_item_timeout: Seconds from admission to the first item or the answer.
+        idle_timeout: Seconds between two items.
+        timeout: Seconds for the whole request, from its arrival.
+        send_timeout: Seconds that a client may read nothing.
+        drain_timeout: Seconds that requests have to finish in when the server stops; the
+            application's only.
+        cleanup_timeout: Seconds that a hook's clean-up may take after it was cancelled.
+
+    `math.inf` is no limit. Raises ValueError for a number that makes no sense.
+    """
+
+    concurrency: float | None = None
+    queue: float | None = None
+    max_body_bytes: float | None = None
+    first_item_timeout: float | None = None
+    idle_timeout: float | None = None
+    timeout: float | None = None
+    send_timeout: float | None = None
+    drain_timeout: float | None = None
+    cleanup_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("queue", "max_body_bytes", "drain_timeout") else None
+            if value is not None and not _makes_sense(value, least):
+                raise ValueError(f"The limit {field.name} cannot be {value!r}")
+
+    def with_defaults(self, defaults: "Limits") -> "Limits":
+        """Fill what is not set."""
+        unset = {f.name: getattr(defaults, f.name) for f in fields(self) if self._is_unset(f.name)}
+        return replace(self, **unset)
+
+    def within(self, outer: "Limits") -> "Limits":
+        """Return the numbers under which both hold; concurrency and queue stay the model's own."""
+        both = {
+            f.name: min(getattr(self, f.name), getattr(outer, f.name))
+            for f in fields(self)
+            if f.name not in ("concurrency", "queue") and not self._is_unset(f.name)
+        }
+        return replace(self, **both).with_defaults(
+            replace(outer, concurrency=math.inf, queue=math.inf)
+        )
+
+    def deadlines(self) -> Deadlines:
+        """Return the limits on time, as the request's own watch takes them."""
+        return Deadlines(
+            _finite(self.timeout),
+            _finite(self.first_item_timeout),
+            _finite(self.idle_timeout),
+            _finite(self.send_timeout),
+            self.cleanup_timeout if self.cleanup_timeout is not None else 5.0,
+        )
+
+    def _is_unset(self, name: str) -> bool:
+        return getattr(self, name) is None
+
+
+DEFAULTS: Final = Limits(
+    concurrency=math.inf,
+    queue=1000,
+    max_body_bytes=64 * MEBIBYTE,
+    first_item_timeout=math.inf,
+    idle_timeout=math.inf,
+    timeout=math.inf,
+    send_timeout=60.0,
+    drain_timeout=30.0,
+    cleanup_timeout=5.0,
+)
+
+
+class Gate:
+    """What one model, or the application, may run and have waiting at the same time."""
+
+    def __init__(self, limits: Limits, name: str = "") -> None:
+        assert limits.concurrency is not None and limits.queue is not None
+        self.name = name
+        self.concurrency = limits.concurrency
+        self.queue = limits.queue
+        self.running = 0
+        self.waiting = 0
+        self._line: deque[_Ticket] = deque()
+        self._pace = _Pace()
+
+    @property
+    def has_room(self) -> bool:
+        return self.running < self.concurrency
+
+
+class Admission:
+    """Who may run now, who waits, and who is refused, in one application."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.gate = Gate(limits)
+        self._numbers = count()
+        self._lines: dict[Gate, None] = {}
+
+    def enter_nowait(self, gate: Gate) -> bool:
+        """Take a slot of the model and one of the application, if both have one free."""
+        outer = self.gate
+        if gate._line or not (gate.has_room and outer.has_room):
+            return False
+        gate.running += 1
+        outer.running += 1
+        return True
+
+    async def enter(self, gate: Gate) -> None:
+        """Take both slots, after those who came before.
+
+        Raises Overloaded if too many wait already, or what `refuse_waiting` says. A cancelled wait
+        gives up its place.
+        """
+        if self.enter_nowait(gate):
+            return
+        for line in (gate, self.gate):
+            if line.waiting >= line.queue:
+                raise line._pace.refusal(line.waiting)
+        ticket = _Ticket(next(self._numbers))
+        self._join(gate, ticket)
+        try:
+            await ticket.called.wait()
+        except BaseException:
+            if ticket.admitted:
+                self.leave(gate)
+            elif ticket.refusal is None:
+                self._quit(gate, ticket)
+            raise
+        if ticket.refusal is not None:
+            raise ticket.refusal
+
+    def leave(self, gate: Gate) -> None:
+        """Give both slots back, and let in who has waited longest."""
+        gate.running -= 1
+        self.gate.running -= 1
+        if self._lines:
+            self._call_waiting()
+
+    def refuse_waiting(self, refusal: ServingError) -> None:
+        """Refuse all who wait."""
+        for gate in list(self._lines):
+            for ticket in list(gate._line):
+                ticket.refusal = refusal
+                self._quit(gate, ticket)
+                ticket.called.set()
+
+    def _join(self, gate: Gate, ticket: "_Ticket") -> None:
+        gate._line.append(ticket)
+        self._lines[gate] = None
+        gate.waiting += 1
+        self.gate.waiting += 1
+
+    def _quit(self, gate: Gate, ticket: "_Ticket") -> None:
+        gate._line.remove(ticket)
+        if not gate._line:
+            del self._lines[gate]
+        gate.waiting -= 1
+        self.gate.waiting -= 1
+
+    def _call_waiting(self) -> None:
+        while self.gate.has_room:
+            gates = [gate for gate in self._lines if gate.has_room]
+            if not gates:
+                return
+            gate = min(gates, key=lambda g: g._line[0].number)
+            ticket = gate._line[0]
+            self._quit(gate, ticket)
+            for line in (gate, self.gate):
+                line.running += 1
+                line._pace.admitted()
+            ticket.admitted = True
+            ticket.called.set()
+
+
+class _Ticket:
+    """A place in a line."""
+
+    __slots__ = ("admitted", "called", "number", "refusal")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.called = anyio.Event()
+        self.admitted = False
+        self.refusal: ServingError | None = None
+
+
+class _Pace:
+    """How fast a line has been moving: a moving average of the seconds between two admissions."""
+
+    _WEIGHT: Final = 0.2
+    _LONGEST: Final = 120.0
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._seconds: float | None = None
+
+    def admitted(self) -> None:
+        now = monotonic()
+        if self._last is not None:
+            gap = now - self._last
+            mean = gap if self._seconds is None else self._seconds
+            self._seconds = mean + self._WEIGHT * (gap - mean)
+        self._last = now
+
+    def refusal(self, waiting: int) -> Overloaded:
+        """Refuse, with the time in which the line as it is now will have been served."""
+        seconds = self._seconds if self._seconds is not None else 1.0
+        wait = min(max(waiting, 1) * seconds, self._LONGEST)
+        return Overloaded(
+            "The server is busy and its queue is full.", retry_after=math.ceil(max(wait, 1.0))
+        )

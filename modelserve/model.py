@@ -1,0 +1,297 @@
+"""The `Model` base class, what a hook may be, and a function or any object as a model.
+
+All that can be known of a hook is found out here, once, when its model is registered: whether it
+runs on the event loop or in a thread, whether it is known to stream, and which of payload, headers
+and response headers it takes.
+"""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from modelserve.limits import Limits
+
+__all__ = ["Hook", "Model", "Plan", "as_model", "plan_of"]
+
+STREAMING_HOOKS: Final = ("predict", "explain", "postprocess")
+HOOKS: Final = ("preprocess", *STREAMING_HOOKS)
+LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
+
+
+class Model:
+    """Serve a model: override `predict`, and whatever else it needs.
+
+    `preprocess`, `predict`, `explain` and `postprocess` may be sync or async and take as many of
+    `(payload, headers, response_headers)` as they declare. The last three may yield: their items
+    are streamed. Sync hooks run in worker threads. A hook that is cancelled (the client has left,
+    a deadline has passed, the server stops) is told once; what its `finally` awaits completes.
+    """
+
+    engine: bool = False
+    limits: Limits | None = None
+    coalesce: bool | None = None
+
+    def __init__(self, name: str, return_response_headers: bool = False) -> None:
+        self.name = name
+        self.ready = False
+        self.return_response_headers = return_response_headers
+
+    def load(self) -> bool | Awaitable[bool]:
+        """Make the model ready; return False if it is not. Sync (in a thread) or async."""
+        self.ready = True
+        return True
+
+    def start(self) -> Any:
+        """Set up before loading. Sync (in a thread) or async."""
+
+    def stop(self) -> Any:
+        """Tear down after the last request. Sync (in a thread) or async."""
+
+    async def start_engine(self) -> None:
+        """Start an engine on the event loop before loading, where `engine` is true."""
+
+    def stop_engine(self) -> Any:
+        """Stop the engine, where `engine` is true."""
+
+    async def healthy(self) -> bool:
+        """Say whether the model can answer now; its readiness unless overridden."""
+        return bool(self.ready)
+
+    async def preprocess(self, payload: Any, headers: Any = None) -> Any:
+        """Turn the request's payload into what `predict` takes."""
+        return payload
+
+    async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
+        """Return the answer, or yield the items of one."""
+        raise NotImplementedError(f"Model {self.name} does not implement predict.")
+
+    async def explain(self, payload: Any, headers: Any = None) -> Any:
+        """Return an explanation, or yield the items of one."""
+        raise NotImplementedError(f"Model {self.name} does not implement explain.")
+
+    async def postprocess(
+        self, result: Any, headers: Any = None, response_headers: Any = None
+    ) -> Any:
+        """Turn what `predict` returned into the answer; an async iterator where it streams."""
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One hook of one model, with all that registration could settle.
+
+    `call(payload, headers, response_headers)` passes on what the hook declares.
+    """
+
+    name: str
+    call: Callable[[Any, Any, Any], Any]
+    on_loop: bool
+    is_async_generator: bool
+    streams: bool
+    wants_headers: bool
+    wants_response_headers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The hooks that one verb of one model runs, in order."""
+
+    preprocess: Hook | None
+    main: Hook
+    postprocess: Hook | None
+    streams: bool
+    wants_headers: bool
+    wants_response_headers: bool
+
+
+def plan_of(model: Any, verb: str) -> Plan:
+    """Settle the hooks of `predict` or `explain`.
+
+    Raises TypeError, in one sentence, for a hook that cannot be served.
+    """
+    main = _hook(model, verb)
+    preprocess = _hook(model, "preprocess") if defines(model, "preprocess") else None
+    postprocess = _hook(model, "postprocess") if defines(model, "postprocess") else None
+    hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
+    if postprocess and main.streams and postprocess.streams and not postprocess.is_async_generator:
+        raise TypeError(
+            f"postprocess of model {model.name!r} is a sync generator, and {verb} streams: "
+            "what wraps a stream must be an async generator"
+        )
+    return Plan(
+        preprocess,
+        main,
+        postprocess,
+        streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
+        wants_headers=any(hook.wants_headers for hook in hooks),
+        wants_response_headers=any(hook.wants_response_headers for hook in hooks),
+    )
+
+
+def as_model(target: Any, name: str | None = None) -> Any:
+    """Return a model made of a function, a class, or any object with a `predict`.
+
+    Raises TypeError where there is nothing to call.
+    """
+    if isinstance(target, type):
+        target = target(str(name)) if issubclass(target, Model) else target()
+    if isinstance(target, Model):
+        return target
+    name = name or getattr(target, "name", None)
+    hooks = {hook: getattr(target, hook) for hook in (*HOOKS, *LIFECYCLE) if hasattr(target, hook)}
+    if "predict" not in hooks:
+        if not callable(target):
+            raise TypeError(f"{target!r} is no model: it is not callable and has no predict")
+        hooks["predict"] = target
+    model = Model(str(name))
+    vars(model).update(hooks, engine=getattr(target, "engine", False))
+    vars(model).update(
+        {
+            key: getattr(target, key)
+            for key in ("limits", "coalesce", "ready")
+            if hasattr(target, key)
+        }
+    )
+    return model
+
+
+def defines(model: Any, hook: str) -> bool:
+    """Say whether a model has a hook of its own."""
+    own = getattr(type(model), hook, None)
+    return hook in vars(model) or own is not getattr(Model, hook)
+
+
+def _hook(model: Any, name: str) -> Hook:
+    function = getattr(model, name)
+    bare = _without_partial(function)
+    is_async_generator = inspect.isasyncgenfunction(bare)
+    streams = is_async_generator or inspect.isgeneratorfunction(bare)
+    if streams and name not in STREAMING_HOOKS:
+        raise TypeError(f"{name} of model {model.name!r} must not be a generator")
+    wanted = _wanted(function, f"{name} of model {model.name!r}")
+    return Hook(
+        name,
+        _bind(function, wanted),
+        on_loop=is_async_generator or inspect.iscoroutinefunction(bare),
+        is_async_generator=is_async_generator,
+        streams=streams,
+        wants_headers=wanted.headers is not None,
+        wants_response_headers=wanted.response_headers is not None,
+    )
+
+
+def _without_partial(function: Any) -> Any:
+    """Return what is called in the end: of a partial its function, of an object its `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function) and not inspect.isclass(function):
+        return getattr(function, "__call__", function)  # noqa: B004 - to inspect, not to test
+    return function
+
+
+# --- which arguments a hook takes ---------------------------------------------------------------
+
+_NAMED: Final = ("headers", "response_headers")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """How each argument goes in: `headers` by "name" or "position", or None for not at all."""
+
+    payload: bool
+    headers: str | None
+    response_headers: str | None
+
+
+def _bind(function: Callable[..., Any], wanted: _Wanted) -> Callable[[Any, Any, Any], Any]:
+    """Return a function of all three arguments that passes on those that are wanted."""
+    if wanted == _Wanted(True, None, None):
+        return lambda payload, headers, response_headers: function(payload)
+    if wanted == _Wanted(True, "name", None):
+        return lambda payload, headers, response_headers: function(payload, headers=headers)
+
+    def call(payload: Any, headers: Any, response_headers: Any) -> Any:
+        args = [payload] if wanted.payload else []
+        kwargs = {}
+        for name, value in (("headers", headers), ("response_headers", response_headers)):
+            how = getattr(wanted, name)
+            if how == "position":
+                args.append(value)
+            elif how == "name":
+                kwargs[name] = value
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _wanted(function: Any, what: str) -> _Wanted:
+    """Read the signature, and where it is only `*args, **kwargs` that of what it wraps as well."""
+    layers = list(_signatures(function))
+    if not layers:
+        return _Wanted(True, None, None)
+    outer = _read(layers[0], what)
+    for layer in layers[1:]:
+        inner = _read(layer, what)
+        outer = _Wanted(
+            outer.payload and inner.payload,
+            outer.headers if inner.headers else None,
+            outer.response_headers if inner.response_headers else None,
+        )
+    return outer
+
+
+def _signatures(function: Any) -> Iterator[list[inspect.Parameter]]:
+    """Yield the parameters of a callable and of each function that it says it wraps."""
+    bound = inspect.ismethod(function)
+    first = True
+    while function is not None:
+        try:
+            signature = inspect.signature(function, follow_wrapped=False)
+        except (TypeError, ValueError):  # some builtins have none
+            return
+        parameters = list(signature.parameters.values())
+        yield parameters if first or not bound else _without_self(parameters)
+        first = False
+        function = getattr(function, "__wrapped__", None)
+
+
+def _without_self(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    named = parameters and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    return parameters[1:] if named else parameters
+
+
+def _read(parameters: list[inspect.Parameter], what: str) -> _Wanted:
+    """Read one signature. Raises TypeError for a required parameter that nothing is given to."""
+    kinds: Mapping[Any, list[inspect.Parameter]] = {
+        kind: [p for p in parameters if p.kind is kind] for kind in inspect._ParameterKind
+    }
+    positional = (
+        kinds[inspect.Parameter.POSITIONAL_ONLY] + kinds[inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    )
+    anything = bool(kinds[inspect.Parameter.VAR_POSITIONAL])
+    any_name = bool(kinds[inspect.Parameter.VAR_KEYWORD])
+    takes_payload = anything or bool(positional and positional[0].name not in _NAMED)
+    payload = positional[:1] if positional and positional[0].name not in _NAMED else []
+    ways = {p.name: "name" for p in parameters if p not in payload}
+    ways.update({p.name: "position" for p in kinds[inspect.Parameter.POSITIONAL_ONLY]})
+    for name in _NAMED:
+        if name not in ways and any_name:
+            ways[name] = "name"
+        elif anything and not any_name and ways.get(name) != "name":
+            ways[name] = "position"
+    if anything and not any_name:  # values for *args must not overtake named parameters
+        ways.update({p.name: "position" for p in positional[1:] if p.name in _NAMED})
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for p in parameters:
+        known = p in payload or p.name in _NAMED or p.kind in variadic
+        if not known and p.default is inspect.Parameter.empty:
+            raise TypeError(
+                f"{what} takes {p.name!r}, which no hook is given: "
+                "it may take the payload, headers and response_headers"
+            )
+    return _Wanted(takes_payload, ways.get("headers"), ways.get("response_headers"))

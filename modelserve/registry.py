@@ -1,0 +1,193 @@
+"""Which models exist and in what state: registering, loading and stopping them.
+
+Loading is done in the background by whoever owns a task for it (the lifespan, or, without one, a
+task of the event loop's own); a failed load leaves the process up and that model not ready.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+
+import anyio
+
+from modelserve.errors import ModelNotFound, ModelNotReady
+from modelserve.inference import call_hook
+from modelserve.limits import Gate, Limits
+from modelserve.model import Plan, as_model, defines, plan_of
+from modelserve.threads import Workers
+
+__all__ = ["Entry", "Registry", "State"]
+
+logger = logging.getLogger("modelserve")
+
+_HEALTHY_SECONDS = 5.0
+
+
+class State(StrEnum):
+    """The states of Triton's repository index."""
+
+    READY = "READY"
+    UNAVAILABLE = "UNAVAILABLE"
+    LOADING = "LOADING"
+    UNLOADING = "UNLOADING"
+
+
+class Entry:
+    """One registered model, with all that registration settled."""
+
+    def __init__(self, model: Any, limits: Limits) -> None:
+        self.model = model
+        self.name: str = model.name
+        own = model.limits or Limits()
+        self.limits = own.within(limits)
+        self.deadlines = self.limits.deadlines()
+        self.max_body_bytes = self.limits.max_body_bytes or math.inf
+        self.gate = Gate(self.limits, self.name)
+        self.plans: dict[str, Plan] = {
+            verb: plan_of(model, verb) for verb in ("predict", "explain")
+        }
+        self.checks_health = defines(model, "healthy")
+        self.started = False
+        self.loading = False
+        self.attempted: anyio.Event | None = None
+        self.failure: str | None = None
+        if not any(defines(model, hook) for hook in ("load", "start")) and not model.engine:
+            model.ready = True  # nothing to load
+
+    @property
+    def state(self) -> State:
+        if self.loading:
+            return State.LOADING
+        return State.READY if self.model.ready else State.UNAVAILABLE
+
+    async def is_ready(self) -> bool:
+        """Ask the model's own `healthy` where it has one; one that fails or hangs is not."""
+        if not self.checks_health:
+            return bool(self.model.ready)
+        healthy = False
+        with anyio.move_on_after(_HEALTHY_SECONDS):
+            try:
+                healthy = bool(await self.model.healthy())
+            except Exception as exc:
+                logger.warning("healthy() of model %s failed", self.name, exc_info=exc)
+        return healthy
+
+    def not_ready(self, *, debug: bool) -> ModelNotReady:
+        """Return the answer for a request; why loading failed is told when debugging only."""
+        return ModelNotReady(self.name, self.failure if debug else None)
+
+
+class Registry:
+    """The models of one application, in the order in which they were registered."""
+
+    def __init__(self, limits: Limits, workers: Workers) -> None:
+        self._limits = limits
+        self._workers = workers
+        self._entries: dict[str, Entry] = {}
+        self.pending: list[Entry] = []
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def add(self, target: Any, name: str | None = None) -> Entry:
+        """Register a model; one of the same name is replaced.
+
+        Raises TypeError or ValueError, in one sentence, for what cannot be served.
+        """
+        model = as_model(target, name)
+        label = getattr(model, "name", None)
+        if not isinstance(label, str) or not label:
+            raise ValueError(f"A model needs a name: {target!r} has {label!r}")
+        if ":" in label or any(ord(c) < 32 or ord(c) == 127 for c in label):
+            raise ValueError(f"The name of a model may not contain ':' or a control: {label!r}")
+        entry = Entry(model, self._limits)
+        self._entries[label] = entry
+        self.pending.append(entry)
+        return entry
+
+    def remove(self, name: str) -> Entry:
+        """Forget a model. Raises ModelNotFound."""
+        entry = self.get(name)
+        del self._entries[name]
+        return entry
+
+    def get(self, name: str) -> Entry:
+        """Return a model's entry. Raises ModelNotFound."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ModelNotFound(name)
+        return entry
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    async def all_ready(self) -> bool:
+        return all([await entry.is_ready() for entry in self])
+
+    async def load_pending(self) -> None:
+        """Start and load the models registered since the last time, all at the same time."""
+        entries, self.pending = self.pending, []
+        for entry in entries:
+            entry.loading = True
+            entry.attempted = anyio.Event()
+        async with anyio.create_task_group() as group:
+            for entry in entries:
+                group.start_soon(self.load, entry)
+
+    async def load(self, entry: Entry) -> None:
+        """Start a model and load it if it is not ready; what it raises is kept as its failure."""
+        entry.loading = True
+        entry.failure = None
+        try:
+            await self._start(entry)
+            if not entry.model.ready:
+                await self._load(entry)
+        except Exception as exc:
+            logger.error("Loading model %s failed", entry.name, exc_info=exc)
+            entry.model.ready = False
+            entry.failure = f"Error type: {type(exc)} error msg: {exc}"
+        finally:
+            entry.loading = False
+            if entry.attempted is not None:
+                entry.attempted.set()
+
+    async def stop_all(self) -> None:
+        """Stop the models that were started; log what that raises."""
+        for entry in list(self):
+            await self.stop(entry)
+
+    async def stop(self, entry: Entry) -> None:
+        """Stop one model, if it was started."""
+        if not entry.started:
+            return
+        entry.started = False
+        try:
+            if entry.model.engine:
+                await self._call(entry, "stop_engine")
+            await self._call(entry, "stop")
+        except Exception as exc:
+            logger.error("Stopping model %s failed", entry.name, exc_info=exc)
+
+    async def _start(self, entry: Entry) -> None:
+        if entry.started:
+            return
+        entry.started = True
+        await self._call(entry, "start")
+        if entry.model.engine:
+            await self._call(entry, "start_engine")
+
+    async def _load(self, entry: Entry) -> None:
+        loaded = await self._call(entry, "load")
+        entry.model.ready = loaded is None or bool(loaded)
+
+    async def _call(self, entry: Entry, hook: str) -> Any:
+        if not defines(entry.model, hook):
+            return True
+        label = f"{hook} of {entry.name}"
+        return await call_hook(label, self._workers, getattr(entry.model, hook))

@@ -1,0 +1,120 @@
+"""Read one request: its headers, its id, its time limit and its body."""
+
+import math
+import os
+from collections.abc import MutableMapping
+from itertools import count
+from typing import Any, Final
+
+from starlette.datastructures import MutableHeaders
+
+from modelserve.errors import BodyTooLarge, ClientGone, InvalidInput
+from modelserve.lifetime import Deadlines, Receive
+
+__all__ = ["HookHeaders", "Request", "read_body"]
+
+Scope = MutableMapping[str, Any]
+
+_ID_PREFIX: Final = os.urandom(6).hex()
+_ID_NUMBERS: Final = count()
+_ID_LENGTH: Final = 128
+_PRINTABLE: Final = bytes(range(33, 127))
+
+
+class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[misc]
+    """Headers as hooks see them: a mutable, case-insensitive mapping with lower-case keys."""
+
+
+class Request:
+    """The headers of one request, each decoded only when it is asked for."""
+
+    __slots__ = ("_headers", "id", "scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.id = _request_id(self._headers.get(b"x-request-id"))
+
+    def get(self, name: bytes) -> bytes:
+        """Return a header's value, empty where there is none; the last where it is repeated."""
+        return self._headers.get(name, b"")
+
+    @property
+    def accept(self) -> str | None:
+        """The `Accept` header; its lines joined where there are several (RFC 9110, 5.3)."""
+        if b"accept" not in self._headers:
+            return None
+        values = [value for name, value in self.scope["headers"] if name == b"accept"]
+        return b",".join(values).decode("latin-1")
+
+    def headers_for_hooks(self) -> HookHeaders:
+        """Return a copy of the headers that hooks may write to."""
+        return HookHeaders(raw=list(self.scope["headers"]))
+
+    def deadlines(self, limits: Deadlines) -> Deadlines:
+        """Return the limits on time, less where the client asks for less (Ray Serve's header).
+
+        Raises InvalidInput for a header that is not a positive number.
+        """
+        asked = self._headers.get(b"x-request-timeout-seconds")
+        if asked is None:
+            return limits
+        seconds = _positive(asked)
+        if limits.timeout is not None:
+            seconds = min(seconds, limits.timeout)
+        return limits._replace(timeout=seconds)
+
+
+async def read_body(receive: Receive, limit: float, content_length: bytes) -> bytes:
+    """Read a request's body to its end.
+
+    Raises BodyTooLarge as soon as it is known to be over the limit, in bytes, with or without a
+    content length; ClientGone if the client leaves before its end.
+    """
+    if content_length.isdigit() and len(content_length) < 20:
+        _check_size(int(content_length), limit)
+    message = await _next_message(receive)
+    body: bytes = message.get("body", b"")
+    _check_size(len(body), limit)
+    if not message.get("more_body", False):
+        return body
+    parts, size = [body], len(body)
+    while message.get("more_body", False):
+        message = await _next_message(receive)
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        _check_size(size, limit)
+    return b"".join(parts)
+
+
+def _check_size(size: int, limit: float) -> None:
+    if size > limit:
+        raise BodyTooLarge(f"The request body is larger than {limit:.0f} bytes.")
+
+
+async def _next_message(receive: Receive) -> MutableMapping[str, Any]:
+    """Receive a part of the body; any exception means that the client has left."""
+    try:
+        message = await receive()
+    except Exception as exc:
+        raise ClientGone from exc
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message
+
+
+def _request_id(given: bytes | None) -> bytes:
+    """Return the client's id if it is printable and of a sane length, else a new one."""
+    if given and len(given) <= _ID_LENGTH and not given.translate(None, _PRINTABLE):
+        return given
+    return f"{_ID_PREFIX}-{next(_ID_NUMBERS):x}".encode()
+
+
+def _positive(text: bytes) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (0 < seconds < math.inf):
+        raise InvalidInput("x-request-timeout-seconds must be a positive number.")
+    return seconds

@@ -1,0 +1,125 @@
+"""What one application owns, and its life: loading, ready, draining, stopped.
+
+Nothing of it is bound to an event loop before the first request or the lifespan, so that an
+application can be made anywhere, pickled, and mounted.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+
+from modelserve.errors import ServerNotReady, ServerShuttingDown
+from modelserve.lifetime import Flights
+from modelserve.limits import DEFAULTS, Admission, Limits
+from modelserve.registry import Entry, Registry
+from modelserve.threads import Workers
+
+__all__ = ["Serving"]
+
+logger = logging.getLogger("modelserve")
+
+# How long clean-up may take once the drain is over, and how long to wait for threads after that.
+CLEANUP_AFTER_DRAIN: Final = 1.5
+
+
+class Serving:
+    """The models of one application and all that their requests share."""
+
+    def __init__(self, limits: Limits, *, threads: int, debug: bool) -> None:
+        self.limits = limits.with_defaults(DEFAULTS)
+        self.debug = debug
+        self.workers = Workers(threads)
+        self.registry = Registry(self.limits, self.workers)
+        self.admission = Admission(self.limits)
+        self.flights = Flights()
+        self.draining = False
+        self._hosted = False
+        self._loads: set[object] = set()
+        self.collect_bytes = 64 << 20
+
+    def load_pending(self) -> None:
+        """Load in the background what is registered and was not tried yet; never waits.
+
+        The task is the event loop's own: no request that is cancelled cancels it.
+        """
+        if self.registry.pending:
+            _spawn(self.registry.load_pending, self._loads)
+
+    async def usable(self, entry: Entry) -> None:
+        """Return if a model can take a request. Raises ModelNotReady, or ServerNotReady in a drain.
+
+        Where no lifespan runs, a request waits for the load that it or another began.
+        """
+        if self.draining:
+            raise ServerNotReady("It is shutting down.")
+        if entry.loading and not self._hosted and entry.attempted is not None:
+            await entry.attempted.wait()
+        ready = await entry.is_ready() if entry.checks_health else entry.model.ready
+        if not ready:
+            raise entry.not_ready(debug=self.debug)
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Load the models in the background; on the way out drain, then stop them."""
+        self._hosted = True
+        self.draining = False
+        self.load_pending()
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.drain()
+                await self.registry.stop_all()
+                self.workers.close()
+            self._hosted = False
+
+    def refuse_new(self) -> None:
+        """Begin to drain: not ready, queued and new requests refused, running ones go on."""
+        self.draining = True
+        self.admission.refuse_waiting(ServerShuttingDown())
+
+    async def drain(self) -> None:
+        """Refuse what is new, and wait until the last request has ended, for a bounded time.
+
+        Those still running after `drain_timeout` are told, cancelled, and cleaned up.
+        """
+        self.refuse_new()
+        with anyio.move_on_after(self._drain_seconds()):
+            await self.flights.emptied()
+        if self.flights:
+            self.flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
+            with anyio.move_on_after(CLEANUP_AFTER_DRAIN):
+                await self.flights.emptied()
+        if self.flights:
+            logger.warning(
+                "%d requests have not ended; busy threads: %s",
+                len(self.flights),
+                ", ".join(self.workers.running) or "none",
+            )
+
+    def _drain_seconds(self) -> float:
+        seconds = self.limits.drain_timeout
+        return math.inf if seconds is None else seconds
+
+
+def _spawn(function: Callable[[], Awaitable[None]], kept: set[object]) -> None:
+    """Run a function in a task of the event loop's own, kept from the garbage collector."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        trio.lowlevel.spawn_system_task(function)
+        return
+    task: asyncio.Task[Any] = loop.create_task(_run(function))
+    kept.add(task)
+    task.add_done_callback(kept.discard)
+
+
+async def _run(function: Callable[[], Awaitable[None]]) -> None:
+    await function()
