@@ -31,6 +31,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 
 from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, ServerShuttingDown, Stopped
 
@@ -224,6 +225,8 @@ class Flight:
                 except BaseException as exc:
                     error = exc
             group.cancel_scope.cancel()
+        if isinstance(error, HostCancelled):
+            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
         if error is not None:
             raise error
         return result
@@ -314,6 +317,8 @@ class ScopedFlight(Flight):
             self._group.cancel_scope.cancel()
         if finished:
             return result
+        if isinstance(self.reason, HostCancelled):
+            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
         if self.reason is not None and error is not self.reason:
             raise self.reason from error
         assert error is not None

@@ -1,0 +1,295 @@
+"""Drive any ASGI application message by message, without a server: for tests of streams.
+
+The test clients at hand show nothing of a response before the application has finished, and cannot
+hang up. Here each event is seen as it is sent, and the client may leave or stop reading at any
+moment. It behaves as servers do: after a hang-up `receive` returns `http.disconnect` again and
+again and `send` does nothing; after the last event `receive` returns `http.disconnect`.
+
+    async with exchange(app, "POST", "/v1/models/m:predict", json={"instances": [1]}) as client:
+        assert (await client.head()).status == 200
+        assert await client.chunk() == b"first item"
+        client.hang_up()
+        await client.ended()
+
+Works on asyncio and trio. Every wait is bounded by `timeout` seconds and raises TimeoutError.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import unquote
+
+import anyio
+import orjson
+from starlette.datastructures import Headers
+
+__all__ = ["Cut", "Exchange", "Head", "Response", "exchange", "lifespan", "request"]
+
+Message = MutableMapping[str, Any]
+App = Callable[
+    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
+    Awaitable[None],
+]
+
+_DISCONNECT: Final = "http.disconnect"
+
+
+class Cut(Exception):
+    """The application ended before its response was complete: a server cuts the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The status and the headers of a response."""
+
+    status: int
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole response; `chunks` has one element an event that carried more to come."""
+
+    status: int
+    headers: Headers
+    chunks: Sequence[bytes]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.chunks)
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Exchange:
+    """One request to an application, and what comes back, as its client sees it."""
+
+    def __init__(self, app: App, scope: Message, *, timeout: float) -> None:
+        self.error: BaseException | None = None
+        self.scope = scope
+        self.gone = False
+        self.task: asyncio.Task[None] | None = None
+        self._app = app
+        self._timeout = timeout
+        self._sent: deque[Message] = deque()
+        self._to_app: deque[Message] = deque()
+        self._complete = False
+        self._over = False
+        self._held = False
+        self._changed = anyio.Event()
+
+    # -- what a test does
+
+    async def head(self) -> Head:
+        """Wait for the start of the response. Raises Cut, from what the application raised."""
+        message = await self._next("http.response.start")
+        if message is None:
+            raise Cut("The application ended without a response.") from self.error
+        return Head(message["status"], Headers(raw=message.get("headers", [])))
+
+    async def chunk(self) -> bytes | None:
+        """Wait for the next body event; None once the response is complete. Raises Cut."""
+        while True:
+            message = await self._next("http.response.body")
+            if message is None:
+                if self._complete:
+                    return None
+                raise Cut("The response was not completed.") from self.error
+            body = bytes(message.get("body", b""))
+            if body or message.get("more_body", False):
+                return body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while (chunk := await self.chunk()) is not None:
+            yield chunk
+
+    async def response(self) -> Response:
+        """Wait for all of the response. Raises Cut."""
+        head = await self.head()
+        return Response(head.status, head.headers, [chunk async for chunk in self])
+
+    def send_body(self, body: bytes, *, more: bool = False) -> None:
+        """Send a part of the request's body, where `exchange` was given none."""
+        self._to_app.append({"type": "http.request", "body": body, "more_body": more})
+        self._notify()
+
+    def hang_up(self) -> None:
+        """Leave: from now on the application is told of the disconnect."""
+        self.gone = True
+        self._notify()
+
+    def hold(self) -> None:
+        """Stop reading: the next `send` does not return until `resume` or `hang_up`."""
+        self._held = True
+
+    def resume(self) -> None:
+        """Read again."""
+        self._held = False
+        self._notify()
+
+    async def ended(self) -> None:
+        """Wait until the application has returned or raised; `error` has what it raised."""
+        await self._until(lambda: self._over)
+
+    @property
+    def over(self) -> bool:
+        """Whether the application has returned or raised."""
+        return self._over
+
+    # -- what the application sees
+
+    async def run(self) -> None:
+        """Run the application to its end; the caller decides in which task."""
+        try:
+            await self._app(self.scope, self._receive, self._send)
+        except BaseException as exc:
+            self.error = exc
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._over = True
+            self._notify()
+
+    async def _receive(self) -> Message:
+        while True:
+            if self._to_app and not self.gone:
+                return self._to_app.popleft()
+            if self.gone or self._complete:
+                return {"type": _DISCONNECT}
+            await self._changed.wait()
+
+    async def _send(self, message: Message) -> None:
+        while self._held and not self.gone:
+            await self._changed.wait()
+        if self.gone:
+            return
+        self._sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._complete = True
+        self._notify()
+
+    # -- waiting
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        with anyio.fail_after(self._timeout):
+            while not condition():
+                await self._changed.wait()
+
+    async def _next(self, kind: str) -> Message | None:
+        await self._until(lambda: bool(self._sent) or self._over or self._complete)
+        if not self._sent:
+            return None
+        message = self._sent.popleft()
+        assert message["type"] == kind, f"{kind} expected, {message['type']} came"
+        return message
+
+
+@asynccontextmanager
+async def exchange(
+    app: App,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None = b"",
+    json: Any = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 10.0,
+    **scope: Any,
+) -> AsyncIterator[Exchange]:
+    """Send one request; leaving the block hangs up and waits for the application's end.
+
+    Args:
+        body: The request's body; None leaves it to `send_body`.
+        json: A value to send as a JSON body instead.
+        scope: Further keys of the ASGI scope, `root_path` say.
+
+    What the application raises stays in `error`, for the test to look at.
+    """
+    if json is not None:
+        body = orjson.dumps(json)
+        headers = {"content-type": "application/json", **(headers or {})}
+    client = Exchange(app, {**_scope(method, path, headers or {}), **scope}, timeout=timeout)
+    if body is not None:
+        client.send_body(body)
+    _start(client)
+    try:
+        yield client
+    finally:
+        client.hang_up()
+        with anyio.CancelScope(shield=True):
+            await client.ended()
+
+
+async def request(app: App, method: str, path: str, **options: Any) -> Response:
+    """Send one request and return the whole response; options as for `exchange`. Raises Cut."""
+    async with exchange(app, method, path, **options) as client:
+        response = await client.response()
+        await client.ended()
+        return response
+
+
+@asynccontextmanager
+async def lifespan(app: App, *, timeout: float = 10.0) -> AsyncIterator[None]:
+    """Run an application's lifespan around a block. Raises RuntimeError if it fails."""
+    client = _Lifespan(app, timeout=timeout)
+    _start(client)
+    await client.do("startup")
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await client.do("shutdown")
+
+
+class _Lifespan(Exchange):
+    """The same queues, for the lifespan's messages."""
+
+    def __init__(self, app: App, *, timeout: float) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
+        super().__init__(app, scope, timeout=timeout)
+
+    async def do(self, stage: str) -> None:
+        self._to_app.append({"type": f"lifespan.{stage}"})
+        self._notify()
+        await self._until(lambda: bool(self._sent) or self._over)
+        message = self._sent.popleft() if self._sent else {"type": "nothing"}
+        if message["type"] != f"lifespan.{stage}.complete":
+            raise RuntimeError(f"{stage} failed: {message.get('message')}") from self.error
+
+
+def _scope(method: str, path: str, headers: Mapping[str, str]) -> Message:
+    raw_path, _, query = path.encode().partition(b"?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(raw_path.decode()),
+        "raw_path": raw_path,
+        "query_string": query,
+        "root_path": "",
+        "headers": [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()],
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 8080),
+    }
+
+
+def _start(client: Exchange) -> None:
+    """Run the application in a task of the event loop's own, as a server does."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        trio.lowlevel.spawn_system_task(client.run)
+    else:
+        client.task = loop.create_task(client.run())

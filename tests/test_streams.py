@@ -1,0 +1,436 @@
+"""Streams as their client sees them, event by event, on both backends."""
+
+import dataclasses
+import datetime
+import functools
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+from modelserve import InvalidInput, Model, ModelServer, ServerSentEvent
+from modelserve.testing import Cut, exchange, request
+
+pytestmark = pytest.mark.anyio
+
+SSE = {"accept": "text/event-stream"}
+NDJSON = {"accept": "application/x-ndjson"}
+COLLECTED = {"accept": "application/json"}
+PREDICT = ("POST", "/v1/models/m:predict")
+
+
+def serve(predict: Any, **hooks: Any) -> ModelServer:
+    model = Model("m")
+    vars(model).update(predict=predict, **hooks)
+    return ModelServer([model])
+
+
+async def asynchronous(payload: Any) -> AsyncIterator[Any]:
+    for number in payload:
+        yield {"n": number}
+
+
+def synchronous(payload: Any) -> Iterator[Any]:
+    for number in payload:
+        yield {"n": number}
+
+
+async def returns_async_generator(payload: Any) -> Any:
+    return asynchronous(payload)
+
+
+async def returns_sync_generator(payload: Any) -> Any:
+    return synchronous(payload)
+
+
+def sync_returns_async_generator(payload: Any) -> Any:
+    return asynchronous(payload)
+
+
+def sync_returns_iterator(payload: Any) -> Any:
+    return iter([{"n": n} for n in payload])
+
+
+def sync_returns_awaitable(payload: Any) -> Any:
+    return returns_sync_generator(payload)
+
+
+@functools.wraps(asynchronous)
+def decorated(*args: Any, **kwargs: Any) -> Any:
+    return asynchronous(*args, **kwargs)
+
+
+class AsyncIteratorObject:
+    def __init__(self, payload: Any) -> None:
+        self.numbers = list(payload)
+
+    def __aiter__(self) -> "AsyncIteratorObject":
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self.numbers:
+            raise StopAsyncIteration
+        return {"n": self.numbers.pop(0)}
+
+
+async def returns_iterator_object(payload: Any) -> Any:
+    return AsyncIteratorObject(payload)
+
+
+class CallableObject:
+    async def __call__(self, payload: Any) -> AsyncIterator[Any]:
+        for number in payload:
+            yield {"n": number}
+
+
+def with_extra(extra: int, payload: Any) -> Any:
+    return synchronous(payload)
+
+
+KINDS = [
+    asynchronous,
+    synchronous,
+    returns_async_generator,
+    returns_sync_generator,
+    sync_returns_async_generator,
+    sync_returns_iterator,
+    sync_returns_awaitable,
+    decorated,
+    returns_iterator_object,
+    CallableObject(),
+    functools.partial(with_extra, 1),
+]
+
+
+@pytest.mark.parametrize("predict", KINDS)
+async def test_whatever_iterates_is_a_stream(predict: Any) -> None:
+    response = await request(serve(predict), *PREDICT, json=[1, 2])
+    assert response.status == 200
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert response.chunks == [b'{"n":1}\n', b'{"n":2}\n']
+
+
+@pytest.mark.parametrize("predict", KINDS)
+async def test_postprocess_wraps_any_stream(predict: Any) -> None:
+    async def postprocess(result: Any) -> AsyncIterator[Any]:
+        async for item in result:
+            yield item["n"] * 10
+
+    app = serve(predict, postprocess=postprocess)
+    assert (await request(app, *PREDICT, json=[1, 2])).chunks == [b"10\n", b"20\n"]
+
+
+async def test_postprocess_may_turn_a_stream_into_a_value() -> None:
+    async def postprocess(result: Any) -> Any:
+        return [item async for item in result]
+
+    response = await request(serve(synchronous, postprocess=postprocess), *PREDICT, json=[1])
+    assert response.json() == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("headers", "content_type", "chunks"),
+    [
+        ({}, "application/x-ndjson", [b'{"n":1}\n', b'{"n":2}\n']),
+        (NDJSON, "application/x-ndjson", [b'{"n":1}\n', b'{"n":2}\n']),
+        (SSE, "text/event-stream", [b'data: {"n":1}\n\n', b'data: {"n":2}\n\n']),
+    ],
+)
+async def test_one_handler_has_all_forms(
+    headers: Any, content_type: str, chunks: list[bytes]
+) -> None:
+    response = await request(serve(asynchronous), *PREDICT, json=[1, 2], headers=headers)
+    assert response.headers["content-type"] == content_type
+    assert response.chunks == chunks
+
+
+async def test_collected_is_one_document() -> None:
+    response = await request(serve(asynchronous), *PREDICT, json=[1, 2], headers=COLLECTED)
+    assert response.body == b'{"predictions":[{"n":1},{"n":2}]}'
+    assert response.headers["content-length"] == str(len(response.body))
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [({}, b""), (NDJSON, b""), (SSE, b""), (COLLECTED, b'{"predictions":[]}')],
+)
+@pytest.mark.parametrize("predict", [asynchronous, synchronous])
+async def test_an_empty_stream_is_valid(predict: Any, headers: Any, body: bytes) -> None:
+    response = await request(serve(predict), *PREDICT, json=[], headers=headers)
+    assert (response.status, response.body) == (200, body)
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+async def test_items_of_many_types() -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        yield np.float32(1.5)
+        yield np.array([1, 2])
+        yield Point(1)
+        yield datetime.date(2026, 1, 2)
+        yield {1: float("nan")}
+        yield None
+
+    assert (await request(serve(predict), *PREDICT, json=[])).body.splitlines() == [
+        b"1.5",
+        b"[1,2]",
+        b'{"x":1}',
+        b'"2026-01-02"',
+        b'{"1":null}',
+        b"null",
+    ]
+
+
+async def test_raw_text_and_bytes_mix() -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        yield "ä"
+        yield b"\x00"
+        yield bytearray(b"b")
+        yield memoryview(b"m")
+        yield ServerSentEvent("s", event="x")
+
+    response = await request(serve(predict), *PREDICT, json=[])
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.chunks == ["ä".encode(), b"\x00", b"b", b"m", b"s"]
+
+
+@pytest.mark.parametrize("headers", [NDJSON, SSE, COLLECTED, {}])
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_failure_before_the_first_item_is_a_status(headers: Any, kind: str) -> None:
+    async def fails(payload: Any) -> AsyncIterator[Any]:
+        raise InvalidInput("no such voice")
+        yield
+
+    def fails_in_thread(payload: Any) -> Iterator[Any]:
+        raise InvalidInput("no such voice")
+        yield
+
+    app = serve(fails if kind == "async" else fails_in_thread)
+    response = await request(app, *PREDICT, json=[], headers=headers)
+    assert (response.status, response.body) == (400, b'{"error":"no such voice"}')
+
+
+@pytest.mark.parametrize(
+    ("headers", "record"),
+    [
+        (NDJSON, b'{"error":"Internal Server Error"}\n'),
+        (SSE, b'event: error\ndata: {"error":"Internal Server Error"}\n\n'),
+    ],
+)
+async def test_a_failure_after_the_start_is_a_record(headers: Any, record: bytes) -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        yield 1
+        raise ValueError("secret")
+
+    response = await request(serve(predict), *PREDICT, json=[], headers=headers)
+    assert response.status == 200
+    assert response.chunks[-1] == record
+
+
+async def test_a_failure_of_a_raw_stream_cuts() -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        yield "one"
+        raise ValueError("secret")
+
+    async with exchange(serve(predict), *PREDICT, json=[]) as client:
+        assert (await client.head()).status == 200
+        assert await client.chunk() == b"one"
+        with pytest.raises(Cut):
+            await client.chunk()
+        await client.ended()
+        assert client.error is not None
+        assert "secret" not in str(client.error)
+
+
+async def test_a_failure_while_collecting_is_a_status() -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        yield 1
+        raise InvalidInput("late")
+
+    assert (await request(serve(predict), *PREDICT, json=[], headers=COLLECTED)).status == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "bad"), [(NDJSON, object()), (SSE, b"\xff"), (NDJSON, b"\xff"), ({}, object())]
+)
+async def test_an_item_that_cannot_be_encoded_is_an_error(headers: Any, bad: Any) -> None:
+    closed = []
+
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        try:
+            yield {"n": 1}
+            yield bad
+        finally:
+            closed.append(True)
+
+    response = await request(serve(predict), *PREDICT, json=[], headers=headers)
+    assert b'"error":"Internal Server Error"' in response.chunks[-1]
+    assert closed == [True]
+
+
+async def test_each_item_is_sent_before_the_next_is_made() -> None:
+    made = []
+    go_on = anyio.Event()
+
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        made.append(1)
+        yield "one"
+        await go_on.wait()
+        made.append(2)
+        yield "two"
+
+    async with exchange(serve(predict), *PREDICT, json=[]) as client:
+        await client.head()
+        assert await client.chunk() == b"one"
+        assert made == [1]
+        go_on.set()
+        assert await client.chunk() == b"two"
+        assert await client.chunk() is None
+
+
+async def test_back_pressure_reaches_an_async_generator() -> None:
+    made = []
+
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        for number in range(1000):
+            made.append(number)
+            yield "x"
+
+    async with exchange(serve(predict), *PREDICT, json=[]) as client:
+        client.hold()
+        await anyio.wait_all_tasks_blocked()
+        assert len(made) == 1
+        client.resume()
+        await client.head()
+        assert len([chunk async for chunk in client]) == 1000
+
+
+async def test_back_pressure_reaches_a_sync_generator() -> None:
+    made = []
+    stalled = threading.Event()
+
+    def predict(payload: Any) -> Iterator[Any]:
+        for number in range(1000):
+            made.append(number)
+            if number == 60:
+                stalled.set()
+            yield "x"
+
+    async with exchange(serve(predict), *PREDICT, json=[]) as client:
+        client.hold()
+        while not stalled.is_set():
+            await anyio.sleep(0.001)
+        await anyio.sleep(0.05)
+        assert len(made) <= 70
+        client.resume()
+        await client.head()
+        assert len([chunk async for chunk in client]) == 1000
+
+
+async def test_a_sync_generator_stays_on_one_thread() -> None:
+    threads = set()
+
+    def predict(payload: Any) -> Iterator[Any]:
+        try:
+            for _ in range(200):
+                threads.add(threading.get_ident())
+                yield "x"
+        finally:
+            threads.add(threading.get_ident())
+
+    await request(serve(predict), *PREDICT, json=[])
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+async def test_a_generator_that_never_awaits_lets_others_run() -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        for _ in range(200_000):
+            yield "x"
+
+    app = serve(predict)
+    async with exchange(app, *PREDICT, json=[], timeout=30) as client:
+        await client.head()
+        assert (await request(app, "GET", "/")).status == 200
+        assert not client.over
+
+
+async def test_response_headers_are_sent_with_the_first_item() -> None:
+    async def predict(payload: Any, response_headers: Any) -> AsyncIterator[Any]:
+        response_headers["X-Voice"] = "low"
+        response_headers["Content-Length"] = "3"
+        response_headers["Cache-Control"] = "max-age=1"
+        yield "x"
+
+    response = await request(serve(predict), *PREDICT, json=[])
+    assert response.headers["x-voice"] == "low"
+    assert response.headers.getlist("cache-control") == ["max-age=1"]
+    assert "content-length" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("own", "record"),
+    [
+        ("text/event-stream", b'event: error\ndata: {"error":"Internal Server Error"}\n\n'),
+        ("application/x-ndjson", b'{"error":"Internal Server Error"}\n'),
+        ("audio/wav", None),
+    ],
+)
+async def test_an_own_content_type_beats_accept(own: str, record: bytes | None) -> None:
+    async def predict(payload: Any, response_headers: Any) -> AsyncIterator[Any]:
+        response_headers["content-type"] = own
+        yield b"as it is"
+        raise ValueError
+
+    async with exchange(
+        serve(predict), *PREDICT, json=[], headers={"accept": "image/png"}
+    ) as client:
+        assert (await client.head()).headers["content-type"] == own
+        assert await client.chunk() == b"as it is"
+        if record is None:
+            with pytest.raises(Cut):
+                await client.chunk()
+        else:
+            assert await client.chunk() == record
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_nothing_acceptable_is_406(known: bool) -> None:
+    ran = []
+
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        ran.append(True)
+        yield {"n": 1}
+
+    async def hidden(payload: Any) -> Any:
+        return predict(payload)
+
+    app = serve(predict if known else hidden)
+    response = await request(app, *PREDICT, json=[], headers={"accept": "image/png"})
+    assert response.status == 406
+    assert b"text/event-stream" in response.body
+    assert ran == ([] if known else [True])
+
+
+async def test_collecting_is_capped() -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        for _ in range(70):
+            yield "x" * (1 << 20)
+
+    response = await request(serve(predict), *PREDICT, json=[], headers=COLLECTED)
+    assert response.status == 500
+    assert b"larger than" in response.body
+
+
+async def test_explain_streams_too() -> None:
+    app = serve(asynchronous, explain=synchronous)
+    response = await request(app, "POST", "/v1/models/m:explain", json=[3])
+    assert response.chunks == [b'{"n":3}\n']
