@@ -25,10 +25,10 @@ _PLAIN: Final = frozenset((dict, list, str, bytes, tuple, int, float, bool, type
 class Call:
     """One run of a model's hooks: what they share, and the streams that they have opened.
 
-    `seconds` has what each hook took; a stream's time runs until `close`.
+    `seconds` has what each hook took; the time of one that streams or fails runs until `close`.
     """
 
-    __slots__ = ("_open", "_running", "headers", "label", "response_headers", "seconds", "workers")
+    __slots__ = ("_open", "began", "headers", "label", "response_headers", "seconds", "workers")
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Call:
         self.workers = workers
         self.headers = headers
         self.response_headers = response_headers
+        self.began: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self._open: list[AsyncIterator[Any]] = []
-        self._running: list[tuple[str, float]] = []
 
     def streams(self, result: Any) -> bool:
         """Say whether what `run` returned last is a stream."""
@@ -54,27 +54,21 @@ class Call:
 
         Cancellation reaches the hook; a sync one is waited for.
         """
-        began = monotonic()
-        streams = False
-        try:
-            if hook.is_async_generator:
-                result = hook.call(value, self.headers, self.response_headers)
-            elif hook.on_loop:
-                result = await hook.call(value, self.headers, self.response_headers)
-            else:
-                result = await self.workers.call(
-                    self.label, hook.call, value, self.headers, self.response_headers
-                )
-            if type(result) in _PLAIN:
-                return result
+        began = self.began[hook.name] = monotonic()
+        if hook.is_async_generator:
+            result = hook.call(value, self.headers, self.response_headers)
+        elif hook.on_loop:
+            result = await hook.call(value, self.headers, self.response_headers)
+        else:
+            result = await self.workers.call(
+                self.label, hook.call, value, self.headers, self.response_headers
+            )
+        if type(result) not in _PLAIN:
             result = await self._settle(result)
-            streams = self.streams(result)
-            return result
-        finally:
-            if streams:
-                self._running.append((hook.name, began))
-            else:
-                self.seconds[hook.name] = monotonic() - began
+            if self.streams(result):
+                return result
+        self.seconds[hook.name] = monotonic() - began
+        return result
 
     async def close(self) -> None:
         """Close the streams that were opened, the last first; log what their closing raises."""
@@ -84,8 +78,9 @@ class Call:
                 await self._close(stream)
             finally:
                 await self.close()
-        for name, began in self._running:
-            self.seconds[name] = monotonic() - began
+        now = monotonic()
+        for name in self.began.keys() - self.seconds.keys():
+            self.seconds[name] = now - self.began[name]
 
     async def _close(self, stream: AsyncIterator[Any]) -> None:
         aclose = getattr(stream, "aclose", None)

@@ -7,9 +7,9 @@ and response headers it takes.
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from modelserve.limits import Limits
 
@@ -38,7 +38,7 @@ class Model:
         self.ready = False
         self.return_response_headers = return_response_headers
 
-    def load(self) -> bool | Awaitable[bool]:
+    def load(self) -> Any:
         """Make the model ready; return False if it is not. Sync (in a thread) or async."""
         self.ready = True
         return True
@@ -59,23 +59,30 @@ class Model:
         """Say whether the model can answer now; its readiness unless overridden."""
         return bool(self.ready)
 
-    async def preprocess(self, payload: Any, headers: Any = None) -> Any:
-        """Turn the request's payload into what `predict` takes."""
-        return payload
+    if TYPE_CHECKING:
+        # To a type checker a hook may be overridden by any kind of function.
+        def preprocess(self, *args: Any, **kwargs: Any) -> Any: ...
+        def predict(self, *args: Any, **kwargs: Any) -> Any: ...
+        def explain(self, *args: Any, **kwargs: Any) -> Any: ...
+        def postprocess(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
-        """Return the answer, or yield the items of one."""
-        raise NotImplementedError(f"Model {self.name} does not implement predict.")
+    else:
 
-    async def explain(self, payload: Any, headers: Any = None) -> Any:
-        """Return an explanation, or yield the items of one."""
-        raise NotImplementedError(f"Model {self.name} does not implement explain.")
+        async def preprocess(self, payload, headers=None):
+            """Turn the request's payload into what `predict` takes."""
+            return payload
 
-    async def postprocess(
-        self, result: Any, headers: Any = None, response_headers: Any = None
-    ) -> Any:
-        """Turn what `predict` returned into the answer; an async iterator where it streams."""
-        return result
+        async def predict(self, payload, headers=None, response_headers=None):
+            """Return the answer, or yield the items of one."""
+            raise NotImplementedError(f"Model {self.name} does not implement predict.")
+
+        async def explain(self, payload, headers=None):
+            """Return an explanation, or yield the items of one."""
+            raise NotImplementedError(f"Model {self.name} does not implement explain.")
+
+        async def postprocess(self, result, headers=None, response_headers=None):
+            """Turn what `predict` returned into the answer; an async iterator if it streams."""
+            return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,34 +73,26 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     """
     if content_length.isdigit() and len(content_length) < 20:
         _check_size(int(content_length), limit)
-    message = await _next_message(receive)
-    body: bytes = message.get("body", b"")
-    _check_size(len(body), limit)
-    if not message.get("more_body", False):
-        return body
-    parts, size = [body], len(body)
-    while message.get("more_body", False):
-        message = await _next_message(receive)
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            message = await receive()
+        except Exception as exc:  # whatever it is, the client has left
+            raise ClientGone from exc
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
         _check_size(size, limit)
-    return b"".join(parts)
+        if not message.get("more_body", False):
+            return b"".join((*parts, part)) if parts else part
+        parts.append(part)
 
 
 def _check_size(size: int, limit: float) -> None:
     if size > limit:
         raise BodyTooLarge(f"The request body is larger than {limit:.0f} bytes.")
-
-
-async def _next_message(receive: Receive) -> MutableMapping[str, Any]:
-    """Receive a part of the body; any exception means that the client has left."""
-    try:
-        message = await receive()
-    except Exception as exc:
-        raise ClientGone from exc
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    return message
 
 
 def _request_id(given: bytes | None) -> bytes:

@@ -87,8 +87,7 @@ class Reply:
     async def document(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a whole answer. Raises ClientGone if the client has left."""
         self._go_on(Phase.SEND)
-        await self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self._body(body, more=False)
+        await self._whole(status, [*headers, (b"content-length", b"%d" % len(body))], body)
 
     async def stream(
         self, items: AsyncIterator[Any], form: StreamForm, *, collect_bytes: float
@@ -146,8 +145,7 @@ class Reply:
         if not self.started:
             body = to_json({"error": sentence})
             length = (b"content-length", b"%d" % len(body))
-            await self._start(status, [JSON, *_error_headers(headers), length])
-            await self._body(body, more=False)
+            await self._whole(status, [JSON, *_error_headers(headers), length], body)
         elif self._encoder is not None and self._encoder.failure is not None:
             await self._body(self._encoder.failure(sentence), more=True)
             await self._body(b"", more=False)
@@ -219,23 +217,22 @@ class Reply:
             raise self.flight.reason
         self.flight.enter(phase)
 
+    async def _whole(self, status: int, headers: list[Header], body: bytes) -> None:
+        """Send the start and all of the body in one go."""
+        await self._start(status, headers)
+        await self._body(b"" if self._bodiless else body, more=False)
+
     async def _start(self, status: int, headers: list[Header]) -> None:
-        message = {
-            "type": "http.response.start",
-            "status": status,
-            "headers": headers + self.extra,
-        }
         self.started = True
         self.status = status
-        await self._checked_send(message)
+        headers += self.extra
+        await self._event({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _body(self, body: bytes, *, more: bool) -> None:
-        body = b"" if self._bodiless else body
-        message = {"type": "http.response.body", "body": body, "more_body": more}
-        await self._checked_send(message)
+        await self._event({"type": "http.response.body", "body": body, "more_body": more})
         self.complete = not more
 
-    async def _checked_send(self, message: MutableMapping[str, Any]) -> None:
+    async def _event(self, message: MutableMapping[str, Any]) -> None:
         """Send as the walk or as the farewell; any exception means that the client has left."""
         self._sending = True
         try:

@@ -177,30 +177,29 @@ class Routes:
         flight.deadlines = request.deadlines(entry.deadlines)
         await self.serving.usable(entry)
         plan = entry.plans[walk.target.verb]
-        accept = _acceptable(plan, request)
+        if plan.streams and not plan.wants_response_headers:
+            _check_acceptable(request)
         body = await read_body(walk.receive, entry.max_body_bytes, request.get(b"content-length"))
         flight.watch(walk.receive)
         payload = v1.decode(body, request.get(b"content-type"))
-        flight.enter(Phase.QUEUE)
         admission = self.serving.admission
         if not admission.enter_nowait(entry.gate):
+            flight.enter(Phase.QUEUE)
             await admission.enter(entry.gate)
         try:
             flight.enter(Phase.FIRST)
-            await self._run(walk, entry, plan, payload, accept)
+            await self._run(walk, entry, plan, payload)
         finally:
             admission.leave(entry.gate)
 
-    async def _run(
-        self, walk: Walk, entry: Entry, plan: Plan, payload: Any, accept: str | None
-    ) -> None:
+    async def _run(self, walk: Walk, entry: Entry, plan: Plan, payload: Any) -> None:
         headers = walk.request.headers_for_hooks() if plan.wants_headers else None
         own = HookHeaders(raw=[]) if plan.wants_response_headers else None
         call = Call(entry.name, self.serving.workers, headers, own)
         try:
             result = await infer(plan, payload, call, v1.check)
             if call.streams(result):
-                form = v1.Form(accept, own)
+                form = v1.Form(walk.request.accept, own)
                 await walk.reply.stream(result, form, collect_bytes=self.serving.collect_bytes)
             else:
                 await walk.reply.document(200, *v1.encode(result, payload, own))
@@ -208,13 +207,10 @@ class Routes:
             await call.close()
 
 
-def _acceptable(plan: Plan, request: Request) -> str | None:
-    """Return `Accept`; refuse it before any hook runs where a stream is all there will be."""
-    accept = request.accept
-    settled = plan.streams and not plan.wants_response_headers
-    if settled and not accepts_any_stream(accept):
+def _check_acceptable(request: Request) -> None:
+    """Refuse, before any hook runs, what no stream could be sent as. Raises NotAcceptable."""
+    if not accepts_any_stream(request.accept):
         raise NotAcceptable(not_acceptable())
-    return accept
 
 
 async def _answer(walk: Walk, value: Any) -> None:

@@ -65,12 +65,13 @@ def encode(
 
 
 def _body(value: Any, payload: Any) -> tuple[Header, bytes]:
-    if isinstance(value, str):
-        return _TEXT, value.encode()
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _OCTETS, bytes(value)
-    if hasattr(value, "to_dict") and hasattr(value, "outputs"):  # an InferResponse
-        value = value.to_dict()
+    if type(value) is not dict:
+        if isinstance(value, str):
+            return _TEXT, value.encode()
+        if isinstance(value, bytes | bytearray | memoryview):
+            return _OCTETS, bytes(value)
+        if hasattr(value, "to_dict") and hasattr(value, "outputs"):  # an InferResponse
+            value = value.to_dict()
     try:
         return JSON, to_json(value)
     except NestedTooDeep:
