@@ -267,6 +267,7 @@ class RequestedOutput:
 
 
 def json_entry(tensor: _Tensor) -> dict[str, Any]:
+    """Return a tensor's entry with its data as a flat list."""
     with tensor._blamed():
         entry = _head_entry(tensor, {})
         entry["data"] = tensor._json()
@@ -274,6 +275,7 @@ def json_entry(tensor: _Tensor) -> dict[str, Any]:
 
 
 def binary_entry(tensor: _Tensor, raws: list[Buffer]) -> dict[str, Any]:
+    """Return a tensor's entry with its size, and append its bytes to `raws`."""
     with tensor._blamed():
         raw = tensor._bytes()
         raws.append(raw)
@@ -293,6 +295,7 @@ def _head_entry(tensor: _Tensor, size: dict[str, int]) -> dict[str, Any]:
 
 
 def requested_entry(output: RequestedOutput) -> dict[str, Any]:
+    """Return the entry of an output that is asked for."""
     entry: dict[str, Any] = {"name": output.name}
     if output.parameters:
         entry["parameters"] = output.parameters
@@ -313,6 +316,7 @@ def _read_name(entry: Any, where: str, *, fault: type[ServingError]) -> str:
 def read_parameters(
     entry: dict[str, Any], owner: str, *, fault: type[ServingError]
 ) -> dict[str, Any] | None:
+    """Return a copy of an entry's parameters, whose values are scalars; None where it has none."""
     value = entry.get("parameters")
     if value is None:
         return None
@@ -328,6 +332,7 @@ def read_parameters(
 
 
 def expect_flag(parameters: dict[str, Any] | None, key: str, owner: str) -> None:
+    """Raise InvalidInput for a parameter that is there and is not true or false."""
     if not isinstance((parameters or {}).get(key, False), bool):
         raise InvalidInput(f'{owner} has the parameter "{key}" that is not true or false.')
 
@@ -339,6 +344,7 @@ def _expect_distinct(names: list[str], noun: str, *, fault: type[ServingError]) 
 
 
 def read_requested(document: dict[str, Any]) -> list[RequestedOutput] | None:
+    """Return the outputs that a request names; None, which means all, where it names none."""
     if document.get("outputs") is None:
         return None
     outputs = [
@@ -414,6 +420,7 @@ def _cut(tail: memoryview, size: Any) -> memoryview:
 
 
 def expect_object(value: Any, noun: str, *, fault: type[ServingError]) -> None:
+    """Raise `fault` for a value that is not a JSON object."""
     if not isinstance(value, dict):
         raise fault(f"Expected {noun} to be a JSON object")
 
