@@ -157,6 +157,9 @@ class Flight:
             isinstance(exc, asyncio.CancelledError) and self._task.cancelling() > self._cancelling
         )
 
+    def begin_clean_up(self) -> None:
+        """Say that user code has ended, or is about to be closed: nothing is left to be told."""
+
     def hurry(self, seconds: float) -> None:
         """Give a walk that is cleaning up no longer than this from now."""
         if self.reason is not None and self._timer is not None and not self.over:
@@ -338,8 +341,8 @@ class ScopedFlight(Flight):
         if self.reason is not None and not self.over:
             self._inner.deadline = min(self._inner.deadline, anyio.current_time() + seconds)
 
-    def about_to_clean_up(self) -> None:
-        """Shield the walk: the cancellation now being delivered is the only one it is told of."""
+    def begin_clean_up(self) -> None:
+        """Shield the walk from a cancellation that it was told of, or need not be told of."""
         if self.reason is not None and not self._inner.shield:
             bound = self._register.cleanup_bound(self.deadlines.cleanup_timeout)
             self._inner.shield = True
@@ -537,4 +540,4 @@ def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any,
             step, value = walk.throw, exc
         else:
             if isinstance(value, Error) and isinstance(value.error, Cancelled):
-                flight.about_to_clean_up()
+                flight.begin_clean_up()

@@ -183,7 +183,7 @@ class Reply:
         async for item in items:
             chunk = encode(item)
             if flight.reason is not None:
-                raise flight.reason
+                raise flight.reason  # the farewell has the word
             flight.phase = Phase.SEND
             flight.since = monotonic()
             self._sending = True

@@ -204,6 +204,7 @@ class Routes:
             else:
                 await walk.reply.document(200, *v1.encode(result, payload, own))
         finally:
+            walk.reply.flight.begin_clean_up()
             await call.close()
 
 

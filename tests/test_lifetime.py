@@ -518,3 +518,24 @@ async def test_cancelling_what_is_over_does_nothing() -> None:
     flight.over = True
     flight.cancel(ClientGone())
     assert flight.reason is None
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_stream_that_sees_the_reason_first_is_closed_in_peace() -> None:
+    steps = Steps()
+
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        try:
+            yield 0
+            while True:
+                client.hang_up()  # the event that ends the wait for a send is the disconnect
+                yield 1
+        finally:
+            await steps.clean_up()
+
+    for _ in range(50):  # trio runs tasks that are due in a random order
+        steps = Steps()
+        async with exchange(serve(predict), *PREDICT, json=[]) as client:
+            await client.head()
+            await client.ended()
+        assert steps.is_clean
