@@ -11,8 +11,7 @@ from modelserve.errors import (
 )
 from modelserve.limits import Limits
 from modelserve.model import Model
-
-__version__ = "0.1.0"
+from modelserve.version import __version__ as __version__
 
 __all__ = [
     "InferenceError",

@@ -248,6 +248,11 @@ def choose_encoder(accept: str | None, first: Any, *, empty: bool = False) -> En
     return _best(parse_accept(accept), forms)
 
 
+def choose_form(accept: str | None, forms: tuple[Encoder, ...]) -> Encoder | None:
+    """Choose among some forms, the first of them where `Accept` leaves it open."""
+    return _best(parse_accept(accept), forms) if accept else forms[0]
+
+
 def accepts_any_stream(accept: str | None) -> bool:
     """Say whether any stream at all could be sent under this `Accept`."""
     return not accept or _best(parse_accept(accept), _ANY_FORM) is not None

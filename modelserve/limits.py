@@ -123,10 +123,17 @@ class Gate:
         self.waiting = 0
         self._line: deque[_Ticket] = deque()
         self._pace = _Pace()
+        self._emptied: anyio.Event | None = None
 
     @property
     def has_room(self) -> bool:
         return self.running < self.concurrency
+
+    async def emptied(self) -> None:
+        """Wait until nothing runs and nothing waits."""
+        while self.running or self.waiting:
+            self._emptied = anyio.Event()
+            await self._emptied.wait()
 
 
 class Admission:
@@ -176,6 +183,8 @@ class Admission:
         self.gate.running -= 1
         if self._lines:
             self._call_waiting()
+        if gate._emptied is not None and not (gate.running or gate.waiting):
+            gate._emptied.set()
 
     def refuse_waiting(self, refusal: ServingError) -> None:
         """Refuse all who wait."""

@@ -7,7 +7,7 @@ and response headers it takes.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,8 @@ class Model:
     engine: bool = False
     limits: Limits | None = None
     coalesce: bool | None = None
+    versions: Sequence[str] | None = None
+    platform: str = ""
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name
@@ -58,6 +60,14 @@ class Model:
     async def healthy(self) -> bool:
         """Say whether the model can answer now; its readiness unless overridden."""
         return bool(self.ready)
+
+    def get_input_types(self) -> Any:
+        """Return V2's metadata of the inputs: name, datatype and shape of each."""
+        return []
+
+    def get_output_types(self) -> Any:
+        """Return V2's metadata of the outputs."""
+        return []
 
     if TYPE_CHECKING:
         # To a type checker a hook may be overridden by any kind of function.

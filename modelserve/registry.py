@@ -49,6 +49,8 @@ class Entry:
             verb: plan_of(model, verb) for verb in ("predict", "explain")
         }
         self.checks_health = defines(model, "healthy")
+        self.versions = [str(version) for version in getattr(model, "versions", None) or ()]
+        self.lock = anyio.Lock()
         self.started = False
         self.loading = False
         self.attempted: anyio.Event | None = None
@@ -87,6 +89,7 @@ class Registry:
         self._workers = workers
         self._entries: dict[str, Entry] = {}
         self.pending: list[Entry] = []
+        self.unloaded: dict[str, Entry] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
@@ -116,11 +119,13 @@ class Registry:
         del self._entries[name]
         return entry
 
-    def get(self, name: str) -> Entry:
-        """Return a model's entry. Raises ModelNotFound."""
+    def get(self, name: str, version: str | None = None) -> Entry:
+        """Return a model's entry. Raises ModelNotFound, for an unknown version too."""
         entry = self._entries.get(name)
         if entry is None:
             raise ModelNotFound(name)
+        if version is not None and version not in entry.versions:
+            raise ModelNotFound(f"{name} and version {version}")
         return entry
 
     @property
@@ -129,6 +134,21 @@ class Registry:
 
     async def all_ready(self) -> bool:
         return all([await entry.is_ready() for entry in self])
+
+    def index(self) -> list[dict[str, str]]:
+        """Return Triton's repository index: what is registered, then what was unloaded."""
+        rows = [_row(entry, version) for entry in self for version in entry.versions or [""]]
+        return rows + [_row(entry, "") for entry in self.unloaded.values()]
+
+    async def metadata(self, entry: Entry) -> dict[str, Any]:
+        """Return V2's metadata of a model, from its own hooks."""
+        return {
+            "name": entry.name,
+            "versions": entry.versions or None,
+            "platform": getattr(entry.model, "platform", ""),
+            "inputs": await self._call(entry, "get_input_types"),
+            "outputs": await self._call(entry, "get_output_types"),
+        }
 
     async def load_pending(self) -> None:
         """Start and load the models registered since the last time, all at the same time."""
@@ -157,6 +177,40 @@ class Registry:
             if entry.attempted is not None:
                 entry.attempted.set()
 
+    async def reload(self, name: str) -> None:
+        """Load a model again, or one that was unloaded; one load at a time for each model.
+
+        A load that fails leaves what was serving before. Raises ModelNotFound, ModelNotReady.
+        """
+        entry = self._entries.get(name) or self.unloaded.get(name) or self.get(name)
+        async with entry.lock:
+            was_ready = entry.model.ready
+            try:
+                await self._start(entry)
+                await self._load(entry)
+            except Exception as exc:
+                logger.error("Loading model %s failed", entry.name, exc_info=exc)
+                entry.model.ready = False
+                entry.failure = f"Error type: {type(exc)} error msg: {exc}"
+            if not entry.model.ready:
+                entry.model.ready = was_ready
+                raise ModelNotReady(name, entry.failure)
+            entry.failure = None
+            self._entries[name] = entry
+            self.unloaded.pop(name, None)
+
+    async def unload(self, name: str, *, within: float) -> None:
+        """Take a model out: it is unknown at once, and stopped after its last request.
+
+        Waits for its running requests for at most this many seconds. Raises ModelNotFound.
+        """
+        entry = self.remove(name)
+        with anyio.move_on_after(within):
+            await entry.gate.emptied()
+        await self.stop(entry)
+        entry.model.ready = False
+        self.unloaded[name] = entry
+
     async def stop_all(self) -> None:
         """Stop the models that were started; log what that raises."""
         for entry in list(self):
@@ -170,7 +224,8 @@ class Registry:
         try:
             if entry.model.engine:
                 await self._call(entry, "stop_engine")
-            await self._call(entry, "stop")
+            if defines(entry.model, "stop"):
+                await self._call(entry, "stop")
         except Exception as exc:
             logger.error("Stopping model %s failed", entry.name, exc_info=exc)
 
@@ -178,7 +233,8 @@ class Registry:
         if entry.started:
             return
         entry.started = True
-        await self._call(entry, "start")
+        if defines(entry.model, "start"):
+            await self._call(entry, "start")
         if entry.model.engine:
             await self._call(entry, "start_engine")
 
@@ -187,7 +243,15 @@ class Registry:
         entry.model.ready = loaded is None or bool(loaded)
 
     async def _call(self, entry: Entry, hook: str) -> Any:
-        if not defines(entry.model, hook):
-            return True
         label = f"{hook} of {entry.name}"
         return await call_hook(label, self._workers, getattr(entry.model, hook))
+
+
+def _row(entry: Entry, version: str) -> dict[str, str]:
+    reason = entry.failure and "loading failed"
+    return {
+        "name": entry.name,
+        "version": version,
+        "state": str(entry.state),
+        "reason": reason or "",
+    }

@@ -39,6 +39,9 @@ class Request:
         """Return a header's value, empty where there is none; the last where it is repeated."""
         return self._headers.get(name, b"")
 
+    def has(self, name: bytes) -> bool:
+        return name in self._headers
+
     @property
     def accept(self) -> str | None:
         """The `Accept` header; its lines joined where there are several (RFC 9110, 5.3)."""
@@ -65,7 +68,7 @@ class Request:
         return limits._replace(timeout=seconds)
 
 
-async def read_body(receive: Receive, limit: float, content_length: bytes) -> bytes:
+async def read_body(receive: Receive, limit: float, content_length: bytes) -> bytes | bytearray:
     """Read a request's body to its end.
 
     Raises BodyTooLarge as soon as it is known to be over the limit, in bytes, with or without a
@@ -73,8 +76,7 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     """
     if content_length.isdigit() and len(content_length) < 20:
         _check_size(int(content_length), limit)
-    parts: list[bytes] = []
-    size = 0
+    body = bytearray()
     while True:
         try:
             message = await receive()
@@ -82,12 +84,13 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
             raise ClientGone from exc
         if message["type"] == "http.disconnect":
             raise ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        _check_size(size, limit)
+        part: bytes = message.get("body", b"")
+        _check_size(len(body) + len(part), limit)
+        if not message.get("more_body", False) and not body:
+            return part
+        body += part
         if not message.get("more_body", False):
-            return b"".join((*parts, part)) if parts else part
-        parts.append(part)
+            return body
 
 
 def _check_size(size: int, limit: float) -> None:

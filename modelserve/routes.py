@@ -5,13 +5,13 @@ slash. What a path means is remembered, so that a known path costs one look-up i
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
-from modelserve import v1
+from modelserve import generate, v1, v2
 from modelserve.encoders import accepts_any_stream, not_acceptable, to_json
 from modelserve.errors import (
     MethodNotAllowed,
@@ -24,10 +24,12 @@ from modelserve.errors import (
 from modelserve.inference import Call, infer
 from modelserve.lifetime import Deadlines, Phase, Receive
 from modelserve.model import Plan
+from modelserve.protocols import Codec, Named
 from modelserve.registry import Entry
 from modelserve.requests import HookHeaders, Request, Scope, read_body
 from modelserve.responses import JSON, Reply, Send
 from modelserve.serving import Serving
+from modelserve.version import __version__
 
 __all__ = ["Routes"]
 
@@ -35,6 +37,16 @@ logger = logging.getLogger("modelserve")
 
 _REMEMBERED: Final = 4096
 _NO_DEADLINES: Final = Deadlines()
+_V2_CODECS: Final = {
+    "infer": v2.INFER,
+    "infer_stream": v2.INFER_STREAM,
+    "generate": generate.GENERATE,
+    "generate_stream": generate.GENERATE_STREAM,
+}
+_EXTENSIONS: Final = ["model_repository_extension", "binary_tensor_data", "generate"]
+
+
+_NO_MODEL: Final = Named("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +54,10 @@ class Target:
     """What a path means: an endpoint a method, and the model that it names."""
 
     methods: Mapping[str, "Endpoint"]
-    model: str = ""
+    named: Named = _NO_MODEL
     verb: str = ""
+    codec: Codec = v1.CODEC
+    hook: str = "predict"
 
 
 Endpoint = Callable[["Walk"], Awaitable[None]]
@@ -71,6 +85,11 @@ class Routes:
         self._ready = _get(self.ready)
         self._models = _get(self.models)
         self._model = _get(self.model)
+        self._server = _get(self.server)
+        self._metadata = _get(self.metadata)
+        self._index = {"POST": self.index}
+        self._load = {"POST": self.load}
+        self._unload = {"POST": self.unload}
         self._infer = {"POST": self.infer}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +132,7 @@ class Routes:
         target = self._known.get(key)
         if target is None:
             target = self._target(_segments(scope, raw_path, self.prefix))
-            if not target.model or target.model in self.serving.registry:
+            if not target.named.model or target.named.model in self.serving.registry:
                 self._remember(key, target)
         return target
 
@@ -130,18 +149,46 @@ class Routes:
                 return Target(self._models)
             case ["v1", "models", name] if name:
                 return self._v1_model(name)
-            case ["v2", "health", "live"]:
-                return Target(self._live)
-            case ["v2", "health", "ready"]:
-                return Target(self._ready)
+            case ["v2", *rest]:
+                return self._v2(rest)
         raise RouteNotFound
 
     def _v1_model(self, name: str) -> Target:
         model, colon, verb = name.rpartition(":")
         if not colon:
-            return Target(self._model, name)
+            return Target(self._model, Named(name))
         if verb in ("predict", "explain"):
-            return Target(self._infer, model, verb)
+            return Target(self._infer, Named(model), verb, v1.CODEC, verb)
+        raise RouteNotFound
+
+    def _v2(self, segments: list[str]) -> Target:
+        match segments:
+            case []:
+                return Target(self._server)
+            case ["health", "live"]:
+                return Target(self._live)
+            case ["health", "ready"]:
+                return Target(self._ready)
+            case ["models"]:
+                return Target(self._models)
+            case ["models", name, "versions", version, *action] if name and version:
+                return self._v2_model(Named(name, version), action)
+            case ["models", name, *action] if name:
+                return self._v2_model(Named(name), action)
+            case ["repository", "index"]:
+                return Target(self._index)
+            case ["repository", "models", name, ("load" | "unload") as verb] if name:
+                return Target(self._load if verb == "load" else self._unload, Named(name))
+        raise RouteNotFound
+
+    def _v2_model(self, named: Named, action: list[str]) -> Target:
+        match action:
+            case []:
+                return Target(self._metadata, named)
+            case ["ready"]:
+                return Target(self._model, named)
+            case [verb] if verb in _V2_CODECS:
+                return Target(self._infer, named, verb, _V2_CODECS[verb])
         raise RouteNotFound
 
     # -- endpoints that answer with a document
@@ -163,25 +210,46 @@ class Routes:
         await _answer(walk, {"models": self.serving.registry.names})
 
     async def model(self, walk: Walk) -> None:
-        entry = self.serving.registry.get(walk.target.model)
+        entry = self.serving.registry.get(*walk.target.named)
         if self.serving.draining or not await entry.is_ready():
             raise entry.not_ready(debug=self.serving.debug)
         await _answer(walk, {"name": entry.name, "ready": True})
+
+    async def server(self, walk: Walk) -> None:
+        about = {"name": "modelserve", "version": __version__, "extensions": _EXTENSIONS}
+        await _answer(walk, about)
+
+    async def metadata(self, walk: Walk) -> None:
+        entry = self.serving.registry.get(*walk.target.named)
+        await _answer(walk, await self.serving.registry.metadata(entry))
+
+    async def index(self, walk: Walk) -> None:
+        await _answer(walk, self.serving.registry.index())
+
+    async def load(self, walk: Walk) -> None:
+        name = walk.target.named.model
+        await self.serving.load(name)
+        await _answer(walk, {"name": name, "load": True})
+
+    async def unload(self, walk: Walk) -> None:
+        name = walk.target.named.model
+        await self.serving.unload(name)
+        await _answer(walk, {"name": name, "unload": True})
 
     # -- the endpoint that runs a model
 
     async def infer(self, walk: Walk) -> None:
         """Read, decode, admit, run, encode, respond."""
-        request, flight = walk.request, walk.reply.flight
-        entry = self.serving.registry.get(walk.target.model)
+        request, target, flight = walk.request, walk.target, walk.reply.flight
+        entry = self.serving.registry.get(*target.named)
         flight.deadlines = request.deadlines(entry.deadlines)
         await self.serving.usable(entry)
-        plan = entry.plans[walk.target.verb]
-        if plan.streams and not plan.wants_response_headers:
+        plan = entry.plans[target.hook]
+        if plan.streams and target.codec.chosen_by_accept and not plan.wants_response_headers:
             _check_acceptable(request)
         body = await read_body(walk.receive, entry.max_body_bytes, request.get(b"content-length"))
         flight.watch(walk.receive)
-        payload = v1.decode(body, request.get(b"content-type"))
+        payload = target.codec.decode(body, request, target.named)
         admission = self.serving.admission
         if not admission.enter_nowait(entry.gate):
             flight.enter(Phase.QUEUE)
@@ -193,19 +261,26 @@ class Routes:
             admission.leave(entry.gate)
 
     async def _run(self, walk: Walk, entry: Entry, plan: Plan, payload: Any) -> None:
-        headers = walk.request.headers_for_hooks() if plan.wants_headers else None
+        request, codec, named = walk.request, walk.target.codec, walk.target.named
+        headers = request.headers_for_hooks() if plan.wants_headers else None
         own = HookHeaders(raw=[]) if plan.wants_response_headers else None
         call = Call(entry.name, self.serving.workers, headers, own)
         try:
-            result = await infer(plan, payload, call, v1.check)
-            if call.streams(result):
-                form = v1.Form(walk.request.accept, own)
-                await walk.reply.stream(result, form, collect_bytes=self.serving.collect_bytes)
+            result = await infer(plan, payload, call, codec.check)
+            if call.streams(result) or codec.always_streams:
+                items = result if call.streams(result) else _one(result)
+                form = codec.form(request, payload, own, named)
+                await walk.reply.stream(items, form, collect_bytes=self.serving.collect_bytes)
             else:
-                await walk.reply.document(200, *v1.encode(result, payload, own))
+                await walk.reply.document(200, *codec.encode(result, request, payload, own, named))
         finally:
             walk.reply.flight.begin_clean_up()
             await call.close()
+
+
+async def _one(value: Any) -> AsyncIterator[Any]:
+    """Make a value a stream of one."""
+    yield value
 
 
 def _check_acceptable(request: Request) -> None:
@@ -215,7 +290,7 @@ def _check_acceptable(request: Request) -> None:
 
 
 async def _answer(walk: Walk, value: Any) -> None:
-    await walk.reply.document(200, [JSON], to_json(value))
+    await walk.reply.document(200, [JSON], [to_json(value)])
 
 
 def _get(endpoint: Endpoint) -> Mapping[str, Endpoint]:

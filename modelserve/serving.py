@@ -38,9 +38,21 @@ class Serving:
         self.admission = Admission(self.limits)
         self.flights = Flights()
         self.draining = False
+        self._drained = False
         self._hosted = False
         self._loads: set[object] = set()
         self.collect_bytes = 64 << 20
+
+    def reconfigure(self, limits: Limits, *, threads: int | None, debug: bool) -> None:
+        """Put in what the command line says of the application, before it serves."""
+        models = [entry.model for entry in self.registry]
+        self.limits = limits.with_defaults(self.limits)
+        self.debug = self.debug or debug
+        self.workers = Workers(threads or self.workers.limit)
+        self.registry = Registry(self.limits, self.workers)
+        self.admission = Admission(self.limits)
+        for model in models:
+            self.registry.add(model)
 
     def load_pending(self) -> None:
         """Load in the background what is registered and was not tried yet; never waits.
@@ -63,18 +75,47 @@ class Serving:
         if not ready:
             raise entry.not_ready(debug=self.debug)
 
+    async def load(self, name: str) -> None:
+        """Load a model, again if need be; a client that leaves does not stop it.
+
+        Raises ModelNotFound, ModelNotReady.
+        """
+        await self._in_background(lambda: self.registry.reload(name))
+
+    async def unload(self, name: str) -> None:
+        """Take a model out, after its running requests. Raises ModelNotFound."""
+        within = self._drain_seconds()
+        await self._in_background(lambda: self.registry.unload(name, within=within))
+
+    async def _in_background(self, function: Callable[[], Awaitable[None]]) -> None:
+        done = anyio.Event()
+        errors: list[Exception] = []
+
+        async def run() -> None:
+            try:
+                await function()
+            except Exception as exc:
+                errors.append(exc)
+            finally:
+                done.set()
+
+        _spawn(run, self._loads)
+        await done.wait()
+        if errors:
+            raise errors[0]
+
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Load the models in the background; on the way out drain, then stop them."""
         self._hosted = True
-        self.draining = False
+        self.draining = self._drained = False
         self.load_pending()
         try:
             yield
         finally:
             with anyio.CancelScope(shield=True):
                 await self.drain()
-                await self.registry.stop_all()
+                await self._stop_idle()
                 self.workers.close()
             self._hosted = False
 
@@ -86,8 +127,11 @@ class Serving:
     async def drain(self) -> None:
         """Refuse what is new, and wait until the last request has ended, for a bounded time.
 
-        Those still running after `drain_timeout` are told, cancelled, and cleaned up.
+        Those still running after `drain_timeout` are told, cancelled, and cleaned up. A second
+        drain, by whoever ends the lifespan after the server's own, does not wait again.
         """
+        if self._drained:
+            return
         self.refuse_new()
         with anyio.move_on_after(self._drain_seconds()):
             await self.flights.emptied()
@@ -101,6 +145,13 @@ class Serving:
                 len(self.flights),
                 ", ".join(self.workers.running) or "none",
             )
+        self._drained = True
+
+    async def _stop_idle(self) -> None:
+        """Stop the models, except under a request or a load that has outlived the drain."""
+        for entry in list(self.registry):
+            if not (entry.gate.running or entry.loading):
+                await self.registry.stop(entry)
 
     def _drain_seconds(self) -> float:
         seconds = self.limits.drain_timeout

@@ -406,7 +406,7 @@ def _dumps(document: dict[str, Any]) -> bytes:
 
 def _parse(body: Buffer, noun: str, *, fault: type[ServingError]) -> Any:
     try:
-        return orjson.loads(body)  # type: ignore[arg-type]  # it takes any bytes-like object
+        return orjson.loads(body)
     except orjson.JSONDecodeError as exc:
         raise fault(f"Unrecognized {noun} format: {exc}") from None
 

@@ -1,0 +1,106 @@
+"""Triton's generate extension: text in, text out, whole or as server-sent events. Pure.
+
+A hook gets the document as it came, `text_input` and `parameters`, and returns or yields text, an
+`InferResponse` whose first BYTES output is the text, or a document of its own with `text_output`.
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_generate.md
+"""
+
+from dataclasses import replace
+from typing import Any, Final
+
+import orjson
+from starlette.datastructures import MutableHeaders
+
+from modelserve.encoders import COLLECTED, SSE, Encoder, ServerSentEvent, to_json
+from modelserve.errors import InvalidInput
+from modelserve.protocols import Body, Codec, Named, with_own
+from modelserve.requests import Request
+from modelserve.responses import JSON, Header, model_headers
+from modelserve.tensors import InferResponse
+
+__all__ = ["GENERATE", "GENERATE_STREAM"]
+
+
+def decode(body: bytes | bytearray, request: Request, named: Named) -> dict[str, Any]:
+    """Return the document. Raises InvalidInput where it is none, or has no text."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidInput(f"Unrecognized request format: {exc}") from None
+    if not isinstance(document, dict):
+        raise InvalidInput("Expected the request to be a JSON object")
+    if not isinstance(document.get("text_input"), str):
+        raise InvalidInput('Expected "text_input" to be a string')
+    if not isinstance(document.get("parameters", {}), dict):
+        raise InvalidInput('Expected "parameters" to be an object')
+    return document
+
+
+def check(payload: Any) -> None:
+    """Let every payload go on: `decode` has looked at it."""
+
+
+def encode(
+    value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
+) -> tuple[list[Header], list[Body]]:
+    """Return a value as one document."""
+    return with_own(JSON, own), [to_json(_document(value, named))]
+
+
+class _Form:
+    """How generated text goes out."""
+
+    def __init__(
+        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
+    ) -> None:
+        self.own = own
+        self.named = named
+
+    def headers(self) -> list[Header]:
+        return model_headers(self.own) if self.own else []
+
+
+class WholeForm(_Form):
+    """All the text as one document."""
+
+    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+        return replace(
+            COLLECTED,
+            encode=lambda item: _text(item).encode(),
+            join=lambda texts: to_json(_document(b"".join(texts).decode(), self.named)),
+        )
+
+
+class EventsForm(_Form):
+    """One document an event; an error is a document too, as Triton writes it."""
+
+    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+        return replace(
+            SSE,
+            encode=lambda item: SSE.encode(_document(item, self.named)),
+            failure=lambda sentence: SSE.encode({"error": sentence}),
+        )
+
+
+def _document(item: Any, named: Named) -> dict[str, Any]:
+    own = item if isinstance(item, dict) and "text_output" in item else {"text_output": _text(item)}
+    return own | {"model_name": named.model, "model_version": named.version}
+
+
+def _text(item: Any) -> str:
+    """Return the text of an item; what is neither text nor a response is written as JSON."""
+    if isinstance(item, ServerSentEvent):
+        item = item.data
+    if isinstance(item, InferResponse) and item.outputs:
+        return "".join(item.outputs[0].as_string())
+    if isinstance(item, dict) and isinstance(item.get("text_output"), str):
+        return str(item["text_output"])
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item).decode()
+    return item if isinstance(item, str) else to_json(item).decode()
+
+
+GENERATE: Final = Codec("v2", decode, check, encode, WholeForm, chosen_by_accept=False)
+GENERATE_STREAM: Final = Codec(
+    "v2", decode, check, encode, EventsForm, always_streams=True, chosen_by_accept=False
+)
