@@ -25,6 +25,9 @@ class ModelServer:
         threads: How many sync hooks run at the same time.
         prefix: The path below which the application is mounted, for hosts that do not say.
         debug: Show clients the text of unexpected exceptions.
+        token: A bearer token that requests must carry, liveness and readiness excepted.
+        coalesce: Send items that are made without a pause in one event, unless a model says
+            otherwise; off, one item is one event.
 
     Raises TypeError or ValueError for a model that cannot be served.
     """
@@ -37,8 +40,12 @@ class ModelServer:
         threads: int = 40,
         prefix: str = "",
         debug: bool = False,
+        token: str | None = None,
+        coalesce: bool = False,
     ) -> None:
-        self._serving = Serving(limits or Limits(), threads=threads, debug=debug)
+        self._serving = Serving(
+            limits or Limits(), threads=threads, debug=debug, token=token, coalesce=coalesce
+        )
         self._routes = Routes(self._serving, prefix=prefix)
         for model in models:
             self.add_model(model)

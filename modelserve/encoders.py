@@ -253,6 +253,14 @@ def choose_form(accept: str | None, forms: tuple[Encoder, ...]) -> Encoder | Non
     return _best(parse_accept(accept), forms) if accept else forms[0]
 
 
+def named_encoder(accept: str | None) -> Encoder | None:
+    """Return the framed form, SSE or NDJSON, that `Accept` wants most and names."""
+    ranges = parse_accept(accept) if accept else ()
+    if not ranges or ranges[0].name not in (*_NAMES[SSE], *_NAMES[NDJSON]):
+        return None
+    return _best(ranges[:1], (SSE, NDJSON))
+
+
 def accepts_any_stream(accept: str | None) -> bool:
     """Say whether any stream at all could be sent under this `Accept`."""
     return not accept or _best(parse_accept(accept), _ANY_FORM) is not None

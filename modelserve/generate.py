@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 from starlette.datastructures import MutableHeaders
 
-from modelserve.encoders import COLLECTED, SSE, Encoder, ServerSentEvent, to_json
+from modelserve.encoders import COLLECTED, SSE, Encoder, ServerSentEvent, named_encoder, to_json
 from modelserve.errors import InvalidInput
 from modelserve.protocols import Body, Codec, Named, with_own
 from modelserve.requests import Request
@@ -55,6 +55,7 @@ class _Form:
     ) -> None:
         self.own = own
         self.named = named
+        self.asks_for_events = named_encoder(request.accept) is not None
 
     def headers(self) -> list[Header]:
         return model_headers(self.own) if self.own else []
@@ -62,6 +63,9 @@ class _Form:
 
 class WholeForm(_Form):
     """All the text as one document."""
+
+    def named_encoder(self) -> Encoder | None:
+        return None
 
     def encoder(self, first: Any, *, empty: bool) -> Encoder:
         return replace(
@@ -73,6 +77,9 @@ class WholeForm(_Form):
 
 class EventsForm(_Form):
     """One document an event; an error is a document too, as Triton writes it."""
+
+    def named_encoder(self) -> Encoder | None:
+        return self.encoder(None, empty=False) if self.asks_for_events else None
 
     def encoder(self, first: Any, *, empty: bool) -> Encoder:
         return replace(

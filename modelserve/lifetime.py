@@ -28,7 +28,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -86,6 +86,7 @@ class Flight:
     __slots__ = (
         "_cancelling",
         "_cancels",
+        "_companion",
         "_farewell_task",
         "_register",
         "_task",
@@ -102,6 +103,8 @@ class Flight:
         "watched",
     )
 
+    is_native: ClassVar[bool] = True
+
     def __init__(self, register: "Flights", deadlines: Deadlines, arrived: float) -> None:
         self.deadlines = deadlines
         self.arrived = arrived
@@ -116,6 +119,7 @@ class Flight:
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._farewell_task: asyncio.Task[None] | None = None
+        self._companion: asyncio.Task[None] | None = None
         self._cancels = 0
         self._cancelling = 0
         self._task: asyncio.Task[Any]
@@ -156,6 +160,16 @@ class Flight:
         return self.reason is not None or (
             isinstance(exc, asyncio.CancelledError) and self._task.cancelling() > self._cancelling
         )
+
+    def beside(self, companion: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the walk, until the walk ends; ClientGone ends the walk."""
+        self._companion = self._task.get_loop().create_task(self._accompany(companion))
+
+    async def _accompany(self, companion: Coroutine[Any, Any, None]) -> None:
+        try:
+            await companion
+        except ClientGone as gone:
+            self.cancel(gone)
 
     def begin_clean_up(self) -> None:
         """Say that user code has ended, or is about to be closed: nothing is left to be told."""
@@ -249,6 +263,8 @@ class Flight:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+        if self._companion is not None:
+            self._companion.cancel()
         for _ in range(self._cancels):
             self._task.uncancel()
         if self._farewell_task is not None:
@@ -304,6 +320,7 @@ class ScopedFlight(Flight):
 
     __slots__ = ("_farewell_said", "_group", "_inner", "_outer")
 
+    is_native: ClassVar[bool] = False
     _group: anyio.abc.TaskGroup
     _outer: anyio.CancelScope
     _inner: anyio.CancelScope
@@ -357,6 +374,9 @@ class ScopedFlight(Flight):
 
     def _start_watcher(self, receive: Receive) -> None:
         self._group.start_soon(_watch, self, receive)
+
+    def beside(self, companion: Coroutine[Any, Any, None]) -> None:
+        self._group.start_soon(self._accompany, companion)
 
     def _interrupt(self) -> None:
         self._outer.cancel()

@@ -16,10 +16,12 @@ import anyio
 
 from modelserve.errors import Overloaded, ServingError
 from modelserve.lifetime import Deadlines
+from modelserve.telemetry import Gauge
 
 __all__ = ["Admission", "Gate", "Limits"]
 
 MEBIBYTE: Final = 1 << 20
+_MAY_BE_ZERO: Final = ("queue", "max_body_bytes", "max_collected_bytes", "drain_timeout")
 
 
 def _makes_sense(value: object, least: float | None) -> bool:
@@ -40,6 +42,7 @@ class Limits:
         concurrency: Requests that run at the same time.
         queue: Requests that may wait for a slot; more are refused with 503.
         max_body_bytes: Bytes of a request's body; more is a 413.
+        max_collected_bytes: Bytes of a stream that is sent as one document; more is a 500.
         first_item_timeout: Seconds from admission to the first item or the answer.
         idle_timeout: Seconds between two items.
         timeout: Seconds for the whole request, from its arrival.
@@ -54,6 +57,7 @@ class Limits:
     concurrency: float | None = None
     queue: float | None = None
     max_body_bytes: float | None = None
+    max_collected_bytes: float | None = None
     first_item_timeout: float | None = None
     idle_timeout: float | None = None
     timeout: float | None = None
@@ -64,7 +68,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("queue", "max_body_bytes", "drain_timeout") else None
+            least = 0 if field.name in _MAY_BE_ZERO else None
             if value is not None and not _makes_sense(value, least):
                 raise ValueError(f"The limit {field.name} cannot be {value!r}")
 
@@ -102,6 +106,7 @@ DEFAULTS: Final = Limits(
     concurrency=math.inf,
     queue=1000,
     max_body_bytes=64 * MEBIBYTE,
+    max_collected_bytes=64 * MEBIBYTE,
     first_item_timeout=math.inf,
     idle_timeout=math.inf,
     timeout=math.inf,
@@ -114,9 +119,12 @@ DEFAULTS: Final = Limits(
 class Gate:
     """What one model, or the application, may run and have waiting at the same time."""
 
-    def __init__(self, limits: Limits, name: str = "") -> None:
+    def __init__(
+        self, limits: Limits, in_flight: Gauge | None = None, queued: Gauge | None = None
+    ) -> None:
         assert limits.concurrency is not None and limits.queue is not None
-        self.name = name
+        self._in_flight = in_flight or Gauge()
+        self._queued = queued or Gauge()
         self.concurrency = limits.concurrency
         self.queue = limits.queue
         self.running = 0
@@ -151,6 +159,7 @@ class Admission:
             return False
         gate.running += 1
         outer.running += 1
+        gate._in_flight.add(1)
         return True
 
     async def enter(self, gate: Gate) -> None:
@@ -181,6 +190,7 @@ class Admission:
         """Give both slots back, and let in who has waited longest."""
         gate.running -= 1
         self.gate.running -= 1
+        gate._in_flight.add(-1)
         if self._lines:
             self._call_waiting()
         if gate._emptied is not None and not (gate.running or gate.waiting):
@@ -199,6 +209,7 @@ class Admission:
         self._lines[gate] = None
         gate.waiting += 1
         self.gate.waiting += 1
+        gate._queued.add(1)
 
     def _quit(self, gate: Gate, ticket: "_Ticket") -> None:
         gate._line.remove(ticket)
@@ -206,6 +217,7 @@ class Admission:
             del self._lines[gate]
         gate.waiting -= 1
         self.gate.waiting -= 1
+        gate._queued.add(-1)
 
     def _call_waiting(self) -> None:
         while self.gate.has_room:
@@ -218,6 +230,7 @@ class Admission:
             for line in (gate, self.gate):
                 line.running += 1
                 line._pace.admitted()
+            gate._in_flight.add(1)
             ticket.admitted = True
             ticket.called.set()
 

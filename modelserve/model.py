@@ -17,11 +17,32 @@ __all__ = ["Hook", "Model", "Plan", "as_model", "plan_of"]
 
 STREAMING_HOOKS: Final = ("predict", "explain", "postprocess")
 HOOKS: Final = ("preprocess", *STREAMING_HOOKS)
+_SETTINGS: Final = (
+    "coalesce",
+    "heartbeat",
+    "heartbeat_before_first",
+    "limits",
+    "platform",
+    "ready",
+    "versions",
+)
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
+_METADATA: Final = ("get_input_types", "get_output_types")
 
 
 class Model:
     """Serve a model: override `predict`, and whatever else it needs.
+
+    Attributes:
+        ready: Whether requests are taken; `load` sets it.
+        limits: Limits of this model's own, within the application's.
+        coalesce: Send items that are made without a pause in one event; None leaves it to the
+            application. Off, one item is one event.
+        heartbeat: Seconds without an item after which a client whose `Accept` names SSE or NDJSON
+            is sent a comment or a blank line; None for never.
+        heartbeat_before_first: Begin before the first item, which commits the status to 200.
+        versions: The versions that V2's versioned paths serve; None for no such paths.
+        platform: What V2's metadata says of it.
 
     `preprocess`, `predict`, `explain` and `postprocess` may be sync or async and take as many of
     `(payload, headers, response_headers)` as they declare. The last three may yield: their items
@@ -32,6 +53,8 @@ class Model:
     engine: bool = False
     limits: Limits | None = None
     coalesce: bool | None = None
+    heartbeat: float | None = None
+    heartbeat_before_first: bool = False
     versions: Sequence[str] | None = None
     platform: str = ""
 
@@ -157,7 +180,11 @@ def as_model(target: Any, name: str | None = None) -> Any:
     if isinstance(target, Model):
         return target
     name = name or getattr(target, "name", None)
-    hooks = {hook: getattr(target, hook) for hook in (*HOOKS, *LIFECYCLE) if hasattr(target, hook)}
+    hooks = {
+        hook: getattr(target, hook)
+        for hook in (*HOOKS, *LIFECYCLE, *_METADATA)
+        if hasattr(target, hook)
+    }
     if "predict" not in hooks:
         if not callable(target):
             raise TypeError(f"{target!r} is no model: it is not callable and has no predict")

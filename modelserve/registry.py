@@ -15,7 +15,9 @@ import anyio
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.inference import call_hook
 from modelserve.limits import Gate, Limits
-from modelserve.model import Plan, as_model, defines, plan_of
+from modelserve.model import HOOKS, Plan, as_model, defines, plan_of
+from modelserve.responses import Streaming
+from modelserve.telemetry import Telemetry
 from modelserve.threads import Workers
 
 __all__ = ["Entry", "Registry", "State"]
@@ -37,14 +39,22 @@ class State(StrEnum):
 class Entry:
     """One registered model, with all that registration settled."""
 
-    def __init__(self, model: Any, limits: Limits) -> None:
+    def __init__(self, model: Any, limits: Limits, telemetry: Telemetry, *, coalesce: bool) -> None:
         self.model = model
         self.name: str = model.name
         own = model.limits or Limits()
         self.limits = own.within(limits)
         self.deadlines = self.limits.deadlines()
         self.max_body_bytes = self.limits.max_body_bytes or math.inf
-        self.gate = Gate(self.limits, self.name)
+        self.series = telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
+        self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
+        self.streaming = Streaming(
+            self.series.stream,
+            self.limits.max_collected_bytes or math.inf,
+            coalesce if model.coalesce is None else model.coalesce,
+            model.heartbeat,
+            model.heartbeat_before_first,
+        )
         self.plans: dict[str, Plan] = {
             verb: plan_of(model, verb) for verb in ("predict", "explain")
         }
@@ -84,8 +94,12 @@ class Entry:
 class Registry:
     """The models of one application, in the order in which they were registered."""
 
-    def __init__(self, limits: Limits, workers: Workers) -> None:
+    def __init__(
+        self, limits: Limits, workers: Workers, telemetry: Telemetry, *, coalesce: bool = False
+    ) -> None:
+        self.coalesce = coalesce
         self._limits = limits
+        self._telemetry = telemetry
         self._workers = workers
         self._entries: dict[str, Entry] = {}
         self.pending: list[Entry] = []
@@ -108,7 +122,7 @@ class Registry:
             raise ValueError(f"A model needs a name: {target!r} has {label!r}")
         if ":" in label or any(ord(c) < 32 or ord(c) == 127 for c in label):
             raise ValueError(f"The name of a model may not contain ':' or a control: {label!r}")
-        entry = Entry(model, self._limits)
+        entry = Entry(model, self._limits, self._telemetry, coalesce=self.coalesce)
         self._entries[label] = entry
         self.pending.append(entry)
         return entry

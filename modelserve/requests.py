@@ -1,5 +1,6 @@
 """Read one request: its headers, its id, its time limit and its body."""
 
+import hmac
 import math
 import os
 from collections.abc import MutableMapping
@@ -49,6 +50,14 @@ class Request:
             return None
         values = [value for name, value in self.scope["headers"] if name == b"accept"]
         return b",".join(values).decode("latin-1")
+
+    def may_pass(self, token: str | None) -> bool:
+        """Say whether this bearer token, if there is one, was given; in constant time."""
+        if token is None:
+            return True
+        scheme, _, given = self.get(b"authorization").partition(b" ")
+        same = hmac.compare_digest(given.strip(), token.encode())
+        return same and scheme.lower() == b"bearer"
 
     def headers_for_hooks(self) -> HookHeaders:
         """Return a copy of the headers that hooks may write to."""

@@ -8,17 +8,19 @@ Every `send` of the walk looks at the reason first.
 
 import logging
 import re
+import types
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Generator,
     Iterable,
     Mapping,
     MutableMapping,
     Sequence,
 )
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -28,7 +30,7 @@ from modelserve.encoders import Encoder, to_json
 from modelserve.errors import ClientGone, CollectedTooLarge, Stopped, describe, is_expected
 from modelserve.lifetime import Flight, Phase
 
-__all__ = ["JSON", "Body", "Header", "Reply", "Send", "StreamForm", "model_headers"]
+__all__ = ["JSON", "Body", "Header", "Reply", "Send", "StreamForm", "Streaming", "model_headers"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
@@ -39,6 +41,7 @@ logger = logging.getLogger("modelserve")
 # What a stream may run without giving way to other requests. A pause costs 3 us.
 _TURN_SECONDS: Final = 0.002
 _PART_BYTES: Final = 1 << 20
+_COALESCED_BYTES: Final = 1 << 16
 JSON: Final[Header] = (b"content-type", b"application/json")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _HOST_HEADERS: Final = frozenset((b"content-length", b"transfer-encoding", b"connection"))
@@ -54,8 +57,25 @@ class StreamForm(Protocol):
     def encoder(self, first: Any, *, empty: bool) -> Encoder:
         """Choose the encoder; raise NotAcceptable where none will do."""
 
+    def named_encoder(self) -> Encoder | None:
+        """Return the encoder that `Accept` asks for by name, if it frames its items."""
+
     def headers(self) -> list[Header]:
         """Return the headers that the model has set, its content type included if it did."""
+
+
+class Streaming(NamedTuple):
+    """What is settled about a model's streams when it is registered.
+
+    `begin(arrived, now)` records the first item and returns what is called with the time of each
+    later one.
+    """
+
+    begin: Callable[[float, float], Callable[[float], None]]
+    collect_bytes: float
+    coalesce: bool = False
+    heartbeat: float | None = None
+    heartbeat_before_first: bool = False
 
 
 class Reply:
@@ -64,28 +84,32 @@ class Reply:
     __slots__ = (
         "_bodiless",
         "_encoder",
+        "_extra",
+        "_lock",
         "_send",
         "_sending",
         "complete",
         "cut",
         "error",
-        "extra",
         "first_item_at",
         "flight",
         "items",
+        "request_id",
         "started",
         "status",
     )
 
     def __init__(
-        self, send: Send, flight: Flight, extra: list[Header], *, bodiless: bool = False
+        self, send: Send, flight: Flight, request_id: bytes, *, bodiless: bool = False
     ) -> None:
         self._send = send
-        self._bodiless = bodiless  # to HEAD
         self._sending = False
+        self._bodiless = bodiless  # to HEAD
         self._encoder: Encoder | None = None
+        self._extra = [(b"x-request-id", request_id)]
+        self._lock: anyio.Lock | None = None
         self.flight = flight
-        self.extra = extra
+        self.request_id = request_id
         self.status = 0
         self.started = False
         self.complete = False
@@ -94,6 +118,8 @@ class Reply:
         self.items = 0
         self.first_item_at = 0.0
 
+    # -- a whole document
+
     async def document(self, status: int, headers: list[Header], buffers: Sequence[Body]) -> None:
         """Send a whole answer, in order; large buffers in parts, so that none is copied whole.
 
@@ -101,107 +127,71 @@ class Reply:
         """
         self._go_on(Phase.SEND)
         if len(buffers) == 1 and type(buffers[0]) is bytes:
-            body = buffers[0]
-            await self._whole(status, [*headers, (b"content-length", b"%d" % len(body))], body)
+            await self._whole(status, headers, buffers[0])
             return
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        size = sum(map(len, views))
-        await self._start(status, [*headers, (b"content-length", b"%d" % size)])
+        await self._start(status, [*headers, _length(sum(map(len, views)))])
         for view in () if self._bodiless else views:
             for start in range(0, len(view), _PART_BYTES):
                 self._go_on(Phase.SEND)
                 await self._body(bytes(view[start : start + _PART_BYTES]), more=True)
         await self._body(b"", more=False)
 
+    # -- a stream
+
     async def stream(
-        self, items: AsyncIterator[Any], form: StreamForm, *, collect_bytes: float
+        self, items: AsyncIterator[Any], form: StreamForm, streaming: Streaming
     ) -> None:
         """Send items as they come, one event an item, the first with the start of the answer.
 
         What fails before the first item is encoded is raised, to become an ordinary status; what
         fails later is raised too, and `fail` then tells it in band. The caller closes the items.
         """
+        if streaming.heartbeat_before_first:
+            await self._begin_heartbeat(form.named_encoder(), form, streaming.heartbeat)
         empty = False
         try:
             first = await anext(items)
         except StopAsyncIteration:
             first, empty = None, True
-        encoder = form.encoder(first, empty=empty)
+        encoder = self._encoder or form.encoder(first, empty=empty)
         if encoder.join is not None:
-            await self._collect(items, first, empty, encoder, form, collect_bytes)
+            await self._collect(items, first, empty, encoder, form, streaming.collect_bytes)
             return
         chunk = b"" if empty else encoder.encode(first)
-        self._go_on(Phase.SEND)
-        self._encoder = encoder
-        await self._start(200, _with_defaults(form.headers(), encoder, _UNBUFFERED))
+        await self._start_stream(encoder, form)
         if not empty:
-            await self._first_item(chunk)
-            await self._events(items, encoder.encode)
+            tick = await self._first_item(chunk, streaming)
+            if self._lock is None:
+                await self._begin_heartbeat(form.named_encoder(), form, streaming.heartbeat)
+            coalesces = streaming.coalesce and self.flight.is_native
+            send_rest = self._coalesced if coalesces else self._events
+            await send_rest(items, encoder.encode, tick)
         self._go_on(Phase.SEND)
         await self._body(b"", more=False)
 
-    async def fail(self, exc: BaseException, *, debug: bool, request_id: str) -> None:
-        """Tell an exception: as the whole answer, as a last record, or by a cut."""
-        self.error = exc
-        if isinstance(exc, ClientGone):
-            return
-        if not is_expected(exc):
-            logger.error("Request %s failed", request_id, exc_info=exc)
-        status, sentence, headers = describe(exc, debug=debug)
-        await self._tell(status, sentence, headers)
-
-    async def farewell(self, reason: Stopped) -> None:
-        """Tell at once why the request ends early, while user code is still cleaning up."""
-        self.error = reason
-        if self._sending:  # hosts differ in what they did with an interrupted event
-            self.cut = not self.complete
-            return
-        with anyio.move_on_after(self.flight.deadlines.cleanup_timeout):
-            try:
-                await self._tell(reason.status, reason.reason, reason.headers)
-            except ClientGone:
-                return
-        self.cut = not self.complete
-
-    async def _tell(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
-        if self.complete:
-            return
+    async def _start_stream(self, encoder: Encoder, form: StreamForm) -> None:
+        """Start the answer, unless a heartbeat has."""
+        self._go_on(Phase.SEND)
+        self._encoder = encoder
         if not self.started:
-            body = to_json({"error": sentence})
-            length = (b"content-length", b"%d" % len(body))
-            await self._whole(status, [JSON, *_error_headers(headers), length], body)
-        elif self._encoder is not None and self._encoder.failure is not None:
-            await self._body(self._encoder.failure(sentence), more=True)
-            await self._body(b"", more=False)
-        else:
-            self.cut = True
+            await self._start(200, _with_defaults(form.headers(), encoder, _UNBUFFERED))
 
-    async def _collect(
+    async def _first_item(self, chunk: bytes, streaming: Streaming) -> Callable[[float], None]:
+        await self._body(chunk, more=True)
+        self.items = 1
+        self.first_item_at = monotonic()
+        return streaming.begin(self.flight.arrived, self.first_item_at)
+
+    async def _events(
         self,
         items: AsyncIterator[Any],
-        first: Any,
-        empty: bool,
-        encoder: Encoder,
-        form: StreamForm,
-        limit: float,
+        encode: Callable[[Any], bytes],
+        tick: Callable[[float], None],
     ) -> None:
-        """Send all items as one document; nothing is sent before the last has come."""
-        assert encoder.join is not None
-        parts = [] if empty else [encoder.encode(first)]
-        size = sum(map(len, parts))
-        turn_ends = monotonic() + _TURN_SECONDS
-        async for item in items:
-            parts.append(encoder.encode(item))
-            size += len(parts[-1])
-            if size > limit:
-                raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
-            turn_ends = await self._give_way(turn_ends)
-        self.items = len(parts)
-        await self.document(200, _with_defaults(form.headers(), encoder), [encoder.join(parts)])
-
-    async def _events(self, items: AsyncIterator[Any], encode: Callable[[Any], bytes]) -> None:
         """Send the rest of a stream: the loop that every item goes through."""
-        flight, send = self.flight, self._send
+        flight = self.flight
+        send = self._send if self._lock is None else self._event
         turn_ends = monotonic() + _TURN_SECONDS
         flight.enter(Phase.ITEM)
         async for item in items:
@@ -219,21 +209,162 @@ class Reply:
             self.items += 1
             flight.phase = Phase.ITEM
             flight.since = now = monotonic()
+            tick(now)
             if now >= turn_ends:
-                turn_ends = await self._give_way(turn_ends)
+                await anyio.lowlevel.checkpoint()
+                turn_ends = monotonic() + _TURN_SECONDS
 
-    async def _give_way(self, turn_ends: float) -> float:
-        """Let others run if this turn is over; return when the next one is."""
-        now = monotonic()
-        if now < turn_ends:
-            return turn_ends
-        await anyio.lowlevel.checkpoint()
-        return monotonic() + _TURN_SECONDS
+    async def _coalesced(
+        self,
+        items: AsyncIterator[Any],
+        encode: Callable[[Any], bytes],
+        tick: Callable[[float], None],
+    ) -> None:
+        """Send the rest of a stream, what is made without a pause in one event.
 
-    async def _first_item(self, chunk: bytes) -> None:
-        self.first_item_at = monotonic()
-        await self._body(chunk, more=True)
-        self.items = 1
+        Each step of the iterator is begun by hand: one that ends without suspending has made its
+        item at once, and only before one that suspends is there anything to send. So nothing ever
+        waits for more. 7 times the items a second of one event an item.
+        """
+        flight = self.flight
+        parts: list[bytes] = []
+        size = 0
+        turn_ends = monotonic() + _TURN_SECONDS
+        flight.enter(Phase.ITEM)
+        while True:
+            step = items.__anext__().__await__()
+            try:
+                trap = next(step)
+            except StopIteration as made:
+                item = made.value
+            except StopAsyncIteration:
+                break
+            else:
+                try:
+                    await self._flush(parts)
+                    size = 0
+                except BaseException as exc:
+                    await _resume(step, trap, exc)  # the iterator may not be closed in mid-step
+                    raise
+                try:
+                    item = await _resume(step, trap)
+                except StopAsyncIteration:
+                    break
+            parts.append(encode(item))
+            size += len(parts[-1])
+            now = monotonic()
+            tick(now)
+            if size >= _COALESCED_BYTES or now >= turn_ends:
+                await self._flush(parts)
+                size = 0
+                if now >= turn_ends:
+                    await anyio.lowlevel.checkpoint()
+                    turn_ends = monotonic() + _TURN_SECONDS
+        await self._flush(parts)
+
+    async def _flush(self, parts: list[bytes]) -> None:
+        if parts:
+            self._go_on(Phase.SEND)
+            await self._body(b"".join(parts), more=True)
+            self.items += len(parts)
+            parts.clear()
+        self.flight.enter(Phase.ITEM)
+
+    async def _collect(
+        self,
+        items: AsyncIterator[Any],
+        first: Any,
+        empty: bool,
+        encoder: Encoder,
+        form: StreamForm,
+        limit: float,
+    ) -> None:
+        """Send all items as one document; nothing is sent before the last has come."""
+        assert encoder.join is not None
+        parts = [] if empty else [encoder.encode(first)]
+        size = sum(map(len, parts))
+        turn_ends = monotonic() + _TURN_SECONDS
+        self.flight.enter(Phase.ITEM)
+        async for item in items:
+            parts.append(encoder.encode(item))
+            size += len(parts[-1])
+            if size > limit:
+                raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
+            self.flight.since = now = monotonic()
+            if now >= turn_ends:
+                await anyio.lowlevel.checkpoint()
+                turn_ends = monotonic() + _TURN_SECONDS
+        self.items = len(parts)
+        await self.document(200, _with_defaults(form.headers(), encoder), [encoder.join(parts)])
+
+    # -- heartbeats
+
+    async def _begin_heartbeat(
+        self, encoder: Encoder | None, form: StreamForm, seconds: float | None
+    ) -> None:
+        """Keep a quiet stream alive, for a client that asked for a framed form by name."""
+        if encoder is None or seconds is None:
+            return
+        self._lock = anyio.Lock()  # from now on two tasks send
+        await self._start_stream(encoder, form)
+        self.flight.enter(Phase.FIRST if not self.items else Phase.ITEM)
+        self.flight.beside(self._beat(encoder.idle or b"", seconds))
+
+    async def _beat(self, idle: bytes, seconds: float) -> None:
+        sent = monotonic()
+        while not self.complete:
+            quiet = monotonic() - max(sent, self.flight.since)
+            if quiet < seconds:
+                await anyio.sleep(seconds - quiet)
+            elif self.flight.reason is not None or self.flight.phase == Phase.SEND:
+                await anyio.sleep(seconds)
+            else:
+                await self._body(idle, more=True)
+                sent = monotonic()
+
+    # -- failures
+
+    async def fail(self, exc: BaseException, *, debug: bool) -> None:
+        """Tell an exception: as the whole answer, as a last record, or by a cut."""
+        self.error = exc
+        if isinstance(exc, ClientGone):
+            return
+        if not is_expected(exc):
+            logger.error("Request %s failed", self.request_id.decode(), exc_info=exc)
+        status, sentence, headers = describe(exc, debug=debug)
+        await self._tell(status, sentence, headers)
+
+    async def farewell(self, reason: Stopped) -> None:
+        """Tell at once why the request ends early, while user code is still cleaning up."""
+        self.error = reason
+        if self._sending:  # hosts differ in what they did with an interrupted event
+            self.cut = not self.complete
+            return
+        with anyio.move_on_after(self.flight.deadlines.cleanup_timeout):
+            try:
+                await self._tell(reason.status, reason.reason, reason.headers)
+            except ClientGone:
+                return
+        self.cut = not self.complete
+
+    def close_connection(self, scope: Mapping[str, Any]) -> None:
+        """Ask the client to come back over another connection, where the protocol has that."""
+        if str(scope.get("http_version", "")).startswith("1"):
+            self._extra.append((b"connection", b"close"))
+
+    async def _tell(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
+        if self.complete:
+            return
+        if not self.started:
+            body = to_json({"error": sentence})
+            await self._whole(status, [JSON, *_error_headers(headers)], body)
+        elif self._encoder is not None and self._encoder.failure is not None:
+            await self._body(self._encoder.failure(sentence), more=True)
+            await self._body(b"", more=False)
+        else:
+            self.cut = True
+
+    # -- messages
 
     def _go_on(self, phase: int) -> None:
         """Enter a phase, unless the flight has a reason to end: then the farewell has the word."""
@@ -243,13 +374,13 @@ class Reply:
 
     async def _whole(self, status: int, headers: list[Header], body: bytes) -> None:
         """Send the start and all of the body in one go."""
-        await self._start(status, headers)
+        await self._start(status, [*headers, _length(len(body))])
         await self._body(b"" if self._bodiless else body, more=False)
 
     async def _start(self, status: int, headers: list[Header]) -> None:
         self.started = True
         self.status = status
-        headers += self.extra
+        headers += self._extra
         await self._event({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _body(self, body: bytes, *, more: bool) -> None:
@@ -257,13 +388,39 @@ class Reply:
         self.complete = not more
 
     async def _event(self, message: MutableMapping[str, Any]) -> None:
-        """Send as the walk or as the farewell; any exception means that the client has left."""
+        """Send one event; any exception means that the client has left."""
+        if self._lock is not None:
+            async with self._lock:
+                await self._send_now(message)
+        else:
+            await self._send_now(message)
+
+    async def _send_now(self, message: MutableMapping[str, Any]) -> None:
         self._sending = True
         try:
             await self._send(message)
         except Exception as exc:
             raise ClientGone from exc
         self._sending = False
+
+
+@types.coroutine
+def _resume(
+    step: Generator[Any, Any, Any], trap: Any, exc: BaseException | None = None
+) -> Generator[Any, Any, Any]:
+    """Go on with a step that has suspended, or raise an exception in it; return what it made."""
+    try:
+        if exc is not None:
+            trap = step.throw(exc)
+        while True:
+            try:
+                value = yield trap
+            except BaseException as thrown:
+                trap = step.throw(thrown)
+            else:
+                trap = step.send(value)
+    except StopIteration as made:
+        return made.value
 
 
 def model_headers(headers: MutableHeaders) -> list[Header]:
@@ -275,6 +432,10 @@ def model_headers(headers: MutableHeaders) -> list[Header]:
         if not _TOKEN.fullmatch(name) or any(c in value for c in b"\r\n\0"):
             raise ValueError(f"The model set a response header that cannot be sent: {name!r}")
     return [pair for pair in headers.raw if pair[0] not in _HOST_HEADERS]
+
+
+def _length(size: int) -> Header:
+    return (b"content-length", b"%d" % size)
 
 
 def _with_defaults(

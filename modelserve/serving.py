@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import anyio
 
-from modelserve.errors import ServerNotReady, ServerShuttingDown
+from modelserve.errors import ServerShuttingDown
 from modelserve.lifetime import Flights
 from modelserve.limits import DEFAULTS, Admission, Limits
 from modelserve.registry import Entry, Registry
+from modelserve.telemetry import Telemetry
 from modelserve.threads import Workers
 
 __all__ = ["Serving"]
@@ -30,18 +31,27 @@ CLEANUP_AFTER_DRAIN: Final = 1.5
 class Serving:
     """The models of one application and all that their requests share."""
 
-    def __init__(self, limits: Limits, *, threads: int, debug: bool) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        threads: int = 40,
+        debug: bool = False,
+        token: str | None = None,
+        coalesce: bool = False,
+    ) -> None:
         self.limits = limits.with_defaults(DEFAULTS)
         self.debug = debug
+        self.token = token
+        self.telemetry = Telemetry()
         self.workers = Workers(threads)
-        self.registry = Registry(self.limits, self.workers)
+        self.registry = Registry(self.limits, self.workers, self.telemetry, coalesce=coalesce)
         self.admission = Admission(self.limits)
         self.flights = Flights()
         self.draining = False
         self._drained = False
         self._hosted = False
         self._loads: set[object] = set()
-        self.collect_bytes = 64 << 20
 
     def reconfigure(self, limits: Limits, *, threads: int | None, debug: bool) -> None:
         """Put in what the command line says of the application, before it serves."""
@@ -49,10 +59,20 @@ class Serving:
         self.limits = limits.with_defaults(self.limits)
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
-        self.registry = Registry(self.limits, self.workers)
+        self.registry = Registry(
+            self.limits, self.workers, self.telemetry, coalesce=self.registry.coalesce
+        )
         self.admission = Admission(self.limits)
         for model in models:
             self.registry.add(model)
+
+    async def expose(self, accept: str | None) -> tuple[bytes, bytes]:
+        """Return the metrics' content type and text, made in a thread."""
+        self.telemetry.open()
+        result: tuple[bytes, bytes] = await self.workers.call(
+            "metrics", self.telemetry.expose, accept
+        )
+        return result
 
     def load_pending(self) -> None:
         """Load in the background what is registered and was not tried yet; never waits.
@@ -63,12 +83,10 @@ class Serving:
             _spawn(self.registry.load_pending, self._loads)
 
     async def usable(self, entry: Entry) -> None:
-        """Return if a model can take a request. Raises ModelNotReady, or ServerNotReady in a drain.
+        """Return if a model can take a request. Raises ModelNotReady.
 
         Where no lifespan runs, a request waits for the load that it or another began.
         """
-        if self.draining:
-            raise ServerNotReady("It is shutting down.")
         if entry.loading and not self._hosted and entry.attempted is not None:
             await entry.attempted.wait()
         ready = await entry.is_ready() if entry.checks_health else entry.model.ready
@@ -109,6 +127,7 @@ class Serving:
         """Load the models in the background; on the way out drain, then stop them."""
         self._hosted = True
         self.draining = self._drained = False
+        self.telemetry.open()
         self.load_pending()
         try:
             yield
@@ -117,6 +136,7 @@ class Serving:
                 await self.drain()
                 await self._stop_idle()
                 self.workers.close()
+                self.telemetry.close()
             self._hosted = False
 
     def refuse_new(self) -> None:

@@ -8,7 +8,13 @@ from typing import Any, Final
 import orjson
 from starlette.datastructures import MutableHeaders
 
-from modelserve.encoders import Encoder, choose_encoder, not_acceptable, own_encoder
+from modelserve.encoders import (
+    Encoder,
+    choose_encoder,
+    named_encoder,
+    not_acceptable,
+    own_encoder,
+)
 from modelserve.errors import InvalidInput, NotAcceptable
 from modelserve.protocols import Body, Codec, Named, encode_value
 from modelserve.requests import Request
@@ -64,6 +70,10 @@ class Form:
 
     def headers(self) -> list[Header]:
         return model_headers(self.response_headers) if self.response_headers else []
+
+    def named_encoder(self) -> Encoder | None:
+        own = self.response_headers and self.response_headers.get("content-type")
+        return None if own else named_encoder(self.accept)
 
     def encoder(self, first: Any, *, empty: bool) -> Encoder:
         own = self.response_headers.get("content-type") if self.response_headers else None

@@ -19,6 +19,7 @@ from modelserve.encoders import (
     Encoder,
     ServerSentEvent,
     choose_form,
+    named_encoder,
     not_acceptable,
     to_json,
 )
@@ -92,12 +93,20 @@ class StreamForm:
             return _of_documents(form, self.document)
         return _collecting(self.document)
 
+    def named_encoder(self) -> Encoder | None:
+        named = named_encoder(self.request.accept)
+        return None if named is None else _of_documents(named, self.document)
+
 
 class EventsForm(StreamForm):
     """Server-sent events, whatever `Accept` says."""
 
     def encoder(self, first: Any, *, empty: bool) -> Encoder:
         return _of_documents(SSE, self.document)
+
+    def named_encoder(self) -> Encoder | None:
+        named = named_encoder(self.request.accept)
+        return None if named is None else _of_documents(SSE, self.document)
 
 
 def as_document(item: Any, payload: Any, named: Named) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""The path of a request, below where the application is mounted, as decoded segments. Pure.
+
+Hosts differ in what they tell of a mount: the whole path with `root_path`, the path without its
+prefix, or nothing. Segments are split before they are decoded, so that `%2F` is no slash.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+__all__ = ["segments_below"]
+
+Scope = Mapping[str, Any]
+
+
+def segments_below(scope: Scope, raw_path: bytes, prefix: str) -> list[str]:
+    """Return the decoded segments of a path below where we are mounted.
+
+    Raises RouteNotFound for a path outside it.
+    """
+    raw = raw_path.partition(b"?")[0].split(b"/")[1:]
+    if "raw_path" not in scope or not raw_path.endswith(b"/"):
+        path = scope["path"].removesuffix("/") if scope["path"] != "/" else "/"
+    else:
+        path = scope["path"]
+    segments = [unquote_to_bytes(segment).decode("utf-8", "replace") for segment in raw]
+    mount = _mount(scope, path, prefix)
+    inside = mount.split("/")[1:]
+    if segments[: len(inside)] == inside:
+        return segments[len(inside) :]
+    hidden = len(segments) - (len(path.split("/")) - 1)
+    return segments[max(hidden, 0) :]  # a host that took its prefix off `path` alone
+
+
+def _mount(scope: Scope, path: str, prefix: str) -> str:
+    """Return the part of the path that leads to us: what the host says, else what we were told."""
+    root = scope.get("root_path", "").rstrip("/")
+    outer = scope.get("app_root_path", "").rstrip("/")
+    for candidate in (root, root.removeprefix(outer), prefix):
+        if candidate and (path == candidate or path.startswith(candidate + "/")):
+            return str(candidate)
+    return ""
