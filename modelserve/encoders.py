@@ -9,6 +9,7 @@ client's order; the first that any form of the first item fits wins; `q=0` exclu
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -99,6 +100,11 @@ def to_json(value: Any) -> bytes:
         raise NestedTooDeep("The value is nested too deep to be written as JSON.") from None
 
 
+def error_document(sentence: str) -> bytes:
+    """Write the one shape of an error; what is no Unicode in the sentence becomes '?'."""
+    return orjson.dumps({"error": sentence.encode("utf-8", "replace").decode()})
+
+
 def json_item(item: Any) -> bytes:
     """Write one item of a stream as JSON; bytes must be UTF-8 and become a string."""
     if isinstance(item, ServerSentEvent):
@@ -146,7 +152,7 @@ def ndjson_item(item: Any) -> bytes:
 
 def ndjson_failure(sentence: str) -> bytes:
     """Write the last line of a stream that failed."""
-    return orjson.dumps({"error": sentence}) + b"\n"
+    return error_document(sentence) + b"\n"
 
 
 # --- SSE ----------------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ def sse_event_item(item: Any) -> bytes:
 
 def sse_failure(sentence: str) -> bytes:
     """Write the last event of a stream that failed."""
-    return b"event: error\ndata: " + orjson.dumps({"error": sentence}) + b"\n\n"
+    return b"event: error\ndata: " + error_document(sentence) + b"\n\n"
 
 
 def _sse_fields(event: ServerSentEvent) -> Iterable[bytes]:
@@ -356,7 +362,8 @@ def _parse_quality(parameters: list[str]) -> float:
         key, _, value = parameter.partition("=")
         if key.strip() == "q":
             try:
-                return min(max(float(value), 0.0), 1.0)
+                quality = float(value)
             except ValueError:
                 return 1.0
+            return 1.0 if math.isnan(quality) else min(max(quality, 0.0), 1.0)
     return 1.0

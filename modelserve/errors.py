@@ -59,9 +59,9 @@ class ServingError(Exception):
     status: int = 500
     retry_after: float | None = None
 
-    def __init__(self, reason: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, reason: object = "") -> None:
+        self.reason = str(reason)
+        super().__init__(self.reason)
 
     def __str__(self) -> str:
         return self.reason
@@ -78,7 +78,7 @@ class InferenceError(ServingError, RuntimeError):
     """Raise when the model failed; `status` may be an int from 400 to 599 (KServe issue 3396)."""
 
     def __init__(
-        self, reason: str, status: int | str | None = None, debug_details: object = None
+        self, reason: object, status: int | str | None = None, debug_details: object = None
     ) -> None:
         super().__init__(reason)
         self.debug_details = debug_details

@@ -126,7 +126,8 @@ async def call_hook(label: str, workers: Workers, function: Callable[..., Any], 
     result = await workers.call(label, function, *args)
     if isinstance(result, Awaitable):
         return await result
-    if isinstance(result, ThreadStream):
-        await result.aclose()
+    if isinstance(result, AsyncIterable):
+        if isinstance(result, ThreadStream):
+            await result.aclose()
         raise TypeError(f"{label} must not be a generator")
     return result

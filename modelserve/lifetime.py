@@ -92,6 +92,7 @@ class Flight:
         "_task",
         "_timer",
         "_watcher",
+        "answered",
         "arrived",
         "deadlines",
         "farewell",
@@ -112,6 +113,7 @@ class Flight:
         self.since = arrived
         self.reason: Stopped | None = None
         self.over = False
+        self.answered = False
         self.farewell: Farewell | None = None
         self.receive: Receive | None = None
         self._register = register
@@ -144,8 +146,13 @@ class Flight:
             self._start_watcher(receive)
 
     def cancel(self, reason: Stopped) -> None:
-        """End the walk early, once; the first reason counts. Safe to call at any time."""
+        """End the walk early, once; the first reason counts. Safe to call at any time.
+
+        After the last event every host says that the client is gone, which means nothing then.
+        """
         if self.reason is not None or self.over:
+            return
+        if self.answered and isinstance(reason, ClientGone):
             return
         self.reason = reason
         self._interrupt()
@@ -232,7 +239,7 @@ class Flight:
                 raise self.reason from None
             self._host_has_cancelled()
             raise
-        except Exception as exc:
+        except BaseException as exc:
             if self.reason is not None and exc is not self.reason:
                 raise self.reason from exc
             raise

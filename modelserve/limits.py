@@ -7,6 +7,7 @@ becomes free goes to the request that has waited longest of those that can use i
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from time import monotonic
@@ -151,6 +152,7 @@ class Admission:
         self.gate = Gate(limits)
         self._numbers = count()
         self._lines: dict[Gate, None] = {}
+        self._refusal: Callable[[], ServingError] | None = None
 
     def enter_nowait(self, gate: Gate) -> bool:
         """Take a slot of the model and one of the application, if both have one free."""
@@ -170,6 +172,8 @@ class Admission:
         """
         if self.enter_nowait(gate):
             return
+        if self._refusal is not None:
+            raise self._refusal()
         for line in (gate, self.gate):
             if line.waiting >= line.queue:
                 raise line._pace.refusal(line.waiting)
@@ -196,15 +200,19 @@ class Admission:
         if gate._emptied is not None and not (gate.running or gate.waiting):
             gate._emptied.set()
 
-    def refuse_waiting(self, refusal: ServingError) -> None:
-        """Refuse all who wait."""
-        for gate in list(self._lines):
+    def refuse_waiting(self, refusal: Callable[[], ServingError] | None) -> None:
+        """Refuse all who wait, and whoever would have to from now on; None ends that."""
+        self._refusal = refusal
+        for gate in list(self._lines) if refusal is not None else ():
             for ticket in list(gate._line):
-                ticket.refusal = refusal
+                ticket.refusal = refusal and refusal()
                 self._quit(gate, ticket)
                 ticket.called.set()
 
     def _join(self, gate: Gate, ticket: "_Ticket") -> None:
+        for line in (gate, self.gate):
+            if not line.waiting:
+                line._pace.begin()
         gate._line.append(ticket)
         self._lines[gate] = None
         gate.waiting += 1
@@ -256,6 +264,10 @@ class _Pace:
     def __init__(self) -> None:
         self._last: float | None = None
         self._seconds: float | None = None
+
+    def begin(self) -> None:
+        """Note that a line has formed: until now nobody waited, which is no pace."""
+        self._last = monotonic()
 
     def admitted(self) -> None:
         now = monotonic()

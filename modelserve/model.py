@@ -7,7 +7,7 @@ and response headers it takes.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -176,7 +176,7 @@ def as_model(target: Any, name: str | None = None) -> Any:
     Raises TypeError where there is nothing to call.
     """
     if isinstance(target, type):
-        target = target(str(name)) if issubclass(target, Model) else target()
+        target = target(name) if issubclass(target, Model) else target()  # type: ignore[arg-type]
     if isinstance(target, Model):
         return target
     name = name or getattr(target, "name", None)
@@ -189,7 +189,7 @@ def as_model(target: Any, name: str | None = None) -> Any:
         if not callable(target):
             raise TypeError(f"{target!r} is no model: it is not callable and has no predict")
         hooks["predict"] = target
-    model = Model(str(name))
+    model = Model(name)  # type: ignore[arg-type]  # whoever registers it looks at the name
     vars(model).update(hooks, engine=getattr(target, "engine", False))
     vars(model).update(
         {
@@ -221,8 +221,8 @@ def _hook(model: Any, name: str) -> Hook:
         on_loop=is_async_generator or inspect.iscoroutinefunction(bare),
         is_async_generator=is_async_generator,
         streams=streams,
-        wants_headers=wanted.headers is not None,
-        wants_response_headers=wanted.response_headers is not None,
+        wants_headers="headers" in wanted,
+        wants_response_headers="response_headers" in wanted,
     )
 
 
@@ -242,48 +242,104 @@ _NAMED: Final = ("headers", "response_headers")
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """How each argument goes in: `headers` by "name" or "position", or None for not at all."""
+    """What goes in: these by position, in order, and these by name."""
 
-    payload: bool
-    headers: str | None
-    response_headers: str | None
+    by_position: tuple[str, ...]
+    by_name: tuple[str, ...]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.by_position or name in self.by_name
 
 
 def _bind(function: Callable[..., Any], wanted: _Wanted) -> Callable[[Any, Any, Any], Any]:
     """Return a function of all three arguments that passes on those that are wanted."""
-    if wanted == _Wanted(True, None, None):
+    if wanted == _Wanted(("payload",), ()):
         return lambda payload, headers, response_headers: function(payload)
-    if wanted == _Wanted(True, "name", None):
+    if wanted == _Wanted(("payload",), ("headers",)):
         return lambda payload, headers, response_headers: function(payload, headers=headers)
 
     def call(payload: Any, headers: Any, response_headers: Any) -> Any:
-        args = [payload] if wanted.payload else []
-        kwargs = {}
-        for name, value in (("headers", headers), ("response_headers", response_headers)):
-            how = getattr(wanted, name)
-            if how == "position":
-                args.append(value)
-            elif how == "name":
-                kwargs[name] = value
-        return function(*args, **kwargs)
+        given = {"payload": payload, "headers": headers, "response_headers": response_headers}
+        args = [given[name] for name in wanted.by_position]
+        return function(*args, **{name: given[name] for name in wanted.by_name})
 
     return call
 
 
 def _wanted(function: Any, what: str) -> _Wanted:
-    """Read the signature, and where it is only `*args, **kwargs` that of what it wraps as well."""
-    layers = list(_signatures(function))
+    """Read a signature: the payload goes by position, the headers by name wherever declared.
+
+    What would go through `*args` or `**kwargs` of a wrapper goes only if what it wraps takes it.
+    Raises TypeError for a required parameter that nothing is given to.
+    """
+    layers = [_Signature(parameters) for parameters in _signatures(function)]
     if not layers:
-        return _Wanted(True, None, None)
-    outer = _read(layers[0], what)
-    for layer in layers[1:]:
-        inner = _read(layer, what)
-        outer = _Wanted(
-            outer.payload and inner.payload,
-            outer.headers if inner.headers else None,
-            outer.response_headers if inner.response_headers else None,
-        )
-    return outer
+        return _Wanted(("payload",), ())
+    layers[0].check(what)
+    passed = {name for name in ("payload", *_NAMED) if all(layer.takes(name) for layer in layers)}
+    return layers[0].wanted(passed)
+
+
+class _Signature:
+    """The parameters of one callable, as far as hooks are concerned."""
+
+    def __init__(self, parameters: list[inspect.Parameter]) -> None:
+        self.parameters = parameters
+        kinds = {p.kind for p in parameters}
+        self.any_position = inspect.Parameter.VAR_POSITIONAL in kinds
+        self.any_name = inspect.Parameter.VAR_KEYWORD in kinds
+        self.positional = [p for p in parameters if p.kind in _POSITIONAL]
+        first = self.positional[0] if self.positional else None
+        self.payload = first if first is not None and first.name not in _NAMED else None
+
+    def names(self, name: str) -> bool:
+        """Say whether an argument has a parameter of its own."""
+        if name == "payload":
+            return self.payload is not None
+        return any(p.name == name and p is not self.payload for p in self.parameters)
+
+    def takes(self, name: str) -> bool:
+        return self.names(name) or self.any_position or (self.any_name and name != "payload")
+
+    def check(self, what: str) -> None:
+        """Raise TypeError for a parameter that cannot be filled, or a payload that cannot go in."""
+        for p in self.parameters:
+            known = p is self.payload or p.name in _NAMED or p.kind in _VARIADIC
+            if not known and p.default is inspect.Parameter.empty:
+                raise TypeError(
+                    f"{what} takes {p.name!r}, which no hook is given: "
+                    "it may take the payload, headers and response_headers"
+                )
+        if self.any_name and not (self.positional or self.any_position):
+            raise TypeError(f"{what} takes no payload: it must be the first positional parameter")
+
+    def wanted(self, passed: set[str]) -> _Wanted:
+        """Say how to call: an argument with a parameter always goes, others if they may pass."""
+        goes = [n for n in ("payload", *_NAMED) if self.names(n) or (n in passed and self.takes(n))]
+        if self.any_position and not self.any_name:
+            order = self._positions(goes)
+        else:
+            order = [n for n in goes if n == "payload"]
+            order += [p.name for p in self.positional if self._only_by_position(p)]
+        return _Wanted(tuple(order), tuple(n for n in goes if n not in order))
+
+    def _only_by_position(self, p: inspect.Parameter) -> bool:
+        return p.kind is inspect.Parameter.POSITIONAL_ONLY and p.name in _NAMED
+
+    def _positions(self, goes: list[str]) -> list[str]:
+        """Order what goes by position where the rest goes into `*args`: named parameters first."""
+        named = ["payload" if p is self.payload else p.name for p in self.positional]
+        by_keyword = {p.name for p in self.parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        known = [n for n in named if n in goes]
+        rest = [n for n in goes if n not in known and n not in by_keyword]
+        return known + rest if known == named else known
+
+
+_POSITIONAL: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+_VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _signatures(function: Any) -> Iterator[list[inspect.Parameter]]:
@@ -302,40 +358,5 @@ def _signatures(function: Any) -> Iterator[list[inspect.Parameter]]:
 
 
 def _without_self(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
-    named = parameters and parameters[0].kind in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
+    named = parameters and parameters[0].kind in _POSITIONAL
     return parameters[1:] if named else parameters
-
-
-def _read(parameters: list[inspect.Parameter], what: str) -> _Wanted:
-    """Read one signature. Raises TypeError for a required parameter that nothing is given to."""
-    kinds: Mapping[Any, list[inspect.Parameter]] = {
-        kind: [p for p in parameters if p.kind is kind] for kind in inspect._ParameterKind
-    }
-    positional = (
-        kinds[inspect.Parameter.POSITIONAL_ONLY] + kinds[inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    )
-    anything = bool(kinds[inspect.Parameter.VAR_POSITIONAL])
-    any_name = bool(kinds[inspect.Parameter.VAR_KEYWORD])
-    takes_payload = anything or bool(positional and positional[0].name not in _NAMED)
-    payload = positional[:1] if positional and positional[0].name not in _NAMED else []
-    ways = {p.name: "name" for p in parameters if p not in payload}
-    ways.update({p.name: "position" for p in kinds[inspect.Parameter.POSITIONAL_ONLY]})
-    for name in _NAMED:
-        if name not in ways and any_name:
-            ways[name] = "name"
-        elif anything and not any_name and ways.get(name) != "name":
-            ways[name] = "position"
-    if anything and not any_name:  # values for *args must not overtake named parameters
-        ways.update({p.name: "position" for p in positional[1:] if p.name in _NAMED})
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    for p in parameters:
-        known = p in payload or p.name in _NAMED or p.kind in variadic
-        if not known and p.default is inspect.Parameter.empty:
-            raise TypeError(
-                f"{what} takes {p.name!r}, which no hook is given: "
-                "it may take the payload, headers and response_headers"
-            )
-    return _Wanted(takes_payload, ways.get("headers"), ways.get("response_headers"))

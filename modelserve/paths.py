@@ -14,20 +14,16 @@ Scope = Mapping[str, Any]
 
 
 def segments_below(scope: Scope, raw_path: bytes, prefix: str) -> list[str]:
-    """Return the decoded segments of a path below where we are mounted.
-
-    Raises RouteNotFound for a path outside it.
-    """
+    """Return the decoded segments of a path below where we are mounted."""
     raw = raw_path.partition(b"?")[0].split(b"/")[1:]
     if "raw_path" not in scope or not raw_path.endswith(b"/"):
         path = scope["path"].removesuffix("/") if scope["path"] != "/" else "/"
     else:
         path = scope["path"]
     segments = [unquote_to_bytes(segment).decode("utf-8", "replace") for segment in raw]
-    mount = _mount(scope, path, prefix)
-    inside = mount.split("/")[1:]
-    if segments[: len(inside)] == inside:
-        return segments[len(inside) :]
+    mount = _mount(scope, path, prefix).split("/")[1:]
+    if mount and segments[: len(mount)] == mount:
+        return segments[len(mount) :]
     hidden = len(segments) - (len(path.split("/")) - 1)
     return segments[max(hidden, 0) :]  # a host that took its prefix off `path` alone
 

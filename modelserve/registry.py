@@ -45,12 +45,12 @@ class Entry:
         own = model.limits or Limits()
         self.limits = own.within(limits)
         self.deadlines = self.limits.deadlines()
-        self.max_body_bytes = self.limits.max_body_bytes or math.inf
+        self.max_body_bytes = _or_none_at_all(self.limits.max_body_bytes)
         self.series = telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = Streaming(
             self.series.stream,
-            self.limits.max_collected_bytes or math.inf,
+            _or_none_at_all(self.limits.max_collected_bytes),
             coalesce if model.coalesce is None else model.coalesce,
             model.heartbeat,
             model.heartbeat_before_first,
@@ -118,6 +118,8 @@ class Registry:
         """
         model = as_model(target, name)
         label = getattr(model, "name", None)
+        if name is not None and label != name:
+            raise ValueError(f"The model's name is {label!r}, and cannot be {name!r} as well")
         if not isinstance(label, str) or not label:
             raise ValueError(f"A model needs a name: {target!r} has {label!r}")
         if ":" in label or any(ord(c) < 32 or ord(c) == 127 for c in label):
@@ -259,6 +261,10 @@ class Registry:
     async def _call(self, entry: Entry, hook: str) -> Any:
         label = f"{hook} of {entry.name}"
         return await call_hook(label, self._workers, getattr(entry.model, hook))
+
+
+def _or_none_at_all(limit: float | None) -> float:
+    return math.inf if limit is None else limit
 
 
 def _row(entry: Entry, version: str) -> dict[str, str]:

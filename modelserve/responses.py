@@ -19,6 +19,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -26,7 +27,7 @@ import anyio
 import anyio.lowlevel
 from starlette.datastructures import MutableHeaders
 
-from modelserve.encoders import Encoder, to_json
+from modelserve.encoders import Encoder, error_document
 from modelserve.errors import ClientGone, CollectedTooLarge, Stopped, describe, is_expected
 from modelserve.lifetime import Flight, Phase
 
@@ -44,7 +45,9 @@ _PART_BYTES: Final = 1 << 20
 _COALESCED_BYTES: Final = 1 << 16
 JSON: Final[Header] = (b"content-type", b"application/json")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-_HOST_HEADERS: Final = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+_HOST_HEADERS: Final = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"x-request-id")
+)
 _UNBUFFERED: Final[tuple[Header, ...]] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -332,6 +335,7 @@ class Reply:
         if not is_expected(exc):
             logger.error("Request %s failed", self.request_id.decode(), exc_info=exc)
         status, sentence, headers = describe(exc, debug=debug)
+        self.flight.enter(Phase.SEND)
         await self._tell(status, sentence, headers)
 
     async def farewell(self, reason: Stopped) -> None:
@@ -356,7 +360,7 @@ class Reply:
         if self.complete:
             return
         if not self.started:
-            body = to_json({"error": sentence})
+            body = error_document(sentence)
             await self._whole(status, [JSON, *_error_headers(headers)], body)
         elif self._encoder is not None and self._encoder.failure is not None:
             await self._body(self._encoder.failure(sentence), more=True)
@@ -384,6 +388,7 @@ class Reply:
         await self._event({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _body(self, body: bytes, *, more: bool) -> None:
+        self.flight.answered = not more
         await self._event({"type": "http.response.body", "body": body, "more_body": more})
         self.complete = not more
 
@@ -431,7 +436,8 @@ def model_headers(headers: MutableHeaders) -> list[Header]:
     for name, value in headers.raw:
         if not _TOKEN.fullmatch(name) or any(c in value for c in b"\r\n\0"):
             raise ValueError(f"The model set a response header that cannot be sent: {name!r}")
-    return [pair for pair in headers.raw if pair[0] not in _HOST_HEADERS]
+    own = ((name, value.strip(b" \t")) for name, value in headers.raw)
+    return [pair for pair in own if pair[0] not in _HOST_HEADERS]
 
 
 def _length(size: int) -> Header:
@@ -449,9 +455,9 @@ def _with_defaults(
 
 
 def _error_headers(headers: Mapping[str, str]) -> list[Header]:
-    """Return the headers of an error, or none where one of them cannot be sent."""
-    try:
-        pairs = model_headers(MutableHeaders(dict(headers)))
-    except ValueError:
-        return []
+    """Return the headers of an error, less those that cannot be sent."""
+    pairs: list[Header] = []
+    for name, value in headers.items():
+        with suppress(ValueError):
+            pairs += model_headers(MutableHeaders({str(name): str(value)}))
     return [pair for pair in pairs if pair[0] != b"content-type"]

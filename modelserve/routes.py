@@ -16,6 +16,7 @@ from modelserve.errors import (
     ResponseCut,
     RouteNotFound,
     ServerShuttingDown,
+    ServingError,
     Stopped,
     Unauthorized,
 )
@@ -76,7 +77,7 @@ class Routes:
         try:
             await flight.run(self._walk(scope, walk))
         except Stopped as reason:
-            if reason.__cause__ is not None:
+            if not isinstance(reason.__cause__, ServingError | None):
                 logger.error("Request %s failed while it ended", request.id, exc_info=reason)
         finally:
             if walk.target is not None and walk.target.codec is not None:

@@ -127,6 +127,7 @@ class Serving:
         """Load the models in the background; on the way out drain, then stop them."""
         self._hosted = True
         self.draining = self._drained = False
+        self.admission.refuse_waiting(None)
         self.telemetry.open()
         self.load_pending()
         try:
@@ -142,7 +143,7 @@ class Serving:
     def refuse_new(self) -> None:
         """Begin to drain: not ready, queued and new requests refused, running ones go on."""
         self.draining = True
-        self.admission.refuse_waiting(ServerShuttingDown())
+        self.admission.refuse_waiting(ServerShuttingDown)
 
     async def drain(self) -> None:
         """Refuse what is new, and wait until the last request has ended, for a bounded time.

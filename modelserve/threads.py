@@ -70,6 +70,9 @@ class Workers:
         """
         job = _Job(label, function, args)
         await self._acquire(job)
+        return await self._report(job)
+
+    async def _report(self, job: "_Job") -> Any:
         self._start(job)
         try:
             await job.reported.wait()
@@ -79,8 +82,19 @@ class Workers:
         return job.take_report()
 
     async def iterate(self, label: str, iterator: Iterator[Any]) -> "ThreadStream":
-        """Run a sync iterator in one worker thread; cancellation as for `call`."""
-        stream: ThreadStream = await self.call(label, lambda: iterator)
+        """Run a sync iterator in one worker thread; cancellation as for `call`.
+
+        If cancelled while waiting for a thread, the iterator is closed, in a thread above the limit.
+        """
+        job = _Job(label, lambda: iterator, ())
+        try:
+            await self._acquire(job)
+        except anyio.get_cancelled_exc_class():
+            job.stop = True
+            self._start(job)
+            await job.end()
+            raise
+        stream: ThreadStream = await self._report(job)
         return stream
 
     def close(self) -> None:
@@ -96,6 +110,7 @@ class Workers:
             self._limiter.acquire_on_behalf_of_nowait(job)
         except anyio.WouldBlock:
             await self._limiter.acquire_on_behalf_of(job)
+        job.counted = True
 
     def _start(self, job: "_Job") -> None:
         self._running[job] = job.label
@@ -108,7 +123,7 @@ class Workers:
 
     def _ended(self, job: "_Job") -> None:
         del self._running[job]
-        if self._limiter is not None:
+        if self._limiter is not None and job.counted:
             self._limiter.release_on_behalf_of(job)
 
 
@@ -167,6 +182,7 @@ class _Job:
         self.arrived = anyio.Event()
         self.bytes_out = 0
         self.stop = False
+        self.counted = False
         # the thread's
         self.items: deque[Any] = deque()
         self.bytes_in = 0
