@@ -37,6 +37,8 @@ class Workers:
     kept.
     """
 
+    _threads = 0
+
     def __init__(self, limit: int = 40) -> None:
         if limit < 1:
             raise ValueError(f"The number of threads must be at least 1, not {limit}")
@@ -98,10 +100,16 @@ class Workers:
         return stream
 
     def close(self) -> None:
-        """Let idle threads end; busy ones end after their call."""
+        """Let idle threads end; busy ones end after their call. Later calls start new threads."""
+        if not self._threads:
+            return
+        jobs, self._jobs = self._jobs, queue.SimpleQueue()
         for _ in range(self._threads):
-            self._jobs.put(None)
+            jobs.put(None)
         self._threads = 0
+
+    def __del__(self) -> None:
+        self.close()
 
     async def _acquire(self, job: "_Job") -> None:
         if self._limiter is None:
@@ -142,8 +150,11 @@ class ThreadStream:
 
     async def __anext__(self) -> Any:
         job = self._job
-        while not job.items:
-            if job.finished:
+        while True:
+            finished = job.finished  # first: what is there afterwards is all there will be
+            if job.items:
+                break
+            if finished:
                 raise job.take_end()
             await job.wait_for_item()
         item = job.items.popleft()
