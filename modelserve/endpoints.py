@@ -179,8 +179,9 @@ async def _run(
         else:
             await reply.document(200, *codec.encode(result, request, payload, own, named))
     finally:
-        reply.flight.begin_clean_up()
-        await call.close()
+        if not call.has_ended:
+            reply.flight.begin_clean_up()
+            await call.close()
 
 
 async def _one(value: Any) -> AsyncIterator[Any]:

@@ -70,6 +70,11 @@ class Call:
         self.seconds[hook.name] = monotonic() - began
         return result
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to close, or to be timed."""
+        return not self._open and len(self.began) == len(self.seconds)
+
     async def close(self) -> None:
         """Close the streams that were opened, the last first; log what their closing raises."""
         if self._open:

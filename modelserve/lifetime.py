@@ -126,7 +126,7 @@ class Flight:
         self._cancelling = 0
         self._task: asyncio.Task[Any]
 
-    async def run(self, walk: Coroutine[Any, Any, T]) -> T:
+    def run(self, walk: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Run the walk to its end. Raise the reason if something ended it early.
 
         The host's own cancellation is raised again once the walk has cleaned up and the farewell
@@ -136,8 +136,8 @@ class Flight:
         assert task is not None
         self._task = task
         if _inside_host_scope(task):
-            return await self._run_shielded(walk)
-        return await self._run_here(walk)
+            return self._run_shielded(walk)
+        return self._run_here(walk)
 
     def watch(self, receive: Receive) -> None:
         """Listen for the client's leaving from now on: the body has been read."""
@@ -244,7 +244,9 @@ class Flight:
                 raise self.reason from exc
             raise
         finally:
-            await self._land()
+            self._land()
+            if self._farewell_task is not None:
+                await _settled(self._farewell_task)
 
     async def _run_shielded(self, walk: Coroutine[Any, Any, T]) -> T:
         error: BaseException | None = None
@@ -262,8 +264,8 @@ class Flight:
             raise error
         return result
 
-    async def _land(self) -> None:
-        """End the watching, and wait until the farewell has been said."""
+    def _land(self) -> None:
+        """End the watching."""
         self.over = True
         self._register.remove(self)
         if self._timer is not None:
@@ -274,8 +276,6 @@ class Flight:
             self._companion.cancel()
         for _ in range(self._cancels):
             self._task.uncancel()
-        if self._farewell_task is not None:
-            await _settled(self._farewell_task)
 
     def adopt(self) -> None:
         """Begin to watch: the request is not one of the quick ones."""
@@ -332,7 +332,10 @@ class ScopedFlight(Flight):
     _outer: anyio.CancelScope
     _inner: anyio.CancelScope
 
-    async def run(self, walk: Coroutine[Any, Any, T]) -> T:
+    def run(self, walk: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        return self._run_in_scopes(walk)
+
+    async def _run_in_scopes(self, walk: Coroutine[Any, Any, T]) -> T:
         error: BaseException | None = None
         finished = False
         self._farewell_said: anyio.Event | None = None
@@ -347,7 +350,10 @@ class ScopedFlight(Flight):
                         finished = True
             except BaseException as exc:
                 error = exc
-            await self._land()
+            self._land()
+            if self._farewell_said is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._farewell_said.wait()
             self._group.cancel_scope.cancel()
         if finished:
             return result
@@ -372,12 +378,9 @@ class ScopedFlight(Flight):
             self._inner.shield = True
             self._inner.deadline = anyio.current_time() + bound
 
-    async def _land(self) -> None:
+    def _land(self) -> None:
         self.over = True
         self._register.remove(self)
-        if self._farewell_said is not None:
-            with anyio.CancelScope(shield=True):
-                await self._farewell_said.wait()
 
     def _start_watcher(self, receive: Receive) -> None:
         self._group.start_soon(_watch, self, receive)
