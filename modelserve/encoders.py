@@ -147,6 +147,11 @@ def raw_item(item: Any) -> bytes:
 
 def ndjson_item(item: Any) -> bytes:
     """Write one item as one line of JSON."""
+    if type(item) is dict:  # most are: 0.15 us instead of 0.5
+        try:
+            return orjson.dumps(item, _to_builtin, _OPTIONS | orjson.OPT_APPEND_NEWLINE)
+        except orjson.JSONEncodeError:
+            pass  # what is wrong with it, if anything is, `json_item` knows
     return json_item(item) + b"\n"
 
 
@@ -160,6 +165,8 @@ def ndjson_failure(sentence: str) -> bytes:
 
 def sse_item(item: Any) -> bytes:
     """Write one item as one event: text a `data:` field a line, the rest as JSON."""
+    if type(item) is dict:  # most are: 0.3 us instead of 0.6
+        return b"data: %b\n\n" % to_json(item)
     if isinstance(item, ServerSentEvent):
         return b"".join(_sse_fields(item)) + b"\n"
     return _sse_data(item) + b"\n"
