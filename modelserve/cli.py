@@ -1,0 +1,289 @@
+"""The command `modelserve`: what it is told, put into the application and the server."""
+
+import math
+import os
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from modelserve import __version__, logs, server
+from modelserve.app import ModelServer
+from modelserve.errors import LoadError
+from modelserve.limits import DEFAULTS, Limits
+from modelserve.loader import load_target
+
+__all__ = ["main"]
+
+DEFAULT_PORT: Final = 8080
+LIMITS: Final = tuple(limit.name for limit in fields(Limits))
+_LIMIT_TEXTS: Final = {
+    "concurrency": "requests that run at the same time",
+    "queue": "requests that may wait",
+    "max_body_bytes": "size of a request's body",
+    "max_collected_bytes": "size of a stream that is collected",
+    "first_item_timeout": "to the first item or the answer",
+    "idle_timeout": "between two items",
+    "timeout": "for a whole request",
+    "send_timeout": "that a client may read nothing",
+    "drain_timeout": "that requests have to end when the server stops",
+    "cleanup_timeout": "that a cancelled hook may take to clean up",
+}
+_FOR_UVICORN: Final = (
+    "http",
+    "loop",
+    "root_path",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_keyfile_password",
+    "timeout_keep_alive",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code, 0 once the server was told to stop and has.
+
+    What is wrong with the arguments, or with the target, is told in one sentence on stderr and
+    ends in exit code 2.
+    """
+    try:
+        options = _parse(arguments)
+        set_up_logging = partial(logs.configure, form=options.log_format, level=options.log_level)
+        set_up_logging()
+        settings = server.Settings(
+            host=options.host,
+            port=options.port,
+            uds=options.uds,
+            fd=options.fd,
+            workers=options.workers,
+            uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
+            set_up_logging=set_up_logging,
+        )
+        return server.serve(partial(build, options), settings)
+    except KeyboardInterrupt:
+        return 130
+
+
+def build(options: Namespace) -> ASGIApp:
+    """Load the target and put into it what the command line says; in each worker process.
+
+    Raises LoadError, and what the target's own module raises.
+    """
+    app = load_target(options.target)
+    if isinstance(app, ModelServer):
+        _configure(app, options)
+    else:
+        _refuse_flags(app, options)
+    if options.cors_origin:
+        return CORSMiddleware(
+            app,
+            allow_origins=options.cors_origin,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("*",),
+        )
+    return app
+
+
+# --- into the application -----------------------------------------------------------------------
+
+
+def _configure(app: ModelServer, options: Namespace) -> None:
+    serving = app._serving
+    serving.reconfigure(options.limits, threads=options.threads, debug=options.debug)
+    if options.token is not None:
+        serving.token = options.token
+
+
+def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
+    """Refuse flags that mean a `ModelServer` where the target is another application."""
+    given = [name for name in LIMITS if getattr(options.limits, name) is not None]
+    given += [name for name in ("threads", "debug", "token_file") if getattr(options, name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise LoadError(
+            f"{flags} cannot be set from here: {options.target} is not a ModelServer, so give them"
+            " to the ModelServer inside it."
+        )
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.limits = Limits(**{name: getattr(options, name) for name in LIMITS})
+        options.token = None if options.token_file is None else _read_token(options.token_file)
+        if options.port is None:
+            options.port = _port_from_environment()
+    except ValueError as exc:
+        parser.error(f"{exc}")
+    if options.ssl_keyfile is not None and options.ssl_certfile is None:
+        parser.error("--ssl-keyfile needs --ssl-certfile")
+    if options.log_format is None:
+        options.log_format = "human" if sys.stderr.isatty() else "json"
+    return options
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="modelserve",
+        usage="modelserve TARGET [options]",
+        description="Serve machine-learning models over HTTP.",
+        epilog=(
+            "A first SIGTERM or Ctrl-C lets requests end, for --drain-timeout seconds;"
+            " a second one ends at once."
+        ),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "target", metavar="TARGET", help="path/to/file.py[:attribute] or package.module[:attribute]"
+    )
+    parser.add_argument("--version", action="version", version=f"modelserve {__version__}")
+    _add_address(parser)
+    _add_limits(parser)
+    _add_application(parser)
+    _add_logging(parser)
+    _add_connections(parser)
+    return parser
+
+
+def _add_address(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("where to listen")
+    group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    group.add_argument(
+        "--port", type=_port, help=f"default: environment variable PORT, else {DEFAULT_PORT}"
+    )
+    group.add_argument("--uds", metavar="PATH", help="a Unix domain socket instead")
+    group.add_argument("--fd", type=_whole, help="a bound socket's file descriptor instead")
+    group.add_argument(
+        "--workers", type=_positive, default=1, help="processes; default: %(default)s"
+    )
+
+
+def _add_limits(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "limits", "They take precedence over those of the application; `inf` is no limit."
+    )
+    for name in LIMITS:
+        is_time = name.endswith("timeout")
+        default = getattr(DEFAULTS, name)
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_number if is_time else _whole_or_inf,
+            metavar="SECONDS" if is_time else "N",
+            help=f"{_LIMIT_TEXTS[name]}; default: {default:.10g}",
+        )
+
+
+def _add_application(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("application")
+    group.add_argument("--threads", type=_positive, metavar="N", help="for sync hooks; default: 40")
+    group.add_argument("--debug", action="store_true", help="show exceptions' texts to clients")
+    group.add_argument("--token-file", metavar="PATH", help="ask clients for this bearer token")
+    group.add_argument(
+        "--cors-origin",
+        action="append",
+        type=_origin,
+        metavar="ORIGIN",
+        help="let pages of this origin call; repeatable; * is any",
+    )
+    group.add_argument("--root-path", default="", help="the path that a proxy takes off")
+
+
+def _add_logging(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("logging, to stderr")
+    group.add_argument(
+        "--log-format",
+        choices=("human", "json"),
+        help="default: human on a terminal, else one JSON object a line",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error", "critical"),
+        default="info",
+        help="default: %(default)s",
+    )
+
+
+def _add_connections(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("connections")
+    group.add_argument(
+        "--timeout-keep-alive",
+        type=_whole,
+        default=65,
+        metavar="SECONDS",
+        help="that an idle connection stays open; default: %(default)s",
+    )
+    group.add_argument("--ssl-certfile", metavar="PATH")
+    group.add_argument("--ssl-keyfile", metavar="PATH")
+    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD")
+    group.add_argument("--http", choices=("auto", "h11", "httptools"), default="auto")
+    group.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default="auto")
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _whole(text) < 1:
+        raise ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if _whole(text) > 65535:
+        raise ArgumentTypeError(f"{text} is not a port")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _whole_or_inf(text: str) -> float:
+    return math.inf if text == "inf" else _whole(text)
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if text not in ("*", "null") and text != f"{parts.scheme}://{parts.netloc}":
+        raise ArgumentTypeError(f"{text!r} is not an origin, like https://example.org")
+    return text
+
+
+def _port_from_environment() -> int:
+    text = os.environ.get("PORT", "")
+    try:
+        return _port(text) if text else DEFAULT_PORT
+    except ArgumentTypeError as exc:
+        raise ValueError(f"the environment variable PORT: {exc}") from None
+
+
+def _read_token(path: str) -> str:
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise ValueError(f"cannot read the token file {path}: {reason}") from None
+    if not token:
+        raise ValueError(f"the token file {path} is empty")
+    return token

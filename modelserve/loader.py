@@ -1,0 +1,146 @@
+"""Import what is to be served: `package.module:attr` or `path/to/file.py:attr`."""
+
+import importlib
+import inspect
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Final
+
+from starlette.types import ASGIApp
+
+from modelserve.errors import LoadError
+
+__all__ = ["load_target", "users_traceback"]
+
+DEFAULT_ATTRIBUTE: Final = "app"
+_OUR_FRAMES: Final = (
+    str(Path(__file__).parent) + os.sep,
+    importlib.__file__,
+    "<frozen importlib",
+)
+
+
+def load_target(target: str) -> ASGIApp:
+    """Import a target and return the ASGI application that it names.
+
+    The attribute is `app` unless given, and may be dotted. A file's folder, or for a module the
+    current directory, goes to the front of `sys.path`: a file is importable under its own name, so
+    that pickle and worker processes find what it defines.
+
+    Raises LoadError for what is not there or is no ASGI application; whatever the module itself
+    raises passes through.
+    """
+    where, attribute = _split(target)
+    module = _import_file(Path(where)) if _is_path(where) else _import_module(where)
+    app = _find(module, attribute, where)
+    if not _is_asgi(app):
+        raise LoadError(f"{attribute!r} in {where} is {_kind(app)}, not an ASGI application.")
+    return app  # type: ignore[no-any-return]
+
+
+def users_traceback(exc: BaseException) -> TracebackType | None:
+    """Return an exception's traceback from the first frame that is neither ours nor the import
+    system's; None if there is no such frame.
+    """
+    found = exc.__traceback__
+    while found is not None and found.tb_frame.f_code.co_filename.startswith(_OUR_FRAMES):
+        found = found.tb_next
+    return found
+
+
+# --- what is asked for --------------------------------------------------------------------------
+
+
+def _split(target: str) -> tuple[str, str]:
+    where, colon, attribute = target.rpartition(":")
+    if not colon or "/" in attribute or "\\" in attribute:
+        return target, DEFAULT_ATTRIBUTE
+    if not where:
+        raise LoadError(f"The target {target!r} has no module or file before its colon.")
+    if not _is_dotted_name(attribute):
+        raise LoadError(f"The target {target!r} has no attribute's name after its colon.")
+    return where, attribute
+
+
+def _is_path(where: str) -> bool:
+    return where.endswith(".py") or "/" in where or os.sep in where
+
+
+def _is_dotted_name(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
+
+
+# --- importing ----------------------------------------------------------------------------------
+
+
+def _import_file(path: Path) -> ModuleType:
+    path = path.absolute()
+    if not path.is_file():
+        raise LoadError(f"There is no file {path}.")
+    if path.suffix != ".py" or "." in path.stem:
+        raise LoadError(f"The file {path} is not named like a Python module.")
+    _put_first(path.parent)
+    module = _import(path.stem)
+    found = getattr(module, "__file__", None)
+    if found is None or not path.samefile(found):
+        raise LoadError(f"The file {path} has the name of another module, {path.stem!r}.")
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    if not _is_dotted_name(name):
+        raise LoadError(f"{name!r} is neither the name of a module nor the path of a .py file.")
+    _put_first(Path.cwd())
+    return _import(name)
+
+
+def _put_first(folder: Path) -> None:
+    if sys.path[:1] != [str(folder)]:
+        sys.path.insert(0, str(folder))
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if users_traceback(exc) is not None:
+            raise
+        raise LoadError(f"There is no module {name!r}: {exc}.") from None
+
+
+# --- the application ----------------------------------------------------------------------------
+
+
+def _find(module: ModuleType, attribute: str, where: str) -> Any:
+    found: Any = module
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise LoadError(f"There is no attribute {attribute!r} in {where}.") from None
+    return found
+
+
+def _is_asgi(app: Any) -> bool:
+    if isinstance(app, type):
+        return False
+    call = app if inspect.isroutine(app) else getattr(app, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(call) and _takes_three(app)
+
+
+def _takes_three(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind("scope", "receive", "send")
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {value.__name__}"
+    return f"an instance of {type(value).__name__}"
