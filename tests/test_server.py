@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class Running:
     process: subprocess.Popen[bytes]
     folder: Path
     log_path: Path
+    connections: list[HTTPConnection] = field(default_factory=list)
 
     @property
     def log(self) -> str:
@@ -151,8 +152,9 @@ class Running:
             connection.close()
 
     def start_asking(self, model: str, path: str | None = None) -> HTTPConnection:
-        """Ask, and do not wait for the answer."""
+        """Ask, and do not wait for the answer; the connection is closed with the test."""
         connection = self.connect()
+        self.connections.append(connection)
         connection.request("POST", path or f"/v1/models/{model}:predict", '{"instances": []}')
         return connection
 
@@ -176,7 +178,7 @@ Serve = Callable[..., Running]
 def start(tmp_path: Path) -> Iterator[Serve]:
     """Start `modelserve TARGET`, by default on a port of its own; ended with the test."""
     (tmp_path / "served.py").write_text(SERVED)
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Running] = []
 
     def run(
         target: str,
@@ -194,14 +196,16 @@ def start(tmp_path: Path) -> Iterator[Serve]:
                 stderr=log if stderr is None else stderr,
                 start_new_session=True,
             )
-        started.append(process)
-        return Running(process, tmp_path, log_path)
+        started.append(Running(process, tmp_path, log_path))
+        return started[-1]
 
     yield run
-    for process in started:
+    for running in started:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, KILL)
-        process.wait()
+            os.killpg(running.process.pid, KILL)
+        running.process.wait()
+        for connection in running.connections:
+            connection.close()
 
 
 @pytest.fixture
