@@ -1,0 +1,36 @@
+"""Trace requests with OpenTelemetry's standard ASGI instrumentation.
+
+Shows: that nothing of modelserve's is needed. The middleware wraps the application; hooks run in
+the context of its span, sync ones too, and a span of their own becomes its child. Leaves out: an
+exporter to anywhere but the terminal.
+
+    pip install opentelemetry-instrumentation-asgi opentelemetry-sdk
+    modelserve examples/04_opentelemetry.py
+
+    curl localhost:8080/v1/models/double:predict -d '{"instances": [21]}'
+"""
+
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+from modelserve import ModelServer
+
+models = ModelServer()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+tracer = provider.get_tracer("double")
+
+
+@models.model("double")
+def double(payload: Any) -> dict[str, list[int]]:
+    with tracer.start_as_current_span("multiply") as span:
+        span.set_attribute("instances", len(payload["instances"]))
+        return {"predictions": [2 * x for x in payload["instances"]]}
+
+
+trace.set_tracer_provider(provider)
+app = OpenTelemetryMiddleware(models, tracer_provider=provider)

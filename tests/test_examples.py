@@ -1,0 +1,139 @@
+"""Run each example as a user would, and what the README shows of the first."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@contextmanager
+def served(target: str) -> Iterator[str]:
+    """Serve a file with the command line; yield where."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "modelserve", target, "--port", str(port)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_up(url, process)
+        yield url
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server has ended"
+        try:
+            if httpx.get(f"{url}/v2/health/ready").status_code in (200, 404):
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the server did not become ready")
+
+
+def console_blocks() -> list[tuple[str, str]]:
+    """Return each command of the README's console blocks with what it prints."""
+    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    turns = [turn for block in blocks for turn in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return [(command, output) for command, _, output in (turn.partition("\n") for turn in turns)]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the text is that of Python 3.11")
+def test_the_readme_shows_what_one_sees() -> None:
+    commands = console_blocks()
+    assert len(commands) >= 3
+    with served("examples/01_quickstart/app.py") as url:
+        for command, output in commands:
+            words = shlex.split(command.replace("localhost:8080", url))
+            printed = subprocess.run([*words, "-s"], capture_output=True, text=True, check=True)
+            assert printed.stdout.strip() == output.strip()
+
+
+def test_the_quickstart_streams_word_by_word() -> None:
+    with served("examples/01_quickstart/app.py") as url:
+        payload = {"instances": [{"prompt": "A class", "max_tokens": 5, "seed": 1}]}
+        with httpx.stream("POST", f"{url}/v1/models/writer:predict", json=payload) as response:
+            assert response.headers["content-type"] == "text/plain; charset=utf-8"
+            arrivals = [time.monotonic() for _ in response.iter_raw()]
+        assert len(arrivals) == 5
+        assert arrivals[-1] > arrivals[0]
+        answer = httpx.post(f"{url}/v1/models/next-word:predict", json={"instances": ["the"]})
+        assert len(answer.json()["predictions"][0]) == 5
+
+
+def test_events() -> None:
+    with served("examples/02_events.py") as url:
+        headers = {"accept": "text/event-stream"}
+        steps = httpx.post(
+            f"{url}/v1/models/steps:predict", json={"instances": [2]}, headers=headers
+        )
+        assert steps.text.startswith('event: progress\nid: 1\ndata: {"step":1,"of":2}\n\n')
+        assert steps.text.endswith('event: result\ndata: {"predictions":[2]}\n\n')
+        tone = httpx.post(f"{url}/v1/models/tone:predict", json={"instances": [440]})
+        assert tone.headers["content-type"] == "audio/wav"
+        assert (tone.content[:4], len(tone.content)) == (b"RIFF", 44 + 32_000)
+
+
+def test_mounted() -> None:
+    with served("examples/03_mounted.py") as url:
+        assert "below /ml" in httpx.get(url).text
+        answer = httpx.post(f"{url}/ml/v1/models/shout:predict", json={"instances": ["hello"]})
+        assert answer.json() == {"predictions": ["HELLO"]}
+
+
+def test_opentelemetry() -> None:
+    pytest.importorskip("opentelemetry.instrumentation.asgi")
+    with served("examples/04_opentelemetry.py") as url:
+        answer = httpx.post(f"{url}/v1/models/double:predict", json={"instances": [21]})
+        assert answer.json() == {"predictions": [42]}
+
+
+def test_the_readmes_test_line_is_what_ci_runs() -> None:
+    line = re.search(r"^python3 -m venv .*pytest$", README, re.MULTILINE)
+    assert line is not None
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "grep" in ci
+    assert "README.md" in ci
+
+
+def test_each_python_block_of_the_readme_is_python() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
+def test_the_readmes_first_server_serves(tmp_path: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    (tmp_path / "first.py").write_text(code)
+    with served(str(tmp_path / "first.py")) as url:
+        words = httpx.post(f"{url}/v1/models/writer:predict", json={"instances": ["a b"]})
+        assert [json.loads(line) for line in words.text.splitlines()] == [
+            {"word": "a"},
+            {"word": "b"},
+        ]
+        double = httpx.post(f"{url}/v1/models/double:predict", json={"instances": [1]})
+        assert double.json() == {"predictions": [2]}
