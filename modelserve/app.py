@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from modelserve.lifetime import Receive
 from modelserve.limits import Limits
+from modelserve.repository import ModelRepository
 from modelserve.requests import Scope
 from modelserve.responses import Send
 from modelserve.routes import Routes
@@ -28,6 +29,7 @@ class ModelServer:
         token: A bearer token that requests must carry, liveness and readiness excepted.
         coalesce: Send items that are made without a pause in one event, unless a model says
             otherwise; off, one item is one event.
+        repository: Models of a directory, loaded in the background and by name over HTTP.
 
     Raises TypeError or ValueError for a model that cannot be served.
     """
@@ -42,6 +44,7 @@ class ModelServer:
         debug: bool = False,
         token: str | None = None,
         coalesce: bool = False,
+        repository: ModelRepository | None = None,
     ) -> None:
         self._serving = Serving(
             limits or Limits(), threads=threads, debug=debug, token=token, coalesce=coalesce
@@ -49,6 +52,8 @@ class ModelServer:
         self._routes = Routes(self._serving, prefix=prefix)
         for model in models:
             self.add_model(model)
+        if repository is not None:
+            self._serving.use(repository)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""

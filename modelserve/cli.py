@@ -19,6 +19,7 @@ from modelserve.app import ModelServer
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.loader import load_target
+from modelserve.repository import ModelRepository
 
 __all__ = ["main"]
 
@@ -76,7 +77,7 @@ def build(options: Namespace) -> ASGIApp:
 
     Raises LoadError, and what the target's own module raises.
     """
-    app = load_target(options.target)
+    app = ModelServer() if options.target is None else load_target(options.target)
     if isinstance(app, ModelServer):
         _configure(app, options)
     else:
@@ -100,12 +101,20 @@ def _configure(app: ModelServer, options: Namespace) -> None:
     serving.reconfigure(options.limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
+    if options.model_dir is not None:
+        try:
+            serving.use(ModelRepository(options.model_dir))
+        except OSError as exc:
+            problem = exc.strerror or exc
+            raise LoadError(f"Cannot read the models in {options.model_dir}: {problem}.") from None
 
 
 def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
     """Refuse flags that mean a `ModelServer` where the target is another application."""
     given = [name for name in LIMITS if getattr(options.limits, name) is not None]
-    given += [name for name in ("threads", "debug", "token_file") if getattr(options, name)]
+    given += [
+        name for name in ("threads", "debug", "model_dir", "token_file") if getattr(options, name)
+    ]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise LoadError(
@@ -127,6 +136,8 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
             options.port = _port_from_environment()
     except ValueError as exc:
         parser.error(f"{exc}")
+    if options.target is None and options.model_dir is None:
+        parser.error("the following arguments are required: TARGET or --model-dir")
     if options.ssl_keyfile is not None and options.ssl_certfile is None:
         parser.error("--ssl-keyfile needs --ssl-certfile")
     if options.log_format is None:
@@ -146,7 +157,10 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "target", metavar="TARGET", help="path/to/file.py[:attribute] or package.module[:attribute]"
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        help="path/to/file.py[:attribute] or package.module[:attribute]",
     )
     parser.add_argument("--version", action="version", version=f"modelserve {__version__}")
     _add_address(parser)
@@ -189,6 +203,11 @@ def _add_application(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("application")
     group.add_argument("--threads", type=_positive, metavar="N", help="for sync hooks; default: 40")
     group.add_argument("--debug", action="store_true", help="show exceptions' texts to clients")
+    group.add_argument(
+        "--model-dir",
+        metavar="DIR",
+        help="serve the models in DIR/NAME/model.py, beside TARGET or alone",
+    )
     group.add_argument("--token-file", metavar="PATH", help="ask clients for this bearer token")
     group.add_argument(
         "--cors-origin",

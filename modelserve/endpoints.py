@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from modelserve.cloudevents import around
 from modelserve.encoders import accepts_any_stream, not_acceptable, to_json
 from modelserve.errors import NotAcceptable, ServerNotReady
 from modelserve.inference import Call, infer
@@ -19,6 +20,8 @@ from modelserve.requests import HookHeaders, Request, read_body
 from modelserve.responses import JSON, Reply
 from modelserve.serving import Serving
 from modelserve.version import __version__
+
+__all__ = ["Endpoint", "Target", "Walk"]
 
 _NO_MODEL: Final = Named("")
 _EXTENSIONS: Final = ["model_repository_extension", "binary_tensor_data", "generate"]
@@ -114,7 +117,7 @@ async def metadata(serving: Serving, walk: Walk) -> None:
 
 async def index(serving: Serving, walk: Walk) -> None:
     """POST /v2/repository/index (Triton's)."""
-    await _answer(walk, serving.registry.index())
+    await _answer(walk, await serving.index())
 
 
 async def load(serving: Serving, walk: Walk) -> None:
@@ -142,13 +145,20 @@ async def run_model(serving: Serving, walk: Walk) -> None:
     assert target is not None and target.codec is not None
     entry = walk.entry = serving.registry.get(*target.named)
     flight.deadlines = request.deadlines(entry.deadlines)
+    flight.phase = Phase.QUEUE  # where the model is still loading
     await serving.usable(entry)
+    flight.phase = Phase.BODY
     plan = entry.plans[target.hook]
-    if plan.streams and target.codec.chosen_by_accept and not plan.wants_response_headers:
+    codec = around(target.codec, request, serving.events)
+    if plan.streams and codec.chosen_by_accept and not plan.wants_response_headers:
         _check_acceptable(request)
     body = await read_body(walk.receive, entry.max_body_bytes, request.get(b"content-length"))
     flight.watch(walk.receive)
-    payload = target.codec.decode(body, request, target.named)
+    while entry.is_retired:  # replaced, or taken out, while the body came
+        entry = walk.entry = serving.registry.get(*target.named)
+        await serving.usable(entry)
+        plan = entry.plans[target.hook]
+    payload = codec.decode(body, request, target.named)
     admission = serving.admission
     if not admission.enter_nowait(entry.gate):
         flight.enter(Phase.QUEUE)
@@ -156,7 +166,7 @@ async def run_model(serving: Serving, walk: Walk) -> None:
     try:
         walk.admitted = True
         flight.enter(Phase.FIRST)
-        await _run(serving, walk, entry, plan, target.codec, payload)
+        await _run(serving, walk, entry, plan, codec, payload)
     finally:
         admission.leave(entry.gate)
 

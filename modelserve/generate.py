@@ -11,7 +11,15 @@ from typing import Any, Final
 import orjson
 from starlette.datastructures import MutableHeaders
 
-from modelserve.encoders import COLLECTED, SSE, Encoder, ServerSentEvent, named_encoder, to_json
+from modelserve.encoders import (
+    COLLECTED,
+    SSE,
+    Encoder,
+    ServerSentEvent,
+    error_document,
+    named_encoder,
+    to_json,
+)
 from modelserve.errors import InvalidInput
 from modelserve.protocols import Body, Codec, Named, with_own
 from modelserve.requests import Request
@@ -85,11 +93,12 @@ class EventsForm(_Form):
         return replace(
             SSE,
             encode=lambda item: SSE.encode(_document(item, self.named)),
-            failure=lambda sentence: SSE.encode({"error": sentence}),
+            failure=lambda sentence: SSE.encode(error_document(sentence)),
         )
 
 
 def _document(item: Any, named: Named) -> dict[str, Any]:
+    item = item.data if isinstance(item, ServerSentEvent) else item
     own = item if isinstance(item, dict) and "text_output" in item else {"text_output": _text(item)}
     return own | {"model_name": named.model, "model_version": named.version}
 
@@ -107,7 +116,13 @@ def _text(item: Any) -> str:
     return item if isinstance(item, str) else to_json(item).decode()
 
 
-GENERATE: Final = Codec("v2", decode, check, encode, WholeForm, chosen_by_accept=False)
-GENERATE_STREAM: Final = Codec(
-    "v2", decode, check, encode, EventsForm, always_streams=True, chosen_by_accept=False
+GENERATE: Final = Codec(
+    "v2",
+    decode,
+    check,
+    encode,
+    WholeForm,
+    chosen_by_accept=False,
+    document=lambda item, payload, named: _document(item, named),
 )
+GENERATE_STREAM: Final = GENERATE._replace(form=EventsForm, always_streams=True)

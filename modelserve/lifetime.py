@@ -154,6 +154,9 @@ class Flight:
             return
         if self.answered and isinstance(reason, ClientGone):
             return
+        if self._is_being_told():
+            self._cancel_later(reason)
+            return
         self.reason = reason
         self._interrupt()
         if self.farewell is not None and not isinstance(reason, ClientGone):
@@ -189,6 +192,14 @@ class Flight:
                 self._timer.cancel()
                 loop = self._task.get_loop()
                 self._timer = loop.call_later(seconds, self._insist, _INSIST_SECONDS)
+
+    def _is_being_told(self) -> bool:
+        """Say whether somebody else's cancellation is under way: the host's, or a hook's own."""
+        return self._task.cancelling() > self._cancelling
+
+    def _cancel_later(self, reason: Stopped) -> None:
+        """Wait until that one is over: two at once would reach into the clean-up."""
+        self._task.get_loop().call_later(_INSIST_SECONDS / 2, self.cancel, reason)
 
     def enter(self, phase: int) -> None:
         """Note what the walk waits for from now on."""
@@ -247,6 +258,7 @@ class Flight:
             self._land()
             if self._farewell_task is not None:
                 await _settled(self._farewell_task)
+            self._register.remove(self)
 
     async def _run_shielded(self, walk: Coroutine[Any, Any, T]) -> T:
         error: BaseException | None = None
@@ -267,7 +279,6 @@ class Flight:
     def _land(self) -> None:
         """End the watching."""
         self.over = True
-        self._register.remove(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._watcher is not None:
@@ -280,6 +291,8 @@ class Flight:
     def adopt(self) -> None:
         """Begin to watch: the request is not one of the quick ones."""
         self.watched = True
+        if self.reason is not None:
+            return
         if self.receive is not None:
             self._start_watcher(self.receive)
         self._set_timer()
@@ -354,6 +367,7 @@ class ScopedFlight(Flight):
             if self._farewell_said is not None:
                 with anyio.CancelScope(shield=True):
                     await self._farewell_said.wait()
+            self._register.remove(self)
             self._group.cancel_scope.cancel()
         if finished:
             return result
@@ -380,7 +394,9 @@ class ScopedFlight(Flight):
 
     def _land(self) -> None:
         self.over = True
-        self._register.remove(self)
+
+    def _is_being_told(self) -> bool:
+        return False
 
     def _start_watcher(self, receive: Receive) -> None:
         self._group.start_soon(_watch, self, receive)
@@ -458,7 +474,12 @@ class Flights:
     def remove(self, flight: Flight) -> None:
         del self._all[flight]
         if not self._all and self._emptied is not None:
-            self._emptied.set()
+            emptied, self._emptied = self._emptied, None
+            emptied.set()
+
+    def begin(self) -> None:
+        """Begin a life: what the end of the one before has capped is so no more."""
+        self._cleanup_cap = math.inf
 
     def cleanup_bound(self, seconds: float) -> float:
         """Return how long clean-up may take: what is asked for, less once the drain is over."""
@@ -474,7 +495,8 @@ class Flights:
     async def emptied(self) -> None:
         """Wait until no request is in flight."""
         while self._all:
-            self._emptied = anyio.Event()
+            if self._emptied is None:
+                self._emptied = anyio.Event()
             await self._emptied.wait()
 
     def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -554,20 +576,25 @@ def _inside_host_scope(task: asyncio.Task[Any]) -> bool:
 
 @types.coroutine
 def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Drive the walk by hand: trio sends a cancellation as an outcome, not as an exception."""
+    """Drive the walk by hand: trio sends a cancellation as an outcome, not as an exception.
+
+    The shield goes up at the first await after the cancellation was sent: any earlier, and a scope
+    that the walk is in at that moment would take the cancellation for its own.
+    """
     from outcome import Error
     from trio import Cancelled
 
-    step, value = walk.send, None
+    step, value, is_told = walk.send, None, False
     while True:
         try:
             trap = step(value)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
+        if is_told:
+            flight.begin_clean_up()
         try:
             step, value = walk.send, (yield trap)
         except BaseException as exc:
             step, value = walk.throw, exc
         else:
-            if isinstance(value, Error) and isinstance(value.error, Cancelled):
-                flight.begin_clean_up()
+            is_told = isinstance(value, Error) and isinstance(value.error, Cancelled)

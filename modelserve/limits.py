@@ -141,8 +141,14 @@ class Gate:
     async def emptied(self) -> None:
         """Wait until nothing runs and nothing waits."""
         while self.running or self.waiting:
-            self._emptied = anyio.Event()
+            if self._emptied is None:
+                self._emptied = anyio.Event()
             await self._emptied.wait()
+
+    def _tell_if_empty(self) -> None:
+        if self._emptied is not None and not (self.running or self.waiting):
+            emptied, self._emptied = self._emptied, None
+            emptied.set()
 
 
 class Admission:
@@ -197,17 +203,21 @@ class Admission:
         gate._in_flight.add(-1)
         if self._lines:
             self._call_waiting()
-        if gate._emptied is not None and not (gate.running or gate.waiting):
-            gate._emptied.set()
+        gate._tell_if_empty()
 
     def refuse_waiting(self, refusal: Callable[[], ServingError] | None) -> None:
         """Refuse all who wait, and whoever would have to from now on; None ends that."""
         self._refusal = refusal
-        for gate in list(self._lines) if refusal is not None else ():
-            for ticket in list(gate._line):
-                ticket.refusal = refusal and refusal()
-                self._quit(gate, ticket)
-                ticket.called.set()
+        if refusal is not None:
+            for gate in list(self._lines):
+                self.refuse_waiting_for(gate, refusal)
+
+    def refuse_waiting_for(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
+        """Refuse those who wait for one model."""
+        for ticket in list(gate._line):
+            ticket.refusal = refusal()
+            self._quit(gate, ticket)
+            ticket.called.set()
 
     def _join(self, gate: Gate, ticket: "_Ticket") -> None:
         for line in (gate, self.gate):
@@ -226,6 +236,7 @@ class Admission:
         gate.waiting -= 1
         self.gate.waiting -= 1
         gate._queued.add(-1)
+        gate._tell_if_empty()
 
     def _call_waiting(self) -> None:
         while self.gate.has_room:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from modelserve.limits import Limits
+from modelserve.predictor import PredictorConfig, Remote, config_of
 
 __all__ = ["Hook", "Model", "Plan", "as_model", "plan_of"]
 
@@ -43,6 +44,12 @@ class Model:
         heartbeat_before_first: Begin before the first item, which commits the status to 200.
         versions: The versions that V2's versioned paths serve; None for no such paths.
         platform: What V2's metadata says of it.
+        predictor_host: Where `predict`, unless overridden, sends its payload on to; `host[:port]`.
+        explainer_host: The same for `explain`.
+        protocol: What the predictor speaks, "v1" or "v2".
+        use_ssl: Call it over TLS.
+        timeout: Seconds that it has to answer in.
+        retries: How often a connection to it is tried again.
 
     `preprocess`, `predict`, `explain` and `postprocess` may be sync or async and take as many of
     `(payload, headers, response_headers)` as they declare. The last three may yield: their items
@@ -57,11 +64,30 @@ class Model:
     heartbeat_before_first: bool = False
     versions: Sequence[str] | None = None
     platform: str = ""
+    predictor_host: str | None = None
+    explainer_host: str | None = None
+    protocol: str = "v1"
+    use_ssl: bool = False
+    timeout: float = 600
+    retries: int = 0
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name
         self.ready = False
         self.return_response_headers = return_response_headers
+
+    @property
+    def predictor_config(self) -> PredictorConfig | None:
+        """Where the predictor is and how it is called, all in one; None where there is none."""
+        return config_of(self)
+
+    @predictor_config.setter
+    def predictor_config(self, config: PredictorConfig) -> None:
+        self.predictor_host = config.predictor_host
+        self.protocol = config.protocol
+        self.use_ssl = config.use_ssl
+        self.timeout = config.timeout
+        self.retries = config.retries
 
     def load(self) -> Any:
         """Make the model ready; return False if it is not. Sync (in a thread) or async."""
@@ -79,6 +105,10 @@ class Model:
 
     def stop_engine(self) -> Any:
         """Stop the engine, where `engine` is true."""
+
+    @functools.cached_property
+    def _remote(self) -> Remote:
+        return Remote(self)
 
     async def healthy(self) -> bool:
         """Say whether the model can answer now; its readiness unless overridden."""
@@ -106,12 +136,14 @@ class Model:
             return payload
 
         async def predict(self, payload, headers=None, response_headers=None):
-            """Return the answer, or yield the items of one."""
-            raise NotImplementedError(f"Model {self.name} does not implement predict.")
+            """Return the answer, or yield the items of one; unless overridden, the predictor's."""
+            return await self._remote.predict(
+                payload, headers, response_headers, sets_type=not defines(self, "postprocess")
+            )
 
         async def explain(self, payload, headers=None):
-            """Return an explanation, or yield the items of one."""
-            raise NotImplementedError(f"Model {self.name} does not implement explain.")
+            """Return an explanation, or yield the items of one; as `predict`, the explainer's."""
+            return await self._remote.explain(payload, headers)
 
         async def postprocess(self, result, headers=None, response_headers=None):
             """Turn what `predict` returned into the answer; an async iterator if it streams."""
@@ -122,9 +154,11 @@ class Model:
 class Hook:
     """One hook of one model, with all that registration could settle.
 
-    `call(payload, headers, response_headers)` passes on what the hook declares.
+    `call(payload, headers, response_headers)` passes on what the hook declares. Pickled as its
+    model and its name, and settled anew.
     """
 
+    model: Any
     name: str
     call: Callable[[Any, Any, Any], Any]
     on_loop: bool
@@ -132,6 +166,9 @@ class Hook:
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _hook, (self.model, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +253,7 @@ def _hook(model: Any, name: str) -> Hook:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
     wanted = _wanted(function, f"{name} of model {model.name!r}")
     return Hook(
+        model,
         name,
         _bind(function, wanted),
         on_loop=is_async_generator or inspect.iscoroutinefunction(bare),

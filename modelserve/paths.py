@@ -13,19 +13,29 @@ __all__ = ["segments_below"]
 Scope = Mapping[str, Any]
 
 
-def segments_below(scope: Scope, raw_path: bytes, prefix: str) -> list[str]:
-    """Return the decoded segments of a path below where we are mounted."""
-    raw = raw_path.partition(b"?")[0].split(b"/")[1:]
-    if "raw_path" not in scope or not raw_path.endswith(b"/"):
-        path = scope["path"].removesuffix("/") if scope["path"] != "/" else "/"
+def segments_below(scope: Scope, prefix: str) -> list[str]:
+    """Return the decoded segments of a path below where we are mounted.
+
+    `raw_path` decides, where there is one: `path` has lost what was encoded, and some hosts
+    append a slash to it.
+    """
+    path: str = scope["path"]
+    raw_path: bytes = (scope.get("raw_path") or b"").partition(b"?")[0]
+    if len(path) > 1 and not raw_path.endswith(b"/"):
+        path = path.removesuffix("/")
+    if raw_path:
+        segments = [_decoded(segment) for segment in raw_path.split(b"/")[1:]]
     else:
-        path = scope["path"]
-    segments = [unquote_to_bytes(segment).decode("utf-8", "replace") for segment in raw]
+        segments = path.split("/")[1:]
     mount = _mount(scope, path, prefix).split("/")[1:]
     if mount and segments[: len(mount)] == mount:
         return segments[len(mount) :]
     hidden = len(segments) - (len(path.split("/")) - 1)
     return segments[max(hidden, 0) :]  # a host that took its prefix off `path` alone
+
+
+def _decoded(segment: bytes) -> str:
+    return unquote_to_bytes(segment).decode("utf-8", "replace")
 
 
 def _mount(scope: Scope, path: str, prefix: str) -> str:

@@ -27,6 +27,10 @@ class Named(NamedTuple):
     version: str | None = None
 
 
+def _as_it_is(item: Any, payload: Any, named: Named) -> Any:
+    return item
+
+
 class Codec(NamedTuple):
     """One protocol, or one endpoint of it.
 
@@ -35,6 +39,7 @@ class Codec(NamedTuple):
     and buffers, where `payload` is the decoded one and `own` the headers that the model has set.
     `form(request, payload, own, named)` is how a stream goes out. With `always_streams` a value is
     a stream of one. `chosen_by_accept` says that `Accept` decides whether a stream can be sent.
+    `document(item, payload, named)` is what one item of a stream is as a value, for an envelope.
     """
 
     protocol: str
@@ -46,6 +51,7 @@ class Codec(NamedTuple):
     form: Callable[[Request, Any, MutableHeaders | None, Named], StreamForm]
     always_streams: bool = False
     chosen_by_accept: bool = True
+    document: Callable[[Any, Any, Named], Any] = _as_it_is
 
 
 def encode_value(

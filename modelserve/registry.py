@@ -6,7 +6,8 @@ task of the event loop's own); a failed load leaves the process up and that mode
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
 from typing import Any
 
@@ -15,7 +16,9 @@ import anyio
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.inference import call_hook
 from modelserve.limits import Gate, Limits
-from modelserve.model import HOOKS, Plan, as_model, defines, plan_of
+from modelserve.model import HOOKS, Model, Plan, as_model, defines, plan_of
+from modelserve.predictor import disconnect
+from modelserve.repository import ModelRepository
 from modelserve.responses import Streaming
 from modelserve.telemetry import Telemetry
 from modelserve.threads import Workers
@@ -37,11 +40,33 @@ class State(StrEnum):
 
 
 class Entry:
-    """One registered model, with all that registration settled."""
+    """One registered model, with all that registration settled.
 
-    def __init__(self, model: Any, limits: Limits, telemetry: Telemetry, *, coalesce: bool) -> None:
+    `is_awaited` says that the model is still to be made, by the repository. `is_retired` says that
+    the name has another model by now, or none.
+    """
+
+    def __init__(
+        self, name: str, model: Any, limits: Limits, telemetry: Telemetry, *, coalesce: bool
+    ) -> None:
+        self.name = name
+        self.started = False
+        self.loading = False
+        self.unloading = False
+        self.attempted: anyio.Event | None = None
+        self.failure: str | None = None
+        self.is_retired = False
+        self._surroundings = (limits, telemetry, coalesce)
+        self.take(Model(name) if model is None else model)
+        self.is_awaited = model is None
+        if self.is_awaited:
+            self.model.ready = False
+
+    def take(self, model: Any) -> None:
+        """Settle all that can be known of the model."""
+        limits, telemetry, coalesce = self._surroundings
         self.model = model
-        self.name: str = model.name
+        self.is_awaited = False
         own = model.limits or Limits()
         self.limits = own.within(limits)
         self.deadlines = self.limits.deadlines()
@@ -60,19 +85,16 @@ class Entry:
         }
         self.checks_health = defines(model, "healthy")
         self.versions = [str(version) for version in getattr(model, "versions", None) or ()]
-        self.lock = anyio.Lock()
-        self.started = False
-        self.loading = False
-        self.attempted: anyio.Event | None = None
-        self.failure: str | None = None
         if not any(defines(model, hook) for hook in ("load", "start")) and not model.engine:
             model.ready = True  # nothing to load
 
     @property
     def state(self) -> State:
-        if self.loading:
-            return State.LOADING
-        return State.READY if self.model.ready else State.UNAVAILABLE
+        if self.unloading:
+            return State.UNLOADING
+        if self.model.ready:
+            return State.READY
+        return State.LOADING if self.loading else State.UNAVAILABLE
 
     async def is_ready(self) -> bool:
         """Ask the model's own `healthy` where it has one; one that fails or hangs is not."""
@@ -92,7 +114,12 @@ class Entry:
 
 
 class Registry:
-    """The models of one application, in the order in which they were registered."""
+    """The models of one application, in the order in which they were registered.
+
+    `repository`, if there is one, is told of what is loaded and unloaded; with `asks_repository`
+    it is where models that are loaded by name come from. `leaving` are the entries whose models
+    are to be stopped after their last request.
+    """
 
     def __init__(
         self, limits: Limits, workers: Workers, telemetry: Telemetry, *, coalesce: bool = False
@@ -102,8 +129,12 @@ class Registry:
         self._telemetry = telemetry
         self._workers = workers
         self._entries: dict[str, Entry] = {}
+        self._busy: dict[str, anyio.Lock] = {}
         self.pending: list[Entry] = []
+        self.leaving: set[Entry] = set()
         self.unloaded: dict[str, Entry] = {}
+        self.repository: ModelRepository | None = None
+        self.asks_repository = False
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
@@ -120,20 +151,68 @@ class Registry:
         label = getattr(model, "name", None)
         if name is not None and label != name:
             raise ValueError(f"The model's name is {label!r}, and cannot be {name!r} as well")
-        if not isinstance(label, str) or not label:
-            raise ValueError(f"A model needs a name: {target!r} has {label!r}")
-        if ":" in label or any(ord(c) < 32 or ord(c) == 127 for c in label):
-            raise ValueError(f"The name of a model may not contain ':' or a control: {label!r}")
-        entry = Entry(model, self._limits, self._telemetry, coalesce=self.coalesce)
-        self._entries[label] = entry
-        self.pending.append(entry)
-        return entry
+        return self._register(_checked_name(label, target), model)
+
+    def adopt(self, name: str, model: Any) -> None:
+        """Register a repository's model, under its own name or another one.
+
+        What is put in under a name that is being loaded is left to whoever loads it.
+        """
+        known = self._entries.get(name)
+        if name not in self._busy and (known is None or known.model is not model):
+            same = next((entry for entry in self if entry.model is model), None)
+            if same is not None:
+                self._put(name, same)
+            else:
+                self._register(_checked_name(name, model), as_model(model, name))
+
+    def forget(self, name: str) -> None:
+        """Take out a model that its repository has no more; nothing where there is none."""
+        if name in self._entries:
+            self._leave(self.remove(name))
+
+    def expect(self, name: str) -> None:
+        """Register a model that is made, by the repository, when it is loaded."""
+        if name not in self._entries:
+            self._register(name, None)
+
+    def reconfigure(self, limits: Limits, workers: Workers) -> None:
+        """Register all models anew, under other limits, before any is loaded."""
+        self._limits, self._workers = limits, workers
+        anew = {e: self._entry(e.name, None if e.is_awaited else e.model) for e in self}
+        self._entries = {name: anew[entry] for name, entry in self._entries.items()}
+        self.pending = list(anew.values())
 
     def remove(self, name: str) -> Entry:
         """Forget a model. Raises ModelNotFound."""
         entry = self.get(name)
         del self._entries[name]
         return entry
+
+    def _register(self, name: str, model: Any) -> Entry:
+        entry = self._entry(name, model)
+        self._put(name, entry)
+        self.pending.append(entry)
+        return entry
+
+    def _entry(self, name: str, model: Any) -> Entry:
+        return Entry(name, model, self._limits, self._telemetry, coalesce=self.coalesce)
+
+    def _put(self, name: str, entry: Entry) -> None:
+        old = self._entries.get(name)
+        self._entries[name] = entry
+        self.unloaded.pop(name, None)
+        entry.is_retired = False
+        if old is not None:
+            self._leave(old)
+
+    def _leave(self, entry: Entry) -> None:
+        """Have an entry stopped that no name leads to any more."""
+        if entry not in self._entries.values():
+            entry.is_retired = True
+            self.leaving.add(entry)
+            if entry in self.pending:
+                self.pending.remove(entry)
 
     def get(self, name: str, version: str | None = None) -> Entry:
         """Return a model's entry. Raises ModelNotFound, for an unknown version too."""
@@ -151,10 +230,27 @@ class Registry:
     async def all_ready(self) -> bool:
         return all([await entry.is_ready() for entry in self])
 
-    def index(self) -> list[dict[str, str]]:
-        """Return Triton's repository index: what is registered, then what was unloaded."""
-        rows = [_row(entry, version) for entry in self for version in entry.versions or [""]]
-        return rows + [_row(entry, "") for entry in self.unloaded.values()]
+    def index(self, found: Collection[str] = ()) -> list[dict[str, str]]:
+        """Return Triton's repository index: what is registered, what was unloaded, what is found.
+
+        Args:
+            found: The names of models that the repository has, registered or not.
+        """
+        rows = [
+            self._row(name, entry, version)
+            for name, entry in self._entries.items()
+            for version in entry.versions or [""]
+        ]
+        rows += [self._row(name, entry, "") for name, entry in self.unloaded.items()]
+        others = [name for name in found if name not in {*self._entries, *self.unloaded}]
+        return rows + [self._row(name, None, "") for name in others]
+
+    def _row(self, name: str, entry: Entry | None, version: str) -> dict[str, str]:
+        state = State.UNAVAILABLE if entry is None else entry.state
+        if state is State.UNAVAILABLE and name in self._busy:
+            state = State.LOADING
+        reason = "" if entry is None or entry.failure is None else "loading failed"
+        return {"name": name, "version": version, "state": str(state), "reason": reason}
 
     async def metadata(self, entry: Entry) -> dict[str, Any]:
         """Return V2's metadata of a model, from its own hooks."""
@@ -168,10 +264,18 @@ class Registry:
 
     async def load_pending(self) -> None:
         """Start and load the models registered since the last time, all at the same time."""
+        await self.load_all(self.take_pending())
+
+    def take_pending(self) -> list[Entry]:
+        """Return the models registered since the last time, as being loaded from now on."""
         entries, self.pending = self.pending, []
         for entry in entries:
             entry.loading = True
             entry.attempted = anyio.Event()
+        return entries
+
+    async def load_all(self, entries: list[Entry]) -> None:
+        """Start and load models at the same time."""
         async with anyio.create_task_group() as group:
             for entry in entries:
                 group.start_soon(self.load, entry)
@@ -179,53 +283,127 @@ class Registry:
     async def load(self, entry: Entry) -> None:
         """Start a model and load it if it is not ready; what it raises is kept as its failure."""
         entry.loading = True
-        entry.failure = None
         try:
-            await self._start(entry)
-            if not entry.model.ready:
-                await self._load(entry)
-        except Exception as exc:
-            logger.error("Loading model %s failed", entry.name, exc_info=exc)
-            entry.model.ready = False
-            entry.failure = f"Error type: {type(exc)} error msg: {exc}"
+            async with self._alone(entry.name):
+                with self._noting(entry):
+                    if entry.is_awaited:
+                        entry.take(await self._provided(entry.name))
+                    await self._start(entry)
+                    if not entry.model.ready:
+                        await self._load(entry)
         finally:
             entry.loading = False
             if entry.attempted is not None:
                 entry.attempted.set()
+        if entry.model.ready and not entry.is_retired:
+            self._record(entry.name, entry)
 
     async def reload(self, name: str) -> None:
-        """Load a model again, or one that was unloaded; one load at a time for each model.
+        """Load a model again, one that was unloaded, or one that the repository has by now.
 
-        A load that fails leaves what was serving before. Raises ModelNotFound, ModelNotReady.
+        One load at a time for each name. A load that fails leaves what was serving before. Raises
+        ModelNotFound, ModelNotReady.
         """
-        entry = self._entries.get(name) or self.unloaded.get(name) or self.get(name)
-        async with entry.lock:
-            was_ready = entry.model.ready
-            try:
-                await self._start(entry)
-                await self._load(entry)
-            except Exception as exc:
-                logger.error("Loading model %s failed", entry.name, exc_info=exc)
-                entry.model.ready = False
-                entry.failure = f"Error type: {type(exc)} error msg: {exc}"
-            if not entry.model.ready:
-                entry.model.ready = was_ready
-                raise ModelNotReady(name, entry.failure)
-            entry.failure = None
-            self._entries[name] = entry
-            self.unloaded.pop(name, None)
+        async with self._alone(name):
+            known = self._entries.get(name) or self.unloaded.get(name)
+            if await self._is_provided(name):
+                await self._renew(name, known)
+            elif known is not None:
+                await self._load_again(name, known)
+            else:
+                raise ModelNotFound(name)
 
-    async def unload(self, name: str, *, within: float) -> None:
+    async def _renew(self, name: str, known: Entry | None) -> None:
+        """Put a new model, of the repository, in the place of the one known."""
+        entry = self._entry(name, None)
+        with self._noting(entry):
+            model = await self._provided(name)
+            if known is not None and model is known.model:
+                entry = known  # the repository has loaded it where it is
+            else:
+                entry.take(model)
+            await self._start(entry)
+            if not entry.model.ready:
+                await self._load(entry)
+        if entry.model.ready:
+            self._put(name, entry)
+            self._record(name, entry)
+            return
+        if entry is not known:
+            await self.stop(entry)
+        if known is not None:
+            known.failure = entry.failure
+            self._record(name, known)
+        raise ModelNotReady(name, entry.failure)
+
+    async def _load_again(self, name: str, entry: Entry) -> None:
+        was_ready = entry.model.ready
+        with self._noting(entry):
+            await self._start(entry)
+            await self._load(entry)
+        if not entry.model.ready:
+            entry.model.ready = was_ready
+            raise ModelNotReady(name, entry.failure)
+        self._put(name, entry)
+        self._record(name, entry)
+
+    async def unload(self, name: str, retire: Callable[[Entry], Awaitable[None]]) -> None:
         """Take a model out: it is unknown at once, and stopped after its last request.
 
-        Waits for its running requests for at most this many seconds. Raises ModelNotFound.
+        Args:
+            retire: Waits for that request and stops the model.
+
+        Raises ModelNotFound.
         """
-        entry = self.remove(name)
-        with anyio.move_on_after(within):
-            await entry.gate.emptied()
-        await self.stop(entry)
-        entry.model.ready = False
-        self.unloaded[name] = entry
+        self.get(name)
+        async with self._alone(name):
+            entry = self.remove(name)
+            self._leave(entry)
+            if self.repository is not None:
+                self.repository.models.pop(name, None)
+            if not entry.is_retired:
+                return  # it has another name
+            self.unloaded[name] = entry
+            entry.unloading = True
+            await retire(entry)
+            entry.unloading = False
+            entry.model.ready = False
+
+    @asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """Be the only one that loads or unloads models of a name."""
+        lock = self._busy.setdefault(name, anyio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._busy.pop(name, None)
+
+    @contextmanager
+    def _noting(self, entry: Entry) -> Iterator[None]:
+        """Keep what a load raises as the entry's failure."""
+        entry.failure = None
+        try:
+            yield
+        except Exception as exc:
+            logger.error("Loading model %s failed", entry.name, exc_info=exc)
+            entry.model.ready = False
+            entry.failure = f"Error type: {type(exc)} error msg: {exc}"
+
+    async def _is_provided(self, name: str) -> bool:
+        if self.repository is None or not self.asks_repository:
+            return False
+        return bool(await self._workers.call(f"look for {name}", self.repository.has, name))
+
+    async def _provided(self, name: str) -> Any:
+        assert self.repository is not None
+        model = await call_hook(f"load of {name}", self._workers, self.repository.provide, name)
+        return as_model(model, name)
+
+    def _record(self, name: str, entry: Entry) -> None:
+        if self.repository is not None:
+            self.repository.models[name] = entry.model
 
     async def stop_all(self) -> None:
         """Stop the models that were started; log what that raises."""
@@ -244,6 +422,8 @@ class Registry:
                 await self._call(entry, "stop")
         except Exception as exc:
             logger.error("Stopping model %s failed", entry.name, exc_info=exc)
+        finally:
+            await disconnect(entry.model)
 
     async def _start(self, entry: Entry) -> None:
         if entry.started:
@@ -255,8 +435,15 @@ class Registry:
             await self._call(entry, "start_engine")
 
     async def _load(self, entry: Entry) -> None:
+        """Call `load`. One that returns nothing is believed, unless it has set `ready` to False."""
+        model = entry.model
+        if not model.ready:
+            model.ready = None
         loaded = await self._call(entry, "load")
-        entry.model.ready = loaded is None or bool(loaded)
+        if loaded is None:
+            model.ready = model.ready is None or bool(model.ready)
+        else:
+            model.ready = bool(loaded)
 
     async def _call(self, entry: Entry, hook: str) -> Any:
         label = f"{hook} of {entry.name}"
@@ -267,11 +454,9 @@ def _or_none_at_all(limit: float | None) -> float:
     return math.inf if limit is None else limit
 
 
-def _row(entry: Entry, version: str) -> dict[str, str]:
-    reason = entry.failure and "loading failed"
-    return {
-        "name": entry.name,
-        "version": version,
-        "state": str(entry.state),
-        "reason": reason or "",
-    }
+def _checked_name(name: Any, target: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"A model needs a name: {target!r} has {name!r}")
+    if ":" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise ValueError(f"The name of a model may not contain ':' or a control: {name!r}")
+    return name

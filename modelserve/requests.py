@@ -23,7 +23,12 @@ _PRINTABLE: Final = bytes(range(33, 127))
 
 
 class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[misc]
-    """Headers as hooks see them: a mutable, case-insensitive mapping with lower-case keys."""
+    """Headers as hooks see them: a mutable, case-insensitive mapping with lower-case keys.
+
+    `request` is the one that they came with, as it came.
+    """
+
+    request: "Request | None" = None
 
 
 class Request:
@@ -61,7 +66,9 @@ class Request:
 
     def headers_for_hooks(self) -> HookHeaders:
         """Return a copy of the headers that hooks may write to."""
-        return HookHeaders(raw=list(self.scope["headers"]))
+        headers = HookHeaders(raw=list(self.scope["headers"]))
+        headers.request = self
+        return headers
 
     def deadlines(self, limits: Deadlines) -> Deadlines:
         """Return the limits on time, less where the client asks for less (Ray Serve's header).

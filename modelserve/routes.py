@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final
-from urllib.parse import quote
 
 from modelserve import endpoints, generate, v1, v2
 from modelserve.endpoints import Endpoint, Target, Walk
@@ -80,6 +79,7 @@ class Routes:
             if not isinstance(reason.__cause__, ServingError | None):
                 logger.error("Request %s failed while it ended", request.id, exc_info=reason)
         finally:
+            flight.farewell = None  # a cycle otherwise, which only the collector would find
             if walk.target is not None and walk.target.codec is not None:
                 self._record(walk)
         if reply.cut:
@@ -130,11 +130,11 @@ class Routes:
 
     def find(self, scope: Scope) -> Target:
         """Return what a path means. Raises RouteNotFound."""
-        raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
-        key = (raw_path, scope.get("root_path", ""), scope.get("app_root_path", ""))
+        path = scope.get("raw_path") or scope["path"]
+        key = (path, scope.get("root_path", ""), scope.get("app_root_path", ""))
         target = self._known.get(key)
         if target is None:
-            target = _target(segments_below(scope, raw_path, self.prefix))
+            target = _target(segments_below(scope, self.prefix))
             if not target.named.model or target.named.model in self.serving.registry:
                 self._remember(key, target)
         return target

@@ -9,14 +9,17 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import anyio
 
-from modelserve.errors import ServerShuttingDown
+from modelserve.cloudevents import EventSettings
+from modelserve.errors import ModelNotFound, ModelNotReady, ServerShuttingDown
 from modelserve.lifetime import Flights
 from modelserve.limits import DEFAULTS, Admission, Limits
 from modelserve.registry import Entry, Registry
+from modelserve.repository import ModelRepository
 from modelserve.telemetry import Telemetry
 from modelserve.threads import Workers
 
@@ -45,31 +48,44 @@ class Serving:
         self.token = token
         self.telemetry = Telemetry()
         self.workers = Workers(threads)
+        self._scraper = Workers(1)  # never one of those that hooks may keep busy
         self.registry = Registry(self.limits, self.workers, self.telemetry, coalesce=coalesce)
         self.admission = Admission(self.limits)
         self.flights = Flights()
+        self.events = EventSettings.from_environment()
         self.draining = False
         self._drained = False
         self._hosted = False
         self._loads: set[object] = set()
+        self._retiring: set[Entry] = set()
 
     def reconfigure(self, limits: Limits, *, threads: int | None, debug: bool) -> None:
         """Put in what the command line says of the application, before it serves."""
-        models = [entry.model for entry in self.registry]
         self.limits = limits.with_defaults(self.limits)
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
-        self.registry = Registry(
-            self.limits, self.workers, self.telemetry, coalesce=self.registry.coalesce
-        )
         self.admission = Admission(self.limits)
-        for model in models:
-            self.registry.add(model)
+        self.registry.reconfigure(self.limits, self.workers)
+
+    def use(self, repository: ModelRepository) -> None:
+        """Serve the models of a repository and of its directory, and ask it for others by name.
+
+        Raises OSError where there is no such directory.
+        """
+        self.follow(repository)
+        self.registry.asks_repository = True
+        for name in repository.names():
+            self.registry.expect(name)
+
+    def follow(self, repository: ModelRepository) -> None:
+        """Serve what a repository is given, now and from now on."""
+        self.registry.repository = repository
+        repository.serve_on(self.registry)
 
     async def expose(self, accept: str | None) -> tuple[bytes, bytes]:
         """Return the metrics' content type and text, made in a thread."""
         self.telemetry.open()
-        result: tuple[bytes, bytes] = await self.workers.call(
+        result: tuple[bytes, bytes] = await self._scraper.call(
             "metrics", self.telemetry.expose, accept
         )
         return result
@@ -80,7 +96,9 @@ class Serving:
         The task is the event loop's own: no request that is cancelled cancels it.
         """
         if self.registry.pending:
-            _spawn(self.registry.load_pending, self._loads)
+            entries = self.registry.take_pending()
+            _spawn(partial(self.registry.load_all, entries), self._loads)
+        self._retire_leaving()
 
     async def usable(self, entry: Entry) -> None:
         """Return if a model can take a request. Raises ModelNotReady.
@@ -98,12 +116,47 @@ class Serving:
 
         Raises ModelNotFound, ModelNotReady.
         """
-        await self._in_background(lambda: self.registry.reload(name))
+        await self._in_background(partial(self._reload, name))
 
     async def unload(self, name: str) -> None:
-        """Take a model out, after its running requests. Raises ModelNotFound."""
-        within = self._drain_seconds()
-        await self._in_background(lambda: self.registry.unload(name, within=within))
+        """Take a model out, and stop it after its running requests. Raises ModelNotFound."""
+        await self._in_background(partial(self.registry.unload, name, self._retire))
+
+    async def index(self) -> list[dict[str, str]]:
+        """Return the repository index; the directory is read in a thread."""
+        registry, found = self.registry, []
+        if registry.repository is not None and registry.asks_repository:
+            try:
+                found = await self.workers.call("index", registry.repository.names)
+            except OSError as exc:
+                logger.error("The directory of models cannot be read: %s", exc)
+        return registry.index(found)
+
+    async def _reload(self, name: str) -> None:
+        try:
+            await self.registry.reload(name)
+        except ModelNotReady as exc:
+            raise exc if self.debug else ModelNotReady(name) from None
+        finally:
+            self._retire_leaving()
+
+    def _retire_leaving(self) -> None:
+        for entry in self.registry.leaving - self._retiring:
+            _spawn(partial(self._retire, entry), self._loads)
+
+    async def _retire(self, entry: Entry) -> None:
+        """Stop a model after its last request, or when that has taken as long as a drain may."""
+        self._retiring.add(entry)
+        try:
+            with anyio.move_on_after(self._drain_seconds()) as bound:
+                await entry.gate.emptied()
+            if bound.cancelled_caught:
+                logger.warning("Model %s is stopped under its requests", entry.name)
+                self.admission.refuse_waiting_for(entry.gate, partial(ModelNotFound, entry.name))
+            await self.registry.stop(entry)
+        finally:
+            self.registry.leaving.discard(entry)
+            self._retiring.discard(entry)
 
     async def _in_background(self, function: Callable[[], Awaitable[None]]) -> None:
         done = anyio.Event()
@@ -128,6 +181,8 @@ class Serving:
         self._hosted = True
         self.draining = self._drained = False
         self.admission.refuse_waiting(None)
+        self.events = EventSettings.from_environment()
+        self.flights.begin()
         self.telemetry.open()
         self.load_pending()
         try:
@@ -137,6 +192,7 @@ class Serving:
                 await self.drain()
                 await self._stop_idle()
                 self.workers.close()
+                self._scraper.close()
                 self.telemetry.close()
             self._hosted = False
 
@@ -170,7 +226,7 @@ class Serving:
 
     async def _stop_idle(self) -> None:
         """Stop the models, except under a request or a load that has outlived the drain."""
-        for entry in list(self.registry):
+        for entry in [*self.registry, *self.registry.leaving]:
             if not (entry.gate.running or entry.loading):
                 await self.registry.stop(entry)
 

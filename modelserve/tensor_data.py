@@ -293,13 +293,14 @@ def _spans(raw: memoryview) -> Iterator[tuple[int, int]]:
 def to_array(data: Any, shape: Sequence[int], datatype: Datatype) -> NDArray[Any]:
     """Return values, bytes or an array as an array; bytes are viewed, not copied.
 
-    BYTES become objects of type `bytes`. Raises Misfit where data and shape or datatype disagree,
-    ImportError without numpy.
+    BYTES become objects: of type `bytes` where they came in binary, else as they are (from JSON
+    `str`, KServe's rule). Raises Misfit where data and shape or datatype disagree, ImportError
+    without numpy.
     """
     numpy = need("numpy")
     raw = isinstance(data, bytes | bytearray | memoryview)
     if not datatype.size:
-        elements = split_elements(data) if raw else as_elements(flatten(data))
+        elements = split_elements(data) if raw else flatten(data)
         data, raw = numpy.array(elements, dtype=object), False
     dtype = find_dtype(datatype)
     try:

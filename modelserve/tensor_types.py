@@ -88,8 +88,9 @@ class _Tensor:
         self._data, self._raw_data = data, None
 
     def as_numpy(self) -> NDArray[Any]:
-        """Return the data as an array of the tensor's shape; BYTES as objects of type `bytes`.
+        """Return the data as an array of the tensor's shape.
 
+        BYTES are objects of type `str` where they came as JSON, `bytes` where they came in binary.
         Binary data is viewed where it lies, without a copy: the array is read-only if the body
         is, and may be unaligned. BF16 is `ml_dtypes.bfloat16`. Raises InvalidInput (of an output,
         InferenceError) where data, shape and datatype disagree, ImportError without numpy.

@@ -215,7 +215,8 @@ async def exchange(
     """
     if json is not None:
         body = orjson.dumps(json)
-        headers = {"content-type": "application/json", **(headers or {})}
+        own = {name.lower(): value for name, value in (headers or {}).items()}
+        headers = {"content-type": "application/json", **own}
     client = Exchange(app, {**_scope(method, path, headers or {}), **scope}, timeout=timeout)
     if body is not None:
         client.send_body(body)

@@ -176,7 +176,5 @@ def _appended(known: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
     return known | {"shape": [rows + more, *rest], "data": [*known["data"], *output["data"]]}
 
 
-INFER: Final = Codec("v2", decode, check, encode, StreamForm)
-INFER_STREAM: Final = Codec(
-    "v2", decode, check, encode, EventsForm, always_streams=True, chosen_by_accept=False
-)
+INFER: Final = Codec("v2", decode, check, encode, StreamForm, document=as_document)
+INFER_STREAM: Final = INFER._replace(form=EventsForm, always_streams=True, chosen_by_accept=False)

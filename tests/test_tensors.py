@@ -638,6 +638,15 @@ def test_what_models_put_into_bytes():
 # KServe's methods.
 
 
+def test_bytes_as_numpy_are_text_from_json_and_bytes_from_binary():
+    text = decode(tensor(["a", "é"], datatype="BYTES", shape=[2, 1])).inputs[0].as_numpy()
+    assert (text.dtype, text.shape, text.tolist()) == (np.object_, (2, 1), [["a"], ["é"]])
+    read = decode_binary(b"\1\0\0\0a", sized(5, datatype="BYTES")).inputs[0]
+    assert (read.as_numpy().dtype, read.as_numpy().tolist()) == (np.object_, [b"a"])
+    output = InferOutput("o", [3], "BYTES", ["a", b"b", 5])
+    assert output.as_numpy().tolist() == ["a", b"b", 5]
+
+
 def test_data_of_a_binary_input_is_a_list_and_changes_to_it_count():
     read = decode_binary(b"\1\2", sized(2, datatype="INT8", shape=[2])).inputs[0]
     read.data[0] = 9

@@ -106,7 +106,8 @@ def test_json_survives_there_and_back(drawn, nested):
         array = np.where(np.isinf(array), array.dtype.type("nan"), array)
         np.testing.assert_array_equal(read, array)
     else:
-        assert (read.shape, read.tolist()) == (array.shape, array.tolist())
+        sent = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
+        assert (read.shape, read.ravel().tolist()) == (array.shape, sent)
 
 
 @quick

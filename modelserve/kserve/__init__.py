@@ -1,0 +1,39 @@
+"""KServe's names: in a program, `kserve` becomes `modelserve.kserve`, and it runs on modelserve.
+
+The modules have the paths of KServe's SDK and nothing of their own; importing them reads neither
+the command line nor the environment, and sets up no logging. examples/ has a migration, with all
+that differs.
+"""
+
+from modelserve.kserve import errors, logging, model_server
+from modelserve.kserve.constants import constants
+from modelserve.kserve.model import InferenceVerb, Model
+from modelserve.kserve.model_repository import ModelRepository
+from modelserve.kserve.model_server import ModelServer
+from modelserve.kserve.predictor_config import PredictorConfig
+from modelserve.kserve.protocol.infer_type import (
+    InferInput,
+    InferOutput,
+    InferRequest,
+    InferResponse,
+    RequestedOutput,
+)
+from modelserve.kserve.utils import utils
+
+__all__ = [
+    "InferInput",
+    "InferOutput",
+    "InferRequest",
+    "InferResponse",
+    "InferenceVerb",
+    "Model",
+    "ModelRepository",
+    "ModelServer",
+    "PredictorConfig",
+    "RequestedOutput",
+    "constants",
+    "errors",
+    "logging",
+    "model_server",
+    "utils",
+]

@@ -1,0 +1,61 @@
+"""KServe's loggers; nothing is set up before `configure_logging` is called.
+
+Where no configuration is given, the lines are modelserve's: for people on a terminal, otherwise one
+JSON object a line, to stderr, from the level in the environment variable KSERVE_LOGLEVEL on.
+"""
+
+import json
+import logging
+import logging.config
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from modelserve import logs
+
+__all__ = [
+    "KSERVE_LOGGER_NAME",
+    "KSERVE_TRACE_LOGGER_NAME",
+    "configure_logging",
+    "logger",
+    "trace_logger",
+]
+
+KSERVE_LOGGER_NAME: Final = "kserve"
+KSERVE_TRACE_LOGGER_NAME: Final = "kserve.trace"
+
+logger = logging.getLogger(KSERVE_LOGGER_NAME)
+trace_logger = logging.getLogger(KSERVE_TRACE_LOGGER_NAME)
+
+
+def configure_logging(log_config: dict[str, Any] | str | None = None) -> None:
+    """Set up logging, by default only where nobody has.
+
+    Args:
+        log_config: A dictionary for `logging.config.dictConfig`, or a file: one that ends in
+            .json, .yaml or .yml has such a dictionary, any other is for
+            `logging.config.fileConfig`.
+    """
+    if log_config is None:
+        if not logger.hasHandlers():
+            _configure_as_usual()
+    elif isinstance(log_config, dict):
+        logging.config.dictConfig(log_config)
+    elif log_config.endswith((".json", ".yaml", ".yml")):
+        logging.config.dictConfig(_read(Path(log_config)))
+    else:
+        logging.config.fileConfig(log_config, disable_existing_loggers=False)
+
+
+def _configure_as_usual() -> None:
+    level = os.environ.get("KSERVE_LOGLEVEL", "info").lower()
+    logs.configure(form="human" if sys.stderr.isatty() else "json", level=level)
+
+
+def _read(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    return import_module("yaml").safe_load(text)  # uvicorn[standard] depends on it

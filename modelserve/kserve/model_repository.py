@@ -1,0 +1,5 @@
+"""`ModelRepository` at KServe's path."""
+
+from modelserve.repository import MODEL_MOUNT_DIRS, ModelRepository
+
+__all__ = ["MODEL_MOUNT_DIRS", "ModelRepository"]

@@ -1,0 +1,1 @@
+"""KServe's path to the V2 types."""

@@ -1,0 +1,65 @@
+"""KServe's helpers, those of its Kubernetes client and of gRPC apart."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from modelserve.kserve.constants.constants import PredictorProtocol
+from modelserve.tensors import generate_uuid, get_predict_input, get_predict_response
+
+__all__ = [
+    "cpu_count",
+    "generate_uuid",
+    "get_predict_input",
+    "get_predict_response",
+    "is_v1",
+    "is_v2",
+    "strtobool",
+]
+
+_TRUE: Final = ("y", "yes", "t", "true", "on", "1")
+_FALSE: Final = ("n", "no", "f", "false", "off", "0")
+
+
+def strtobool(val: str) -> bool:
+    """Return what a word for true or false means; raise ValueError for another word."""
+    word = val.lower()
+    if word not in _TRUE + _FALSE:
+        raise ValueError(f"{val!r} is neither true nor false")
+    return word in _TRUE
+
+
+def is_v1(protocol: Any) -> bool:
+    """Say whether a protocol, as text or as `PredictorProtocol`, is V1."""
+    return _is(protocol, PredictorProtocol.REST_V1)
+
+
+def is_v2(protocol: Any) -> bool:
+    """Say whether a protocol, as text or as `PredictorProtocol`, is V2 over REST."""
+    return _is(protocol, PredictorProtocol.REST_V2)
+
+
+def _is(protocol: Any, known: PredictorProtocol) -> bool:
+    return protocol is known or (isinstance(protocol, str) and protocol.lower() == known.value)
+
+
+def cpu_count() -> int:
+    """Return how many processors this process may use: the affinity's, and the container's."""
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    return max(1, min(count, _quota() or count))
+
+
+def _quota(cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the whole processors in a container's quota, or None where it has no quota."""
+    with suppress(OSError, ValueError):  # cgroup v2; "max" is no number
+        quota, period = (cgroups / "cpu.max").read_text().split()
+        return int(quota) // int(period)
+    with suppress(OSError, ValueError):  # cgroup v1; -1 is no quota
+        controller = cgroups / "cpu,cpuacct"
+        period = (controller / "cpu.cfs_period_us").read_text()
+        whole = int((controller / "cpu.cfs_quota_us").read_text()) // int(period)
+        return whole if whole > 0 else None
+    return None

@@ -1,0 +1,301 @@
+"""Each exception, the status that it becomes, and what a client is told of it."""
+
+import http
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from starlette.exceptions import HTTPException
+
+from modelserve import Model, ModelServer, errors
+from modelserve.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    ClientGone,
+    CollectedTooLarge,
+    DeadlineExceeded,
+    InferenceError,
+    InvalidInput,
+    LoadError,
+    MethodNotAllowed,
+    ModelMissingError,
+    ModelNotFound,
+    ModelNotReady,
+    NestedTooDeep,
+    NoModelReady,
+    NotAcceptable,
+    Overloaded,
+    ResponseCut,
+    RouteNotFound,
+    ServerNotLive,
+    ServerNotReady,
+    ServerShuttingDown,
+    ServingError,
+    Stopped,
+    Unauthorized,
+    UnsupportedProtocol,
+    WorkersShouldBeLessThanMaxWorkersError,
+    describe,
+    is_expected,
+    single_cause,
+)
+from modelserve.testing import request
+
+PREDICT = ("POST", "/v1/models/m:predict")
+
+
+class Teapot(ServingError):
+    status = 418
+
+
+class Broken(ServingError):
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"bad name": "x"}
+
+
+TABLE: list[tuple[BaseException, int, str, dict[str, str]]] = [
+    (ServingError("x"), 500, "x", {}),
+    (ServingError(), 500, "", {}),
+    (InferenceError("x"), 500, "x", {}),
+    (InferenceError("x", status=429), 429, "x", {}),
+    (InferenceError("x", status=http.HTTPStatus.CONFLICT), 409, "x", {}),
+    (InferenceError("x", status="400"), 500, "x", {}),
+    (InferenceError("x", status=200), 500, "x", {}),
+    (InferenceError("x", status=600), 500, "x", {}),
+    (InferenceError("x", None, {"detail": 1}), 500, "x", {}),
+    (NestedTooDeep("x"), 500, "x", {}),
+    (CollectedTooLarge("x"), 500, "x", {}),
+    (InvalidInput("x"), 400, "x", {}),
+    (RouteNotFound(), 404, "Not Found", {}),
+    (ModelNotFound("zz"), 404, "Model with name zz does not exist.", {}),
+    (MethodNotAllowed(["GET", "HEAD"]), 405, "Method Not Allowed", {"allow": "GET, HEAD"}),
+    (NotAcceptable("x"), 406, "x", {}),
+    (BodyTimeout("x"), 408, "x", {}),
+    (BodyTooLarge("x"), 413, "x", {}),
+    (Unauthorized(), 401, "Unauthorized", {"www-authenticate": "Bearer"}),
+    (UnsupportedProtocol("v9"), 501, "Unsupported protocol v9.", {}),
+    (ServerNotLive(), 503, "Server is not live.", {}),
+    (ServerNotLive("No disk."), 503, "Server is not live. No disk.", {}),
+    (ServerNotReady(), 503, "Server is not ready.", {}),
+    (ServerNotReady("No disk."), 503, "Server is not ready. No disk.", {}),
+    (ModelNotReady("zz"), 503, "Model with name zz is not ready.", {}),
+    (ModelNotReady("zz", "No disk."), 503, "Model with name zz is not ready. No disk.", {}),
+    (NoModelReady([Model("a"), "b"]), 503, "Models with name a,b are not ready.", {}),
+    (NoModelReady([], "None."), 503, "Models with name  are not ready. None.", {}),
+    (Overloaded("x", retry_after=3), 503, "x", {"retry-after": "3"}),
+    (Overloaded("x", retry_after=0.1), 503, "x", {"retry-after": "1"}),
+    (ClientGone(), 499, "client disconnected", {}),
+    (DeadlineExceeded("x"), 504, "x", {}),
+    (ServerShuttingDown(), 503, "server shutting down", {"retry-after": "1"}),
+    (Teapot("x"), 418, "x", {}),
+    (HTTPException(403, "x"), 403, "x", {}),
+    (HTTPException(403), 403, "Forbidden", {}),
+    (HTTPException(429, "x", {"retry-after": "9"}), 429, "x", {"retry-after": "9"}),
+    (HTTPException(307, "x"), 500, "x", {}),
+    (NotImplementedError("x"), 501, "x", {}),
+    (NotImplementedError(), 501, "Not Implemented", {}),
+    (ValueError("secret"), 500, "Internal Server Error", {}),
+    (SystemExit("secret"), 500, "Internal Server Error", {}),
+    (ExceptionGroup("g", [InvalidInput("x")]), 400, "x", {}),
+    (ExceptionGroup("g", [ExceptionGroup("h", [InvalidInput("x")])]), 400, "x", {}),
+    (ExceptionGroup("g", [InvalidInput("x"), KeyError()]), 500, "Internal Server Error", {}),
+    (BaseExceptionGroup("g", [SystemExit(1)]), 500, "Internal Server Error", {}),
+]
+
+
+@pytest.mark.parametrize(("exc", "status", "sentence", "headers"), TABLE)
+def test_an_exception_becomes_an_answer(
+    exc: BaseException, status: int, sentence: str, headers: dict[str, str]
+) -> None:
+    assert describe(exc) == (status, sentence, headers)
+    assert is_expected(exc) == (status != 500)
+
+
+@pytest.mark.parametrize(
+    ("exc", "sentence"),
+    [
+        (ValueError("text"), "ValueError : text"),
+        (ExceptionGroup("g", [ValueError("text")]), "ValueError : text"),
+        (InvalidInput("x"), "x"),
+        (NotImplementedError("x"), "x"),
+    ],
+)
+def test_debugging_shows_the_text(exc: BaseException, sentence: str) -> None:
+    assert describe(exc, debug=True)[1] == sentence
+
+
+@pytest.mark.parametrize(
+    ("exc", "text"),
+    [
+        (InvalidInput("x"), "x"),
+        (ModelNotReady("zz"), "Model with name zz is not ready."),
+        (NoModelReady(["a"]), "Models with name a are not ready."),
+        (ModelMissingError("/mnt"), "Could not find a model at /mnt."),
+        (WorkersShouldBeLessThanMaxWorkersError(4), "The number of workers must not exceed 4."),
+    ],
+)
+def test_an_exception_prints_its_sentence(exc: Exception, text: str) -> None:
+    assert str(exc) == text
+    assert exc.args == (text,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "also"),
+    [
+        (InvalidInput, ValueError),
+        (InferenceError, RuntimeError),
+        (ServerNotReady, RuntimeError),
+        (ServerNotLive, RuntimeError),
+        (ModelNotReady, ServerNotReady),
+        (ModelNotFound, RouteNotFound),
+        (NestedTooDeep, InferenceError),
+        (ClientGone, Stopped),
+        (DeadlineExceeded, Stopped),
+        (ServerShuttingDown, Stopped),
+    ],
+)
+def test_an_exception_is_caught_by_its_family(kind: type, also: type) -> None:
+    assert issubclass(kind, also)
+    assert issubclass(kind, ServingError)
+
+
+@pytest.mark.parametrize(
+    "kind", [ResponseCut, LoadError, ModelMissingError, WorkersShouldBeLessThanMaxWorkersError]
+)
+def test_what_is_no_answer_is_no_serving_error(kind: type) -> None:
+    assert not issubclass(kind, ServingError)
+
+
+def test_the_reasons_of_an_end_have_each_their_outcome() -> None:
+    outcomes = [kind.outcome for kind in (ClientGone, DeadlineExceeded, ServerShuttingDown)]
+    assert outcomes == ["disconnected", "timeout", "shutdown"]
+
+
+def test_the_details_for_debugging_are_kept() -> None:
+    assert InferenceError("x", debug_details={"a": 1}).debug_details == {"a": 1}
+
+
+def test_a_single_cause_is_itself() -> None:
+    exc = ValueError()
+    two = ExceptionGroup("g", [exc, KeyError()])
+    assert single_cause(exc) is exc
+    assert single_cause(two) is two
+
+
+def test_the_tree_in_the_docstring_is_complete() -> None:
+    tree = str(errors.__doc__)
+    kinds = [
+        (name, kind)
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and kind.__module__ == errors.__name__
+    ]
+    assert kinds
+    for name, kind in kinds:
+        lines = [line for line in tree.splitlines() if name in line.replace("+--", "").split()]
+        assert lines, f"{name} is not in the tree"
+        status = kind.__dict__.get("status")
+        assert status is None or str(status) in lines[0], f"{name} has another status in the tree"
+
+
+# --- as answers ---------------------------------------------------------------------------------
+
+
+def raising(exc: BaseException, **options: Any) -> ModelServer:
+    async def predict(payload: Any) -> Any:
+        raise exc
+
+    app = ModelServer(**options)
+    app.add_model(predict, "m")
+    return app
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("exc", "status", "body"),
+    [
+        (InvalidInput("x"), 400, {"error": "x"}),
+        (InferenceError("x"), 500, {"error": "x"}),
+        (UnsupportedProtocol("v9"), 501, {"error": "Unsupported protocol v9."}),
+        (NotImplementedError("x"), 501, {"error": "x"}),
+        (HTTPException(403, "x"), 403, {"error": "x"}),
+        (ValueError("secret"), 500, {"error": "Internal Server Error"}),
+        (InvalidInput("ä\n\0"), 400, {"error": "ä\n\0"}),
+        (HTTPException(403, {"a": 1}), 403, {"error": "{'a': 1}"}),  # type: ignore[arg-type]
+    ],
+)
+async def test_an_answer_has_one_shape(exc: Exception, status: int, body: Any) -> None:
+    response = await request(raising(exc), *PREDICT, json=[])
+    assert (response.status, response.json()) == (status, body)
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["content-length"] == str(len(response.body))
+
+
+@pytest.mark.anyio
+async def test_debugging_shows_the_text_to_clients() -> None:
+    response = await request(raising(ValueError("text"), debug=True), *PREDICT, json=[])
+    assert (response.status, response.json()) == (500, {"error": "ValueError : text"})
+
+
+@pytest.mark.anyio
+async def test_headers_of_an_error_are_sent() -> None:
+    exc = HTTPException(
+        429, headers={"Retry-After": "9", "Content-Type": "x/y", "Content-Length": "1"}
+    )
+    response = await request(raising(exc), *PREDICT, json=[])
+    assert response.headers["retry-after"] == "9"
+    assert response.headers.getlist("content-type") == ["application/json"]
+    assert response.headers.getlist("content-length") == [str(len(response.body))]
+
+
+@pytest.mark.anyio
+async def test_headers_of_an_error_that_cannot_be_sent_are_left_out() -> None:
+    response = await request(raising(Broken("x")), *PREDICT, json=[])
+    assert (response.status, response.json()) == (500, {"error": "x"})
+    assert "bad name" not in response.headers
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("headers", [{"retry-after": 9}, {"x": None}, {"x": "€"}])
+async def test_headers_of_an_error_that_are_no_text_do_not_break_the_answer(headers: Any) -> None:
+    response = await request(raising(HTTPException(429, "x", headers)), *PREDICT, json=[])
+    assert (response.status, response.json()) == (429, {"error": "x"})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("reason", "told"), [(ValueError("bad"), "bad"), (42, "42"), (["a"], "['a']")]
+)
+async def test_a_reason_that_is_no_text_is_told_as_text(reason: Any, told: str) -> None:
+    """`raise InvalidInput(exc)` is easily written."""
+    response = await request(raising(InvalidInput(reason)), *PREDICT, json=[])
+    assert (response.status, response.json()) == (400, {"error": told})
+
+
+@pytest.mark.anyio
+async def test_a_reason_that_is_not_unicode_does_not_break_the_answer() -> None:
+    """Text that was read with `surrogateescape`, a file's name say, has lone surrogates."""
+    response = await request(raising(InvalidInput("name \udcff")), *PREDICT, json=[])
+    assert response.status == 400
+    assert response.json()["error"].startswith("name ")
+
+
+@pytest.mark.anyio
+async def test_an_unexpected_failure_is_logged_once_with_its_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    headers = {"x-request-id": "abc"}
+    await request(raising(ValueError("secret")), *PREDICT, json=[], headers=headers)
+    (record,) = caplog.records
+    assert "abc" in record.getMessage()
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "secret"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("exc", [InvalidInput("x"), NotImplementedError(), HTTPException(403)])
+async def test_an_answer_that_was_chosen_is_not_logged(
+    exc: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    await request(raising(exc), *PREDICT, json=[])
+    assert caplog.records == []

@@ -1,0 +1,145 @@
+"""The public names: what `__all__` says is what there is, and all of it is documented."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import modelserve
+from modelserve import errors
+
+# Names that a module passes on from another on purpose, beside those that it defines.
+PASSED_ON = {
+    "modelserve.protocols": {"Body"},
+    "modelserve.tensors": {  # the one module of the three that others import from
+        "InferInput",
+        "InferOutput",
+        "InferRequest",
+        "InferResponse",
+        "RequestedOutput",
+        "generate_uuid",
+    },
+}
+# Modules that are run, or have nothing but a dunder.
+WITHOUT_ALL = {"modelserve.__main__", "modelserve.version"}
+KSERVE_ERRORS = {
+    "InferenceError",
+    "InvalidInput",
+    "ModelMissingError",
+    "ModelNotFound",
+    "ModelNotReady",
+    "NoModelReady",
+    "ServerNotLive",
+    "ServerNotReady",
+    "UnsupportedProtocol",
+    "WorkersShouldBeLessThanMaxWorkersError",
+}
+
+
+def names_of_modules() -> list[str]:
+    found = pkgutil.walk_packages(modelserve.__path__, "modelserve.")
+    # modelserve.kserve has KServe's names, which are not ours to choose: it has a test of its own.
+    return [m.name for m in found if not m.name.startswith("modelserve.kserve")]
+
+
+MODULES = [name for name in names_of_modules() if name not in WITHOUT_ALL]
+
+
+def public_of(module: ModuleType) -> list[tuple[str, Any]]:
+    """Return the public classes and functions that a module defines."""
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    ]
+
+
+def test_the_package_has_the_names_that_it_says_and_no_others() -> None:
+    names = {
+        name
+        for name, value in vars(modelserve).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert set(modelserve.__all__) == names
+    assert modelserve.__all__ == sorted(modelserve.__all__)
+
+
+def test_the_package_is_small() -> None:
+    assert len(modelserve.__all__) <= 20
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_has_the_names_that_it_says(name: str) -> None:
+    module = importlib.import_module(name)
+    names = getattr(module, "__all__", None)
+    assert names is not None, f"{name} has no __all__"
+    assert len(names) == len(set(names))
+    for public in names:
+        value = getattr(module, public)
+        owner = getattr(value, "__module__", name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert owner == name or public in PASSED_ON.get(name, ()), f"{public} is {owner}'s"
+
+
+@pytest.mark.parametrize("public", modelserve.__all__)
+def test_a_name_of_the_package_is_public_where_it_is_defined(public: str) -> None:
+    value = getattr(modelserve, public)
+    assert public in importlib.import_module(value.__module__).__all__
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_public_is_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    missing = [public for public, value in public_of(module) if not own_docstring(value)]
+    assert missing == []
+
+
+def own_docstring(value: Any) -> str:
+    """Return a docstring that was written; dataclasses and named tuples get one made."""
+    written = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
+    made = (f"{value.__name__}(", "Alias for field")
+    return "" if written is None or written.startswith(made) else written
+
+
+@pytest.mark.parametrize("public", modelserve.__all__)
+def test_what_users_meet_is_documented(public: str) -> None:
+    value = getattr(modelserve, public)
+    members = {
+        name: member
+        for name, member in inspect.getmembers(value, inspect.isroutine)
+        if not name.startswith("_")
+        and str(getattr(member, "__module__", "")).startswith("modelserve")
+    }
+    assert own_docstring(value)
+    assert [name for name, member in members.items() if not inspect.getdoc(member)] == []
+
+
+def test_kserves_exceptions_are_there() -> None:
+    assert KSERVE_ERRORS <= set(errors.__all__)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert modelserve.__version__.count(".") == 2
+
+
+def test_importing_does_nothing() -> None:
+    """No logging set up, no arguments read, no event loop, no thread, nothing of KServe's."""
+    code = (
+        "import sys, threading, logging\n"
+        "sys.argv = ['x', '--no-such-flag']\n"
+        "import modelserve\n"
+        "assert threading.active_count() == 1\n"
+        "assert not logging.getLogger().handlers\n"
+        "assert not logging.getLogger('modelserve').handlers\n"
+        "late = ('numpy', 'prometheus_client', 'uvicorn', 'trio', 'httpx', 'modelserve.kserve')\n"
+        "assert [m for m in late if m in sys.modules] == []\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

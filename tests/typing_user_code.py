@@ -1,0 +1,276 @@
+"""Code as users write it, which must type-check under `mypy --strict` without a single ignore.
+
+pytest does not collect this file; mypy checks it with the package (`files` in pyproject.toml).
+"""
+
+import functools
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any, ParamSpec, TypedDict, TypeVar, assert_type
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from modelserve import (
+    InferenceError,
+    InvalidInput,
+    Limits,
+    Model,
+    ModelNotFound,
+    ModelNotReady,
+    ModelServer,
+    ServerSentEvent,
+    ServingError,
+)
+from modelserve.testing import exchange, lifespan, request
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Payload(TypedDict):
+    instances: list[float]
+
+
+class Answer(TypedDict):
+    predictions: list[float]
+
+
+# --- hooks in the signatures that people write -----------------------------------------------------
+
+
+class Synchronous(Model):
+    def __init__(self, name: str, *, factor: float = 2.0) -> None:
+        super().__init__(name)
+        self.factor = factor
+
+    def load(self) -> bool:
+        self.ready = True
+        return self.ready
+
+    def predict(self, payload: Payload) -> Answer:
+        return {"predictions": [self.factor * x for x in payload["instances"]]}
+
+
+class Asynchronous(Model):
+    async def load(self) -> bool:
+        self.ready = True
+        return True
+
+    async def predict(self, payload: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+        return {"predictions": payload["instances"], "agent": headers.get("user-agent", "")}
+
+
+class LoadsNothingBack(Model):
+    def load(self) -> None:
+        self.ready = True
+
+
+class AsyncGenerator(Model):
+    async def predict(self, payload: Any) -> AsyncIterator[dict[str, str]]:
+        for word in payload["instances"][0].split():
+            yield {"word": word}
+
+
+class SyncGenerator(Model):
+    def predict(self, payload: Any) -> Iterator[str]:
+        yield from payload
+
+
+class KServeStyle(Model):
+    """KServe's own signatures, defaults included."""
+
+    def preprocess(self, payload: Any, headers: dict[str, str] | None = None) -> Any:
+        return payload
+
+    def predict(
+        self,
+        payload: Any,
+        headers: dict[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> dict[str, Any] | AsyncIterator[Any]:
+        return {"predictions": payload}
+
+    async def explain(self, payload: Any, headers: dict[str, str] | None = None) -> Any:
+        return await self._explain(payload)
+
+    def postprocess(
+        self,
+        result: Any,
+        headers: dict[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> Any:
+        return result
+
+    async def _explain(self, payload: Any) -> Any:
+        return payload
+
+
+class WithHeaders(Model):
+    async def predict(
+        self, payload: Any, response_headers: MutableMapping[str, str]
+    ) -> AsyncIterator[bytes]:
+        response_headers["content-type"] = "audio/wav"
+        yield b"RIFF"
+
+    async def postprocess(self, result: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in result:
+            yield chunk
+
+
+class KeywordOnly(Model):
+    def predict(self, instances: list[Any], *, headers: Mapping[str, str]) -> list[Any]:
+        return [*instances, headers["host"]]
+
+
+class CallsItsBase(Asynchronous):
+    async def predict(self, payload: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+        answer = await super().predict(payload, headers)
+        return answer | {"more": True}
+
+
+class WholeLife(Model):
+    engine = True
+    limits = Limits(concurrency=1, queue=10, timeout=30.0, idle_timeout=math.inf)
+    coalesce = True
+    heartbeat = 15.0
+
+    def start(self) -> None: ...
+
+    async def start_engine(self) -> None: ...
+
+    async def load(self) -> bool:
+        return True
+
+    async def healthy(self) -> bool:
+        return self.ready and await super().healthy()
+
+    async def stop_engine(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def predict(self, payload: Any) -> Any:
+        raise InvalidInput("no")
+
+
+class SyncStop(Model):
+    def stop(self) -> None: ...
+
+    def stop_engine(self) -> None: ...
+
+
+def logged(function: Callable[P, R]) -> Callable[P, R]:
+    """Be a user's decorator."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(Model):
+    @logged
+    async def predict(self, payload: Any) -> Any:
+        return payload
+
+    @staticmethod
+    def preprocess(payload: Any) -> Any:
+        return payload
+
+
+# --- applications -------------------------------------------------------------------------------
+
+app = ModelServer(
+    [Synchronous("double", factor=2), AsyncGenerator("writer"), WholeLife("whole")],
+    limits=Limits(max_body_bytes=1 << 20, drain_timeout=0),
+    threads=4,
+    prefix="/ml",
+    debug=True,
+)
+
+
+@app.model("double-2")
+def double(payload: Payload) -> Answer:
+    return {"predictions": [2 * x for x in payload["instances"]]}
+
+
+@app.model("events")
+async def events(payload: Any) -> AsyncIterator[ServerSentEvent]:
+    yield ServerSentEvent({"n": 1}, event="token", id="1", retry=1000)
+    yield ServerSentEvent("text")
+    yield ServerSentEvent(event="ping")
+
+
+@app.model("class")
+class Registered(Model):
+    def predict(self, payload: Any) -> Any:
+        return payload
+
+
+class NoModel:
+    def predict(self, payload: Any) -> Any:
+        return payload
+
+
+app.add_model(NoModel(), "plain")
+app.add_model(lambda payload: payload, "lambda")
+app.add_model(Asynchronous("async"))
+
+# The decorator keeps types.
+assert_type(double({"instances": [1.0]}), Answer)
+assert_type(events(None), AsyncIterator[ServerSentEvent])
+assert_type(Registered("x"), Registered)
+assert_type(app.model("name")(NoModel), type[NoModel])
+
+
+# --- in a host ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def host_lifespan(host: Starlette) -> AsyncIterator[None]:
+    async with app.lifespan():
+        yield
+
+
+host = Starlette(routes=[Mount("/ml", app=app)], lifespan=host_lifespan)
+short = Starlette(routes=[Mount("/ml", app=app)], lifespan=app.lifespan)
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+class Teapot(ServingError):
+    status = 418
+
+
+def fail(kind: int, cause: ValueError) -> None:
+    if kind == 0:
+        raise InvalidInput("bad") from cause
+    if kind == 1:
+        raise InferenceError("busy", status=429)
+    if kind == 2:
+        raise ModelNotFound("m")
+    if kind == 3:
+        raise ModelNotReady("m", "No disk.")
+    raise Teapot("short and stout")
+
+
+# --- tests of a user's own ------------------------------------------------------------------------
+
+
+async def check() -> None:
+    async with lifespan(app):
+        response = await request(app, "POST", "/v1/models/double:predict", json={"instances": [1]})
+        assert_type(response.status, int)
+        assert_type(response.body, bytes)
+        async with exchange(host, "GET", "/ml/", headers={"accept": "*/*"}) as client:
+            assert_type(await client.chunk(), bytes | None)
+            async for chunk in client:
+                assert_type(chunk, bytes)
+            client.hang_up()
+
+
+def as_hook(hook: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    return app.model("hook")(hook)
