@@ -21,6 +21,7 @@ from modelserve.errors import NestedTooDeep
 
 __all__ = ["Encoder", "ServerSentEvent", "accepts_any_stream", "choose_encoder", "to_json"]
 
+_ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian")
 _OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -83,14 +84,15 @@ class Encoder:
 def to_json(value: Any) -> bytes:
     """Write compact JSON: NaN as null, numpy, dataclasses and datetimes included.
 
-    orjson writes 254 levels of nesting; deeper values go to the standard library's writer.
+    orjson writes 254 levels of nesting, and no numpy array of foreign byte order; such values go to
+    the standard library's writer.
 
     Raises TypeError for a value that JSON cannot hold, NestedTooDeep for one too deep.
     """
     try:
         return orjson.dumps(value, _to_builtin, _OPTIONS)
     except orjson.JSONEncodeError as exc:
-        if "ecursion" not in str(exc):
+        if not any(word in str(exc) for word in _ONLY_ORJSON_REFUSES):
             raise
     try:
         return json.dumps(
@@ -323,8 +325,13 @@ def _best(ranges: tuple[Range, ...], forms: tuple[Encoder, ...]) -> Encoder | No
         for form in forms:
             name = _name_under(wanted, form)
             if name and _quality(ranges, name) > 0:
-                return replace(form, media_type=name) if form is NDJSON else form
+                return form if name == _NAMES[form][0] else _called(form, name)
     return None
+
+
+def _called(form: Encoder, name: str) -> Encoder:
+    """Return a form under another of its names, since that is the one that is acceptable."""
+    return replace(form, media_type=TEXT.media_type if name == "text/plain" else name)
 
 
 def _name_under(wanted: Range, form: Encoder) -> str | None:

@@ -579,22 +579,47 @@ def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any,
     """Drive the walk by hand: trio sends a cancellation as an outcome, not as an exception.
 
     The shield goes up at the first await after the cancellation was sent: any earlier, and a scope
-    that the walk is in at that moment would take the cancellation for its own.
+    that the walk is in at that moment would take the cancellation for its own. Nor does it go up
+    while a nursery of the walk's waits for its children, since that is such a scope.
     """
     from outcome import Error
     from trio import Cancelled
+    from trio.lowlevel import current_task
 
+    task = current_task()
     step, value, is_told = walk.send, None, False
     while True:
         try:
             trap = step(value)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
-        if is_told:
+        if is_told and not _is_leaving_nursery(task):
             flight.begin_clean_up()
         try:
             step, value = walk.send, (yield trap)
         except BaseException as exc:
             step, value = walk.throw, exc
         else:
-            is_told = isinstance(value, Error) and isinstance(value.error, Cancelled)
+            if isinstance(value, Error) and isinstance(value.error, Cancelled):
+                # what ends a sleep is a scope of its own, which says so (trio 0.31)
+                is_told = flight.reason is not None and _source(value.error) != "deadline"
+
+
+def _is_leaving_nursery(task: Any) -> bool:
+    """Say whether a task is at the end of the innermost of its nurseries.
+
+    Nothing public tells it. Should these names go away, a handler whose nursery swallows the
+    cancellation is cancelled again after `cleanup_timeout`, no worse.
+    """
+    nurseries = task.child_nurseries
+    if not nurseries:
+        return False
+    innermost = nurseries[-1]
+    return bool(
+        getattr(innermost, "_parent_waiting_in_aexit", False)
+        or getattr(innermost, "_closed", False)
+    )
+
+
+def _source(cancelled: BaseException) -> object:
+    return getattr(cancelled, "source", None)

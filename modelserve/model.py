@@ -207,6 +207,14 @@ def plan_of(model: Any, verb: str) -> Plan:
     )
 
 
+def check_lifecycle(model: Any) -> None:
+    """Raise TypeError for a hook that must not be a generator."""
+    for name in (*LIFECYCLE, *_METADATA):
+        bare = _without_partial(getattr(model, name, None))
+        if inspect.isasyncgenfunction(bare) or inspect.isgeneratorfunction(bare):
+            raise TypeError(f"{name} of model {model.name!r} must not be a generator")
+
+
 def as_model(target: Any, name: str | None = None) -> Any:
     """Return a model made of a function, a class, or any object with a `predict`.
 

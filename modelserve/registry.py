@@ -16,7 +16,15 @@ import anyio
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.inference import call_hook
 from modelserve.limits import Gate, Limits
-from modelserve.model import HOOKS, Model, Plan, as_model, defines, plan_of
+from modelserve.model import (
+    HOOKS,
+    Model,
+    Plan,
+    as_model,
+    check_lifecycle,
+    defines,
+    plan_of,
+)
 from modelserve.predictor import disconnect
 from modelserve.repository import ModelRepository
 from modelserve.responses import Streaming
@@ -47,9 +55,17 @@ class Entry:
     """
 
     def __init__(
-        self, name: str, model: Any, limits: Limits, telemetry: Telemetry, *, coalesce: bool
+        self,
+        name: str,
+        model: Any,
+        limits: Limits,
+        telemetry: Telemetry,
+        workers: Workers,
+        *,
+        coalesce: bool,
     ) -> None:
         self.name = name
+        self._workers = workers
         self.started = False
         self.loading = False
         self.unloading = False
@@ -83,10 +99,12 @@ class Entry:
         self.plans: dict[str, Plan] = {
             verb: plan_of(model, verb) for verb in ("predict", "explain")
         }
+        check_lifecycle(model)
         self.checks_health = defines(model, "healthy")
         self.versions = [str(version) for version in getattr(model, "versions", None) or ()]
-        if not any(defines(model, hook) for hook in ("load", "start")) and not model.engine:
-            model.ready = True  # nothing to load
+        self.needs_loading = model.engine or any(defines(model, h) for h in ("load", "start"))
+        if not self.needs_loading:
+            model.ready = True
 
     @property
     def state(self) -> State:
@@ -103,10 +121,15 @@ class Entry:
         healthy = False
         with anyio.move_on_after(_HEALTHY_SECONDS):
             try:
-                healthy = bool(await self.model.healthy())
+                healthy = bool(await self.call("healthy"))
             except Exception as exc:
                 logger.warning("healthy() of model %s failed", self.name, exc_info=exc)
         return healthy
+
+    async def call(self, hook: str) -> Any:
+        """Call a hook that is not part of a request: on the event loop or in a thread."""
+        label = f"{hook} of {self.name}"
+        return await call_hook(label, self._workers, getattr(self.model, hook))
 
     def not_ready(self, *, debug: bool) -> ModelNotReady:
         """Return the answer for a request; why loading failed is told when debugging only."""
@@ -196,7 +219,9 @@ class Registry:
         return entry
 
     def _entry(self, name: str, model: Any) -> Entry:
-        return Entry(name, model, self._limits, self._telemetry, coalesce=self.coalesce)
+        return Entry(
+            name, model, self._limits, self._telemetry, self._workers, coalesce=self.coalesce
+        )
 
     def _put(self, name: str, entry: Entry) -> None:
         old = self._entries.get(name)
@@ -228,7 +253,15 @@ class Registry:
         return list(self._entries)
 
     async def all_ready(self) -> bool:
-        return all([await entry.is_ready() for entry in self])
+        answers: list[bool] = []
+
+        async def ask(entry: Entry) -> None:
+            answers.append(await entry.is_ready())
+
+        async with anyio.create_task_group() as group:
+            for entry in self:
+                group.start_soon(ask, entry)
+        return all(answers)
 
     def index(self, found: Collection[str] = ()) -> list[dict[str, str]]:
         """Return Triton's repository index: what is registered, what was unloaded, what is found.
@@ -258,8 +291,8 @@ class Registry:
             "name": entry.name,
             "versions": entry.versions or None,
             "platform": getattr(entry.model, "platform", ""),
-            "inputs": await self._call(entry, "get_input_types"),
-            "outputs": await self._call(entry, "get_output_types"),
+            "inputs": await entry.call("get_input_types"),
+            "outputs": await entry.call("get_output_types"),
         }
 
     async def load_pending(self) -> None:
@@ -291,6 +324,9 @@ class Registry:
                     await self._start(entry)
                     if not entry.model.ready:
                         await self._load(entry)
+        except BaseException:
+            self.pending.append(entry)  # whoever needs it next tries again
+            raise
         finally:
             entry.loading = False
             if entry.attempted is not None:
@@ -386,7 +422,7 @@ class Registry:
         entry.failure = None
         try:
             yield
-        except Exception as exc:
+        except (Exception, SystemExit, KeyboardInterrupt) as exc:
             logger.error("Loading model %s failed", entry.name, exc_info=exc)
             entry.model.ready = False
             entry.failure = f"Error type: {type(exc)} error msg: {exc}"
@@ -405,49 +441,44 @@ class Registry:
         if self.repository is not None:
             self.repository.models[name] = entry.model
 
-    async def stop_all(self) -> None:
-        """Stop the models that were started; log what that raises."""
-        for entry in list(self):
-            await self.stop(entry)
-
     async def stop(self, entry: Entry) -> None:
-        """Stop one model, if it was started."""
-        if not entry.started:
-            return
+        """Stop one model, if it was started, and close what it has open to its predictor."""
+        hooks = [h for h in ("stop_engine", "stop") if defines(entry.model, h)]
+        if not entry.model.engine and "stop_engine" in hooks:
+            hooks.remove("stop_engine")
+        for hook in hooks if entry.started else ():
+            try:
+                await entry.call(hook)
+            except Exception as exc:
+                logger.error("%s of model %s failed", hook, entry.name, exc_info=exc)
         entry.started = False
-        try:
-            if entry.model.engine:
-                await self._call(entry, "stop_engine")
-            if defines(entry.model, "stop"):
-                await self._call(entry, "stop")
-        except Exception as exc:
-            logger.error("Stopping model %s failed", entry.name, exc_info=exc)
-        finally:
-            await disconnect(entry.model)
+        await disconnect(entry.model)
+
+    def rest(self, entry: Entry) -> None:
+        """Have a model that was stopped started and loaded again, should there be another life."""
+        if not entry.started and entry.needs_loading and entry not in self.pending:
+            entry.model.ready = False
+            self.pending.append(entry)
 
     async def _start(self, entry: Entry) -> None:
         if entry.started:
             return
-        entry.started = True
         if defines(entry.model, "start"):
-            await self._call(entry, "start")
+            await entry.call("start")
         if entry.model.engine:
-            await self._call(entry, "start_engine")
+            await entry.call("start_engine")
+        entry.started = True
 
     async def _load(self, entry: Entry) -> None:
         """Call `load`. One that returns nothing is believed, unless it has set `ready` to False."""
         model = entry.model
         if not model.ready:
             model.ready = None
-        loaded = await self._call(entry, "load")
+        loaded = await entry.call("load")
         if loaded is None:
             model.ready = model.ready is None or bool(model.ready)
         else:
             model.ready = bool(loaded)
-
-    async def _call(self, entry: Entry, hook: str) -> Any:
-        label = f"{hook} of {entry.name}"
-        return await call_hook(label, self._workers, getattr(entry.model, hook))
 
 
 def _or_none_at_all(limit: float | None) -> float:

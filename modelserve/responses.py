@@ -46,6 +46,7 @@ _PART_BYTES: Final = 1 << 20
 _COALESCED_BYTES: Final = 1 << 16
 JSON: Final[Header] = (b"content-type", b"application/json")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_FIELD: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _HOST_HEADERS: Final = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"x-request-id")
 )
@@ -279,6 +280,8 @@ class Reply:
             size += len(parts[-1])
             if size > limit:
                 raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
+            if self.flight.reason is not None:
+                raise self.flight.reason
             self.flight.since = now = monotonic()
             if now >= turn_ends:
                 await anyio.lowlevel.checkpoint()
@@ -478,7 +481,7 @@ def model_headers(headers: MutableHeaders) -> list[Header]:
     Raises ValueError for a name or a value that cannot go over the wire.
     """
     for name, value in headers.raw:
-        if not _TOKEN.fullmatch(name) or any(c in value for c in b"\r\n\0"):
+        if not _TOKEN.fullmatch(name) or not _FIELD.fullmatch(value):
             raise ValueError(f"The model set a response header that cannot be sent: {name!r}")
     own = ((name, value.strip(b" \t")) for name, value in headers.raw)
     return [pair for pair in own if pair[0] not in _HOST_HEADERS]

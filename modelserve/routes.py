@@ -77,7 +77,8 @@ class Routes:
             await flight.run(self._walk(scope, walk))
         except Stopped as reason:
             if not isinstance(reason.__cause__, ServingError | None):
-                logger.error("Request %s failed while it ended", request.id, exc_info=reason)
+                number = request.id.decode()
+                logger.error("Request %s failed while it ended", number, exc_info=reason)
         finally:
             flight.farewell = None  # a cycle otherwise, which only the collector would find
             if walk.target is not None and walk.target.codec is not None:

@@ -56,7 +56,7 @@ class Serving:
         self.draining = False
         self._drained = False
         self._hosted = False
-        self._loads: set[object] = set()
+        self._background = _Background()
         self._retiring: set[Entry] = set()
 
     def reconfigure(self, limits: Limits, *, threads: int | None, debug: bool) -> None:
@@ -97,7 +97,7 @@ class Serving:
         """
         if self.registry.pending:
             entries = self.registry.take_pending()
-            _spawn(partial(self.registry.load_all, entries), self._loads)
+            self._background.start(partial(self.registry.load_all, entries))
         self._retire_leaving()
 
     async def usable(self, entry: Entry) -> None:
@@ -142,7 +142,7 @@ class Serving:
 
     def _retire_leaving(self) -> None:
         for entry in self.registry.leaving - self._retiring:
-            _spawn(partial(self._retire, entry), self._loads)
+            self._background.start(partial(self._retire, entry))
 
     async def _retire(self, entry: Entry) -> None:
         """Stop a model after its last request, or when that has taken as long as a drain may."""
@@ -170,7 +170,7 @@ class Serving:
             finally:
                 done.set()
 
-        _spawn(run, self._loads)
+        self._background.start(run)
         await done.wait()
         if errors:
             raise errors[0]
@@ -190,6 +190,7 @@ class Serving:
         finally:
             with anyio.CancelScope(shield=True):
                 await self.drain()
+                await self._background.stop(within=CLEANUP_AFTER_DRAIN)
                 await self._stop_idle()
                 self.workers.close()
                 self._scraper.close()
@@ -229,25 +230,50 @@ class Serving:
         for entry in [*self.registry, *self.registry.leaving]:
             if not (entry.gate.running or entry.loading):
                 await self.registry.stop(entry)
+                self.registry.rest(entry)
 
     def _drain_seconds(self) -> float:
         seconds = self.limits.drain_timeout
         return math.inf if seconds is None else seconds
 
 
-def _spawn(function: Callable[[], Awaitable[None]], kept: set[object]) -> None:
-    """Run a function in a task of the event loop's own, kept from the garbage collector."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio
+class _Background:
+    """Tasks of the event loop's own: no request that is cancelled cancels them."""
 
-        trio.lowlevel.spawn_system_task(function)
-        return
-    task: asyncio.Task[Any] = loop.create_task(_run(function))
-    kept.add(task)
-    task.add_done_callback(kept.discard)
+    def __init__(self) -> None:
+        self._scopes: dict[anyio.CancelScope, object] = {}
+        self._ended: anyio.Event | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_scopes": {}, "_ended": None}
 
-async def _run(function: Callable[[], Awaitable[None]]) -> None:
-    await function()
+    def start(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a function; does not wait."""
+        scope = anyio.CancelScope()
+        self._scopes[scope] = None
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            import trio
+
+            trio.lowlevel.spawn_system_task(self._run, function, scope)
+        else:  # kept, since the loop itself holds tasks weakly
+            self._scopes[scope] = loop.create_task(self._run(function, scope))
+
+    async def stop(self, *, within: float) -> None:
+        """Cancel what still runs, and wait until it has ended for so many seconds."""
+        for scope in self._scopes:
+            scope.cancel()
+        with anyio.move_on_after(within):
+            while self._scopes:
+                self._ended = anyio.Event()
+                await self._ended.wait()
+
+    async def _run(self, function: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+        try:
+            with scope:
+                await function()
+        finally:
+            del self._scopes[scope]
+            if self._ended is not None:
+                self._ended.set()

@@ -96,20 +96,19 @@ def test_the_names_are_ours() -> None:
     assert [verb.name for verb in kserve.InferenceVerb] == ["EXPLAIN", "PREDICT"]
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "from modelserve.kserve.constants import constants; constants.PredictorProtocol.REST_V2",
-        "from modelserve.kserve.constants.constants import PredictorProtocol",
-        "from modelserve.kserve.utils import utils; utils.generate_uuid",
-        "from modelserve.kserve.model import PredictorProtocol",
-        "import modelserve.kserve as kserve; kserve.model_server.parser, kserve.ModelServer",
-        "import modelserve.kserve; modelserve.kserve.model_server.parser",
-        "from modelserve.kserve.model_repository import ModelRepository, MODEL_MOUNT_DIRS",
-    ],
-)
-def test_ways_to_import(statement: str) -> None:
-    exec(statement, {})
+WAYS_TO_IMPORT = """
+from modelserve.kserve.constants import constants; constants.PredictorProtocol.REST_V2
+from modelserve.kserve.constants.constants import PredictorProtocol
+from modelserve.kserve.utils import utils; utils.generate_uuid
+from modelserve.kserve.model import PredictorProtocol
+from modelserve.kserve.model_repository import ModelRepository, MODEL_MOUNT_DIRS
+import modelserve.kserve as kserve; kserve.model_server.parser, kserve.ModelServer
+import modelserve.kserve; modelserve.kserve.model_server.parser
+"""
+
+
+def test_ways_to_import() -> None:
+    subprocess.run([sys.executable, "-c", WAYS_TO_IMPORT], check=True, timeout=30, cwd=ROOT)
 
 
 def test_importing_does_nothing() -> None:
@@ -238,6 +237,12 @@ def test_an_unusable_command_line(told: Any, capsys: pytest.CaptureFixture[str])
     assert "--http_port: invalid int value: 'http'" in capsys.readouterr().err
 
 
+PREDICTOR = (
+    "--predictor_host h --predictor_protocol v2 --protocol v1 --predictor_use_ssl true "
+    "--predictor_request_timeout_seconds 5 --predictor_request_retries 2"
+)
+
+
 @pytest.mark.parametrize(
     ("line", "config"),
     [
@@ -246,8 +251,7 @@ def test_an_unusable_command_line(told: Any, capsys: pytest.CaptureFixture[str])
         ("--predictor_host h", PredictorConfig("h")),
         ("--predictor_host h --protocol v2", PredictorConfig("h", "v2")),
         (
-            "--predictor_host h --predictor_protocol v2 --protocol v1 --predictor_use_ssl true "
-            "--predictor_request_timeout_seconds 5 --predictor_request_retries 2",
+            PREDICTOR,
             PredictorConfig("h", "v2", True, 5, 2),
         ),
     ],
@@ -414,18 +418,20 @@ async def test_middleware_is_put_around_the_server_that_is_started() -> None:
 # --- logging ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def clean_logging() -> Iterator[None]:
-    """Take away, for a test, the handlers that others have put in, and put them back."""
+@contextlib.contextmanager
+def nobody_logging() -> Iterator[None]:
+    """Take away the handlers that others have put in, pytest's own among them; put them back."""
     loggers = [logging.getLogger(name) for name in ("", "kserve", "kserve.trace")]
     before = [(one, one.handlers[:], one.level, one.propagate) for one in loggers]
     for one in loggers:
         one.handlers[:] = []
-    yield
-    for one, handlers, level, propagate in before:
-        one.handlers[:], one.propagate = handlers, propagate
-        one.setLevel(level)
-    logging.captureWarnings(False)
+    try:
+        yield
+    finally:
+        for one, handlers, level, propagate in before:
+            one.handlers[:], one.propagate = handlers, propagate
+            one.setLevel(level)
+        logging.captureWarnings(False)
 
 
 CONFIG = {
@@ -452,26 +458,26 @@ level=DEBUG
 """
 
 
-@pytest.mark.usefixtures("clean_logging")
 @pytest.mark.parametrize("kind", ["dict", "json", "yaml", "yml", "ini"])
 def test_logging_is_configured_by_a_dictionary_or_a_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"logging.{kind}"
     path.write_text(INI if kind == "ini" else json.dumps(CONFIG))  # JSON is YAML
-    configure_logging(CONFIG if kind == "dict" else str(path))
-    assert kserve.logging.logger.level == logging.DEBUG
-    assert [type(handler) for handler in kserve.logging.logger.handlers] == [logging.NullHandler]
+    with nobody_logging():
+        configure_logging(CONFIG if kind == "dict" else str(path))
+        assert kserve.logging.logger.level == logging.DEBUG
+        assert [type(one) for one in kserve.logging.logger.handlers] == [logging.NullHandler]
 
 
-@pytest.mark.usefixtures("clean_logging")
 def test_logging_is_configured_once_and_only_where_nobody_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KSERVE_LOGLEVEL", "WARNING")
-    configure_logging()
-    (handler,) = logging.getLogger().handlers
-    assert logging.getLogger().level == logging.WARNING
-    configure_logging(None)
-    assert logging.getLogger().handlers == [handler]
+    with nobody_logging():
+        configure_logging()
+        (handler,) = logging.getLogger().handlers
+        assert logging.getLogger().level == logging.WARNING
+        configure_logging(None)
+        assert logging.getLogger().handlers == [handler]
 
 
 # --- helpers ------------------------------------------------------------------------------------
@@ -516,7 +522,7 @@ def test_a_containers_quota(files: dict[str, str], count: int | None, tmp_path: 
 
 
 def test_datatypes_and_dtypes() -> None:
-    names = "BOOL INT8 INT64 UINT16 FP16 FP32 FP64 BYTES".split()
+    names = ["BOOL", "INT8", "INT64", "UINT16", "FP16", "FP32", "FP64", "BYTES"]
     assert [numpy_codec.from_np_dtype(numpy_codec.to_np_dtype(name)) for name in names] == names
     assert numpy_codec.from_np_dtype(np.float32) == "FP32"
     assert numpy_codec.from_np_dtype(np.array(["a"]).dtype) == "BYTES"
@@ -708,10 +714,10 @@ def test_the_readme_of_the_example_shows_the_difference() -> None:
     before = (EXAMPLE / "before.py").read_text().splitlines()
     after = (EXAMPLE / "after.py").read_text().splitlines()
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
-    removed, added = ([sign + line for line in lines] for sign, lines in zip("-+", zip(*pairs)))
+    changed = [f"-{a}" for a, _ in pairs] + [f"+{b}" for _, b in pairs]
     block = re.search(r"```diff\n(.*?)```", (EXAMPLE / "README.md").read_text(), re.DOTALL)
     assert block is not None
-    assert block[1].splitlines() == [*removed, *added]
+    assert block[1].splitlines() == changed
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
@@ -740,7 +746,8 @@ def test_the_example_runs(tmp_path: Path) -> None:
             ],
         }
         status, _, body = served.post("/v1/models/flowers:explain", rows)
-        assert json.loads(body)["distances"][0] == [0.64, 3.6, 5.19]
+        distances = {"setosa": 0.64, "versicolor": 3.6, "virginica": 5.19}
+        assert json.loads(body)["explanations"][0] == distances
         status, _, body = served.post("/v1/models/flowers:predict", {"instances": [[1, 2]]})
         assert json.loads(body)["error"].startswith("a flower has 4 measures")
         assert status == 400

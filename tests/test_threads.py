@@ -521,7 +521,7 @@ async def test_a_call_that_made_a_stream_as_it_was_cancelled_closes_it() -> None
 async def test_a_wait_for_an_item_is_cancelled_at_once_and_the_close_waits() -> None:
     workers = Workers(1)
     blocking = Blocking()
-    cancelled = anyio.Event()
+    got_first, cancelled = anyio.Event(), anyio.Event()
 
     def items() -> Iterator[Any]:
         yield 1
@@ -531,7 +531,7 @@ async def test_a_wait_for_an_item_is_cancelled_at_once_and_the_close_waits() -> 
         stream = await workers.call("m", items)
         try:
             async for _ in stream:
-                pass
+                got_first.set()
         finally:
             cancelled.set()
             await stream.aclose()
@@ -539,6 +539,7 @@ async def test_a_wait_for_an_item_is_cancelled_at_once_and_the_close_waits() -> 
     async with anyio.create_task_group() as group:
         group.start_soon(read)
         await until(blocking.started.is_set)
+        await got_first.wait()
         group.cancel_scope.cancel()
         with anyio.CancelScope(shield=True), anyio.fail_after(5):
             await cancelled.wait()
