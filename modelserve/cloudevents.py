@@ -67,7 +67,8 @@ class EventSettings(NamedTuple):
 def around(codec: Codec, request: Request, settings: EventSettings) -> Codec:
     """Return the codec for a request: the one given or, for an event, one around it."""
     mode: _Binary | _Structured
-    if b"loudevents" in request.get(b"content-type") and _is_structured(request):
+    content_type = request.get(b"content-type")
+    if content_type != b"application/json" and _is_structured(content_type):
         mode = _Structured(_Event(codec, settings))
     elif request.has(b"ce-specversion") and all(map(request.has, _REQUIRED_HEADERS)):
         mode = _Binary(_Event(codec, settings))
@@ -308,8 +309,8 @@ def _written(data: Any) -> bytes:
 # --- headers ------------------------------------------------------------------------------------
 
 
-def _is_structured(request: Request) -> bool:
-    return _media_type(request.get(b"content-type").decode("latin-1")) == _STRUCTURED
+def _is_structured(content_type: bytes) -> bool:
+    return _media_type(content_type.decode("latin-1")) == _STRUCTURED
 
 
 def _is_json(content_type: str) -> bool:

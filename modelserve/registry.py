@@ -450,7 +450,7 @@ class Registry:
             try:
                 await entry.call(hook)
             except Exception as exc:
-                logger.error("%s of model %s failed", hook, entry.name, exc_info=exc)
+                logger.error("Stopping model %s failed (%s)", entry.name, hook, exc_info=exc)
         entry.started = False
         await disconnect(entry.model)
 

@@ -91,7 +91,8 @@ class ModelRepository:
     async def is_model_ready(self, name: str) -> bool:
         """Ask a model whether it can answer; False for a name that has none."""
         model = self.get_model(name)
-        return model is not None and bool(await model.healthy())
+        healthy = model is not None and model.healthy()
+        return bool(await healthy if isinstance(healthy, Awaitable) else healthy)
 
     def update(self, model: Any, name: str | None = None) -> None:
         """Put a model in, under its own name or another one; one of that name is replaced."""

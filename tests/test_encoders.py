@@ -324,10 +324,10 @@ CHOICES: list[tuple[str | None, Any, str | None]] = [
     (AXIOS, OTHER, "application/json"),
     (AXIOS, TEXTS, "application/json"),
     ("text/plain", TEXTS, "text/plain; charset=utf-8"),
-    ("text/plain", BYTES, "application/octet-stream"),
+    ("text/plain", BYTES, "text/plain; charset=utf-8"),  # the name that is acceptable
     ("text/plain", OTHER, None),
     ("application/octet-stream", BYTES, "application/octet-stream"),
-    ("application/octet-stream", TEXTS, "text/plain; charset=utf-8"),
+    ("application/octet-stream", TEXTS, "application/octet-stream"),
     ("application/octet-stream", OTHER, None),
     ("text/*", OTHER, "text/event-stream"),
     ("text/*", TEXTS, "text/plain; charset=utf-8"),
@@ -390,7 +390,7 @@ def test_a_form_that_is_chosen_takes_the_first_item(accept: str | None, first: A
         ("application/jsonl", "application/jsonl"),
         ("application/json", "application/json"),
         ("text/plain", "text/plain; charset=utf-8"),
-        ("application/octet-stream", "text/plain; charset=utf-8"),
+        ("application/octet-stream", "application/octet-stream"),
         ("image/png", None),
     ],
 )

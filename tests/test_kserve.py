@@ -687,6 +687,30 @@ def test_models_go_to_worker_processes(program: Path) -> None:
     assert sum("loading in" in line["message"] for line in served.lines) == 1
 
 
+TRANSFORMER = """
+from modelserve.kserve import Model, ModelServer
+
+class Transformer(Model):
+    def preprocess(self, payload, headers=None):
+        return {"instances": [[float(x) for x in row.split()] for row in payload["instances"]]}
+
+if __name__ == "__main__":
+    ModelServer().start([Transformer("flowers")])
+"""
+
+
+def test_a_transformer_sends_on_to_the_predictor_of_the_command_line(tmp_path: Path) -> None:
+    pytest.importorskip("httpx")
+    for name, text in (("predictor.py", (EXAMPLE / "after.py").read_text()), ("t.py", TRANSFORMER)):
+        (tmp_path / name).write_text(text)
+    with running(tmp_path / "predictor.py", "--model_name", "flowers") as predictor:
+        host = predictor.base.removeprefix("http://")
+        with running(tmp_path / "t.py", "--predictor_host", host) as transformer:
+            rows = {"instances": ["5 3 1 0.2"]}
+            status, _, body = transformer.post("/v1/models/flowers:predict", rows)
+            assert (status, json.loads(body)) == (200, {"predictions": ["setosa"]})
+
+
 def test_a_port_that_is_taken_ends_the_program(program: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         result = subprocess.run(

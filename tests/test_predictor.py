@@ -491,13 +491,13 @@ async def test_a_client_that_leaves_ends_the_predictors_call(host: str, key: str
 
 async def test_items_pass_one_by_one(host: str, key: str) -> None:
     app = transformer("steps", host)
-    async with lifespan(app):
-        async with exchange(app, "POST", "/v1/models/steps:predict", json=key) as client:
-            await client.head()
-            assert await client.chunk() == b'{"n":1}\n'
-            began[key].set()  # only now does the predictor make the next
-            assert await client.chunk() == b'{"n":2}\n'
-            assert await client.chunk() is None
+    path = "/v1/models/steps:predict"
+    async with lifespan(app), exchange(app, "POST", path, json=key) as client:
+        await client.head()
+        assert await client.chunk() == b'{"n":1}\n'
+        began[key].set()  # only now does the predictor make the next
+        assert await client.chunk() == b'{"n":2}\n'
+        assert await client.chunk() is None
 
 
 # --- what may go wrong --------------------------------------------------------------------------

@@ -256,6 +256,8 @@ async def test_models_are_put_in_and_taken_out() -> None:
     assert not await repository.is_model_ready("two")
     one.load()
     assert await repository.is_model_ready("one")
+    vars(one)["healthy"] = lambda: False
+    assert not await repository.is_model_ready("one")
     repository.unload("one")
     assert (repository.get_model("one"), stopped) == (None, ["stop"])
     one.engine = True
