@@ -20,7 +20,7 @@ from modelserve.encoders import (
     named_encoder,
     to_json,
 )
-from modelserve.errors import InvalidInput
+from modelserve.errors import InferenceError, InvalidInput
 from modelserve.protocols import Body, Codec, Named, with_own
 from modelserve.requests import Request
 from modelserve.responses import JSON, Header, model_headers
@@ -107,13 +107,24 @@ def _text(item: Any) -> str:
     """Return the text of an item; what is neither text nor a response is written as JSON."""
     if isinstance(item, ServerSentEvent):
         item = item.data
-    if isinstance(item, InferResponse) and item.outputs:
-        return "".join(item.outputs[0].as_string())
+    if isinstance(item, InferResponse):
+        return _text_of_response(item)
     if isinstance(item, dict) and isinstance(item.get("text_output"), str):
         return str(item["text_output"])
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item).decode()
     return item if isinstance(item, str) else to_json(item).decode()
+
+
+def _text_of_response(response: InferResponse) -> str:
+    """Return what the first BYTES output holds. Raises InferenceError where there is no text."""
+    for output in response.outputs:
+        if output.datatype == "BYTES":
+            try:
+                return "".join(output.as_string())
+            except InvalidInput as exc:  # a client of this route has no say in tensors
+                raise InferenceError(exc.reason) from None
+    raise InferenceError("The model's response has no BYTES output to be the text.")
 
 
 GENERATE: Final = Codec(

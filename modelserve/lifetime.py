@@ -74,6 +74,7 @@ class Phase:
     FIRST: Final = 2
     ITEM: Final = 3
     SEND: Final = 4
+    DONE: Final = 5  # all has been sent; what is still being closed has no deadline but the drain's
 
 
 class Flight:
@@ -211,6 +212,8 @@ class Flight:
     def expired(self, now: float) -> Stopped | None:
         """Return the limit that has passed, if one has."""
         limits = self.deadlines
+        if self.phase == Phase.DONE:
+            return None
         if limits.timeout is not None and now - self.arrived >= limits.timeout:
             if self.phase == Phase.BODY:
                 return BodyTimedOut(limits.timeout)
@@ -223,6 +226,8 @@ class Flight:
     def next_check(self, now: float) -> float:
         """Return when to look again: no limit, of this phase or a later one, can pass before."""
         limits = self.deadlines
+        if self.phase == Phase.DONE:
+            return math.inf
         due = math.inf if limits.timeout is None else self.arrived + limits.timeout
         for phase in _PHASE_TEXT:
             limit = self._phase_limit(phase)
@@ -388,9 +393,29 @@ class ScopedFlight(Flight):
     def begin_clean_up(self) -> None:
         """Shield the walk from a cancellation that it was told of, or need not be told of."""
         if self.reason is not None and not self._inner.shield:
-            bound = self._register.cleanup_bound(self.deadlines.cleanup_timeout)
             self._inner.shield = True
-            self._inner.deadline = anyio.current_time() + bound
+            if self._inner.deadline == math.inf:
+                bound = self._register.cleanup_bound(self.deadlines.cleanup_timeout)
+                self._inner.deadline = anyio.current_time() + bound
+
+    def is_visible_to(self, task: Any) -> bool:
+        """Say whether no shield of the walk's own hides the cancellation from where a task is.
+
+        What ends a sleep, or a time limit, is a cancellation too. Nothing public tells the two
+        apart when they coincide; without these names each counts as ours.
+        """
+        status = getattr(task, "_cancel_status", None)
+        while status is not None and (scope := getattr(status, "_scope", None)) is not None:
+            if scope is getattr(self._inner, "_CancelScope__original", None):
+                return True
+            if scope.shield:
+                return False
+            status = getattr(status, "_parent", None)
+        return True
+
+    def lower_shield(self) -> None:
+        """Let what ends see that it was cancelled from outside."""
+        self._inner.shield = False
 
     def _land(self) -> None:
         self.over = True
@@ -579,8 +604,8 @@ def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any,
     """Drive the walk by hand: trio sends a cancellation as an outcome, not as an exception.
 
     The shield goes up at the first await after the cancellation was sent: any earlier, and a scope
-    that the walk is in at that moment would take the cancellation for its own. Nor does it go up
-    while a nursery of the walk's waits for its children, since that is such a scope.
+    that the walk is in at that moment would take the cancellation for its own. A nursery of the
+    walk's is such a scope: the shield is down while one ends.
     """
     from outcome import Error
     from trio import Cancelled
@@ -600,9 +625,13 @@ def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any,
         except BaseException as exc:
             step, value = walk.throw, exc
         else:
-            if isinstance(value, Error) and isinstance(value.error, Cancelled):
-                # what ends a sleep is a scope of its own, which says so (trio 0.31)
-                is_told = flight.reason is not None and _source(value.error) != "deadline"
+            if flight.reason is None:
+                continue
+            if _is_leaving_nursery(task):
+                is_told = True
+                flight.lower_shield()
+            elif isinstance(value, Error) and isinstance(value.error, Cancelled):
+                is_told |= flight.is_visible_to(task)
 
 
 def _is_leaving_nursery(task: Any) -> bool:
@@ -619,7 +648,3 @@ def _is_leaving_nursery(task: Any) -> bool:
         getattr(innermost, "_parent_waiting_in_aexit", False)
         or getattr(innermost, "_closed", False)
     )
-
-
-def _source(cancelled: BaseException) -> object:
-    return getattr(cancelled, "source", None)

@@ -16,11 +16,9 @@ import asyncio
 import logging
 import os
 import re
-import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
@@ -34,6 +32,8 @@ from modelserve.requests import HookHeaders, Scope
 from modelserve.tensors import InferRequest, InferResponse
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 __all__ = ["PredictorConfig", "PredictorError", "Remote", "config_of", "disconnect"]
@@ -243,6 +243,8 @@ def _new_client(config: PredictorConfig) -> httpx.AsyncClient:
 
     How many connections there may be is for the model's own limit on concurrency to say.
     """
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
     try:
         import httpx
     except ImportError:
@@ -260,6 +262,8 @@ def _new_client(config: PredictorConfig) -> httpx.AsyncClient:
 
 def _trusted() -> ssl.SSLContext | bool:
     """Return the certificates to trust: KServe's controller names a file of its own."""
+    import ssl
+
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     return ssl.create_default_context(cafile=bundle) if bundle else True
 
@@ -320,8 +324,9 @@ class _Wish(NamedTuple):
 
 def _version_and_verb(scope: Scope) -> tuple[str | None, str]:
     """Return how a path ends: in `/versions/VERSION/VERB`, or just a verb."""
-    path = scope.get("raw_path", b"").decode("latin-1") or quote(scope["path"])
-    *_, above, version, verb = ("", "", *path.partition("?")[0].split("/"))
+    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    segments = ["", "", *path.decode("latin-1").partition("?")[0].split("/")]
+    above, version, verb = segments[-3:]
     return (unquote(version) if above == "versions" else None), verb
 
 

@@ -13,6 +13,7 @@ from modelserve.encoders import to_json
 from modelserve.errors import InvalidInput, NestedTooDeep
 from modelserve.requests import Request
 from modelserve.responses import JSON, Body, Header, StreamForm, model_headers
+from modelserve.tensors import InferResponse, response_document
 
 __all__ = ["Body", "Codec", "Named", "encode_value", "with_own"]
 
@@ -80,8 +81,8 @@ def _body(value: Any, payload: Any) -> tuple[Header, bytes]:
             return _TEXT, value.encode()
         if isinstance(value, bytes | bytearray | memoryview):
             return _OCTETS, bytes(value)
-        if hasattr(value, "to_dict") and hasattr(value, "outputs"):  # an InferResponse
-            value = value.to_dict()
+        if isinstance(value, InferResponse):
+            value = response_document(value)
     try:
         return JSON, to_json(value)
     except NestedTooDeep:

@@ -381,6 +381,7 @@ class Reply:
             raise ClientGone from exc
         self._sending = False
         self.complete = True
+        self.flight.phase = Phase.DONE
 
     async def _start(self, status: int, headers: list[Header]) -> None:
         self.started = True
@@ -391,7 +392,9 @@ class Reply:
     async def body(self, body: bytes, *, more: bool) -> None:
         self.flight.answered = not more
         await self._event({"type": "http.response.body", "body": body, "more_body": more})
-        self.complete = not more
+        if not more:
+            self.complete = True
+            self.flight.phase = Phase.DONE
 
     async def _event(self, message: MutableMapping[str, Any]) -> None:
         """Send one event, one task after the other where a heartbeat sends as well."""

@@ -8,6 +8,7 @@ SSE, one response an event. An item that is no `InferResponse` becomes one: a do
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
@@ -80,6 +81,7 @@ class StreamForm:
         self.request = request
         self.own = own
         self.document = lambda item: as_document(item, payload, named)
+        self.nothing = lambda: response_document(_response([], payload, named))
 
     def headers(self) -> list[Header]:
         return model_headers(self.own) if self.own else []
@@ -91,7 +93,7 @@ class StreamForm:
             raise NotAcceptable(not_acceptable())
         if form.join is None:
             return _of_documents(form, self.document)
-        return _collecting(self.document)
+        return _collecting(self.document, self.nothing)
 
     def named_encoder(self) -> Encoder | None:
         named = named_encoder(self.request.accept)
@@ -114,16 +116,19 @@ def as_document(item: Any, payload: Any, named: Named) -> dict[str, Any]:
     if isinstance(item, dict) and "outputs" in item:
         return item
     if not isinstance(item, InferResponse):
-        item = _as_response(item, payload, named)
+        item = _response([_as_output(item)], payload, named)
     return response_document(item, payload if isinstance(payload, InferRequest) else None)
 
 
-def _as_response(item: Any, payload: Any, named: Named) -> InferResponse:
+def _response(outputs: list[InferOutput], payload: Any, named: Named) -> InferResponse:
+    return InferResponse(getattr(payload, "id", None), named.model, outputs, named.version)
+
+
+def _as_output(item: Any) -> InferOutput:
     if isinstance(item, bytes | bytearray | memoryview):
         item = bytes(item).decode()
     text = item if isinstance(item, str) else to_json(item).decode()
-    output = InferOutput("output", [1], "BYTES", [text])
-    return InferResponse(getattr(payload, "id", None), named.model, [output], named.version)
+    return InferOutput("output", [1], "BYTES", [text])
 
 
 def _of_documents(form: Encoder, document: Callable[[Any], dict[str, Any]]) -> Encoder:
@@ -138,8 +143,10 @@ def _of_documents(form: Encoder, document: Callable[[Any], dict[str, Any]]) -> E
     return replace(form, encode=encode_item)
 
 
-def _collecting(document: Callable[[Any], dict[str, Any]]) -> Encoder:
-    """Put all items together as one response."""
+def _collecting(
+    document: Callable[[Any], dict[str, Any]], nothing: Callable[[], dict[str, Any]]
+) -> Encoder:
+    """Put all items together as one response; `nothing` is what becomes of none."""
     documents: list[dict[str, Any]] = []
 
     def encode_item(item: Any) -> bytes:
@@ -148,32 +155,33 @@ def _collecting(document: Callable[[Any], dict[str, Any]]) -> Encoder:
         return to_json(documents[-1])  # for its size, and for what it raises
 
     def join(items: list[bytes]) -> bytes:
-        return items[0] if len(items) == 1 else to_json(_merged(documents))
+        if len(items) == 1:
+            return items[0]
+        return to_json(_merged(documents) if documents else nothing())
 
     return replace(COLLECTED, encode=encode_item, join=join)
 
 
 def _merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one document with the outputs of all, put together by name."""
-    if not documents:
-        return {"outputs": []}
-    outputs: dict[str, dict[str, Any]] = {}
-    for document in documents:
-        for output in document["outputs"]:
-            known = outputs.get(output["name"])
-            outputs[output["name"]] = output if known is None else _appended(known, output)
-    return documents[0] | {"outputs": list(outputs.values())}
+    """Return the first document with the outputs of all, put together by name."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for output in chain.from_iterable(document["outputs"] for document in documents):
+        parts.setdefault(output["name"], []).append(output)
+    return documents[0] | {"outputs": [_concatenated(outputs) for outputs in parts.values()]}
 
 
-def _appended(known: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
-    rows, *rest = known["shape"] or [1]
-    more, *same = output["shape"] or [1]
-    if rest != same or known["datatype"] != output["datatype"]:
+def _concatenated(outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return outputs of one name as one, along their first dimension."""
+    first = outputs[0]
+    rests = [(output["datatype"], output["shape"][1:]) for output in outputs]
+    if any(rest != rests[0] for rest in rests):
         raise InferenceError(
-            f"The items of the stream do not fit together: output {known['name']!r} changes its "
+            f"The items of the stream do not fit together: output {first['name']!r} changes its "
             "shape or datatype."
         )
-    return known | {"shape": [rows + more, *rest], "data": [*known["data"], *output["data"]]}
+    rows = sum((output["shape"] or [1])[0] for output in outputs)
+    data = list(chain.from_iterable(output["data"] for output in outputs))
+    return first | {"shape": [rows, *first["shape"][1:]], "data": data}
 
 
 INFER: Final = Codec("v2", decode, check, encode, StreamForm, document=as_document)

@@ -210,8 +210,6 @@ async def until(condition: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/", "/v2/health/ready"])
 async def test_busy_threads_do_not_hold_up_what_runs_no_model(path: str) -> None:
-    # BUG ("/metrics"): serving.py `expose` waits for one of the threads that hooks run in: with all
-    # of them busy (just when one wants to see them) a scrape hangs.
     started, release = threading.Event(), threading.Event()
 
     def predict(payload: Any) -> Any:
@@ -232,15 +230,12 @@ async def test_busy_threads_do_not_hold_up_what_runs_no_model(path: str) -> None
 
 
 async def test_the_first_request_loads_and_waits() -> None:
-    # BUG: serving.py `load_pending`/`usable`: the load begins in a task of its own, so that
-    # `entry.loading` is still False when the first request looks: it is answered with 503.
     model = Loaded()
     model.go_on.set()
     assert (await request(ModelServer([model]), *PREDICT, json=[1])).json() == [1]
 
 
 async def test_the_model_is_loaded_once_for_all_who_wait() -> None:
-    # BUG: the same; all of them are answered with 503.
     model = Loaded()
     app = ModelServer([model])
     statuses: list[int] = []
@@ -286,8 +281,6 @@ async def test_a_client_that_leaves_does_not_cancel_the_load() -> None:
 
 
 async def test_a_deadline_during_the_load_is_no_slow_body() -> None:
-    # BUG: lifetime.py `expired`: until the body has been read the phase is BODY, also while the
-    # request waits for the load: the client is told that its body was too slow (408).
     model = Loaded()
     app = ModelServer([model])
     assert (await request(app, "GET", "/")).status == 200
@@ -412,7 +405,6 @@ async def test_a_compressing_host_passes_each_item_on() -> None:
 
 @pytest.mark.parametrize("host", [in_starlette, in_fastapi])
 async def test_a_host_without_our_lifespan_loads_at_the_first_request(host: Any) -> None:
-    # BUG: as in test_the_first_request_loads_and_waits.
     model = Loaded()
     model.go_on.set()
     app = host(ModelServer([model]))
@@ -533,8 +525,6 @@ async def test_what_outlives_the_drain_is_told_and_cancelled() -> None:
 
 
 async def test_a_drain_waits_for_the_farewell() -> None:
-    # BUG (small): lifetime.py `_land`: a request leaves the register before its farewell has been
-    # said, so that the drain is over, and the process gone, while it is still being sent.
     running = anyio.Event()
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
@@ -583,8 +573,6 @@ async def test_a_thread_that_hangs_does_not_keep_the_lifespan_from_ending(
 
 
 async def test_two_who_wait_for_the_end_are_both_told() -> None:
-    # BUG: lifetime.py `Flights.emptied`: each waiter puts its own event in the place of the one
-    # before, which is then never set: the first of two drains at once hangs for `drain_timeout`.
     release = anyio.Event()
     app = ModelServer()
 
@@ -610,8 +598,6 @@ async def test_two_who_wait_for_the_end_are_both_told() -> None:
 
 
 async def test_a_second_life_has_the_whole_time_for_clean_up() -> None:
-    # BUG: lifetime.py `cancel_all`: the cap on clean-up that the end of a drain sets is never taken
-    # back: after a second start handlers have 1.5 s instead of `cleanup_timeout`.
     running = anyio.Event()
     app = ModelServer(limits=Limits(drain_timeout=0))
 
@@ -648,9 +634,7 @@ def streaming(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_handler_is_told_once_though_host_and_client_both_leave() -> None:
-    # BUG: lifetime.py: a native cancellation by the host leaves `reason` empty until the walk has
-    # ended. A client that hangs up meanwhile (servers that stop close the connections too) cancels
-    # the task a second time, into the clean-up.
+    """Servers that stop cancel their tasks and close the connections too."""
     started, cleaning, go_on = anyio.Event(), anyio.Event(), anyio.Event()
     log: list[str] = []
     app = ModelServer()
@@ -671,9 +655,7 @@ async def test_a_handler_is_told_once_though_host_and_client_both_leave() -> Non
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_host_task_is_left_alone_once_its_request_is_over() -> None:
-    # BUG: lifetime.py `adopt`: a request that is ended within its first 20 ms and is still cleaning
-    # up when it is adopted has the timer of `_insist` overwritten by that of its deadlines. Nobody
-    # stops it any more: it cancels the host's task after `cleanup_timeout` and every 0.1 s for ever.
+    """A request that is ended within its first 20 ms may still be cleaning up when it is adopted."""
     started, cleaning, go_on = anyio.Event(), anyio.Event(), anyio.Event()
     log: list[str] = []
     app = ModelServer(limits=Limits(cleanup_timeout=0.15))
@@ -795,9 +777,7 @@ async def test_coalesced_items_are_all_there() -> None:
 @pytest.mark.parametrize("kind", ["anyio", "asyncio"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_time_limit_of_the_generators_own_does_not_hit_our_send(kind: str) -> None:
-    # BUG: responses.py `_coalesced`: what is there is sent while the generator is suspended inside
-    # its own time limit (`anyio.move_on_after`, `asyncio.timeout`), in the same task: a client that
-    # reads slowly lets that limit pass, its cancellation lands in our `send`, and the stream breaks.
+    """What is there is sent while the generator waits inside a time limit of its own, in one task."""
     clients: list[Exchange] = []
     waiting = anyio.Event()
 
@@ -827,8 +807,6 @@ async def test_a_time_limit_of_the_generators_own_does_not_hit_our_send(kind: st
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_generator_is_told_of_a_lost_client_as_always() -> None:
-    # BUG: responses.py `_coalesced`: where `send` raises, our ClientGone is raised inside the
-    # generator, at an await of its own, where `except Exception` takes it for a failure of that.
     told: list[BaseException] = []
     app = coalescing(two_then_wait(told))
     body = [{"type": "http.request", "body": b"[]", "more_body": False}]
@@ -882,8 +860,6 @@ class Pickled(Model):
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 def test_an_application_can_be_pickled(used: bool, anyio_backend: str) -> None:
-    # BUG: model.py `_bind`: hooks hold local functions, so that no ModelServer can be pickled
-    # (DESIGN: it can be; Ray and spawned workers need it).
     app = ModelServer([Pickled("m")], limits=Limits(timeout=9), prefix="/ml", debug=True)
     app.add_model(echo, "f")
 

@@ -159,8 +159,6 @@ async def test_a_body_is_sent(options: dict[str, Any], sent: bytes) -> None:
 
 
 async def test_headers_are_sent_in_lower_case_and_beat_the_default() -> None:
-    # BUG (small): testing.py `exchange`: a default is only replaced by a name in the same case, so
-    # that the request has two content types here.
     headers = {"Content-Type": "application/json; charset=utf-8", "X-A": "ä"}
     response = await request(echo, "POST", "/", json=1, headers=headers)
     assert response.headers["x-a"] == "ä"

@@ -13,6 +13,7 @@ from modelserve.encoders import NDJSON, SSE
 from modelserve.errors import NestedTooDeep, NotAcceptable
 from modelserve.protocols import Named
 from modelserve.requests import Request
+from modelserve.tensors import InferResponse
 from modelserve.testing import request
 from modelserve.v1 import CODEC, Form, is_json
 
@@ -168,15 +169,6 @@ def test_anything_else_goes_to_the_model(payload: Any) -> None:
 # --- the answer ---------------------------------------------------------------------------------
 
 
-class Reply:
-    """Has what an InferResponse has."""
-
-    outputs: tuple[()] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"model_name": "m", "outputs": []}
-
-
 @pytest.mark.parametrize(
     ("value", "content_type", "body"),
     [
@@ -192,7 +184,11 @@ class Reply:
         ({"predictions": np.array([1.5])}, JSON, b'{"predictions":[1.5]}'),
         (np.float32(1.5), JSON, b"1.5"),
         (datetime.date(2026, 1, 2), JSON, b'"2026-01-02"'),
-        (Reply(), JSON, b'{"model_name":"m","outputs":[]}'),
+        (
+            InferResponse("1", "m", []),
+            JSON,
+            b'{"model_name":"m","model_version":null,"id":"1","parameters":null,"outputs":[]}',
+        ),
         ("ä", TEXT, "ä".encode()),
         ("", TEXT, b""),
         (b"\xff", OCTETS, b"\xff"),

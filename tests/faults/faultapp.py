@@ -432,6 +432,21 @@ app = ModelServer(
 )
 
 
+class Beating(Streaming):
+    """Its streams are kept alive by a second task, from before the first item."""
+
+    heartbeat = 0.02
+    heartbeat_before_first = True
+
+
+class Coalescing(Streaming):
+    coalesce = True
+
+
+class SyncCoalescing(SyncStreaming):
+    coalesce = True
+
+
 class Narrow(Streaming):
     limits = Limits(concurrency=NARROW, queue=20)
 
@@ -440,5 +455,8 @@ class NarrowSync(SyncStreaming):
     limits = Limits(concurrency=NARROW_SYNC, queue=20)
 
 
+app.add_model(Beating("beating"))
+app.add_model(Coalescing("coalescing"))
+app.add_model(SyncCoalescing("sync-coalescing"))
 app.add_model(Narrow("narrow"))
 app.add_model(NarrowSync("narrow-sync"))

@@ -206,7 +206,7 @@ def items_of(answer: Answer) -> list[Any]:
     if answer.media_type == "text/event-stream":
         return [_value(event.data) for event in interpret(body).events]
     if answer.media_type == "application/x-ndjson":
-        return [json.loads(line) for line in body.splitlines()]
+        return [json.loads(line) for line in body.splitlines() if line]
     if answer.media_type == "application/json":
         document = json.loads(body)
         return list(document["predictions"]) if "predictions" in document else [document]
@@ -228,7 +228,7 @@ def good(rng: random.Random) -> Job:
     name = rng.choice(
         ("value", "sync-value", "grouped", "deaf")
         + ("stream", "sync-stream", "staged", "sync-staged", "stubborn") * 2
-        + ("narrow", "narrow-sync", "restless", "typed")
+        + ("narrow", "narrow-sync", "restless", "typed", "beating", "coalescing", "sync-coalescing")
         + ("blocks-loop",) * (rng.random() < 0.3)
     )
     items: list[Any] = [{"n": n} for n in range(plan["count"])]
@@ -279,6 +279,9 @@ def failing(rng: random.Random) -> Job:
             ("sync-value", ("predict",)),
             ("typed", ("predict", "items")),
             ("narrow", ("predict", "items", "finally")),
+            ("beating", ("predict", "items", "finally")),
+            ("coalescing", ("predict", "items", "finally")),
+            ("sync-coalescing", ("predict", "items", "finally")),
         )
     )
     plan["stage"] = rng.choice(stages)
@@ -317,12 +320,18 @@ def bad(rng: random.Random) -> Job:
     return Job("bad", path, payload, status=status)
 
 
+ENDLESS = (
+    *("stream", "sync-stream", "staged", "stubborn", "narrow", "narrow-sync"),
+    *("beating", "coalescing", "sync-coalescing"),
+)
+
+
 def endless(rng: random.Random, *, size: int = 0) -> Job:
     """A stream that goes on until the client leaves, or long enough."""
     plan: dict[str, Any] = {"count": 2000, "gap": 0.01, "cleanup": rng.choice((0, 0.02))}
     if size:
         plan |= {"size": size, "gap": 0, "count": 1000}
-    name = rng.choice(("stream", "sync-stream", "staged", "stubborn", "narrow", "narrow-sync"))
+    name = rng.choice(ENDLESS)
     if name == "stubborn":
         plan["refusals"] = rng.randrange(4)
     path = f"/v1/models/{name}:predict"
@@ -508,6 +517,16 @@ async def never_read(swarm: Swarm, rng: random.Random) -> None:
         wire.close(reset=rng.random() < 0.5)
 
 
+async def deadline(swarm: Swarm, rng: random.Random) -> None:
+    """Give the server less time than it needs."""
+    job = endless(rng)
+    job.payload |= {"before": rng.choice((0, 0.1)), "gap": 0.05}
+    seconds = b"x-request-timeout-seconds: %.3f\r\nhost:" % (0.01 + rng.random() / 2)
+    async with swarm.wire(rng) as wire:
+        await wire.send(job.data.replace(b"host:", seconds))
+        await swarm.read(wire, job)
+
+
 async def pipeline_and_leave(swarm: Swarm, rng: random.Random) -> None:
     """Leave with a second request behind a stream: uvicorn does not tell of that."""
     job = endless(rng)
@@ -543,6 +562,7 @@ FAULTS: dict[Fault, int] = {
     cut_response: 12,
     half_close: 6,
     never_read: 4,
+    deadline: 4,
     pipeline_and_leave: 2,
     garbage: 4,
 }

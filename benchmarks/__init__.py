@@ -1,0 +1,1 @@
+"""What modelserve costs, beside a bare ASGI application and the other model servers."""

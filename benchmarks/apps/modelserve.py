@@ -1,0 +1,70 @@
+"""modelserve: models as its users write them; the application that every host serves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from benchmarks.payloads import ITEM, ITEMS, PAUSE, TOKEN, as_answer, report_end
+from modelserve import Model, ModelServer
+
+
+class Echo(Model):
+    async def predict(self, payload: Any) -> Any:
+        return as_answer(payload)
+
+
+class Ready(Model):
+    async def predict(self, payload: Any) -> AsyncIterator[bytes]:
+        for _ in range(ITEMS):
+            yield ITEM
+
+
+class One(Model):
+    async def predict(self, payload: Any) -> AsyncIterator[bytes]:
+        yield ITEM
+
+
+class Joined(Ready):
+    coalesce = True
+
+
+class ReadySync(Model):
+    def predict(self, payload: Any) -> Iterator[bytes]:
+        for _ in range(ITEMS):
+            yield ITEM
+
+
+class Dicts(Model):
+    async def predict(self, payload: Any) -> AsyncIterator[dict[str, Any]]:
+        for _ in range(ITEMS):
+            yield TOKEN
+
+
+class Paced(Model):
+    async def predict(self, payload: Any) -> AsyncIterator[bytes]:
+        yield ITEM
+        await asyncio.sleep(PAUSE)
+        yield ITEM
+
+
+class Idle(Model):
+    async def predict(self, payload: Any) -> AsyncIterator[bytes]:
+        try:
+            yield ITEM
+            await asyncio.Event().wait()
+        finally:
+            report_end()
+
+
+app = ModelServer(
+    [
+        Echo("echo"),
+        Ready("bytes"),
+        One("one"),
+        Joined("joined"),
+        ReadySync("sync"),
+        Dicts("dicts"),
+        Paced("paced"),
+        Idle("idle"),
+    ]
+)

@@ -1,0 +1,13 @@
+"""The bare ASGI application under uvicorn: the ceiling, and what the rest is divided by."""
+
+from benchmarks.competitors import ECHO, UVICORN, V1_STREAMS, uvicorn, v1
+
+REQUIREMENTS = UVICORN
+COMMAND = uvicorn("benchmarks.apps.bare:app")
+ENDPOINTS = {
+    "unary": ECHO,
+    **V1_STREAMS,
+    "joined": v1("bytes"),
+    "sync": v1("bytes"),
+    "cancel": v1("watched", items=1),
+}

@@ -1,0 +1,14 @@
+"""modelserve under uvicorn, installed from this checkout."""
+
+from benchmarks.competitors import ECHO, ROOT, UVICORN, V1_STREAMS, uvicorn, v1
+
+REQUIREMENTS = (f"-e {ROOT}", *UVICORN)
+COMMAND = uvicorn("benchmarks.apps.modelserve:app")
+ENDPOINTS = {
+    "unary": ECHO,
+    **V1_STREAMS,
+    "ndjson": v1("dicts", accept="application/x-ndjson"),
+    "sse": v1("dicts", accept="text/event-stream"),
+    "joined": v1("joined"),
+    "sync": v1("sync"),
+}
