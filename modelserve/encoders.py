@@ -140,7 +140,7 @@ def raw_item(item: Any) -> bytes:
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
     if isinstance(item, ServerSentEvent):
-        return raw_item(item.data)
+        return b"" if item.data is None else raw_item(item.data)
     raise TypeError(f"An item of a raw stream must be str or bytes, not {type(item).__name__}")
 
 

@@ -39,17 +39,33 @@ from typing import ClassVar
 from starlette.exceptions import HTTPException
 
 __all__ = [
+    "BodyTimeout",
+    "BodyTooLarge",
+    "ClientGone",
+    "CollectedTooLarge",
+    "DeadlineExceeded",
     "InferenceError",
     "InvalidInput",
+    "LoadError",
+    "MethodNotAllowed",
     "ModelMissingError",
     "ModelNotFound",
     "ModelNotReady",
+    "NestedTooDeep",
     "NoModelReady",
+    "NotAcceptable",
+    "Overloaded",
+    "ResponseCut",
+    "RouteNotFound",
     "ServerNotLive",
     "ServerNotReady",
+    "ServerShuttingDown",
     "ServingError",
+    "Stopped",
+    "Unauthorized",
     "UnsupportedProtocol",
     "WorkersShouldBeLessThanMaxWorkersError",
+    "describe",
 ]
 
 

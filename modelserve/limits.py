@@ -79,15 +79,17 @@ class Limits:
         return replace(self, **unset)
 
     def within(self, outer: "Limits") -> "Limits":
-        """Return the numbers under which both hold; concurrency and queue stay the model's own."""
+        """Return the numbers under which both hold; concurrency and queue stay the model's own.
+
+        What only one of them sets holds as it is: a model may take larger bodies than the default.
+        """
         both = {
             f.name: min(getattr(self, f.name), getattr(outer, f.name))
             for f in fields(self)
-            if f.name not in ("concurrency", "queue") and not self._is_unset(f.name)
+            if not (self._is_unset(f.name) or outer._is_unset(f.name))
         }
-        return replace(self, **both).with_defaults(
-            replace(outer, concurrency=math.inf, queue=math.inf)
-        )
+        own = replace(self, **both | {"concurrency": self.concurrency, "queue": self.queue})
+        return own.with_defaults(replace(outer, concurrency=math.inf, queue=math.inf))
 
     def deadlines(self) -> Deadlines:
         """Return the limits on time, as the request's own watch takes them."""

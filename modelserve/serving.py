@@ -43,13 +43,14 @@ class Serving:
         token: str | None = None,
         coalesce: bool = False,
     ) -> None:
+        self._asked = limits
         self.limits = limits.with_defaults(DEFAULTS)
         self.debug = debug
         self.token = token
         self.telemetry = Telemetry()
         self.workers = Workers(threads)
         self._scraper = Workers(1)  # never one of those that hooks may keep busy
-        self.registry = Registry(self.limits, self.workers, self.telemetry, coalesce=coalesce)
+        self.registry = Registry(limits, self.workers, self.telemetry, coalesce=coalesce)
         self.admission = Admission(self.limits)
         self.flights = Flights()
         self.events = EventSettings.from_environment()
@@ -61,11 +62,12 @@ class Serving:
 
     def reconfigure(self, limits: Limits, *, threads: int | None, debug: bool) -> None:
         """Put in what the command line says of the application, before it serves."""
-        self.limits = limits.with_defaults(self.limits)
+        self._asked = limits.with_defaults(self._asked)
+        self.limits = self._asked.with_defaults(DEFAULTS)
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
         self.admission = Admission(self.limits)
-        self.registry.reconfigure(self.limits, self.workers)
+        self.registry.reconfigure(self._asked, self.workers)
 
     def use(self, repository: ModelRepository) -> None:
         """Serve the models of a repository and of its directory, and ask it for others by name.

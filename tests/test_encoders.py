@@ -179,7 +179,7 @@ ITEMS: list[tuple[Any, bytes | None, bytes | None, bytes | None]] = [
         b"1",
         b"event: e\nid: 7\nretry: 9\ndata: 1\n\n",
     ),
-    (ServerSentEvent(event="ping"), None, b"null", b"event: ping\n\n"),
+    (ServerSentEvent(event="ping"), b"", b"null", b"event: ping\n\n"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Run each example as a user would, and what the README shows of the first."""
 
+import ast
 import json
 import os
 import re
@@ -123,7 +124,7 @@ def test_each_python_block_of_the_readme_is_python() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     for block in blocks:
-        compile(block, "README.md", "exec")
+        compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_the_readmes_first_server_serves(tmp_path: Path) -> None:
