@@ -326,8 +326,7 @@ async def test_back_pressure_reaches_a_sync_generator() -> None:
 
     async with exchange(serve(predict), *PREDICT, json=[]) as client:
         client.hold()
-        while not stalled.is_set():
-            await anyio.sleep(0.001)
+        assert await anyio.to_thread.run_sync(stalled.wait, 10)
         await anyio.sleep(0.05)
         assert len(made) <= 70
         client.resume()

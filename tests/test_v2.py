@@ -801,7 +801,9 @@ VERBS = ["infer", "infer_stream", "generate", "generate_stream"]
 
 
 @given(body=BODIES, length=LENGTHS, accept=ACCEPTS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_garbage_is_no_fault_of_ours(
@@ -824,7 +826,7 @@ async def test_garbage_is_no_fault_of_ours(
     ),
     body=st.binary(max_size=5),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, derandomize=True, deadline=None)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_odd_paths_are_no_fault_of_ours(

@@ -1,7 +1,5 @@
 """However a stream is written, what ends it early is told in its last record."""
 
-from typing import Any
-
 import anyio
 import pytest
 from eventstream import interpret
@@ -10,7 +8,7 @@ from modelserve import Limits, Model, ModelServer
 from modelserve.testing import lifespan, request
 
 pytestmark = pytest.mark.anyio
-TRIES = 4  # each ends the stream at some other point of its loop
+TRIES = 4  # streams that run side by side, each at some other point of its loop
 
 
 class Stream(Model):
@@ -67,37 +65,46 @@ def last_record(body: bytes, accept: str) -> str:
     return interpret(body).events[-1].data if "event" in accept else body.splitlines()[-1].decode()
 
 
-# BUG: a stream with a heartbeat is cut instead, most of the time (asyncio). `Reply._events` sets
+# BUG: a stream with a heartbeat is often cut instead, on asyncio and trio. `Reply._events` sets
 # `_sending` before `_event` waits for the lock: a deadline or a drain that comes in that wait takes
 # the event for one that the host has begun to send, and `farewell` cuts.
+async def ends(app: ModelServer, pause: float | None, **headers: str) -> set[str]:
+    """Ask each model for its stream; return the last records."""
+    records = set()
+
+    async def ask(number: int) -> None:
+        path = f"/v1/models/m{number}:predict"
+        response = await request(app, "POST", path, json={"pause": pause}, headers=headers)
+        if headers["accept"] == "text/event-stream":
+            records.add(interpret(response.body).events[-1].data)
+        else:
+            records.add(response.body.splitlines()[-1].decode())
+
+    async with anyio.create_task_group() as group:
+        for number in range(TRIES):
+            group.start_soon(ask, number)
+    return records
+
+
 @every_model
 @every_pace
-@pytest.mark.parametrize("accept", ["application/x-ndjson", "text/event-stream"])
-async def test_deadline(model: type[Model], pause: float | None, accept: str) -> None:
-    app = ModelServer([model("m")])
-    headers = {"accept": accept, "x-request-timeout-seconds": "0.04"}
-    for _ in range(TRIES):
-        response = await request(
-            app, "POST", "/v1/models/m:predict", json={"pause": pause}, headers=headers
-        )
-        assert '"error":"timeout' in last_record(response.body, accept)
+async def test_deadline(model: type[Model], pause: float | None) -> None:
+    app = ModelServer([model(f"m{n}") for n in range(TRIES)])
+    headers = {"accept": "text/event-stream", "x-request-timeout-seconds": "0.05"}
+    sentence = "timeout: the request took longer than 0.05 s"
+    assert await ends(app, pause, **headers) == {f'{{"error":"{sentence}"}}'}
 
 
 @every_model
 @every_pace
 async def test_drain(model: type[Model], pause: float | None) -> None:
-    """The same reason for many at once, from the lifespan's end."""
-    app = ModelServer([model(f"m{n}") for n in range(TRIES)], limits=Limits(drain_timeout=0.04))
-    accept = "application/x-ndjson"
-    bodies: list[bytes] = []
+    app = ModelServer([model(f"m{n}") for n in range(TRIES)], limits=Limits(drain_timeout=0))
+    records: set[str] = set()
 
-    async def ask(number: int) -> None:
-        options: dict[str, Any] = {"json": {"pause": pause}, "headers": {"accept": accept}}
-        response = await request(app, "POST", f"/v1/models/m{number}:predict", **options)
-        bodies.append(response.body)
+    async def ask() -> None:
+        records.update(await ends(app, pause, accept="application/x-ndjson"))
 
     async with anyio.create_task_group() as group, lifespan(app):
-        for number in range(TRIES):
-            group.start_soon(ask, number)
+        group.start_soon(ask)
         await anyio.sleep(0.05)
-    assert {last_record(body, accept) for body in bodies} == {'{"error":"server shutting down"}'}
+    assert records == {'{"error":"server shutting down"}'}
