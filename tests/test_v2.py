@@ -1,7 +1,14 @@
 """The Open Inference Protocol over the wire: infer in JSON and binary, streams, everything around."""
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
@@ -835,3 +842,95 @@ async def test_odd_paths_are_no_fault_of_ours(
     app = serve(look_at_everything)
     response = await request(app, method, "/v2/" + "/".join(map(quote, parts)), body=body)
     assert response.status in (200, 400, 404, 405)
+
+
+# --- a large request, in a process of its own ---------------------------------------------------
+
+SERVER = """
+from modelserve import Limits, Model, ModelServer
+from modelserve.tensors import InferOutput, InferResponse
+
+
+class Echo(Model):
+    async def predict(self, payload):
+        tensor = payload.inputs[0]
+        array = tensor.as_numpy()
+        output = InferOutput("o", list(array.shape), tensor.datatype, array)
+        return InferResponse(payload.id, "m", [output], use_binary_outputs=True)
+
+
+served = ModelServer([Echo("m")], limits=Limits(max_body_bytes=1 << 30))
+
+
+async def bare(scope, receive, send):
+    assert scope["type"] == "http"
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = b"".join(parts)
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+
+@contextlib.contextmanager
+def started(app: str, folder: Path) -> Iterator[tuple[int, int]]:
+    """Run an application of SERVER; return its port and process id."""
+    (folder / "large.py").write_text(SERVER)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno())]
+        process = subprocess.Popen(
+            [*command, "--lifespan", "off", "--log-level", "error", f"large:{app}"],
+            cwd=folder,
+            pass_fds=[listener.fileno()],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        try:
+            yield listener.getsockname()[1], process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def memory(pid: int, key: str) -> int:
+    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if key in x)
+    return int(line.split()[1]) << 10
+
+
+def send_and_read(port: int, head: bytes, raw: bytes) -> float:
+    """Post a tensor, check that it comes back, and return the seconds that this took."""
+    began = perf_counter()
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        length = len(head) + len(raw)
+        fields = f"content-length: {length}\r\n{LENGTH}: {len(head)}\r\nconnection: close"
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nhost: x\r\n{fields}\r\n\r\n".encode())
+        connection.sendall(head)
+        connection.sendall(raw)
+        answer = connection.makefile("rb")
+        assert b" 200 " in answer.readline()
+        while answer.readline() != b"\r\n":
+            pass
+        body = answer.read()
+    seconds = perf_counter() - began
+    assert memoryview(body)[-len(raw) :] == raw
+    return seconds
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_large_tensor_costs_little(tmp_path: Path) -> None:
+    raw = os.urandom(1 << 20) * 100
+    head = orjson.dumps(document(sized(len(raw), [len(raw) // 4], "FP32")))
+    small = orjson.dumps(document(sized(4, [1], "FP32")))
+    seconds, peaks = {}, {}
+    for app in ("bare", "served"):
+        with started(app, tmp_path) as (port, pid):
+            send_and_read(port, small, bytes(4))
+            before = memory(pid, "VmRSS")
+            seconds[app] = min(send_and_read(port, head, raw) for _ in range(3))
+            peaks[app] = (memory(pid, "VmHWM") - before) / len(raw)
+    assert peaks["served"] < 4, peaks
+    assert seconds["served"] < 2 * seconds["bare"], seconds

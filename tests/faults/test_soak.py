@@ -29,7 +29,7 @@ SEED = int(os.environ.get("MODELSERVE_SOAK_SEED", random.randrange(10**6)))
 FLAGS = os.environ.get("MODELSERVE_SOAK_FLAGS", "").split()
 CLIENTS = 300
 PAUSE = 0.5  # seconds, the mean between two requests of one client
-STALLED = 100
+STALLED = 200  # enough for each thread to have a full buffer
 GROWTH = 1.05
 LAPS = 4
 
