@@ -28,7 +28,8 @@ from modelserve.encoders import NDJSON, SSE, Encoder, ServerSentEvent, to_json
 from modelserve.errors import InvalidInput, NestedTooDeep
 from modelserve.protocols import Body, Codec, Named, with_own
 from modelserve.requests import Request
-from modelserve.responses import JSON, Header, StreamForm
+from modelserve.responses import JSON, Header
+from modelserve.streams import StreamForm
 from modelserve.tensor_data import short
 from modelserve.tensors import InferRequest, InferResponse, response_document
 
@@ -74,9 +75,7 @@ def around(codec: Codec, request: Request, settings: EventSettings) -> Codec:
         mode = _Binary(_Event(codec, settings))
     else:
         return codec
-    return codec._replace(
-        decode=mode.decode, encode=mode.encode, form=mode.form, chosen_by_accept=False
-    )
+    return codec._replace(decode=mode.decode, encode=mode.encode, form=mode.form)
 
 
 class _Event:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from modelserve.cloudevents import around
-from modelserve.encoders import accepts_any_stream, not_acceptable, to_json
-from modelserve.errors import NotAcceptable, ServerNotReady
+from modelserve.encoders import to_json
+from modelserve.errors import ServerNotReady
 from modelserve.inference import Call, infer
 from modelserve.lifetime import Phase, Receive
 from modelserve.model import Plan
@@ -19,6 +19,7 @@ from modelserve.registry import Entry
 from modelserve.requests import HookHeaders, Request, read_body
 from modelserve.responses import JSON, Reply
 from modelserve.serving import Serving
+from modelserve.streams import Stream, StreamForm
 from modelserve.version import __version__
 
 __all__ = ["Endpoint", "Target", "Walk"]
@@ -150,8 +151,8 @@ async def run_model(serving: Serving, walk: Walk) -> None:
     flight.phase = Phase.BODY
     plan = entry.plans[target.hook]
     codec = around(target.codec, request, serving.events)
-    if plan.streams and codec.chosen_by_accept and not plan.wants_response_headers:
-        _check_acceptable(request)
+    if plan.streams and not plan.wants_response_headers:
+        _check_acceptable(codec.form(request, None, None, target.named))
     body = await read_body(walk.receive, entry.max_body_bytes, request.get(b"content-length"))
     flight.watch(walk.receive)
     while entry.is_retired:  # replaced, or taken out, while the body came
@@ -185,7 +186,7 @@ async def _run(
         if call.streams(result) or codec.always_streams:
             items = result if call.streams(result) else _one(result)
             form = codec.form(request, payload, own, named)
-            await reply.stream(items, form, entry.streaming)
+            await Stream(reply, form, entry.streaming).send(items)
         else:
             await reply.document(200, *codec.encode(result, request, payload, own, named))
     finally:
@@ -199,7 +200,6 @@ async def _one(value: Any) -> AsyncIterator[Any]:
     yield value
 
 
-def _check_acceptable(request: Request) -> None:
+def _check_acceptable(form: StreamForm) -> None:
     """Refuse, before any hook runs, what no stream could be sent as. Raises NotAcceptable."""
-    if not accepts_any_stream(request.accept):
-        raise NotAcceptable(not_acceptable())
+    form.encoder(None, empty=True)

@@ -133,7 +133,6 @@ GENERATE: Final = Codec(
     check,
     encode,
     WholeForm,
-    chosen_by_accept=False,
     document=lambda item, payload, named: _document(item, named),
 )
 GENERATE_STREAM: Final = GENERATE._replace(form=EventsForm, always_streams=True)

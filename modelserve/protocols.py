@@ -12,7 +12,8 @@ from starlette.datastructures import MutableHeaders
 from modelserve.encoders import to_json
 from modelserve.errors import InvalidInput, NestedTooDeep
 from modelserve.requests import Request
-from modelserve.responses import JSON, Body, Header, StreamForm, model_headers
+from modelserve.responses import JSON, Body, Header, model_headers
+from modelserve.streams import StreamForm
 from modelserve.tensors import InferResponse, response_document
 
 __all__ = ["Body", "Codec", "Named", "encode_value", "with_own"]
@@ -39,8 +40,7 @@ class Codec(NamedTuple):
     looks at what goes to `predict`. `encode(value, request, payload, own, named)` returns headers
     and buffers, where `payload` is the decoded one and `own` the headers that the model has set.
     `form(request, payload, own, named)` is how a stream goes out. With `always_streams` a value is
-    a stream of one. `chosen_by_accept` says that `Accept` decides whether a stream can be sent.
-    `document(item, payload, named)` is what one item of a stream is as a value, for an envelope.
+    a stream of one. `document(item, payload, named)` is what one item is, for an envelope.
     """
 
     protocol: str
@@ -51,7 +51,6 @@ class Codec(NamedTuple):
     ]
     form: Callable[[Request, Any, MutableHeaders | None, Named], StreamForm]
     always_streams: bool = False
-    chosen_by_accept: bool = True
     document: Callable[[Any, Any, Named], Any] = _as_it_is
 
 

@@ -27,7 +27,7 @@ from modelserve.model import (
 )
 from modelserve.predictor import disconnect
 from modelserve.repository import ModelRepository
-from modelserve.responses import Streaming
+from modelserve.streams import Streaming
 from modelserve.telemetry import Telemetry
 from modelserve.threads import Workers
 

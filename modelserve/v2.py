@@ -21,7 +21,6 @@ from modelserve.encoders import (
     ServerSentEvent,
     choose_form,
     named_encoder,
-    not_acceptable,
     to_json,
 )
 from modelserve.errors import InferenceError, NotAcceptable
@@ -40,6 +39,10 @@ from modelserve.tensors import (
 __all__ = ["INFER", "INFER_STREAM", "StreamForm", "as_document"]
 
 _LENGTH: Final = b"inference-header-content-length"
+_NOT_ACCEPTABLE: Final = (
+    "Nothing that Accept allows can be sent. This stream is available as application/json, "
+    "application/x-ndjson and text/event-stream."
+)
 _OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 
 
@@ -90,7 +93,7 @@ class StreamForm:
         """Collect unless `Accept` asks for a stream. Raises NotAcceptable."""
         form = choose_form(self.request.accept, (COLLECTED, NDJSON, SSE))
         if form is None:
-            raise NotAcceptable(not_acceptable())
+            raise NotAcceptable(_NOT_ACCEPTABLE)
         if form.join is None:
             return _of_documents(form, self.document)
         return _collecting(self.document, self.nothing)
@@ -185,4 +188,4 @@ def _concatenated(outputs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 INFER: Final = Codec("v2", decode, check, encode, StreamForm, document=as_document)
-INFER_STREAM: Final = INFER._replace(form=EventsForm, always_streams=True, chosen_by_accept=False)
+INFER_STREAM: Final = INFER._replace(form=EventsForm, always_streams=True)

@@ -305,6 +305,14 @@ async def test_a_deep_request_is_answered() -> None:
     response = await ask(serve(echo), body % (b"[" * 500 + b"]" * 500))
     assert response.status == 200
     assert b"[" * 500 in response.body
+    response = await request(
+        serve(echo),
+        "POST",
+        "/v2/models/m/infer",
+        body=body % (b"[" * 1010 + b"]" * 1010),
+        headers=STRUCTURED,
+    )
+    assert (response.status, "too deep" in response.json()["error"]) == (400, True)
 
 
 # --- streams ------------------------------------------------------------------------------------

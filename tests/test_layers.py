@@ -27,6 +27,7 @@ LAYERS: list[tuple[str, set[str]]] = [
         {"limits", "requests", "tensor_types", "decoders"},
     ),
     ("one answer, V2's messages", {"responses", "tensors"}),
+    ("the items of one answer", {"streams"}),
     ("what a protocol is; calling another server", {"protocols", "predictor"}),
     (
         "the protocols; what a hook may be (a base model may ask another server)",

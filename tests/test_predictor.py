@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
+import certifi
 import numpy as np
 import orjson
 import pytest
@@ -189,7 +190,10 @@ def answering(*answers: bytes, port: int = 0) -> Iterator[tuple[str, list[bytes]
 def read_request(connection: socket.socket) -> bytes:
     data = b""
     while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
+        piece = connection.recv(65536)
+        if not piece:
+            raise ConnectionError
+        data += piece
     head, _, body = data.partition(b"\r\n\r\n")
     length = next(x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length"))
     while len(body) < int(length.partition(b":")[2]):
@@ -541,6 +545,7 @@ CUT = "The answer of the predictor was cut short."
         (whole(b"\xff", content_type="text/plain"), 502, BROKEN),
         (whole(b"{}", inference_header_content_length="9"), 502, BROKEN),
         (whole(b"{}", inference_header_content_length="x"), 502, BROKEN),
+        (chunked("text/plain; charset=latin-1", end=b""), 502, CUT),
         (whole(b"[1", content_length="9"), 502, CUT),
         (chunked("application/json", b"[1", end=b""), 502, CUT),
         (chunked("application/x-ndjson", b"{nonsense\n"), 502, BROKEN),
@@ -597,6 +602,16 @@ async def test_refused() -> None:
         {"error": "The predictor cannot be reached."},
     )
     assert host not in str(response)
+
+
+@pytest.mark.parametrize("bundle", [None, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+async def test_tls_is_not_given_up(bundle: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if bundle:
+        monkeypatch.setenv(bundle, certifi.where())
+    with answering(whole(b"{}")) as (host, requests):
+        app = transformer("m", host, use_ssl=True)
+        response = await ask(app, "/v1/models/m:predict", {})
+    assert (response.status, requests) == (503, [])
 
 
 async def test_a_predictor_that_is_late(host: str, key: str) -> None:

@@ -593,9 +593,18 @@ async def test_infer_collects_a_stream(accept: str | None) -> None:
     )
 
 
-async def test_nothing_acceptable_is_406() -> None:
-    response = await infer(serve(Rows("m")), numbers(1), accept="image/png")
-    assert response.status == 406
+@pytest.mark.parametrize("accept", ["image/png", "text/plain", "*/*;q=0"])
+async def test_nothing_acceptable_is_406_before_any_hook_runs(accept: str) -> None:
+    ran = []
+
+    def preprocess(payload: Any) -> Any:
+        ran.append(payload)
+
+    response = await infer(serve(Rows("m"), preprocess=preprocess), numbers(1), accept=accept)
+    assert (response.status, ran) == (406, [])
+    for path in (STREAM, "/v2/models/m/generate"):
+        response = await infer(serve(Rows("m")), numbers(1), path, accept=accept)
+        assert response.status != 406
 
 
 @pytest.mark.parametrize(("headers", "body"), [({}, None), (SSE, b""), (NDJSON, b"")])

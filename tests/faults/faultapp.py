@@ -9,8 +9,10 @@ model `account` tells the sums. Served by `python -m modelserve tests/faults/fau
 """
 
 import asyncio
+import ctypes
 import gc
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -384,6 +386,28 @@ class OpenGate(Model):
         Gated.gate = anyio.Event()
 
 
+class Mallinfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def malloc_bytes() -> int:
+    """Return the bytes that are allocated from malloc now, what it keeps for later not counted."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = Mallinfo
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)
+
+
 class Accountant(Model):
     """Tells the sums, for the whole of this process."""
 
@@ -397,6 +421,8 @@ class Accountant(Model):
             "ends": account.ends if payload.get("ends") else None,
             "tasks": len(asyncio.all_tasks()),
             "objects": len(gc.get_objects()),
+            "blocks": sys.getallocatedblocks(),
+            "malloc": malloc_bytes(),
         }
 
 
