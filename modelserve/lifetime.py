@@ -89,6 +89,7 @@ class Flight:
         "_cancels",
         "_companion",
         "_farewell_task",
+        "_patience",
         "_register",
         "_task",
         "_timer",
@@ -123,6 +124,7 @@ class Flight:
         self._timer: asyncio.TimerHandle | None = None
         self._farewell_task: asyncio.Task[None] | None = None
         self._companion: asyncio.Task[None] | None = None
+        self._patience = deadlines.cleanup_timeout
         self._cancels = 0
         self._cancelling = 0
         self._task: asyncio.Task[Any]
@@ -155,7 +157,7 @@ class Flight:
             return
         if self.answered and isinstance(reason, ClientGone):
             return
-        if self._is_being_told():
+        if self._is_being_told() and self._patience > 0:
             self._cancel_later(reason)
             return
         self.reason = reason
@@ -199,8 +201,9 @@ class Flight:
         return self._task.cancelling() > self._cancelling
 
     def _cancel_later(self, reason: Stopped) -> None:
-        """Wait until that one is over: two at once would reach into the clean-up."""
-        self._task.get_loop().call_later(_INSIST_SECONDS / 2, self.cancel, reason)
+        """Wait until that one is over, if it ever is: two at once reach into the clean-up."""
+        self._patience -= _INSIST_SECONDS
+        self._task.get_loop().call_later(_INSIST_SECONDS, self.cancel, reason)
 
     def enter(self, phase: int) -> None:
         """Note what the walk waits for from now on."""
@@ -562,12 +565,12 @@ _PHASE_TEXT: Final = {
 async def _watch(flight: Flight, receive: Receive) -> None:
     """Wait for the client to leave; any exception from `receive` means that it has.
 
-    No host sends anything else after the body. One that does tells nothing of its client, and
-    asking it again could keep the event loop busy for ever.
+    Next to no host sends anything else after the body. One that does is asked again after a pause,
+    since a `receive` that always has an answer would keep the event loop busy for ever.
     """
     with suppress(Exception):
-        if (await receive())["type"] != "http.disconnect":
-            return
+        while (await receive())["type"] != "http.disconnect":
+            await anyio.sleep(_SWEEP_SECONDS)
     flight.cancel(ClientGone())
 
 

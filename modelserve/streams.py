@@ -127,7 +127,6 @@ class Stream:
     ) -> None:
         """Send each item as one event."""
         reply, flight = self._reply, self._flight
-        send = reply.send if reply.lock is None else reply.event
         turn_ends = monotonic() + _TURN_SECONDS
         flight.enter(Phase.ITEM)
         async for item in items:
@@ -136,12 +135,16 @@ class Stream:
                 raise flight.reason  # the farewell has the word
             flight.phase = Phase.SEND
             flight.since = monotonic()
-            reply.sending = True
-            try:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except Exception as exc:
-                raise ClientGone from exc
-            reply.sending = False
+            message = {"type": "http.response.body", "body": chunk, "more_body": True}
+            if reply.lock is None:  # the same as `event`, without two coroutines: 0.2 us an item
+                reply.sending = True
+                try:
+                    await reply.send(message)
+                except Exception as exc:
+                    raise ClientGone from exc
+                reply.sending = False
+            else:
+                await reply.event(message)
             reply.items += 1
             flight.phase = Phase.ITEM
             flight.since = now = monotonic()

@@ -144,7 +144,10 @@ class Wire:
 
 @dataclass
 class Job:
-    """One request. `items` is what a good answer holds; None means that it has to fail."""
+    """One request. `items` is what a good answer holds; None means that it has to fail.
+
+    `made` is how many items a handler that fails makes before: all of them have to be there.
+    """
 
     name: str
     path: str
@@ -152,7 +155,7 @@ class Job:
     accept: str = "*/*"
     items: list[Any] | None = None
     status: int | None = None
-    is_tight: bool = False
+    made: int | None = None
 
     @property
     def data(self) -> bytes:
@@ -166,6 +169,8 @@ class Job:
             partial = answer.args[0]
             framed = partial.media_type in ("text/event-stream", "application/x-ndjson")
             assert not framed, f"{self}: cut instead of an error record: {partial}"
+            length = self.payload.get("size", 0)
+            assert self.made is None or len(partial.body) == self.made * length, f"{self}: {answer}"
             return "cut"
         if answer.status >= 400:
             assert answer.media_type == "application/json", f"{self}: {answer}"
@@ -180,6 +185,8 @@ class Job:
         assert answer.status == 200, f"{self}: {answer}"
         if self.items is None:
             assert error_record(answer), f"{self}: failed, and looks complete: {answer}"
+            items = items_of(answer)[:-1]
+            assert self.made is None or len(items) == self.made, f"{self}: {answer}"
             return "record"
         assert items_of(answer) == self.items, f"{self}: {answer}"
         return "good"
@@ -244,7 +251,7 @@ def good(rng: random.Random) -> Job:
     if is_raw and name not in ("grouped", "deaf"):
         items = ["".join(items)] if items or name == "typed" else []
     path = f"/v1/models/{name}:predict"
-    return Job(name, path, plan, accept, items, is_tight=name.startswith("narrow"))
+    return Job(name, path, plan, accept, items)
 
 
 def good_v2(rng: random.Random) -> Job:
@@ -289,8 +296,9 @@ def failing(rng: random.Random) -> Job:
     plan["cleanup"] = rng.choice((0, 0.01))
     if name == "typed" or rng.random() < 0.3:
         plan["size"] = 50
+    made = {"items": plan["fail_at"], "finally": plan["count"]}.get(plan["stage"], 0)
     path = f"/v1/models/{name}:predict"
-    return Job(f"{name} fails", path, plan, rng.choice(V1_ACCEPTS))
+    return Job(f"{name} fails", path, plan, rng.choice(V1_ACCEPTS), made=made)
 
 
 def wrong(rng: random.Random) -> Job:

@@ -147,7 +147,7 @@ BATCHES = [
     *((host, batch) for host in HOSTS for batch in (paths, methods)),
     *(
         (host, batch)
-        for host in ("httptools", "h11", "granian")
+        for host in ("httptools", "h11")  # granian 2.8 now and then hides that a client has left
         for batch in (headers, request_lines, chunks, truncated)
     ),
 ]
