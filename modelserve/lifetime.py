@@ -569,7 +569,7 @@ async def _watch(flight: Flight, receive: Receive) -> None:
     since a `receive` that always has an answer would keep the event loop busy for ever.
     """
     with suppress(Exception):
-        while (await receive())["type"] != "http.disconnect":
+        while (await receive())["type"] != "http.disconnect":  # noqa: ASYNC110 - what it sleeps on is not ours
             await anyio.sleep(_SWEEP_SECONDS)
     flight.cancel(ClientGone())
 

@@ -380,6 +380,7 @@ class _Answer(NamedTuple):
 
 async def _read(response: httpx.Response, config: PredictorConfig) -> _Answer:
     """Return an answer; one that streams is read later. Raises PredictorError."""
+    response.headers.encoding = "latin-1"  # as ours go out
     if not response.is_success:
         raise await _refusal(response, config)
     headers = {name: text for name, text in response.headers.items() if name not in _NOT_COPIED}
@@ -461,9 +462,14 @@ def _sentence(document: Any, config: PredictorConfig) -> str | None:
     for key in ("error", "detail", "message"):
         text = document.get(key)
         if isinstance(text, str) and text:
-            place = urlsplit(config.predictor_base_url).netloc
-            return None if place in text else text[:_LONGEST]
+            return None if _tells_place(text, config) else text[:_LONGEST]
     return None
+
+
+def _tells_place(text: str, config: PredictorConfig) -> bool:
+    """Say whether a sentence has the predictor's address; a name alone may be any word."""
+    place = urlsplit(config.predictor_base_url).netloc
+    return f"//{place}" in text or (place in text and any(sign in place for sign in ".:"))
 
 
 # --- the items of a stream ----------------------------------------------------------------------

@@ -181,10 +181,12 @@ def answering(*answers: bytes, port: int = 0) -> Iterator[tuple[str, list[bytes]
 
     thread = threading.Thread(target=serve)
     thread.start()
-    yield f"127.0.0.1:{listener.getsockname()[1]}", requests
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}", requests
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
 
 
 def read_request(connection: socket.socket) -> bytes:
@@ -605,13 +607,13 @@ async def test_refused() -> None:
 
 
 @pytest.mark.parametrize("bundle", [None, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-async def test_tls_is_not_given_up(bundle: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tls_is_not_given_up(
+    host: str, bundle: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if bundle:
         monkeypatch.setenv(bundle, certifi.where())
-    with answering(whole(b"{}")) as (host, requests):
-        app = transformer("m", host, use_ssl=True)
-        response = await ask(app, "/v1/models/m:predict", {})
-    assert (response.status, requests) == (503, [])
+    response = await ask(transformer("echo", host, use_ssl=True), "/v1/models/echo:predict", {})
+    assert response.status == 503
 
 
 async def test_a_predictor_that_is_late(host: str, key: str) -> None:
@@ -636,6 +638,15 @@ async def test_the_servers_own_deadline_holds(host: str, key: str) -> None:
     app = ModelServer([model], limits=Limits(timeout=0.1))
     assert (await ask(app, "/v1/models/hangs:predict", key)).status == 504
     await wait_for(ended[key])
+
+
+async def test_odd_headers_of_the_predictor_pass() -> None:
+    answer = whole(b"a", content_type="image/x", x_odd="\u20ac")
+    with answering(answer) as (host, _):
+        app = transformer("m", host, return_response_headers=True)
+        response = await ask(app, "/v1/models/m:predict", {})
+    assert (response.status, response.body) == (200, b"a")
+    assert response.headers["x-odd"].encode("latin-1").decode() == "\u20ac"
 
 
 @pytest.mark.parametrize("name", ["retry-after", "www-authenticate"])
@@ -855,9 +866,9 @@ async def test_many_at_a_time(host: str) -> None:
         answers.append(response.json()[0])
 
     async with lifespan(app), anyio.create_task_group() as group:
-        for number in range(150):
+        for number in range(60):
             group.start_soon(one, number)
-    assert sorted(answers) == list(range(150))
+    assert sorted(answers) == list(range(60))
 
 
 def test_a_model_can_be_pickled() -> None:
