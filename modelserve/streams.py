@@ -191,6 +191,10 @@ class Stream:
                     turn_ends = monotonic() + _TURN_SECONDS
         except StopAsyncIteration:
             await parts.send()
+        except BaseException as exc:
+            if not self._flight.interrupted(exc):
+                await parts.send()  # what was made before the failure goes before its record
+            raise
         finally:
             await parts.close()
 

@@ -1,5 +1,6 @@
 """However a stream is written, what ends it early is told in its last record, after all items."""
 
+import asyncio
 import time
 from itertools import count
 
@@ -15,13 +16,20 @@ pytestmark = pytest.mark.anyio
 TRIES = 4  # streams that run side by side, each at some other point of its loop
 
 
+class Odd(BaseException):
+    """No Exception."""
+
+
+ERRORS = {error.__name__: error for error in (ValueError, Odd, asyncio.CancelledError)}
+
+
 class Stream(Model):
     """A stream, endless unless it is to fail, at the pace that it is asked for."""
 
     async def predict(self, payload):
         for n in count():
             if n == payload.get("fail_at"):
-                raise ValueError
+                raise ERRORS[payload["error"]]
             yield {"n": n}
             if payload["pause"] is not None:
                 await anyio.sleep(payload["pause"])
@@ -53,7 +61,7 @@ class Sync(Model):
     def predict(self, payload):
         for n in count():
             if n == payload.get("fail_at"):
-                raise ValueError
+                raise ERRORS[payload["error"]]
             yield {"n": n}
             if payload["pause"] is not None:
                 time.sleep(payload["pause"])
@@ -121,11 +129,12 @@ async def test_drain(model: type[Model], pause: float | None) -> None:
 # closes its parts where the iterator raises, without sending them first.
 @every_model
 @every_pace
-@pytest.mark.parametrize("made", [1, 2, 5])
-async def test_items_before_a_failure(model: type[Model], pause: float | None, made: int) -> None:
+@pytest.mark.parametrize("error", ERRORS)
+async def test_items_before_a_failure(model: type[Model], pause: float | None, error: str) -> None:
     app = ModelServer([model("m")])
-    payload = {"pause": pause, "fail_at": made}
-    headers = {"accept": "application/x-ndjson"}
-    response = await request(app, "POST", "/v1/models/m:predict", json=payload, headers=headers)
-    lines = [orjson.loads(line) for line in response.body.splitlines() if line]
-    assert lines == [*({"n": n} for n in range(made)), {"error": "Internal Server Error"}]
+    for made in (1, 2, 5):
+        payload = {"pause": pause, "fail_at": made, "error": error}
+        headers = {"accept": "application/x-ndjson"}
+        response = await request(app, "POST", "/v1/models/m:predict", json=payload, headers=headers)
+        lines = [orjson.loads(line) for line in response.body.splitlines() if line]
+        assert lines == [*({"n": n} for n in range(made)), {"error": "Internal Server Error"}]
