@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ModelServer:
-    """Serve models over KServe's V1 protocol; an ASGI 3 application.
+    """Serve models over KServe's V1 protocol and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.

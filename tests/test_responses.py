@@ -331,7 +331,7 @@ async def test_a_request_that_is_answered_did_not_end_early() -> None:
 
 
 async def test_a_deadline_after_the_last_event_is_none() -> None:
-    # BUG (small): lifetime.py `cancel`: a time-out that passes while what is left is closed cancels
+    # Once a fault of lifetime.py `cancel`: a time-out that passes while what is left is closed cancels
     # that, and the record of a request that was answered with 200 will say "timeout". `answered`
     # does not tell: it is set before the last `send`, which `send_timeout` must still end
     # (test_a_client_that_reads_nothing_is_given_up_on). What counts is that the send has returned.
@@ -435,7 +435,7 @@ async def test_a_handler_that_never_waits_for_long_is_told_at_once(kind: str) ->
 
 @pytest.mark.parametrize("where", ["in the body", "at the end"])
 async def test_a_handler_that_waits_in_its_task_group_cleans_up(where: str) -> None:
-    # BUG (trio, "at the end"): lifetime.py `_drive`: a nursery that waits for its children keeps the
+    # Once a fault of lifetime.py (trio, "at the end"), `_drive`: a nursery that waits for its children keeps the
     # cancellation for itself and raises it when they have ended, so `_drive` sees none delivered;
     # the first await of the clean-up then gets it, once more as the handler sees it.
     cleaned: list[bool] = []
@@ -463,7 +463,7 @@ async def test_a_handler_that_waits_in_its_task_group_cleans_up(where: str) -> N
 
 @pytest.mark.parametrize("kind", ["sleep", "own limit", "own limit, shielded"])
 async def test_an_end_that_coincides_with_a_time_limit_of_the_handlers_own(kind: str) -> None:
-    # BUG (trio, "sleep" and "own limit"): lifetime.py `_drive`: a cancellation whose source is a
+    # Once a fault of lifetime.py (trio, "sleep" and "own limit"), `_drive`: a cancellation whose source is a
     # "deadline" does not count as told. But where the deadline of an inner scope (a sleep has one)
     # passes as the request is ended, that is the one that is delivered, and it does not stop at
     # the inner scope, since the outer one is cancelled and in sight: the handler's clean-up begins
