@@ -241,6 +241,8 @@ async def _lifespan(app: App) -> AsyncIterator[None]:
     task = asyncio.ensure_future(app(scope, to_app.get, from_app.put))
     to_app.put_nowait({"type": "lifespan.startup"})
     assert (await from_app.get())["type"] == "lifespan.startup.complete"
+    for _ in range(100):  # what is timed never gives way: let what loads in the background load
+        await asyncio.sleep(0)
     try:
         yield
     finally:

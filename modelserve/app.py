@@ -1,18 +1,35 @@
-"""`ModelServer`, the ASGI application: one instance owns models, limits and worker threads."""
+"""`ModelServer`, the ASGI application, and the one walk that every request takes.
 
+One instance owns models, limits and worker threads.
+"""
+
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from time import monotonic
 from typing import Any, TypeVar
 
+from modelserve.endpoints import Target
+from modelserve.errors import (
+    MethodNotAllowed,
+    ResponseCut,
+    RouteNotFound,
+    ServerShuttingDown,
+    ServingError,
+    Stopped,
+    Unauthorized,
+)
 from modelserve.lifetime import Receive
 from modelserve.limits import Limits
 from modelserve.repository import ModelRepository
-from modelserve.requests import Scope
-from modelserve.responses import Send
+from modelserve.requests import Request, Scope
+from modelserve.responses import Reply, Send
 from modelserve.routes import Routes
 from modelserve.serving import Serving
 
 __all__ = ["ModelServer"]
+
+logger = logging.getLogger("modelserve")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,22 +66,66 @@ class ModelServer:
         self._serving = Serving(
             limits or Limits(), threads=threads, debug=debug, token=token, coalesce=coalesce
         )
-        self._routes = Routes(self._serving, prefix=prefix)
+        self._routes = Routes(self._serving.registry, prefix=prefix)
         for model in models:
             self.add_model(model)
         if repository is not None:
             self._serving.use(repository)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or run the lifespan."""
-        if scope["type"] == "http":
-            await self._routes(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._run_lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-        else:
-            raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
+        """Answer one request, or run the lifespan.
+
+        Raises ResponseCut where only that can tell a failure.
+        """
+        if scope["type"] != "http":
+            await self._run_other(scope, receive, send)
+            return
+        arrived = monotonic()
+        target = self._routes.find(scope)
+        request = Request(scope, receive)
+        flight = self._serving.flights.open(arrived)
+        reply = Reply(send, flight, request.id)
+        try:
+            rest = flight.begin(self._walk(target, request, reply))
+            if rest is not None:
+                flight.farewell = reply.farewell
+                await rest
+        except Stopped as reason:
+            if not isinstance(reason.__cause__, ServingError | None):
+                number = request.id.decode()
+                logger.error("Request %s failed while it ended", number, exc_info=reason)
+        finally:
+            flight.farewell = None  # a cycle otherwise, which only the collector would find
+            if target is not None and target.codec is not None:  # it ran a model, or would have
+                reply.error = flight.reason or reply.error
+                series = reply.series or self._serving.telemetry.unknown
+                seconds = monotonic() - arrived
+                series.record(target.codec.protocol, target.verb, reply, seconds, request.id)
+        if reply.cut:
+            raise ResponseCut("The response was cut short on purpose.") from None
+
+    async def _walk(self, target: Target | None, request: Request, reply: Reply) -> None:
+        """Go through the endpoint; whatever it raises becomes the answer."""
+        serving, method = self._serving, request.scope["method"]
+        try:
+            if serving.registry.pending:
+                serving.load_pending()
+            reply.bodiless = method == "HEAD"
+            if target is None:
+                raise RouteNotFound
+            endpoint = target.methods.get(method)
+            if endpoint is None:
+                raise MethodNotAllowed(sorted(target.methods))
+            if not (serving.token is None or target.public or request.may_pass(serving.token)):
+                raise Unauthorized
+            if serving.draining and not target.always:
+                raise ServerShuttingDown
+            await endpoint(serving, target, request, reply)
+        except BaseException as exc:
+            if reply.flight.interrupted(exc):
+                raise
+            reply.closes_connection = serving.draining and request.has_connection
+            await reply.fail(exc, debug=serving.debug)
 
     def add_model(self, model: Any, name: str | None = None) -> None:
         """Register a model; one of the same name is replaced. It is loaded in the background."""
@@ -86,6 +147,14 @@ class ModelServer:
         application as an argument, as Starlette passes it, and ignores it.
         """
         return self._serving.lifespan()
+
+    async def _run_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._run_lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -75,7 +75,7 @@ def around(codec: Codec, request: Request, settings: EventSettings) -> Codec:
         mode = _Binary(_Event(codec, settings))
     else:
         return codec
-    return codec._replace(decode=mode.decode, encode=mode.encode, form=mode.form)
+    return replace(codec, decode=mode.decode, encode=mode.encode, form=mode.form)
 
 
 class _Event:

@@ -22,7 +22,7 @@ from modelserve.errors import NestedTooDeep
 __all__ = ["Encoder", "ServerSentEvent", "accepts_any_stream", "choose_encoder", "to_json"]
 
 _ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian")
-_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
 class ServerSentEvent:
@@ -90,13 +90,13 @@ def to_json(value: Any) -> bytes:
     Raises TypeError for a value that JSON cannot hold, NestedTooDeep for one too deep.
     """
     try:
-        return orjson.dumps(value, _to_builtin, _OPTIONS)
+        return orjson.dumps(value, to_builtin, JSON_OPTIONS)
     except orjson.JSONEncodeError as exc:
         if not any(word in str(exc) for word in _ONLY_ORJSON_REFUSES):
             raise
     try:
         return json.dumps(
-            value, default=_to_builtin, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+            value, default=to_builtin, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         ).encode()
     except RecursionError:
         raise NestedTooDeep("The value is nested too deep to be written as JSON.") from None
@@ -121,7 +121,7 @@ def join_predictions(items: list[bytes]) -> bytes:
     return b'{"predictions":[' + b",".join(items) + b"]}"
 
 
-def _to_builtin(value: Any) -> Any:
+def to_builtin(value: Any) -> Any:
     """Help with what orjson does not know: tensors and arrays of other libraries."""
     if hasattr(value, "tolist"):
         return value.tolist()
@@ -151,7 +151,7 @@ def ndjson_item(item: Any) -> bytes:
     """Write one item as one line of JSON."""
     if type(item) is dict:  # most are: 0.15 us instead of 0.5
         try:
-            return orjson.dumps(item, _to_builtin, _OPTIONS | orjson.OPT_APPEND_NEWLINE)
+            return orjson.dumps(item, to_builtin, JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError:
             pass  # what is wrong with it, if anything is, `json_item` knows
     return json_item(item) + b"\n"

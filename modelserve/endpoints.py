@@ -1,29 +1,30 @@
 """What is behind each path: documents about the server and its models, and running a model.
 
-An endpoint is a function of the application's `Serving` and one request's `Walk`. It writes its
-answer through the walk's `reply`; what it raises becomes the answer instead.
+An endpoint is a function of the application's `Serving`, of what the path means, and of one
+request. It writes its answer through the `Reply`; what it raises becomes the answer instead.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, NamedTuple
 
 from modelserve.cloudevents import around
 from modelserve.encoders import to_json
 from modelserve.errors import ServerNotReady
-from modelserve.inference import Call, infer
-from modelserve.lifetime import Phase, Receive
-from modelserve.model import Plan
+from modelserve.inference import PLAIN, Call, infer
+from modelserve.lifetime import Phase
 from modelserve.protocols import Codec, Named
 from modelserve.registry import Entry
 from modelserve.requests import HookHeaders, Request, read_body
 from modelserve.responses import JSON, Reply
 from modelserve.serving import Serving
-from modelserve.streams import Stream, StreamForm
+from modelserve.streams import Stream
 from modelserve.version import __version__
 
-__all__ = ["Endpoint", "Target", "Walk"]
+__all__ = ["Endpoint", "Target"]
 
+_FIRST: Final = Phase.FIRST  # as a global it is found six times as fast
 _NO_MODEL: Final = Named("")
 _EXTENSIONS: Final = ["model_repository_extension", "binary_tensor_data", "generate"]
 
@@ -45,144 +46,164 @@ class Target:
     public: bool = False
 
 
-@dataclass(slots=True)
-class Walk:
-    """One request on its way: what each step has found out for those after it."""
-
-    request: Request
-    receive: Receive
-    reply: Reply
-    target: Target | None = None
-    entry: Entry | None = None
-    admitted: bool = False
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def named(self) -> Named:
-        return self.target.named if self.target is not None else _NO_MODEL
-
-
-Endpoint = Callable[[Serving, Walk], Awaitable[None]]
+Endpoint = Callable[[Serving, Target, Request, Reply], Awaitable[None]]
 
 
 # --- documents ----------------------------------------------------------------------------------
 
 
-async def alive(serving: Serving, walk: Walk) -> None:
+async def alive(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """GET / (KServe's liveness)."""
-    await _answer(walk, {"status": "alive"})
+    await _answer(reply, {"status": "alive"})
 
 
-async def live(serving: Serving, walk: Walk) -> None:
+async def live(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """GET /v2/health/live."""
-    await _answer(walk, {"live": True})
+    await _answer(reply, {"live": True})
 
 
-async def ready(serving: Serving, walk: Walk) -> None:
+async def ready(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """GET /v2/health/ready: not before every model is ready."""
     if not await serving.registry.all_ready():
         raise ServerNotReady
-    await _answer(walk, {"ready": True})
+    await _answer(reply, {"ready": True})
 
 
-async def metrics(serving: Serving, walk: Walk) -> None:
+async def metrics(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """GET /metrics, in Prometheus' text format or, by `Accept`, OpenMetrics."""
-    content_type, body = await serving.expose(walk.request.accept)
-    await walk.reply.document(200, [(b"content-type", content_type)], [body])
+    content_type, body = await serving.expose(request.accept)
+    await reply.document(200, [(b"content-type", content_type)], [body])
 
 
-async def models(serving: Serving, walk: Walk) -> None:
+async def models(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """GET /v1/models and /v2/models, in the order of registration."""
-    await _answer(walk, {"models": serving.registry.names})
+    await _answer(reply, {"models": serving.registry.names})
 
 
-async def model(serving: Serving, walk: Walk) -> None:
+async def model(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """GET /v1/models/NAME and /v2/models/NAME/ready."""
-    entry = serving.registry.get(*walk.named)
+    entry = serving.registry.get(target.named.model, target.named.version)
     if not await entry.is_ready():
         raise entry.not_ready(debug=serving.debug)
-    await _answer(walk, {"name": entry.name, "ready": True})
+    await _answer(reply, {"name": entry.name, "ready": True})
 
 
-async def server(serving: Serving, walk: Walk) -> None:
+async def server(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """GET /v2."""
     about = {"name": "modelserve", "version": __version__, "extensions": _EXTENSIONS}
-    await _answer(walk, about)
+    await _answer(reply, about)
 
 
-async def metadata(serving: Serving, walk: Walk) -> None:
+async def metadata(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """GET /v2/models/NAME."""
-    entry = serving.registry.get(*walk.named)
-    await _answer(walk, await serving.registry.metadata(entry))
+    entry = serving.registry.get(target.named.model, target.named.version)
+    await _answer(reply, await serving.registry.metadata(entry))
 
 
-async def index(serving: Serving, walk: Walk) -> None:
+async def index(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """POST /v2/repository/index (Triton's)."""
-    await _answer(walk, await serving.index())
+    await _answer(reply, await serving.index())
 
 
-async def load(serving: Serving, walk: Walk) -> None:
+async def load(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """POST /v2/repository/models/NAME/load; the body is ignored."""
-    await serving.load(walk.named.model)
-    await _answer(walk, {"name": walk.named.model, "load": True})
+    await serving.load(target.named.model)
+    await _answer(reply, {"name": target.named.model, "load": True})
 
 
-async def unload(serving: Serving, walk: Walk) -> None:
+async def unload(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """POST /v2/repository/models/NAME/unload."""
-    await serving.unload(walk.named.model)
-    await _answer(walk, {"name": walk.named.model, "unload": True})
+    await serving.unload(target.named.model)
+    await _answer(reply, {"name": target.named.model, "unload": True})
 
 
-async def _answer(walk: Walk, value: Any) -> None:
-    await walk.reply.document(200, [JSON], [to_json(value)])
+async def _answer(reply: Reply, value: Any) -> None:
+    await reply.document(200, [JSON], [to_json(value)])
 
 
 # --- running a model ----------------------------------------------------------------------------
 
 
-async def run_model(serving: Serving, walk: Walk) -> None:
+async def run_model(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
     """Find the model, read, decode, admit, run, encode, respond."""
-    request, target, flight = walk.request, walk.target, walk.reply.flight
-    assert target is not None and target.codec is not None
-    entry = walk.entry = serving.registry.get(*target.named)
-    flight.deadlines = request.deadlines(entry.deadlines)
-    flight.phase = Phase.QUEUE  # where the model is still loading
-    await serving.usable(entry)
-    flight.phase = Phase.BODY
+    flight, headers, codec, named = reply.flight, request.headers, target.codec, target.named
+    assert codec is not None
+    entry = serving.registry.get(named.model, named.version)
+    reply.series = entry.series
+    flight.deadlines = entry.deadlines
+    if b"x-request-timeout-seconds" in headers:
+        flight.deadlines = request.deadlines(entry.deadlines)
+    if entry.checks_health or not entry.model.ready:
+        flight.phase = Phase.QUEUE  # where the model is still loading
+        await serving.usable(entry)
+        flight.phase = Phase.BODY
+    if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
+        codec = around(codec, request, serving.events)
     plan = entry.plans[target.hook]
-    codec = around(target.codec, request, serving.events)
     if plan.streams and not plan.wants_response_headers:
-        _check_acceptable(codec.form(request, None, None, target.named))
-    body = await read_body(walk.receive, entry.max_body_bytes, request.get(b"content-length"))
-    flight.watch(walk.receive)
+        _check_acceptable(codec, request, named)
+    body = await read_body(request.receive, entry.max_body_bytes, request.get(b"content-length"))
+    flight.receive = request.receive
+    if flight.watched:
+        flight.watch()
     while entry.is_retired:  # replaced, or taken out, while the body came
-        entry = walk.entry = serving.registry.get(*target.named)
+        entry = serving.registry.get(named.model, named.version)
+        reply.series = entry.series
         await serving.usable(entry)
         plan = entry.plans[target.hook]
-    payload = codec.decode(body, request, target.named)
-    admission = serving.admission
-    if not admission.enter_nowait(entry.gate):
+    decode, check, encode = codec.decode, codec.check, codec.encode
+    payload = decode(body, request, named)
+    admission, gate = serving.admission, entry.gate
+    if not admission.enter_nowait(gate):
         flight.enter(Phase.QUEUE)
-        await admission.enter(entry.gate)
+        await admission.enter(gate)
     try:
-        walk.admitted = True
-        flight.enter(Phase.FIRST)
-        await _run(serving, walk, entry, plan, codec, payload)
+        reply.admitted = True
+        flight.phase = _FIRST
+        flight.since = began = monotonic()
+        if plan.is_direct:  # no `Call` is needed then, nor `infer`: 2 us of a small request
+            check(payload)
+            hook, function = plan.main, plan.main.function
+            try:
+                result = await function(payload)
+            finally:
+                reply.seconds = {hook.name: monotonic() - began}
+            if type(result) in PLAIN and not codec.always_streams:
+                own_headers, buffers = encode(result, request, payload, None, named)
+                await reply.document(200, own_headers, buffers)
+                return
+            call = Call(entry.name, serving.workers)
+            call.began[hook.name] = began
+            steps = call.settle(hook, result)
+        else:
+            own = HookHeaders(raw=[]) if plan.wants_response_headers else None
+            given = request.headers_for_hooks() if plan.wants_headers else None
+            call = Call(entry.name, serving.workers, given, own)
+            steps = infer(plan, payload, call, codec.check)
+        await _respond(_Decoded(entry, codec, request, payload, named), call, steps, reply)
     finally:
-        admission.leave(entry.gate)
+        admission.leave(gate)
 
 
-async def _run(
-    serving: Serving, walk: Walk, entry: Entry, plan: Plan, codec: Codec, payload: Any
+class _Decoded(NamedTuple):
+    """A request whose payload is known, and what it was decoded by."""
+
+    entry: Entry
+    codec: Codec
+    request: Request
+    payload: Any
+    named: Named
+
+
+async def _respond(
+    decoded: _Decoded, call: Call, steps: Coroutine[Any, Any, Any], reply: Reply
 ) -> None:
     """Run the hooks and write what comes of them; then close what they have opened."""
-    request, reply, named = walk.request, walk.reply, walk.named
-    headers = request.headers_for_hooks() if plan.wants_headers else None
-    own = HookHeaders(raw=[]) if plan.wants_response_headers else None
-    call = Call(entry.name, serving.workers, headers, own)
-    walk.seconds = call.seconds
+    entry, codec, request, payload, named = decoded
+    own = call.response_headers
+    reply.seconds = call.seconds
     try:
-        result = await infer(plan, payload, call, codec.check)
+        result = await steps
         if call.streams(result) or codec.always_streams:
             items = result if call.streams(result) else _one(result)
             form = codec.form(request, payload, own, named)
@@ -200,6 +221,7 @@ async def _one(value: Any) -> AsyncIterator[Any]:
     yield value
 
 
-def _check_acceptable(form: StreamForm) -> None:
+def _check_acceptable(codec: Codec, request: Request, named: Named) -> None:
     """Refuse, before any hook runs, what no stream could be sent as. Raises NotAcceptable."""
-    form.encoder(None, empty=True)
+    if request.headers.get(b"accept", b"*/*") != b"*/*":
+        codec.form(request, None, None, named).encoder(None, empty=True)

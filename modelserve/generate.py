@@ -135,4 +135,4 @@ GENERATE: Final = Codec(
     WholeForm,
     document=lambda item, payload, named: _document(item, named),
 )
-GENERATE_STREAM: Final = GENERATE._replace(form=EventsForm, always_streams=True)
+GENERATE_STREAM: Final = replace(GENERATE, form=EventsForm, always_streams=True)

@@ -13,13 +13,17 @@ from typing import Any, Final
 from starlette.datastructures import MutableHeaders
 
 from modelserve.model import Hook, Plan
+from modelserve.tensors import InferResponse
 from modelserve.threads import ThreadStream, Workers
 
 __all__ = ["Call", "infer"]
 
 logger = logging.getLogger("modelserve")
 
-_PLAIN: Final = frozenset((dict, list, str, bytes, tuple, int, float, bool, type(None)))
+# Types of values that are seen at once to be no stream, nor to be awaited.
+PLAIN: Final = frozenset(
+    (dict, list, str, bytes, tuple, int, float, bool, type(None), InferResponse)
+)
 
 
 class Call:
@@ -34,8 +38,8 @@ class Call:
         self,
         label: str,
         workers: Workers,
-        headers: MutableHeaders | None,
-        response_headers: MutableHeaders | None,
+        headers: MutableHeaders | None = None,
+        response_headers: MutableHeaders | None = None,
     ) -> None:
         self.label = label
         self.workers = workers
@@ -54,7 +58,7 @@ class Call:
 
         Cancellation reaches the hook; a sync one is waited for.
         """
-        began = self.began[hook.name] = monotonic()
+        self.began[hook.name] = monotonic()
         if hook.is_async_generator:
             result = hook.call(value, self.headers, self.response_headers)
         elif hook.on_loop:
@@ -63,11 +67,15 @@ class Call:
             result = await self.workers.call(
                 self.label, hook.call, value, self.headers, self.response_headers
             )
-        if type(result) not in _PLAIN:
-            result = await self._settle(result)
+        return await self.settle(hook, result)
+
+    async def settle(self, hook: Hook, result: Any) -> Any:
+        """Note that a hook has returned; return its value, or an async iterator if it streams."""
+        if type(result) not in PLAIN:
+            result = await self._opened(result)
             if self.streams(result):
                 return result
-        self.seconds[hook.name] = monotonic() - began
+        self.seconds[hook.name] = monotonic() - self.began[hook.name]
         return result
 
     @property
@@ -95,7 +103,7 @@ class Call:
             except Exception as exc:
                 logger.error("Closing a stream of %s failed", self.label, exc_info=exc)
 
-    async def _settle(self, result: Any) -> Any:
+    async def _opened(self, result: Any) -> Any:
         """Await what is awaitable; make what iterates an async iterator."""
         while inspect.isawaitable(result):
             result = await result

@@ -8,11 +8,14 @@ complete, within `cleanup_timeout`, after which it is cancelled again until it e
 Two ways to do that, with one interface:
 
 `Flight`, on asyncio, is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers
-once. Most requests are over in milliseconds, so watching (a task that awaits `http.disconnect`, a
-timer for the deadlines) begins only with those that are still running when the register sweeps,
-every 20 ms: a quick request pays for an entry in a dictionary. A task group a request would double
-the cost of a small one. Where the host runs us inside a cancel scope of anyio's, whose
-cancellation is delivered again at every await, a shielded scope goes around the walk, and a task
+once. The walk is begun by hand: one that never suspends, as a quick predict, is over before anybody
+could end it, so it is never registered (1.5 us of the 5 that a small request costs). Most of the
+others are over in milliseconds, so watching (a task that awaits `http.disconnect`, a timer for the
+deadlines) begins only with those that are still running when the register sweeps, every 20 ms.
+A task group a request would double the cost of a small one.
+
+`ShieldedFlight` is the same where the host runs us inside a cancel scope of anyio's, whose
+cancellation is delivered again at every await: a shielded scope goes around the walk, and a task
 beside it relays the host's cancellation once.
 
 `ScopedFlight`, on trio, where cancellation is always delivered again at every await: the walk is
@@ -25,7 +28,8 @@ An exception leaves `run` as itself, never inside a group of ours.
 import asyncio
 import math
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, MutableMapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
@@ -36,11 +40,14 @@ import anyio.lowlevel
 from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, ServerShuttingDown, Stopped
 
 try:
-    # What anyio knows of each task. Its public functions tell a part of this at ten times the cost
-    # (5 us, where a small request takes 75), so they are what is used should this name go away.
+    # What anyio knows of each task, by weak reference: nothing where no task is in a scope of its.
+    # Its public functions tell a part of this at a hundred times the cost (5 us, as much as all of
+    # a small request), so they are what is used should this name go away.
     from anyio._backends._asyncio import _task_states
-except ImportError:  # pragma: no cover
-    _task_states = None  # type: ignore[assignment]
+
+    _states: Any = vars(_task_states)["data"]
+except (ImportError, KeyError):  # pragma: no cover
+    _states = None
 
 __all__ = ["Deadlines", "Flight", "Flights", "Phase"]
 
@@ -77,11 +84,16 @@ class Phase:
     DONE: Final = 5  # all has been sent; what is still being closed has no deadline but the drain's
 
 
+_BODY: Final = Phase.BODY  # as a global it is found six times as fast
+_NO_DEADLINES: Final = Deadlines()
+
+
 class Flight:
     """One request in flight, in the task that the host runs it in.
 
     `phase` and `since` (of `time.monotonic`) are written by the walk as it goes on, and read only
-    by those who watch. `over` says that user code has ended.
+    by those who watch. `answered` says that the last event is on its way, `over` that user code
+    has ended.
     """
 
     __slots__ = (
@@ -108,45 +120,45 @@ class Flight:
 
     is_native: ClassVar[bool] = True
 
-    def __init__(self, register: "Flights", deadlines: Deadlines, arrived: float) -> None:
-        self.deadlines = deadlines
-        self.arrived = arrived
-        self.phase = Phase.BODY
-        self.since = arrived
+    def __init__(self, register: "Flights", arrived: float) -> None:
+        self.arrived = self.since = arrived
+        self.phase = _BODY
+        self.deadlines = _NO_DEADLINES
+        self.answered = self.over = self.watched = False
         self.reason: Stopped | None = None
-        self.over = False
-        self.answered = False
         self.farewell: Farewell | None = None
         self.receive: Receive | None = None
         self._register = register
-        self.watched = False
+        self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._farewell_task: asyncio.Task[None] | None = None
         self._companion: asyncio.Task[None] | None = None
-        self._patience = deadlines.cleanup_timeout
-        self._cancels = 0
-        self._cancelling = 0
-        self._task: asyncio.Task[Any]
+        self._patience: float | None = None
+        self._cancels = self._cancelling = 0
 
-    def run(self, walk: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Run the walk to its end. Raise the reason if something ended it early.
+    def begin(self, walk: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
+        """Run the walk until it suspends; return the rest of it, None if nothing is left.
 
-        The host's own cancellation is raised again once the walk has cleaned up and the farewell
-        has been said.
+        The rest raises the reason if something ended it early. The host's own cancellation is
+        raised again once the walk has cleaned up and the farewell has been said.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        if _inside_host_scope(task):
-            return self._run_shielded(walk)
-        return self._run_here(walk)
+        try:
+            trap = walk.send(None)
+        except StopIteration:
+            self.over = True
+            if self._companion is not None:
+                self._companion.cancel()
+            return None
+        except BaseException:
+            self._land()
+            raise
+        return self._run_here(_go_on(walk, trap))
 
-    def watch(self, receive: Receive) -> None:
-        """Listen for the client's leaving from now on: the body has been read."""
-        self.receive = receive
-        if self.watched:
-            self._start_watcher(receive)
+    def watch(self) -> None:
+        """Listen on `receive` for the client's leaving, from now on: the body has been read."""
+        assert self.receive is not None
+        self._start_watcher(self.receive)
 
     def cancel(self, reason: Stopped) -> None:
         """End the walk early, once; the first reason counts. Safe to call at any time.
@@ -157,8 +169,8 @@ class Flight:
             return
         if self.answered and isinstance(reason, ClientGone):
             return
-        if self._is_being_told() and self._patience > 0:
-            self._cancel_later(reason)
+        if self._is_being_told() and self._may_wait():
+            self._task_loop().call_later(_INSIST_SECONDS, self.cancel, reason)
             return
         self.reason = reason
         self._interrupt()
@@ -171,12 +183,12 @@ class Flight:
         A hook may raise CancelledError of itself, by awaiting a task that somebody cancelled.
         """
         return self.reason is not None or (
-            isinstance(exc, asyncio.CancelledError) and self._task.cancelling() > self._cancelling
+            isinstance(exc, asyncio.CancelledError) and self._is_being_told()
         )
 
     def beside(self, companion: Coroutine[Any, Any, None]) -> None:
         """Run something beside the walk, until the walk ends; ClientGone ends the walk."""
-        self._companion = self._task.get_loop().create_task(self._accompany(companion))
+        self._companion = asyncio.get_running_loop().create_task(self._accompany(companion))
 
     async def _accompany(self, companion: Coroutine[Any, Any, None]) -> None:
         try:
@@ -190,20 +202,20 @@ class Flight:
     def hurry(self, seconds: float) -> None:
         """Give a walk that is cleaning up no longer than this from now."""
         if self.reason is not None and self._timer is not None and not self.over:
-            left = self._timer.when() - self._task.get_loop().time()
-            if left > seconds:
+            loop = self._task_loop()
+            if self._timer.when() - loop.time() > seconds:
                 self._timer.cancel()
-                loop = self._task.get_loop()
                 self._timer = loop.call_later(seconds, self._insist, _INSIST_SECONDS)
 
     def _is_being_told(self) -> bool:
         """Say whether somebody else's cancellation is under way: the host's, or a hook's own."""
-        return self._task.cancelling() > self._cancelling
+        return self._task is not None and self._task.cancelling() > self._cancelling
 
-    def _cancel_later(self, reason: Stopped) -> None:
+    def _may_wait(self) -> bool:
         """Wait until that one is over, if it ever is: two at once reach into the clean-up."""
-        self._patience -= _INSIST_SECONDS
-        self._task.get_loop().call_later(_INSIST_SECONDS, self.cancel, reason)
+        left = self.deadlines.cleanup_timeout if self._patience is None else self._patience
+        self._patience = left - _INSIST_SECONDS
+        return left > 0
 
     def enter(self, phase: int) -> None:
         """Note what the walk waits for from now on."""
@@ -248,11 +260,13 @@ class Flight:
 
     # -- asyncio
 
-    async def _run_here(self, walk: Coroutine[Any, Any, T]) -> T:
+    async def _run_here(self, walk: Awaitable[None]) -> None:
+        self._task = asyncio.current_task()
+        assert self._task is not None
         self._cancelling = self._task.cancelling()
         self._register.add(self)
         try:
-            return await walk
+            await walk
         except asyncio.CancelledError:
             if self.reason is not None:
                 raise self.reason from None
@@ -268,21 +282,9 @@ class Flight:
                 await _settled(self._farewell_task)
             self._register.remove(self)
 
-    async def _run_shielded(self, walk: Coroutine[Any, Any, T]) -> T:
-        error: BaseException | None = None
-        async with anyio.create_task_group() as group:
-            group.start_soon(_relay_host_cancellation, self)
-            with anyio.CancelScope(shield=True):
-                try:
-                    result = await self._run_here(walk)
-                except BaseException as exc:
-                    error = exc
-            group.cancel_scope.cancel()
-        if isinstance(error, HostCancelled):
-            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
-        if error is not None:
-            raise error
-        return result
+    def _task_loop(self) -> asyncio.AbstractEventLoop:
+        assert self._task is not None
+        return self._task.get_loop()
 
     def _land(self) -> None:
         """End the watching."""
@@ -293,8 +295,9 @@ class Flight:
             self._watcher.cancel()
         if self._companion is not None:
             self._companion.cancel()
-        for _ in range(self._cancels):
-            self._task.uncancel()
+        if self._task is not None:
+            for _ in range(self._cancels):
+                self._task.uncancel()
 
     def adopt(self) -> None:
         """Begin to watch: the request is not one of the quick ones."""
@@ -302,18 +305,18 @@ class Flight:
         if self.reason is not None:
             return
         if self.receive is not None:
-            self._start_watcher(self.receive)
+            self.watch()
         self._set_timer()
 
     def _start_watcher(self, receive: Receive) -> None:
-        self._watcher = self._task.get_loop().create_task(_watch(self, receive))
+        self._watcher = self._task_loop().create_task(_watch(self, receive))
 
     def _set_timer(self) -> None:
         now = monotonic()
         due = self.next_check(now)
         if due < math.inf:
             delay = max(0.0, due - now)
-            self._timer = self._task.get_loop().call_later(delay, self._look_at_clock)
+            self._timer = self._task_loop().call_later(delay, self._look_at_clock)
 
     def _look_at_clock(self) -> None:
         stopped = self.expired(monotonic())
@@ -329,18 +332,42 @@ class Flight:
         """Cancel natively, and again if the walk has not ended by then."""
         if self._timer is not None:
             self._timer.cancel()
+        assert self._task is not None
         self._cancels += 1
         self._task.cancel()
-        loop = self._task.get_loop()
-        self._timer = loop.call_later(again_after, self._insist, _INSIST_SECONDS)
+        self._timer = self._task_loop().call_later(again_after, self._insist, _INSIST_SECONDS)
 
     def _say_farewell(self, farewell: Coroutine[Any, Any, None]) -> None:
-        self._farewell_task = self._task.get_loop().create_task(farewell)
+        self._farewell_task = self._task_loop().create_task(farewell)
 
     def _host_has_cancelled(self) -> None:
         self.reason = HostCancelled()
         if self.farewell is not None:
             self._say_farewell(self.farewell(self.reason))
+
+
+class ShieldedFlight(Flight):
+    """One request in flight inside a cancel scope of the host's, on asyncio."""
+
+    __slots__ = ()
+
+    def begin(self, walk: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        return self._run_shielded(walk)
+
+    async def _run_shielded(self, walk: Coroutine[Any, Any, None]) -> None:
+        error: BaseException | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(_relay_host_cancellation, self)
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._run_here(walk)
+                except BaseException as exc:
+                    error = exc
+            group.cancel_scope.cancel()
+        if isinstance(error, HostCancelled):
+            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
+        if error is not None:
+            raise error
 
 
 class ScopedFlight(Flight):
@@ -353,13 +380,16 @@ class ScopedFlight(Flight):
     _outer: anyio.CancelScope
     _inner: anyio.CancelScope
 
-    def run(self, walk: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    def __init__(self, register: "Flights", arrived: float) -> None:
+        super().__init__(register, arrived)
+        self._farewell_said: anyio.Event | None = None
+
+    def begin(self, walk: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
         return self._run_in_scopes(walk)
 
-    async def _run_in_scopes(self, walk: Coroutine[Any, Any, T]) -> T:
+    async def _run_in_scopes(self, walk: Coroutine[Any, Any, None]) -> None:
         error: BaseException | None = None
         finished = False
-        self._farewell_said: anyio.Event | None = None
         async with anyio.create_task_group() as self._group:
             self.watched = True
             self._register.add(self)
@@ -367,7 +397,7 @@ class ScopedFlight(Flight):
             try:
                 with anyio.CancelScope(shield=True) as self._outer:
                     with anyio.CancelScope() as self._inner:
-                        result = await cast(Awaitable[T], _drive(self, walk))
+                        await cast(Awaitable[None], _drive(self, walk))
                         finished = True
             except BaseException as exc:
                 error = exc
@@ -378,7 +408,7 @@ class ScopedFlight(Flight):
             self._register.remove(self)
             self._group.cancel_scope.cancel()
         if finished:
-            return result
+            return
         if isinstance(self.reason, HostCancelled):
             await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
         if self.reason is not None and error is not self.reason:
@@ -468,8 +498,8 @@ class Flights:
         self._reset()
 
     def _reset(self) -> None:
-        self._all: dict[Flight, None] = {}
-        self._young: list[Flight] = []
+        self._young: dict[Flight, None] = {}
+        self._adopted: dict[Flight, None] = {}
         self._sweeping: asyncio.AbstractEventLoop | None = None
         self._emptied: anyio.Event | None = None
         self._cleanup_cap = math.inf
@@ -481,27 +511,34 @@ class Flights:
         self._reset()
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._young) + len(self._adopted)
 
-    def open(self, deadlines: Deadlines, arrived: float) -> Flight:
+    def __iter__(self) -> Iterator[Flight]:
+        return iter((*self._young, *self._adopted))
+
+    def open(self, arrived: float) -> Flight:
         """Return the flight of a new request, of the kind that the running backend needs."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return ScopedFlight(self, deadlines, arrived)
-        if self._sweeping is not loop:
-            self._young.clear()  # nothing, or what a loop that has ended has left
-            self._sweep_later(loop)
-        return Flight(self, deadlines, arrived)
+        if asyncio._get_running_loop() is None:
+            return ScopedFlight(self, arrived)
+        if (_states or _states is None) and _inside_host_scope():
+            return ShieldedFlight(self, arrived)
+        return Flight(self, arrived)
 
     def add(self, flight: Flight) -> None:
-        self._all[flight] = None
-        if not flight.watched:
-            self._young.append(flight)
+        """Register a request that has suspended, or may."""
+        if flight.watched:
+            self._adopted[flight] = None
+            return
+        loop = asyncio.get_running_loop()
+        if self._sweeping is not loop:
+            self._young.clear()  # of nothing, or of what a loop that has ended has left
+            self._sweep_later(loop)
+        self._young[flight] = None
 
     def remove(self, flight: Flight) -> None:
-        del self._all[flight]
-        if not self._all and self._emptied is not None:
+        self._young.pop(flight, None)
+        self._adopted.pop(flight, None)
+        if self._emptied is not None and not self:
             emptied, self._emptied = self._emptied, None
             emptied.set()
 
@@ -516,13 +553,13 @@ class Flights:
     def cancel_all(self, reason: Callable[[], Stopped], *, cleanup_cap: float) -> None:
         """End every request in flight, with at most `cleanup_cap` seconds to clean up."""
         self._cleanup_cap = cleanup_cap
-        for flight in list(self._all):
+        for flight in self:
             flight.hurry(cleanup_cap)
             flight.cancel(reason())
 
     async def emptied(self) -> None:
         """Wait until no request is in flight."""
-        while self._all:
+        while self:
             if self._emptied is None:
                 self._emptied = anyio.Event()
             await self._emptied.wait()
@@ -534,17 +571,14 @@ class Flights:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Adopt those that have been running for a while; go on while there are younger ones."""
         adult = monotonic() - _SWEEP_SECONDS
-        still_young = []
-        for flight in self._young:
-            if flight.over:
-                continue
+        for flight in list(self._young):
             if flight.arrived > adult:
-                still_young.append(flight)
-            else:
-                flight.adopt()
-        self._young = still_young
+                break  # so are those after it
+            del self._young[flight]
+            self._adopted[flight] = None
+            flight.adopt()
         self._sweeping = None
-        if still_young:
+        if self._young:
             self._sweep_later(loop)
 
 
@@ -591,15 +625,31 @@ async def _settled(task: asyncio.Task[None]) -> None:
             continue
 
 
-def _inside_host_scope(task: asyncio.Task[Any]) -> bool:
+def _inside_host_scope() -> bool:
     """Say whether a cancel scope of anyio's, in the host, surrounds us."""
-    if _task_states is not None:
-        state = _task_states.get(task)
+    if _states is not None:
+        state = _states.get(weakref.ref(asyncio.current_task()))
         return state is not None and state.cancel_scope is not None
     return (
         anyio.get_current_task().parent_id is not None
         or anyio.current_effective_deadline() != math.inf
     )
+
+
+@types.coroutine
+def _go_on(walk: Coroutine[Any, Any, T], trap: Any) -> Generator[Any, Any, T]:
+    """Go on with a walk that has suspended: await what it awaits, then the rest of it."""
+    while True:
+        try:
+            yield trap
+        except BaseException as exc:
+            try:
+                trap = walk.throw(exc)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+        else:
+            result: T = yield from walk
+            return result
 
 
 @types.coroutine

@@ -154,15 +154,17 @@ class Model:
 class Hook:
     """One hook of one model, with all that registration could settle.
 
-    `call(payload, headers, response_headers)` passes on what the hook declares. Pickled as its
-    model and its name, and settled anew.
+    `call(payload, headers, response_headers)` passes on what the hook declares; `function` is the
+    hook itself. Pickled as its model and its name, and settled anew.
     """
 
     model: Any
     name: str
+    function: Callable[..., Any]
     call: Callable[[Any, Any, Any], Any]
     on_loop: bool
     is_async_generator: bool
+    is_direct: bool
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
@@ -173,11 +175,15 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The hooks that one verb of one model runs, in order."""
+    """The hooks that one verb of one model runs, in order.
+
+    `is_direct` says that there is but one, an async function that takes the payload alone.
+    """
 
     preprocess: Hook | None
     main: Hook
     postprocess: Hook | None
+    is_direct: bool
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
@@ -201,6 +207,7 @@ def plan_of(model: Any, verb: str) -> Plan:
         preprocess,
         main,
         postprocess,
+        is_direct=hooks == [main] and main.is_direct,
         streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
         wants_headers=any(hook.wants_headers for hook in hooks),
         wants_response_headers=any(hook.wants_response_headers for hook in hooks),
@@ -260,12 +267,15 @@ def _hook(model: Any, name: str) -> Hook:
     if streams and name not in STREAMING_HOOKS:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
     wanted = _wanted(function, f"{name} of model {model.name!r}")
+    on_loop = is_async_generator or inspect.iscoroutinefunction(bare)
     return Hook(
         model,
         name,
+        function,
         _bind(function, wanted),
-        on_loop=is_async_generator or inspect.iscoroutinefunction(bare),
+        on_loop=on_loop,
         is_async_generator=is_async_generator,
+        is_direct=on_loop and not is_async_generator and wanted == _PAYLOAD_ALONE,
         streams=streams,
         wants_headers="headers" in wanted,
         wants_response_headers="response_headers" in wanted,
@@ -297,9 +307,12 @@ class _Wanted:
         return name in self.by_position or name in self.by_name
 
 
+_PAYLOAD_ALONE: Final = _Wanted(("payload",), ())
+
+
 def _bind(function: Callable[..., Any], wanted: _Wanted) -> Callable[[Any, Any, Any], Any]:
     """Return a function of all three arguments that passes on those that are wanted."""
-    if wanted == _Wanted(("payload",), ()):
+    if wanted == _PAYLOAD_ALONE:
         return lambda payload, headers, response_headers: function(payload)
     if wanted == _Wanted(("payload",), ("headers",)):
         return lambda payload, headers, response_headers: function(payload, headers=headers)
@@ -320,7 +333,7 @@ def _wanted(function: Any, what: str) -> _Wanted:
     """
     layers = [_Signature(parameters) for parameters in _signatures(function)]
     if not layers:
-        return _Wanted(("payload",), ())
+        return _PAYLOAD_ALONE
     layers[0].check(what)
     passed = {name for name in ("payload", *_NAMED) if all(layer.takes(name) for layer in layers)}
     return layers[0].wanted(passed)

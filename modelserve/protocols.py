@@ -5,7 +5,8 @@ bytes. The walk knows it by its `Codec` alone.
 """
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
 
@@ -22,7 +23,8 @@ _TEXT: Final[Header] = (b"content-type", b"text/plain; charset=utf-8")
 _OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 
 
-class Named(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Named:
     """The model that a path names, and its version where it names one."""
 
     model: str
@@ -33,7 +35,8 @@ def _as_it_is(item: Any, payload: Any, named: Named) -> Any:
     return item
 
 
-class Codec(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Codec:
     """One protocol, or one endpoint of it.
 
     `decode(body, request, named)` returns the payload or raises InvalidInput. `check(payload)`

@@ -16,8 +16,7 @@ __all__ = ["HookHeaders", "Request", "read_body"]
 
 Scope = MutableMapping[str, Any]
 
-_ID_PREFIX: Final = os.urandom(6).hex()
-_ID_NUMBERS: Final = count()
+_NUMBERS: Final = count(int.from_bytes(os.urandom(8)) << 32)  # of requests that bring no id
 _ID_LENGTH: Final = 128
 _PRINTABLE: Final = bytes(range(33, 127))
 
@@ -32,34 +31,39 @@ class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[mis
 
 
 class Request:
-    """The headers of one request, each decoded only when it is asked for."""
+    """One request: its headers, each decoded only when it is asked for, and how to get its body."""
 
-    __slots__ = ("_headers", "id", "scope")
+    __slots__ = ("headers", "id", "receive", "scope")
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, receive: Receive | None = None) -> None:
         self.scope = scope
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.id = _request_id(self._headers.get(b"x-request-id"))
+        self.receive: Any = receive
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])  # the last where one is repeated
+        given = self.headers.get(b"x-request-id")
+        self.id = b"%x" % next(_NUMBERS) if given is None else _sane_id(given)
 
     def get(self, name: bytes) -> bytes:
         """Return a header's value, empty where there is none; the last where it is repeated."""
-        return self._headers.get(name, b"")
+        return self.headers.get(name, b"")
 
     def has(self, name: bytes) -> bool:
-        return name in self._headers
+        return name in self.headers
 
     @property
     def accept(self) -> str | None:
         """The `Accept` header; its lines joined where there are several (RFC 9110, 5.3)."""
-        if b"accept" not in self._headers:
+        if b"accept" not in self.headers:
             return None
         values = [value for name, value in self.scope["headers"] if name == b"accept"]
         return b",".join(values).decode("latin-1")
 
-    def may_pass(self, token: str | None) -> bool:
-        """Say whether this bearer token, if there is one, was given; in constant time."""
-        if token is None:
-            return True
+    @property
+    def has_connection(self) -> bool:
+        """Whether the protocol has a connection that the client can be asked to close."""
+        return str(self.scope.get("http_version", "")).startswith("1")
+
+    def may_pass(self, token: str) -> bool:
+        """Say whether this bearer token was given; in constant time."""
         scheme, _, given = self.get(b"authorization").partition(b" ")
         same = hmac.compare_digest(given.strip(), token.encode())
         return same and scheme.lower() == b"bearer"
@@ -75,7 +79,7 @@ class Request:
 
         Raises InvalidInput for a header that is not a positive number.
         """
-        asked = self._headers.get(b"x-request-timeout-seconds")
+        asked = self.headers.get(b"x-request-timeout-seconds")
         if asked is None:
             return limits
         seconds = _positive(asked)
@@ -90,8 +94,8 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     Raises BodyTooLarge as soon as it is known to be over the limit, in bytes, with or without a
     content length; ClientGone if the client leaves before its end.
     """
-    if content_length.isdigit() and len(content_length) < 20:
-        _check_size(int(content_length), limit)
+    if len(content_length) > 4 or limit < 10_000:
+        _check_length(content_length, limit)
     body = bytearray()
     while True:
         try:
@@ -101,24 +105,30 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
         if message["type"] == "http.disconnect":
             raise ClientGone
         part: bytes = message.get("body", b"")
-        _check_size(len(body) + len(part), limit)
-        if not message.get("more_body", False) and not body:
-            return part
+        if len(body) + len(part) > limit:
+            raise _too_large(limit)
+        more = message.get("more_body")
+        if not (more or body):
+            return part  # as most are, whole and not copied
         body += part
-        if not message.get("more_body", False):
+        if not more:
             return body
 
 
-def _check_size(size: int, limit: float) -> None:
-    if size > limit:
-        raise BodyTooLarge(f"The request body is larger than {limit:.0f} bytes.")
+def _check_length(content_length: bytes, limit: float) -> None:
+    if content_length.isdigit() and len(content_length) < 20 and int(content_length) > limit:
+        raise _too_large(limit)
 
 
-def _request_id(given: bytes | None) -> bytes:
+def _too_large(limit: float) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is larger than {limit:.0f} bytes.")
+
+
+def _sane_id(given: bytes) -> bytes:
     """Return the client's id if it is printable and of a sane length, else a new one."""
     if given and len(given) <= _ID_LENGTH and not given.translate(None, _PRINTABLE):
         return given
-    return f"{_ID_PREFIX}-{next(_ID_NUMBERS):x}".encode()
+    return b"%x" % next(_NUMBERS)
 
 
 def _positive(text: bytes) -> float:

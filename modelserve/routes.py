@@ -1,37 +1,21 @@
-"""The route table, written by hand, and the one walk that every request takes.
+"""The route table, written by hand: from a method and a path to an endpoint. Pure.
 
 What a path means is remembered, so that a known path costs one look-up in a dictionary.
 """
 
-import logging
 from collections.abc import Mapping
-from time import monotonic
 from typing import Any, Final
 
 from modelserve import endpoints, generate, v1, v2
-from modelserve.endpoints import Endpoint, Target, Walk
-from modelserve.errors import (
-    MethodNotAllowed,
-    ResponseCut,
-    RouteNotFound,
-    ServerShuttingDown,
-    ServingError,
-    Stopped,
-    Unauthorized,
-)
-from modelserve.lifetime import Deadlines, Receive
+from modelserve.endpoints import Endpoint, Target
 from modelserve.paths import segments_below
 from modelserve.protocols import Named
-from modelserve.requests import Request, Scope
-from modelserve.responses import Reply, Send
-from modelserve.serving import Serving
+from modelserve.registry import Registry
+from modelserve.requests import Scope
 
 __all__ = ["Routes"]
 
-logger = logging.getLogger("modelserve")
-
 _REMEMBERED: Final = 4096
-_NO_DEADLINES: Final = Deadlines()
 
 
 def _get(endpoint: Endpoint) -> Mapping[str, Endpoint]:
@@ -59,86 +43,33 @@ _V2_CODECS: Final = {
 
 
 class Routes:
-    """From a path to an endpoint, and through it."""
+    """From a path to what it means.
 
-    def __init__(self, serving: Serving, *, prefix: str = "") -> None:
-        self.serving = serving
-        self.prefix = prefix.rstrip("/")
+    Args:
+        registry: The models that there are; of others nothing is remembered.
+        prefix: The path below which the application is mounted, for hosts that do not say.
+    """
+
+    def __init__(self, registry: Registry, *, prefix: str = "") -> None:
+        self._registry = registry
+        self._prefix = prefix.rstrip("/")
         self._known: dict[Any, Target] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; raise ResponseCut where only that can tell a failure."""
-        request = Request(scope)
-        flight = self.serving.flights.open(_NO_DEADLINES, monotonic())
-        reply = Reply(send, flight, request.id, bodiless=scope["method"] == "HEAD")
-        flight.farewell = reply.farewell
-        walk = Walk(request, receive, reply)
-        try:
-            await flight.run(self._walk(scope, walk))
-        except Stopped as reason:
-            if not isinstance(reason.__cause__, ServingError | None):
-                number = request.id.decode()
-                logger.error("Request %s failed while it ended", number, exc_info=reason)
-        finally:
-            flight.farewell = None  # a cycle otherwise, which only the collector would find
-            if walk.target is not None and walk.target.codec is not None:
-                self._record(walk)
-        if reply.cut:
-            raise ResponseCut("The response was cut short on purpose.") from None
-
-    async def _walk(self, scope: Scope, walk: Walk) -> None:
-        """Find the endpoint and go through it; whatever it raises becomes the answer."""
-        serving = self.serving
-        try:
-            if serving.registry.pending:
-                serving.load_pending()
-            target = walk.target = self.find(scope)
-            endpoint = target.methods.get(scope["method"])
-            if endpoint is None:
-                raise MethodNotAllowed(sorted(target.methods))
-            if not (target.public or walk.request.may_pass(serving.token)):
-                raise Unauthorized
-            if serving.draining and not target.always:
-                raise ServerShuttingDown
-            await endpoint(serving, walk)
-        except BaseException as exc:
-            if walk.reply.flight.interrupted(exc):
-                raise
-            if serving.draining:
-                walk.reply.close_connection(scope)
-            await walk.reply.fail(exc, debug=serving.debug)
-
-    def _record(self, walk: Walk) -> None:
-        """Count a request that has run a model, or would have."""
-        reply, target, entry = walk.reply, walk.target, walk.entry
-        assert target is not None and target.codec is not None
-        arrived = reply.flight.arrived
-        series = entry.series if entry is not None else self.serving.telemetry.unknown
-        series.record(
-            target.codec.protocol,
-            target.verb,
-            status=reply.status,
-            error=reply.flight.reason or reply.error,
-            admitted=walk.admitted,
-            seconds=monotonic() - arrived,
-            stages=walk.seconds,
-            items=reply.items,
-            first_item=reply.first_item_at - arrived if reply.first_item_at else None,
-            request_id=walk.request.id,
-        )
-
-    # -- from path to target
-
-    def find(self, scope: Scope) -> Target:
-        """Return what a path means. Raises RouteNotFound."""
-        path = scope.get("raw_path") or scope["path"]
-        key = (path, scope.get("root_path", ""), scope.get("app_root_path", ""))
+    def find(self, scope: Scope) -> Target | None:
+        """Return what a path means; None where it means nothing."""
+        key = path = scope.get("raw_path") or scope["path"]
+        root = scope.get("root_path")
+        if root:
+            key = (path, root, scope.get("app_root_path"))
         target = self._known.get(key)
         if target is None:
-            target = _target(segments_below(scope, self.prefix))
-            if not target.named.model or target.named.model in self.serving.registry:
+            target = _target(segments_below(scope, self._prefix))
+            if target is not None and self._lasts(target):
                 self._remember(key, target)
         return target
+
+    def _lasts(self, target: Target) -> bool:
+        return not target.named.model or target.named.model in self._registry
 
     def _remember(self, key: Any, target: Target) -> None:
         if len(self._known) >= _REMEMBERED:
@@ -146,7 +77,7 @@ class Routes:
         self._known[key] = target
 
 
-def _target(segments: list[str]) -> Target:
+def _target(segments: list[str]) -> Target | None:
     match segments:
         case [""] | []:
             return _ALIVE
@@ -158,19 +89,19 @@ def _target(segments: list[str]) -> Target:
             return _v1_target(name)
         case ["v2", *rest]:
             return _v2_target(rest)
-    raise RouteNotFound
+    return None
 
 
-def _v1_target(name: str) -> Target:
+def _v1_target(name: str) -> Target | None:
     model, colon, verb = name.rpartition(":")
     if not colon:
         return Target(_MODEL, Named(name), public=True)
     if verb in ("predict", "explain"):
         return Target(_RUN, Named(model), verb, v1.CODEC, verb)
-    raise RouteNotFound
+    return None
 
 
-def _v2_target(segments: list[str]) -> Target:
+def _v2_target(segments: list[str]) -> Target | None:
     match segments:
         case []:
             return _SERVER
@@ -190,10 +121,10 @@ def _v2_target(segments: list[str]) -> Target:
             return Target(_LOAD, Named(name))
         case ["repository", "models", name, "unload"] if name:
             return Target(_UNLOAD, Named(name))
-    raise RouteNotFound
+    return None
 
 
-def _v2_model_target(named: Named, action: list[str]) -> Target:
+def _v2_model_target(named: Named, action: list[str]) -> Target | None:
     match action:
         case []:
             return Target(_METADATA, named)
@@ -201,4 +132,4 @@ def _v2_model_target(named: Named, action: list[str]) -> Target:
             return Target(_MODEL, named, public=True)
         case [verb] if verb in _V2_CODECS:
             return Target(_RUN, named, verb, _V2_CODECS[verb])
-    raise RouteNotFound
+    return None

@@ -21,6 +21,9 @@ from modelserve.responses import Header, Reply
 
 __all__ = ["Stream", "StreamForm", "Streaming"]
 
+_FIRST: Final = Phase.FIRST  # as globals they are found six times as fast
+_ITEM: Final = Phase.ITEM
+_SEND: Final = Phase.SEND
 # What a stream may run without giving way to other requests. A pause costs 3 us.
 _TURN_SECONDS: Final = 0.002
 _COALESCED_BYTES: Final = 1 << 16
@@ -90,13 +93,13 @@ class Stream:
         await self._start(encoder)
         if not empty:
             await self._rest(items, encoder, await self._first_item(chunk))
-        reply.go_on(Phase.SEND)
+        reply.go_on(_SEND)
         await reply.body(b"", more=False)
 
     async def _start(self, encoder: Encoder) -> None:
         """Start the answer, unless a heartbeat has."""
         reply = self._reply
-        reply.go_on(Phase.SEND)
+        reply.go_on(_SEND)
         reply.encoder = encoder
         if not reply.started:
             await reply.start(200, _with_defaults(self._form.headers(), encoder, _UNBUFFERED))
@@ -106,8 +109,9 @@ class Stream:
         reply = self._reply
         await reply.body(chunk, more=True)
         reply.items = 1
-        reply.first_item_at = monotonic()
-        return self._streaming.begin(self._flight.arrived, reply.first_item_at)
+        now = monotonic()
+        reply.first_item = now - self._flight.arrived
+        return self._streaming.begin(self._flight.arrived, now)
 
     async def _rest(
         self, items: AsyncIterator[Any], encoder: Encoder, tick: Callable[[float], None]
@@ -128,12 +132,12 @@ class Stream:
         """Send each item as one event."""
         reply, flight = self._reply, self._flight
         turn_ends = monotonic() + _TURN_SECONDS
-        flight.enter(Phase.ITEM)
+        flight.enter(_ITEM)
         async for item in items:
             chunk = encode(item)
             if flight.reason is not None:
                 raise flight.reason  # the farewell has the word
-            flight.phase = Phase.SEND
+            flight.phase = _SEND
             flight.since = monotonic()
             message = {"type": "http.response.body", "body": chunk, "more_body": True}
             if reply.lock is None:  # the same as `event`, without two coroutines: 0.2 us an item
@@ -146,7 +150,7 @@ class Stream:
             else:
                 await reply.event(message)
             reply.items += 1
-            flight.phase = Phase.ITEM
+            flight.phase = _ITEM
             flight.since = now = monotonic()
             tick(now)
             if now >= turn_ends:
@@ -170,7 +174,7 @@ class Stream:
         """
         parts = _Parts(self._reply)
         turn_ends = monotonic() + _TURN_SECONDS
-        self._flight.enter(Phase.ITEM)
+        self._flight.enter(_ITEM)
         try:
             while True:
                 step = items.__anext__().__await__()
@@ -206,7 +210,7 @@ class Stream:
         reply, flight, limit = self._reply, self._flight, self._streaming.collect_bytes
         size = sum(map(len, parts))
         turn_ends = monotonic() + _TURN_SECONDS
-        flight.enter(Phase.ITEM)
+        flight.enter(_ITEM)
         async for item in items:
             parts.append(encoder.encode(item))
             size += len(parts[-1])
@@ -230,7 +234,7 @@ class Stream:
             return
         reply.lock = anyio.Lock()  # from now on two tasks send
         await self._start(encoder)
-        self._flight.enter(Phase.FIRST if not reply.items else Phase.ITEM)
+        self._flight.enter(_FIRST if not reply.items else _ITEM)
         self._flight.beside(self._beat(encoder.idle or b"", seconds))
 
     async def _beat(self, idle: bytes, seconds: float) -> None:
@@ -239,7 +243,7 @@ class Stream:
             quiet = monotonic() - max(sent, flight.since)
             if quiet < seconds:
                 await anyio.sleep(seconds - quiet)
-            elif flight.reason is not None or flight.phase == Phase.SEND:
+            elif flight.reason is not None or flight.phase == _SEND:
                 await anyio.sleep(seconds)
             else:
                 await reply.body(idle, more=True)
@@ -269,7 +273,7 @@ class _Parts:
         if self._task is not None:
             await asyncio.wait((self._task,))
         await self._send_all()
-        self._reply.flight.enter(Phase.ITEM)
+        self._reply.flight.enter(_ITEM)
 
     async def close(self) -> None:
         """End the sending; what was interrupted is not sent again."""
@@ -287,10 +291,10 @@ class _Parts:
         reply = self._reply
         while self._parts:
             parts, self._parts, self.size = self._parts, [], 0
-            reply.go_on(Phase.SEND)
+            reply.go_on(_SEND)
             await reply.body(b"".join(parts), more=True)
             reply.items += len(parts)
-        reply.flight.enter(Phase.ITEM)
+        reply.flight.enter(_ITEM)
 
 
 @types.coroutine

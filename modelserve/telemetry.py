@@ -29,11 +29,11 @@ import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from modelserve.errors import BodyTimeout, ClientGone, Stopped
 
@@ -65,7 +65,6 @@ BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5
 _SHORTEST: Final = BOUNDS[0]
 _SUM: Final = len(BOUNDS) + 1
 
-_NO_STAGES: Final[Mapping[str, float]] = {}
 _LINE: Final = "%(protocol)s %(verb)s %(model)r: %(status)d %(outcome)s in %(seconds).4f s"
 
 
@@ -202,6 +201,24 @@ FAMILIES: Final[Mapping[str, Family]] = {
 S = TypeVar("S", Counter, Gauge, Histogram)
 
 
+class Ending(Protocol):
+    """How a request ended.
+
+    Attributes:
+        status, error, admitted: As for `outcome_of`; with no status sent, it is 499.
+        seconds: What each hook took, a stream's to its end.
+        items, first_item: Of a stream, for the log alone: how many, and the seconds from arrival
+            to the first; None where there was none.
+    """
+
+    status: int
+    error: BaseException | None
+    admitted: bool
+    seconds: Mapping[str, float]
+    items: int
+    first_item: float | None
+
+
 class ModelSeries:
     """The series of one model; hold it, or parts of it, for as long as the model is served.
 
@@ -211,6 +228,8 @@ class ModelSeries:
         in_flight, queued: Shown from the first time that they are asked for.
     """
 
+    __slots__ = ("_endings", "_owner", "_seconds", "name", "stages")
+
     def __init__(self, owner: "Telemetry", name: str) -> None:
         self.name = name.encode("utf-8", "replace").decode()
         self.stages: dict[str, Histogram] = {}
@@ -219,41 +238,30 @@ class ModelSeries:
         self._endings: dict[tuple[str, str, int, str], Counter] = {}
 
     def record(
-        self,
-        protocol: str,
-        verb: str,
-        *,
-        status: int,
-        error: BaseException | None,
-        admitted: bool,
-        seconds: float,
-        stages: Mapping[str, float] = _NO_STAGES,
-        items: int = 0,
-        first_item: float | None = None,
-        request_id: bytes = b"",
+        self, protocol: str, verb: str, ending: Ending, seconds: float, request_id: bytes = b""
     ) -> None:
         """Count a request that has ended, and write its line to `modelserve.access` if it is on.
 
         Args:
-            status, error, admitted: As for `outcome_of`; with no status sent, it is 499.
+            ending: How it ended, and what its parts took.
             seconds: From arrival to end.
-            stages: The seconds that each hook took, a stream's to its end.
-            items, first_item: Of a stream, for the log alone: how many, and the seconds from
-                arrival to the first.
         """
         if not self._owner.opened:
             self._owner.open()
-        outcome = outcome_of(status, error, admitted=admitted)
-        status = status or ClientGone.status
-        ending = (protocol, verb, status, outcome)
-        requests = self._endings.get(ending)
+        status, outcome = ending.status, "done"
+        if status != 200 or ending.error is not None:
+            outcome = outcome_of(status, ending.error, admitted=ending.admitted)
+            status = status or ClientGone.status
+        key = (protocol, verb, status, outcome)
+        requests = self._endings.get(key)
         if requests is None:
-            requests = self._endings[ending] = self._requests(*ending)
+            requests = self._endings[key] = self._requests(*key)
         requests.cells[0] += 1.0
         self._seconds.observe(seconds)
-        for stage, taken in stages.items():
-            if stage in self.stages:
-                self.stages[stage].observe(taken)
+        taken, stages = ending.seconds, self.stages
+        for stage in taken:
+            if stage in stages:
+                stages[stage].observe(taken[stage])
         if access_logger.isEnabledFor(logging.INFO):
             _log(
                 request_id=request_id.decode("latin-1"),
@@ -263,9 +271,9 @@ class ModelSeries:
                 status=status,
                 outcome=outcome,
                 seconds=round(seconds, 6),
-                stages={stage: round(taken, 6) for stage, taken in stages.items()},
-                items=items,
-                first_item_seconds=first_item and round(first_item, 6),
+                stages={stage: round(taken[stage], 6) for stage in taken},
+                items=ending.items,
+                first_item_seconds=ending.first_item and round(ending.first_item, 6),
             )
 
     def stream(self, arrived: float, now: float) -> Callable[[float], None]:
@@ -275,31 +283,32 @@ class ModelSeries:
         """
         self._owner.open()
         self.first_item.observe(now - arrived)
-        self.items.add()
-        return _ticker(self.gap.cells, self.items.cells, now)
+        items = self.items
+        items.add()
+        return _ticker(self.gap.cells, items.cells, now)
 
     def add_stages(self, stages: Iterable[str]) -> None:
         """Show a histogram for each of these hooks."""
         for stage in stages:
             self.stages[stage] = self._get(Histogram, f"request_{stage}_seconds")
 
-    @cached_property
+    @property
     def first_item(self) -> Histogram:
         return self._get(Histogram, "modelserve_time_to_first_item_seconds")
 
-    @cached_property
+    @property
     def gap(self) -> Histogram:
         return self._get(Histogram, "modelserve_inter_item_seconds")
 
-    @cached_property
+    @property
     def items(self) -> Counter:
         return self._get(Counter, "modelserve_stream_items_total")
 
-    @cached_property
+    @property
     def in_flight(self) -> Gauge:
         return self._get(Gauge, "modelserve_in_flight")
 
-    @cached_property
+    @property
     def queued(self) -> Gauge:
         return self._get(Gauge, "modelserve_queued")
 

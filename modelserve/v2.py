@@ -188,4 +188,4 @@ def _concatenated(outputs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 INFER: Final = Codec("v2", decode, check, encode, StreamForm, document=as_document)
-INFER_STREAM: Final = INFER._replace(form=EventsForm, always_streams=True)
+INFER_STREAM: Final = replace(INFER, form=EventsForm, always_streams=True)

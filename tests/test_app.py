@@ -641,7 +641,7 @@ async def test_a_handler_is_told_once_though_host_and_client_both_leave() -> Non
     app.add_model(streaming(started, cleaning, go_on, log), "m")
     async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
         await started.wait()
-        await until(lambda: all(flight.watched for flight in app._serving.flights._all))
+        await until(lambda: all(flight.watched for flight in app._serving.flights))
         assert client.task is not None
         client.task.cancel()
         await cleaning.wait()
@@ -676,7 +676,7 @@ async def test_a_host_task_is_left_alone_once_its_request_is_over() -> None:
     task = asyncio.get_running_loop().create_task(host())
     await started.wait()
     flights.cancel_all(ServerShuttingDown, cleanup_cap=0.15)
-    young = list(flights._all)
+    young = list(flights)
     assert not young[0].watched
     await cleaning.wait()
     await until(lambda: young[0].watched)

@@ -504,8 +504,8 @@ async def test_no_cancellation_is_left_behind() -> None:
 async def test_the_clock(
     deadlines: Deadlines, phase: int, since: float, now: float, reason: Any
 ) -> None:
-    flight = Flights().open(deadlines, 0.0)
-    flight.phase, flight.since = phase, since
+    flight = Flights().open(0.0)
+    flight.deadlines, flight.phase, flight.since = deadlines, phase, since
     expired = flight.expired(now)
     assert type(expired) is (reason or type(None))
     if reason is None:
@@ -514,7 +514,7 @@ async def test_the_clock(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_cancelling_what_is_over_does_nothing() -> None:
-    flight = Flights().open(Deadlines(), 0.0)
+    flight = Flights().open(0.0)
     flight.over = True
     flight.cancel(ClientGone())
     assert flight.reason is None

@@ -311,9 +311,9 @@ async def test_a_request_that_is_answered_did_not_end_early() -> None:
     server = ModelServer()
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
-        flights.extend(server._serving.flights._all)
         try:
             await anyio.sleep(WATCHED)
+            flights.extend(server._serving.flights)
             yield {"n": 1}
             yield {"n": 2}
         finally:
@@ -340,12 +340,12 @@ async def test_a_deadline_after_the_last_event_is_none() -> None:
     server = ModelServer(limits=Limits(timeout=0.1))
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
-        flights.extend(server._serving.flights._all)
         try:
             yield {"n": 1}
             yield {"n": 2}
         finally:
             await anyio.sleep(0.2)
+            flights.extend(server._serving.flights)
             cleaned.append(True)
 
     async def first(result: Any) -> Any:

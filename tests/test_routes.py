@@ -6,7 +6,6 @@ from urllib.parse import quote
 import pytest
 
 from modelserve import Model, ModelServer
-from modelserve.errors import RouteNotFound
 from modelserve.testing import request
 
 pytestmark = pytest.mark.anyio
@@ -182,9 +181,8 @@ async def test_a_model_that_is_removed_is_unknown() -> None:
 async def test_what_is_remembered_is_bounded() -> None:
     app = serve()
     for number in range(200):
-        with pytest.raises(RouteNotFound):
-            scope = {"path": f"/{number}", "raw_path": b"/%d" % number, "method": "GET"}
-            app._routes.find(scope)
+        scope = {"path": f"/{number}", "raw_path": b"/%d" % number, "method": "GET"}
+        assert app._routes.find(scope) is None
     assert len(app._routes._known) == 0
     for number in range(5000):
         scope = {"path": "/", "raw_path": b"/", "root_path": f"/{number}", "method": "GET"}

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import logging
 import os
 import pickle
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,9 +51,21 @@ def samples(telemetry: Telemetry) -> Samples:
     return found
 
 
-def done(series: ModelSeries, **extra: Any) -> None:
-    facts: dict[str, Any] = {"status": 200, "error": None, "admitted": True, "seconds": 0.25}
-    series.record("v1", "predict", **facts | extra)
+def ended(**extra: Any) -> Any:
+    """How a request ended: well, unless something else is said."""
+    usual = {"status": 200, "error": None, "admitted": True}
+    of_no_stream = {"seconds": {}, "items": 0, "first_item": None}
+    return SimpleNamespace(**usual | of_no_stream | extra)
+
+
+ENDED = "from types import SimpleNamespace; from typing import Any\n" + inspect.getsource(ended)
+
+
+def done(
+    series: ModelSeries, *, seconds: float = 0.25, request_id: bytes = b"", **extra: Any
+) -> None:
+    extra["seconds"] = extra.pop("stages", {})
+    series.record("v1", "predict", ended(**extra), seconds, request_id)
 
 
 def requests(telemetry: Telemetry, model: str = "m") -> float:
@@ -69,7 +83,9 @@ def python(code: str, *args: str) -> str:
     return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
 
 
-WORKER = """
+WORKER = (
+    ENDED
+    + """
 import sys
 from modelserve.telemetry import Telemetry
 
@@ -77,10 +93,10 @@ telemetry = Telemetry()
 series = telemetry.model("m", ["predict"])
 series.in_flight.set(float(sys.argv[1]))
 for line in sys.stdin:
-    series.record("v1", "predict", status=200, error=None, admitted=True, seconds=0.25,
-                  stages={"predict": 0.2})
+    series.record("v1", "predict", ended(seconds={"predict": 0.2}), 0.25)
     print("recorded", flush=True)
 """
+)
 
 
 class Worker:
@@ -337,15 +353,18 @@ def test_collects_into_a_registry_of_the_host() -> None:
 
 
 def test_prometheus_client_is_imported_by_the_first_scrape() -> None:
-    code = """
+    code = (
+        ENDED
+        + """
 import sys
 from modelserve.telemetry import Telemetry
 telemetry = Telemetry()
-telemetry.model("m").record("v1", "predict", status=200, error=None, admitted=True, seconds=1)
+telemetry.model("m").record("v1", "predict", ended(), 1)
 assert "prometheus_client" not in sys.modules
 telemetry.expose()
 assert "prometheus_client" in sys.modules
 """
+    )
     python(code)
 
 
@@ -447,13 +466,15 @@ def test_closed_and_opened_again_goes_on_in_its_file(tmp_path: Path) -> None:
 
 
 def test_forked_child_has_its_own_file(tmp_path: Path) -> None:
-    code = """
+    code = (
+        ENDED
+        + """
 import os, sys
 from modelserve.telemetry import Telemetry
 telemetry = Telemetry(sys.argv[1])
 series = telemetry.model("m")
 def record():
-    series.record("v1", "predict", status=200, error=None, admitted=True, seconds=1)
+    series.record("v1", "predict", ended(), 1)
 record()
 held = series.stream(0.0, 1.0)
 series.in_flight.set(1)
@@ -466,12 +487,15 @@ os.waitpid(child, 0)
 record()
 assert b'status="200",verb="predict"} 4.0' in telemetry.expose()[1], telemetry.expose()
 """
+    )
     python(code, str(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_child_that_outlives_a_worker_does_not_keep_its_gauges(tmp_path: Path) -> None:
-    code = """
+    code = (
+        ENDED
+        + """
 import os, sys
 from modelserve.telemetry import Telemetry
 telemetry = Telemetry(sys.argv[1])
@@ -484,6 +508,7 @@ if not child:
     sys.stdin.read()
     os._exit(0)
 """
+    )
     command = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT)
     assert process.wait() == 0
@@ -522,7 +547,9 @@ def test_record_that_was_never_finished_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_full_disk_costs_sharing_not_counting(tmp_path: Path) -> None:
-    code = """
+    code = (
+        ENDED
+        + """
 import logging, resource, sys
 from modelserve.telemetry import Telemetry
 telemetry = Telemetry(sys.argv[1])
@@ -530,10 +557,10 @@ telemetry.open()
 logging.getLogger("modelserve").addHandler(logging.StreamHandler(sys.stdout))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 for number in range(500):
-    telemetry.model(str(number)).record(
-        "v1", "predict", status=200, error=None, admitted=True, seconds=1)
+    telemetry.model(str(number)).record("v1", "predict", ended(), 1)
 assert telemetry.expose()[1].count(b'modelserve_requests_total{') == 500
 """
+    )
     assert python(code, str(tmp_path)).count("Other workers will not show") == 1
     with shared(tmp_path) as reader:
         reader.open()
