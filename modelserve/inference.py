@@ -60,8 +60,10 @@ class Call:
         """
         self.began[hook.name] = monotonic()
         if hook.is_async_generator:
-            result = hook.call(value, self.headers, self.response_headers)
-        elif hook.on_loop:
+            stream = hook.call(value, self.headers, self.response_headers)
+            self._open.append(stream)
+            return stream
+        if hook.on_loop:
             result = await hook.call(value, self.headers, self.response_headers)
         else:
             result = await self.workers.call(

@@ -52,8 +52,11 @@ class Request:
     @property
     def accept(self) -> str | None:
         """The `Accept` header; its lines joined where there are several (RFC 9110, 5.3)."""
-        if b"accept" not in self.headers:
+        last = self.headers.get(b"accept")
+        if last is None:
             return None
+        if len(self.headers) == len(self.scope["headers"]):  # none is repeated
+            return last.decode("latin-1")
         values = [value for name, value in self.scope["headers"] if name == b"accept"]
         return b",".join(values).decode("latin-1")
 

@@ -113,8 +113,8 @@ class Reply:
         for view in () if self.bodiless else views:
             for start in range(0, len(view), _PART_BYTES):
                 self.go_on(_SEND)
-                await self.body(bytes(view[start : start + _PART_BYTES]), more=True)
-        await self.body(b"", more=False)
+                await self.part(bytes(view[start : start + _PART_BYTES]))
+        await self.end()
 
     # -- failures
 
@@ -149,8 +149,8 @@ class Reply:
             body = error_document(sentence)
             await self.whole(status, [JSON, *_error_headers(headers)], body)
         elif self.encoder is not None and self.encoder.failure is not None:
-            await self.body(self.encoder.failure(sentence), more=True)
-            await self.body(b"", more=False)
+            await self.part(self.encoder.failure(sentence))
+            await self.end()
         else:
             self.cut = True
 
@@ -186,28 +186,35 @@ class Reply:
         self.complete = True
         self.flight.phase = _DONE
 
-    async def start(self, status: int, headers: list[Header]) -> None:
+    def start(self, status: int, headers: list[Header]) -> Coroutine[Any, Any, None]:
+        """Send the start alone."""
         self.started = True
         self.status = status
         headers.append((_ID, self.request_id))
         if self.closes_connection:
             headers.append(_CLOSE)
-        await self.event({"type": "http.response.start", "status": status, "headers": headers})
+        return self.event({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def body(self, body: bytes, *, more: bool) -> None:
-        self.flight.answered = not more
-        await self.event({"type": "http.response.body", "body": body, "more_body": more})
-        if not more:
-            self.complete = True
-            self.flight.phase = _DONE
+    def part(self, body: bytes) -> Coroutine[Any, Any, None]:
+        """Send a part of the body."""
+        self.flight.answered = False
+        return self.event({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def event(self, message: MutableMapping[str, Any]) -> None:
+    async def end(self, body: bytes = b"") -> None:
+        """Send the last part of the body."""
+        self.flight.answered = True
+        await self.event({"type": "http.response.body", "body": body, "more_body": False})
+        self.complete = True
+        self.flight.phase = _DONE
+
+    def event(self, message: MutableMapping[str, Any]) -> Coroutine[Any, Any, None]:
         """Send one event, one task after the other where a heartbeat sends as well."""
-        if self.lock is None:
+        return self._send_now(message) if self.lock is None else self._send_in_turn(message)
+
+    async def _send_in_turn(self, message: MutableMapping[str, Any]) -> None:
+        assert self.lock is not None
+        async with self.lock:
             await self._send_now(message)
-        else:
-            async with self.lock:
-                await self._send_now(message)
 
     async def _send_now(self, message: MutableMapping[str, Any]) -> None:
         """Send one event; any exception means that the client has left."""

@@ -27,7 +27,7 @@ import mmap
 import os
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import accumulate, count
@@ -155,16 +155,22 @@ class Histogram(Series):
         cells[_SUM] += seconds
 
 
-def _ticker(gaps: Cells, items: Cells, last: float) -> Callable[[float], None]:
-    """Return what each later item of a stream is told to; a closure, for its speed."""
+class Tick(Protocol):
+    """What is told of each item after a stream's first: the time, and of how many."""
 
-    def tick(now: float) -> None:
+    def __call__(self, now: float, count: int = 1) -> None: ...
+
+
+def _ticker(gaps: Cells, items: Cells, last: float) -> Tick:
+    """Return what later items of a stream are told to; a closure, for its speed."""
+
+    def tick(now: float, count: int = 1) -> None:
         nonlocal last
-        gap = now - last
+        gap = (now - last) / count
+        gaps[0 if gap <= _SHORTEST else bisect_left(BOUNDS, gap)] += count
+        gaps[_SUM] += now - last
+        items[0] += count
         last = now
-        gaps[0 if gap <= _SHORTEST else bisect_left(BOUNDS, gap)] += 1.0
-        gaps[_SUM] += gap
-        items[0] += 1.0
 
     return tick
 
@@ -228,7 +234,7 @@ class ModelSeries:
         in_flight, queued: Shown from the first time that they are asked for.
     """
 
-    __slots__ = ("_endings", "_owner", "_seconds", "name", "stages")
+    __slots__ = ("_endings", "_owner", "_seconds", "_streams", "name", "stages")
 
     def __init__(self, owner: "Telemetry", name: str) -> None:
         self.name = name.encode("utf-8", "replace").decode()
@@ -236,6 +242,7 @@ class ModelSeries:
         self._owner = owner
         self._seconds = self._get(Histogram, "modelserve_request_seconds")
         self._endings: dict[tuple[str, str, int, str], Counter] = {}
+        self._streams: tuple[Histogram, Counter, Histogram] | None = None
 
     def record(
         self, protocol: str, verb: str, ending: Ending, seconds: float, request_id: bytes = b""
@@ -276,16 +283,19 @@ class ModelSeries:
                 first_item_seconds=ending.first_item and round(ending.first_item, 6),
             )
 
-    def stream(self, arrived: float, now: float) -> Callable[[float], None]:
+    def stream(self, arrived: float, now: float) -> Tick:
         """Record the first item of a stream; return what to call with the time of each later one.
 
-        Times are `time.monotonic`'s. Such a call costs 0.2 us.
+        Times are `time.monotonic`'s. Such a call costs 0.2 us; one may speak for several items
+        that have come one right after the other.
         """
         self._owner.open()
-        self.first_item.observe(now - arrived)
-        items = self.items
-        items.add()
-        return _ticker(self.gap.cells, items.cells, now)
+        if self._streams is None:
+            self._streams = (self.first_item, self.items, self.gap)
+        first_item, items, gap = self._streams
+        first_item.observe(now - arrived)
+        items.cells[0] += 1.0
+        return _ticker(gap.cells, items.cells, now)
 
     def add_stages(self, stages: Iterable[str]) -> None:
         """Show a histogram for each of these hooks."""
