@@ -92,7 +92,7 @@ class Flight:
     """One request in flight, in the task that the host runs it in.
 
     `phase` and `since` (of `time.monotonic`) are written by the walk as it goes on, and read only
-    by those who watch. `answered` says that the last event is on its way, `over` that user code
+    by those who watch, while it is suspended. `answered` says that the last event is on its way, `over` that user code
     has ended.
     """
 

@@ -117,35 +117,54 @@ class Stream:
             await reply.start(200, _with_defaults(self._form.headers(), encoder, _UNBUFFERED))
 
     async def _events(
-        self,
-        items: AsyncIterator[Any],
-        encode: Callable[[Any], bytes],
-        tick: Tick,
+        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tick: Tick
     ) -> None:
-        """Send each item as one event."""
-        reply, flight = self._reply, self._flight
+        """Send each item as one event.
+
+        The sending is driven by hand. Nobody looks at how long a phase has lasted, or at what has
+        been counted, but while we are suspended; so both are noted there, instead of with every
+        item: 0.3 us an item.
+        """
+        tally = _Tally(tick)
+        flight = self._flight
+
+        def pause() -> None:
+            tally.pause()
+            if not flight.since:
+                flight.since = monotonic()
+
+        try:
+            await _driven(self._send_each(items, encode, tally), pause)
+        finally:
+            tally.tell()
+
+    async def _send_each(
+        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tally: "_Tally"
+    ) -> None:
+        reply, flight, send = self._reply, self._flight, self._reply.send
         turn_ends = monotonic() + _TURN_SECONDS
-        flight.enter(_ITEM)
+        flight.phase, flight.since = _ITEM, 0.0
         async for item in items:
             chunk = encode(item)
             if flight.reason is not None:
                 raise flight.reason  # the farewell has the word
-            flight.phase = _SEND
-            flight.since = monotonic()
+            flight.phase, flight.since = _SEND, 0.0
             message = {"type": "http.response.body", "body": chunk, "more_body": True}
             if reply.lock is None:  # the same as `event`, without two coroutines: 0.2 us an item
                 reply.sending = True
                 try:
-                    await reply.send(message)
+                    await send(message)
                 except Exception as exc:
                     raise ClientGone from exc
                 reply.sending = False
             else:
                 await reply.event(message)
+            flight.phase, flight.since = _ITEM, 0.0
             reply.items += 1
-            flight.phase = _ITEM
-            flight.since = now = monotonic()
-            tick(now)
+            now = monotonic()
+            if tally.untold < 0:
+                tally.tick(now)
+            tally.untold += 1
             if now >= turn_ends:
                 await anyio.lowlevel.checkpoint()
                 turn_ends = monotonic() + _TURN_SECONDS
@@ -161,7 +180,7 @@ class Stream:
         It is sent by a task beside us then: the iterator may be suspended inside a time limit of
         its own, whose cancellation must not find this task in the middle of a `send`.
         """
-        parts = _Parts(self._reply, tick)
+        parts = _Parts(self._reply, _Tally(tick))
         self._flight.enter(_ITEM)
         try:
             await _driven(self._gather(items, encode, parts), parts.pause)
@@ -235,37 +254,57 @@ class Stream:
                 sent = monotonic()
 
 
+class _Tally:
+    """The items that have come one right after the other, not told to the metrics yet.
+
+    After a pause `untold` is -1: the next item is told by itself, with its own time.
+    """
+
+    __slots__ = ("tick", "untold")
+
+    def __init__(self, tick: Tick) -> None:
+        self.tick = tick
+        self.untold = 0
+
+    def pause(self) -> None:
+        self.tell()
+        self.untold = -1
+
+    def tell(self) -> None:
+        if self.untold > 0:
+            self.tick(monotonic(), self.untold)
+            self.untold = 0
+
+
 class _Parts:
     """What a coalesced stream has made and not sent yet, and the one task that may be sending."""
 
-    __slots__ = ("_parts", "_reply", "_task", "_tick", "_untold", "size")
+    __slots__ = ("_parts", "_reply", "_tally", "_task", "size")
 
-    def __init__(self, reply: Reply, tick: Tick) -> None:
+    def __init__(self, reply: Reply, tally: _Tally) -> None:
         self._reply = reply
-        self._tick = tick
-        self._untold = 0
+        self._tally = tally
         self._parts: list[bytes] = []
         self._task: asyncio.Task[None] | None = None
         self.size = 0
 
     def add(self, part: bytes) -> None:
-        """Take an item; the first after a pause is told with its own time."""
         self._parts.append(part)
         self.size += len(part)
-        if self._untold < 0:
-            self._tick(monotonic())
-        self._untold += 1
+        tally = self._tally
+        if tally.untold < 0:
+            tally.tick(monotonic())
+        tally.untold += 1
 
     def pause(self) -> None:
         """Send what there is, and what comes meanwhile, in a task of its own."""
-        self._tell()
-        self._untold = -1
+        self._tally.pause()
         if self._parts and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._send_beside())
 
     async def send(self) -> None:
         """Send what there is, after what is being sent."""
-        self._tell()
+        self._tally.tell()
         if self._task is not None:
             await asyncio.wait((self._task,))
         await self._send_all()
@@ -275,12 +314,6 @@ class _Parts:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait((self._task,))
-
-    def _tell(self) -> None:
-        """Tell the metrics of the items that came one right after the other."""
-        if self._untold > 0:
-            self._tick(monotonic(), self._untold)
-            self._untold = 0
 
     async def _send_beside(self) -> None:
         try:
