@@ -153,6 +153,7 @@ async def run_model(serving: Serving, target: Target, request: Request, reply: R
         plan = entry.plans[target.hook]
     decode, check, encode = codec.decode, codec.check, codec.encode
     payload = decode(body, request, named)
+    del body  # it may be large, and the answer may take long
     admission, gate = serving.admission, entry.gate
     if not admission.enter_nowait(gate):
         flight.enter(Phase.QUEUE)

@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from modelserve.encoders import Encoder
 from modelserve.errors import ClientGone, CollectedTooLarge, Stopped
-from modelserve.lifetime import Phase
+from modelserve.lifetime import Flight, Phase
 from modelserve.responses import Header, Reply
 from modelserve.telemetry import Tick
 
@@ -125,16 +125,9 @@ class Stream:
         been counted, but while we are suspended; so both are noted there, instead of with every
         item: 0.3 us an item.
         """
-        tally = _Tally(tick)
-        flight = self._flight
-
-        def pause() -> None:
-            tally.pause()
-            if not flight.since:
-                flight.since = monotonic()
-
+        tally = _Tally(self._flight, tick)
         try:
-            await _driven(self._send_each(items, encode, tally), pause)
+            await _driven(self._send_each(items, encode, tally), tally.pause)
         finally:
             tally.tell()
 
@@ -180,7 +173,7 @@ class Stream:
         It is sent by a task beside us then: the iterator may be suspended inside a time limit of
         its own, whose cancellation must not find this task in the middle of a `send`.
         """
-        parts = _Parts(self._reply, _Tally(tick))
+        parts = _Parts(self._reply, _Tally(self._flight, tick))
         self._flight.enter(_ITEM)
         try:
             await _driven(self._gather(items, encode, parts), parts.pause)
@@ -260,15 +253,19 @@ class _Tally:
     After a pause `untold` is -1: the next item is told by itself, with its own time.
     """
 
-    __slots__ = ("tick", "untold")
+    __slots__ = ("_flight", "tick", "untold")
 
-    def __init__(self, tick: Tick) -> None:
+    def __init__(self, flight: Flight, tick: Tick) -> None:
+        self._flight = flight
         self.tick = tick
         self.untold = 0
 
     def pause(self) -> None:
+        """Tell what there is, and since when the present phase lasts."""
         self.tell()
         self.untold = -1
+        if not self._flight.since:
+            self._flight.since = monotonic()
 
     def tell(self) -> None:
         if self.untold > 0:

@@ -59,6 +59,8 @@ def check(payload: Any) -> None:
 class Form:
     """How a V1 stream goes out: the model's own content type, else what `Accept` allows."""
 
+    __slots__ = ("accept", "response_headers")
+
     def __init__(
         self,
         request: Request,
