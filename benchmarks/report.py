@@ -59,7 +59,8 @@ def _machine(results: Results) -> str:
 def _sections() -> list[tuple[str, list[Column]]]:
     return [
         ("In short (ratios to the bare application)", _summary()),
-        ("Unary calls: requests/s (ratio to bare), p50 / p99 in ms", _unary()),
+        ("Unary calls: requests/s (ratio to bare), p50 / p99 in ms", _unary("unary")),
+        ("Unary calls of a sync function, in a thread", _unary("unary_sync")),
         *(
             (f"Streams: {title}", _streams(kind))
             for kind, title in (
@@ -87,13 +88,12 @@ def _summary() -> list[Column]:
     ]
 
 
-def _unary() -> list[Column]:
+def _unary(kind: str) -> list[Column]:
     columns = []
-    for connections in (1, 16, 256):
-        work = f"unary-{connections}"
+    for work in (work for work in WORKS.values() if work.kind == kind):
         columns += [
-            Column(f"{connections}: requests/s", _rate(work)),
-            Column("p50 / p99", _pair(work, "p50_ms", "p99_ms")),
+            Column(f"{work.connections}: requests/s", _rate(work.name)),
+            Column("p50 / p99", _pair(work.name, "p50_ms", "p99_ms")),
         ]
     return columns
 

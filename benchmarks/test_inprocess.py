@@ -10,13 +10,13 @@ from benchmarks import inprocess
 from benchmarks.inprocess import CASES, Case, Cost
 
 MOST = {
-    "unary, a request": 20.0,
-    "bytes, an item": 6.0,
-    "NDJSON, an item": 8.0,
-    "SSE, an item": 8.0,
-    "coalesced bytes, an item": 6.0,
-    "sync generator, an item": 40.0,
-    "a stream of one item": 25.0,
+    "unary, a request": 10.0,
+    "bytes, an item": 5.0,
+    "NDJSON, an item": 5.0,
+    "SSE, an item": 5.0,
+    "coalesced bytes, an item": 4.0,
+    "sync generator, an item": 30.0,
+    "a stream of one item": 20.0,
 }
 """How many times the bare application's time, and calls, each case may take."""
 

@@ -28,6 +28,7 @@ WORKS = {
     work.name: work
     for work in [
         *_loads("unary", "unary", 1, 16, 256),
+        *_loads("unary_sync", "unary, a sync function", 1, 16),
         *_loads("bytes", "ready bytes", 1, 8, 64),
         *_loads("ndjson", "dicts as NDJSON", 1, 8, 64),
         *_loads("sse", "dicts as SSE", 1, 8, 64),

@@ -32,6 +32,11 @@ async def echo(payload: Matrices) -> Matrices:
     return as_answer(payload)
 
 
+@app.post("/v1/models/echo_sync:predict")
+def echo_sync(payload: Matrices) -> Matrices:
+    return as_answer(payload)
+
+
 @app.post("/v1/models/bytes:predict")
 async def bytes_(payload: Matrices) -> StreamingResponse:
     return StreamingResponse(ready())

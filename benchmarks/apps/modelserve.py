@@ -13,6 +13,11 @@ class Echo(Model):
         return as_answer(payload)
 
 
+class EchoSync(Model):
+    def predict(self, payload: Any) -> Any:
+        return as_answer(payload)
+
+
 class Ready(Model):
     async def predict(self, payload: Any) -> AsyncIterator[bytes]:
         for _ in range(ITEMS):
@@ -59,6 +64,7 @@ class Idle(Model):
 app = ModelServer(
     [
         Echo("echo"),
+        EchoSync("echo_sync"),
         Ready("bytes"),
         One("one"),
         Joined("joined"),

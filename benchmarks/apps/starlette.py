@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -15,6 +16,12 @@ from benchmarks.payloads import ITEM, ITEMS, PAUSE, TOKEN, as_answer, report_end
 
 async def echo(request: Request) -> Response:
     answer = as_answer(orjson.loads(await request.body()))
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+async def echo_sync(request: Request) -> Response:
+    payload = orjson.loads(await request.body())
+    answer = await run_in_threadpool(as_answer, payload)
     return Response(orjson.dumps(answer), media_type="application/json")
 
 
@@ -74,6 +81,7 @@ STREAMS = {
 app = Starlette(
     routes=[
         Route("/v1/models/echo:predict", echo, methods=["POST"]),
+        Route("/v1/models/echo_sync:predict", echo_sync, methods=["POST"]),
         *(
             Route(f"/v1/models/{name}:predict", endpoint, methods=["POST"])
             for name, endpoint in STREAMS.items()

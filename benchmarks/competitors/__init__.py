@@ -73,6 +73,8 @@ def v1(model: str, *, accept: str = "*/*", items: int = ITEMS) -> Endpoint:
 
 ECHO = Endpoint("/v1/models/echo:predict", body=UNARY_BODY, items=0)
 
+ECHO_SYNC = Endpoint("/v1/models/echo_sync:predict", body=UNARY_BODY, items=0)
+
 V1_STREAMS = {
     "bytes": v1("bytes"),
     "ndjson": v1("ndjson"),

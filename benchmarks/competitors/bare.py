@@ -6,6 +6,7 @@ REQUIREMENTS = UVICORN
 COMMAND = uvicorn("benchmarks.apps.bare:app")
 ENDPOINTS = {
     "unary": ECHO,
+    "unary_sync": ECHO,
     **V1_STREAMS,
     "joined": v1("bytes"),
     "sync": v1("bytes"),

@@ -1,11 +1,12 @@
 """modelserve under uvicorn, installed from this checkout."""
 
-from benchmarks.competitors import ECHO, ROOT, UVICORN, V1_STREAMS, uvicorn, v1
+from benchmarks.competitors import ECHO, ECHO_SYNC, ROOT, UVICORN, V1_STREAMS, uvicorn, v1
 
 REQUIREMENTS = (f"-e {ROOT}", *UVICORN)
 COMMAND = uvicorn("benchmarks.apps.modelserve:app")
 ENDPOINTS = {
     "unary": ECHO,
+    "unary_sync": ECHO_SYNC,
     **V1_STREAMS,
     "ndjson": v1("dicts", accept="application/x-ndjson"),
     "sse": v1("dicts", accept="text/event-stream"),
