@@ -774,6 +774,28 @@ async def test_coalesced_items_are_all_there() -> None:
     assert response.body.splitlines() == [b'{"n":%d}' % number for number in range(500)]
 
 
+@pytest.mark.parametrize("coalesce", [False, True])
+async def test_a_stream_that_pauses_has_told_of_its_items(coalesce: bool) -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        for number in range(5):
+            yield {"n": number}
+        await anyio.sleep(60)
+        yield {}
+
+    app = ModelServer(coalesce=coalesce)
+    app.add_model(predict, "m")
+    async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
+        await client.head()
+        while b'{"n":4}' not in (await client.chunk() or b""):
+            pass
+        await anyio.wait_all_tasks_blocked()
+        scraped = (await request(app, "GET", "/metrics")).body.decode()
+        client.hang_up()
+        await client.ended()
+    assert 'modelserve_stream_items_total{model_name="m"} 5.0' in scraped
+    assert 'modelserve_inter_item_seconds_count{model_name="m"} 4.0' in scraped
+
+
 @pytest.mark.parametrize("kind", ["anyio", "asyncio"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_time_limit_of_the_generators_own_does_not_hit_our_send(kind: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+import sniffio
 
 from modelserve import Limits, Model, ModelServer
 from modelserve.errors import ClientGone, DeadlineExceeded
@@ -539,3 +540,62 @@ async def test_a_stream_that_sees_the_reason_first_is_closed_in_peace() -> None:
             await client.head()
             await client.ended()
         assert steps.is_clean
+
+
+# --- begun by hand ------------------------------------------------------------------------------
+
+
+async def test_a_request_is_in_flight_from_its_first_suspension() -> None:
+    app = ModelServer()
+    seen: list[int] = []
+
+    async def predict(payload: Any) -> Any:
+        seen.append(len(app._serving.flights))
+        for _ in payload:
+            await anyio.sleep(0.001)
+            seen.append(len(app._serving.flights))
+
+    app.add_model(predict, "m")
+    for payload in ([], [1, 2]):
+        assert (await request(app, *PREDICT, json=payload)).status == 200
+        assert len(app._serving.flights) == 0
+    if sniffio.current_async_library() == "asyncio":
+        assert seen == [0, 0, 1, 1]  # before it, nobody could end it
+    else:
+        assert seen == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("caught", [False, True])
+async def test_what_is_thrown_at_the_first_suspension_arrives(caught: bool) -> None:
+    """The walk is handed over at its first suspension; what ends that one is thrown into it."""
+    waiting = anyio.Event()
+    steps: list[str] = []
+
+    async def predict(payload: Any) -> Any:
+        try:
+            waiting.set()
+            await anyio.sleep(60)
+        except anyio.get_cancelled_exc_class():
+            steps.append("told")
+            await anyio.sleep(0.001)
+            steps.append("cleaned")
+            if not caught:
+                raise
+        return []
+
+    async with exchange(serve(predict), *PREDICT, json=[]) as client:
+        await waiting.wait()
+        client.hang_up()
+        await client.ended()
+    assert steps == ["told", "cleaned"]
+
+
+async def test_a_stream_that_polls_is_idle_all_the_same() -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        yield {"n": 1}
+        for _ in range(60_000):
+            await anyio.sleep(0.001)
+
+    app = serve(predict, limits=Limits(idle_timeout=0.05))
+    response = await request(app, *PREDICT, json=[], headers=NDJSON)
+    assert b"idle_timeout" in response.chunks[-1]

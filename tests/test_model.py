@@ -446,6 +446,23 @@ def test_whether_a_plan_is_known_to_stream(hooks: dict[str, Any], streams: bool)
     assert plan_of(with_hooks(**hooks), "predict").streams is streams
 
 
+@pytest.mark.parametrize(
+    ("hooks", "direct"),
+    [
+        ({"predict": coroutine}, True),
+        ({"predict": with_headers}, False),
+        ({"predict": async_generator}, False),
+        ({"predict": payload_only}, False),
+        ({"predict": coroutine, "preprocess": coroutine}, False),
+        ({"predict": coroutine, "postprocess": coroutine}, False),
+    ],
+)
+def test_whether_a_plan_is_one_async_function_of_the_payload(
+    hooks: dict[str, Any], direct: bool
+) -> None:
+    assert plan_of(with_hooks(**hooks), "predict").is_direct is direct
+
+
 def test_a_plan_has_the_hooks_that_are_defined() -> None:
     plan = plan_of(with_hooks(predict=with_headers), "predict")
     assert (plan.preprocess, plan.postprocess) == (None, None)

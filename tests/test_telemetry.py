@@ -243,6 +243,18 @@ def test_a_stream() -> None:
     assert found['modelserve_inter_item_seconds_bucket{le="1.0",model_name="m"}'] == 2
 
 
+def test_items_that_come_together_are_told_together() -> None:
+    telemetry = Telemetry()
+    tick = telemetry.model("m").stream(arrived=100.0, now=100.0)
+    tick(100.5)
+    tick(100.504, 4)
+    found = samples(telemetry)
+    assert found['modelserve_stream_items_total{model_name="m"}'] == 6
+    assert found['modelserve_inter_item_seconds_count{model_name="m"}'] == 5
+    assert found['modelserve_inter_item_seconds_sum{model_name="m"}'] == pytest.approx(0.504)
+    assert found['modelserve_inter_item_seconds_bucket{le="0.005",model_name="m"}'] == 4
+
+
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_bounds_of_buckets_are_inclusive(bound: float) -> None:
     telemetry = Telemetry()
