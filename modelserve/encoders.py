@@ -21,7 +21,7 @@ from modelserve.errors import NestedTooDeep
 
 __all__ = ["Encoder", "ServerSentEvent", "accepts_any_stream", "choose_encoder", "to_json"]
 
-_ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian")
+_ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian", "64-bit")
 JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -84,8 +84,8 @@ class Encoder:
 def to_json(value: Any) -> bytes:
     """Write compact JSON: NaN as null, numpy, dataclasses and datetimes included.
 
-    orjson writes 254 levels of nesting, and no numpy array of foreign byte order; such values go to
-    the standard library's writer.
+    orjson writes 254 levels of nesting, integers of 64 bits, and no numpy array of foreign byte
+    order; other such values go to the standard library's writer.
 
     Raises TypeError for a value that JSON cannot hold, NestedTooDeep for one too deep.
     """
@@ -95,11 +95,29 @@ def to_json(value: Any) -> bytes:
         if not any(word in str(exc) for word in _ONLY_ORJSON_REFUSES):
             raise
     try:
-        return json.dumps(
-            value, default=to_builtin, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        ).encode()
+        try:
+            return _dumps(value)
+        except ValueError:  # NaN or an infinity
+            return _dumps(_with_nulls(value))
     except RecursionError:
         raise NestedTooDeep("The value is nested too deep to be written as JSON.") from None
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(
+        value, default=_to_plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def _with_nulls(value: Any) -> Any:
+    """Return a copy in which no number is NaN or infinite: those are null in JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(item) for item in value]
+    return value
 
 
 def error_document(sentence: str) -> bytes:
@@ -126,6 +144,13 @@ def to_builtin(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
+
+
+def _to_plain(value: Any) -> Any:
+    """Help the standard library with what it does not know and orjson does: dataclasses, dates."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return orjson.loads(orjson.dumps(value, to_builtin, JSON_OPTIONS))
 
 
 # --- raw ----------------------------------------------------------------------------------------
