@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
+import orjson
 from starlette.datastructures import MutableHeaders
 
 from modelserve.encoders import (
@@ -23,7 +24,7 @@ from modelserve.encoders import (
     named_encoder,
     to_json,
 )
-from modelserve.errors import InferenceError, NotAcceptable
+from modelserve.errors import InferenceError, InvalidInput, NotAcceptable
 from modelserve.protocols import Body, Codec, Named, encode_value, with_own
 from modelserve.requests import Request
 from modelserve.responses import JSON, Header, model_headers
@@ -73,6 +74,21 @@ def encode(
         return with_own(JSON, own), list(buffers)
     length = (_LENGTH, b"%d" % json_length)
     return [*with_own(_OCTETS, own), length], list(buffers)
+
+
+def wants_ready_alone(body: bytes | bytearray) -> bool:
+    """Read the body of a request for the repository index (Triton's); most have none.
+
+    Raises InvalidInput.
+    """
+    try:
+        document = orjson.loads(body) if body.strip() else {}
+    except orjson.JSONDecodeError as exc:
+        raise InvalidInput(f"Unrecognized request format: {exc}") from None
+    ready = document.get("ready", False) if isinstance(document, dict) else None
+    if not isinstance(ready, bool):
+        raise InvalidInput('Expected the request to be a JSON object, and its "ready" a boolean')
+    return ready
 
 
 class StreamForm:

@@ -943,3 +943,39 @@ def test_a_large_tensor_costs_little(tmp_path: Path) -> None:
             peaks[app] = (memory(pid, "VmHWM") - before) / len(raw)
     assert peaks["served"] < 4, peaks
     assert seconds["served"] < 2 * seconds["bare"], seconds
+
+
+# --- the repository index -----------------------------------------------------------------------
+
+READY = {"name": "m", "version": "", "state": "READY", "reason": ""}
+UNREADY = {"name": "no", "version": "", "state": "UNAVAILABLE", "reason": ""}
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        (b"", [READY, UNREADY]),
+        (b"{}", [READY, UNREADY]),
+        (b'{"ready":false}', [READY, UNREADY]),
+        (b'{"ready": true}', [READY]),
+        (b'{"ready":true,"more":1}', [READY]),
+    ],
+)
+async def test_an_index_may_be_of_what_is_ready(body: bytes, rows: list[Any]) -> None:
+    class Unready(Model):
+        def load(self) -> bool:
+            return False
+
+    app = ModelServer([Echo("m"), Unready("no")])
+    async with app.lifespan():
+        while app._serving.registry.get("no").loading:  # noqa: ASYNC110 - its own task says so
+            await anyio.sleep(0.001)
+        response = await request(app, "POST", "/v2/repository/index", body=body)
+    assert (response.status, response.json()) == (200, rows)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b"{", b'{"ready":1}', b'{"ready":null}'])
+async def test_an_index_that_is_asked_for_nonsense(body: bytes) -> None:
+    response = await request(ModelServer(), "POST", "/v2/repository/index", body=body)
+    assert response.status == 400
+    assert list(response.json()) == ["error"]
