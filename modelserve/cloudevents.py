@@ -26,12 +26,12 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve.encoders import NDJSON, SSE, Encoder, ServerSentEvent, to_json
 from modelserve.errors import InvalidInput, NestedTooDeep
-from modelserve.protocols import Body, Codec, Named, with_own
+from modelserve.protocols import Body, Codec, Named
 from modelserve.requests import Request
-from modelserve.responses import JSON, Header
+from modelserve.responses import Header
 from modelserve.streams import StreamForm
 from modelserve.tensor_data import short
-from modelserve.tensors import InferRequest, InferResponse, response_document
+from modelserve.tensors import InferResponse
 
 __all__ = ["EventSettings", "around"]
 
@@ -196,11 +196,9 @@ class _Structured:
         self, value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
     ) -> tuple[list[Header], list[Body]]:
         if isinstance(value, InferResponse):  # as JSON, though the client may ask for binary data
-            asked = payload if isinstance(payload, InferRequest) else None
-            headers, data = with_own(JSON, own), to_json(response_document(value, asked))
-        else:
-            headers, buffers = self.event.inner.encode(value, request, payload, own, named)
-            data = b"".join(buffers)
+            value = self.event.inner.document(value, payload, named)
+        headers, buffers = self.event.inner.encode(value, request, payload, own, named)
+        data = b"".join(buffers)
         content_type = dict(headers)[b"content-type"].decode("latin-1")
         others = [header for header in headers if header[0] != b"content-type"]
         document = self.event.reply(named) | _members(data, content_type)

@@ -486,6 +486,37 @@ async def write(payload: Any) -> AsyncIterator[str]:
     yield "!"
 
 
+async def say(payload: Any) -> InferResponse:
+    return InferResponse("7", "m", [InferOutput("o", [1], "BYTES", ["hi"])])
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "answer"),
+    [
+        (
+            "/v1/models/m:predict",
+            [],
+            (
+                b'{"id":"7","model_name":"m","model_version":null,'
+                b'"outputs":[{"name":"o","shape":[1],"datatype":"BYTES","data":["hi"]}]}'
+            ),
+        ),
+        (
+            "/v2/models/m/generate",
+            {"text_input": "?"},
+            b'{"text_output":"hi","model_name":"m","model_version":null}',
+        ),
+    ],
+)
+async def test_a_response_in_structured_mode_is_what_its_path_makes_of_it(
+    path: str, data: Any, answer: bytes
+) -> None:
+    response = await request(
+        serve(say), "POST", path, body=orjson.dumps(structured(data)), headers=STRUCTURED
+    )
+    assert response.body.endswith(b'"data":' + answer + b"}")
+
+
 @pytest.mark.parametrize("parameters", [{}, {"binary_data_output": True}])
 async def test_v2_in_structured_mode_is_json(parameters: Any) -> None:
     response = await request(
