@@ -108,8 +108,10 @@ class _Event:
         except orjson.JSONDecodeError as exc:
             if not _is_json(content_type):
                 return bytes(data)
-            problem = f"Failed to decode or parse binary json cloudevent: {exc}"
-            raise InvalidInput(problem) from None
+            problem = _not_text(data) or exc
+            raise InvalidInput(
+                f"Failed to decode or parse binary json cloudevent: {problem}"
+            ) from None
 
     def reply(self, named: Named) -> dict[str, Any]:
         """Return the attributes of a new event."""
@@ -287,6 +289,15 @@ def _parse_object(body: bytes | bytearray) -> dict[str, Any]:
 
 def _is_nested(value: Any) -> bool:
     return value is None or isinstance(value, dict | list)
+
+
+def _not_text(data: bytes | bytearray) -> UnicodeDecodeError | None:
+    """Return what keeps data from being text, in words that say where (KServe's)."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as exc:
+        return exc
+    return None
 
 
 def _decoded(text: Any) -> bytes:

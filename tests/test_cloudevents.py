@@ -134,6 +134,13 @@ async def test_data_that_says_it_is_json(headers: Any, body: bytes) -> None:
     assert response.json()["error"].startswith(words)
 
 
+async def test_data_that_is_not_text_is_told_in_the_decoders_words() -> None:
+    headers = BINARY | {"ce-content-type": "application/json"}
+    response = await request(serve(kind), *PREDICT, body=b"0\x80", headers=headers)
+    words = "'utf-8' codec can't decode byte 0x80 in position 1: invalid start byte"
+    assert response.json()["error"].endswith(f"binary json cloudevent: {words}")
+
+
 @pytest.mark.parametrize("missing", ["ce-specversion", "ce-id", "ce-source", "ce-type"])
 async def test_a_request_without_all_four_is_none(missing: str) -> None:
     headers = {name: text for name, text in BINARY.items() if name != missing}
