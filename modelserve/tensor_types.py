@@ -226,6 +226,18 @@ class InferInput(_Tensor):
     _word = "Input"
     _fault = InvalidInput
 
+    def _json(self) -> list[Any]:
+        """Return the data as a checked flat list; numbers of a list go as they are (KServe's)."""
+        form = self._form()
+        if isinstance(form, list | tuple):
+            datatype, values = find_datatype(self.datatype), flatten(form)
+            if datatype.size and datatype.json.issuperset(map(type, values)):
+                refuse_json(datatype)
+                check_count(len(values), self._dimensions(), datatype)
+                pack(values, datatype)
+                return values
+        return super()._json()
+
     def _accept(self, data: Any) -> None:
         datatype = find_datatype(self.datatype)
         refuse_json(datatype)

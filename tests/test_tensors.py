@@ -855,6 +855,25 @@ def test_request_to_rest():
     assert InferRequest.from_rest("m", written) == InferRequest.from_rest("m", document)
 
 
+def test_request_to_rest_sends_the_numbers_of_a_list_as_they_are():
+    def data(datatype, data):
+        document, _ = InferRequest("m", [InferInput("x", [2], datatype, data)]).to_rest()
+        return document["inputs"][0]["data"]
+
+    assert data("FP32", [1.1, 2]) == [1.1, 2]
+    assert data("FP32", [[0.1], [None]]) == [0.1, None]
+    assert data("INT8", (1.0, np.int64(2))) == [1, 2]
+    assert data("FP32", np.array([1.5, 0.1], np.float32)) == [1.5, float(np.float32(0.1))]
+    for datatype, wrong in [
+        ("INT8", [300, 1]),
+        ("FP32", [1e39, 1]),
+        ("FP32", [1]),
+        ("FP16", [1, 2]),
+    ]:
+        with pytest.raises(InvalidInput, match="^Input 'x' "):
+            data(datatype, wrong)
+
+
 def test_request_to_rest_makes_an_id_and_keeps_binary_inputs_binary():
     request = decode_binary(b"\1\2", sized(2, datatype="INT8", shape=[2]))
     body, length = request.to_rest()
