@@ -452,5 +452,13 @@ def attach(tensors: Iterable[_Tensor], raws: Sequence[Buffer] | None) -> None:
 
 
 def same(one: object, other: object, names: str) -> bool:
-    """Say whether two objects agree in attributes, whose names are separated by blanks."""
-    return all(getattr(one, name) == getattr(other, name) for name in names.split())
+    """Say whether two objects agree in attributes, whose names are separated by blanks.
+
+    No parameters are the same as none at all: KServe reads them as the one or the other.
+    """
+    return all(_told(one, name) == _told(other, name) for name in names.split())
+
+
+def _told(thing: object, name: str) -> Any:
+    value = getattr(thing, name)
+    return None if name == "parameters" and not value else value

@@ -789,6 +789,9 @@ def test_equality_is_by_elements_whatever_the_form():
     assert one != InferInput("x", [2], "FP32", ["a", "b"], {"binary_data_size": 8})
     assert one != InferOutput("x", [2], "FP32", [1.0, 2.0], {"binary_data_size": 8})
     assert InferInput("x", [2], "FP32") == InferInput("x", [2], "FP32")
+    assert InferInput("x", [1], "FP32", [1]) == InferInput("x", [1], "FP32", [1], {})
+    assert InferInput("x", [1], "FP32", [1]) != InferInput("x", [1], "FP32", [1], {"a": 0})
+    assert RequestedOutput("a") == RequestedOutput("a", {})
     assert RequestedOutput("a") == RequestedOutput("a") != RequestedOutput("a", {"k": 1})
     assert decode(tensor([1])) == decode(tensor([1])) != decode(tensor([2]))
     assert InferResponse("1", "m", two_outputs()) == InferResponse("1", "m", two_outputs())
@@ -870,7 +873,7 @@ def test_request_to_rest_sends_the_numbers_of_a_list_as_they_are():
         ("FP32", [1]),
         ("FP16", [1, 2]),
     ]:
-        with pytest.raises(InvalidInput, match="^Input 'x' "):
+        with pytest.raises(InvalidInput, match=r"^Input 'x' "):
             data(datatype, wrong)
 
 
