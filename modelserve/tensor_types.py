@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from modelserve.errors import InferenceError, InvalidInput, ServingError
+from modelserve.errors import InferenceError, InvalidInput, InvalidOutput, ServingError
 from modelserve.tensor_data import (
     Buffer,
     Misfit,
@@ -251,7 +251,7 @@ class InferOutput(_Tensor):
     """One output tensor. `shape` is row-major; `datatype` is upper-cased."""
 
     _word = "Output"
-    _fault = InferenceError
+    _fault = InvalidOutput
 
 
 _AnyTensor = TypeVar("_AnyTensor", bound=_Tensor)

@@ -936,6 +936,8 @@ def test_bad_responses_are_not_the_clients_fault(document, words):
     body = orjson.dumps(document)
     with pytest.raises(InferenceError, match=f"^{words}"):
         InferResponse.from_bytes(body, len(body))
+    with pytest.raises(InvalidInput, match=f"^{words}"):  # what KServe raises
+        InferResponse.from_bytes(body, len(body))
 
 
 def test_bad_response_bodies():
