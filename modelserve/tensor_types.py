@@ -387,11 +387,17 @@ def read_tensors(
             tail = _read_data(tensor, entry.get("data"), tail)
         tensors.append(tensor)
     if tail:
-        raise kind._fault(
-            f"{len(tail)} bytes are left over after the last binary {kind._word.lower()}."
-        )
+        raise kind._fault(f"{len(tail)} bytes are left over after {_last_binary(kind, tensors)}.")
     _expect_distinct([tensor.name for tensor in tensors], kind._word, fault=kind._fault)
     return tensors
+
+
+def _last_binary(kind: type[_AnyTensor], tensors: list[_AnyTensor]) -> str:
+    names = [short(tensor.name) for tensor in tensors if tensor.is_binary]
+    word = kind._word.lower()
+    return (
+        f"the last binary {word} {names[-1]}" if names else f"the JSON, where no {word} is binary"
+    )
 
 
 def _read_head(kind: type[_AnyTensor], entry: Any, where: str) -> _AnyTensor:

@@ -531,9 +531,10 @@ def test_bad_binary_tensors_are_named(raw, entry, words):
 
 
 def test_trailing_binary_data():
-    with pytest.raises(InvalidInput, match=r"^1 bytes are left over after the last binary input"):
-        decode_binary(bytes(5), sized(4))
-    with pytest.raises(InvalidInput, match=r"^4 bytes are left over after the last binary input"):
+    two = [tensor([1]) | {"name": "j"}, sized(4), tensor([1]) | {"name": "k"}]
+    with pytest.raises(InvalidInput, match=r"^1 bytes are left over after the last .* input 'x'"):
+        decode_binary(bytes(5), *two)
+    with pytest.raises(InvalidInput, match=r"^4 bytes are .* JSON, where no input is binary"):
         decode_binary(bytes(4), tensor([1]))
 
 
@@ -946,7 +947,7 @@ def test_bad_response_bodies():
     with pytest.raises(InferenceError, match=r"^Unrecognized response format"):
         InferResponse.from_bytes(b"{", 1)
     with pytest.raises(
-        InferenceError, match=r"^2 bytes are left over after the last binary output"
+        InferenceError, match=r"^2 bytes are left over after the JSON, where no output is binary"
     ):
         InferResponse.from_bytes(b'{"outputs":[]}ab', 14)
 
