@@ -283,14 +283,17 @@ class InferResponse:
 def decode_request(body: Buffer, length_header: str | None, *, model_name: str) -> InferRequest:
     """Return the request in a body; `length_header` is `inference-header-content-length`'s value.
 
-    Without the header the whole body is JSON, whatever the content type. Raises InvalidInput, and
-    nothing else, for anything that a client can send.
+    Without the header the whole body is JSON, whatever the content type; with it, the arrays of the
+    tensors may be written to. Raises InvalidInput, and nothing else, for anything that a client can
+    send.
     """
     if length_header is None:
         return InferRequest.from_rest(model_name, _parse(body, "request", fault=InvalidInput))
     digits = length_header.strip()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
         raise InvalidInput(f"{LENGTH_HEADER} is not a number of bytes: {short(length_header)}.")
+    if isinstance(body, bytes):  # came in one piece, which is small; in pieces it is writable
+        body = bytearray(body)
     return InferRequest.from_bytes(body, int(digits), model_name)
 
 

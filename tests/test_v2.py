@@ -385,6 +385,17 @@ async def test_a_bad_length_header(length: str) -> None:
     assert response.status == 400
 
 
+async def test_a_hook_may_write_to_the_arrays_of_its_inputs() -> None:
+    class Doubling(Echo):
+        def preprocess(self, payload: InferRequest) -> InferRequest:
+            array = payload.inputs[0].as_numpy()
+            array *= 2
+            return payload
+
+    response = await infer_binary(serve(Doubling("m")), document(sized(8)), b"\1\0\0\0\2\0\0\0")
+    assert response.json()["outputs"][0]["data"] == [2, 4]
+
+
 async def test_bytes_left_over() -> None:
     response = await infer_binary(serve(Echo("m")), document(sized(8)), bytes(9))
     assert (response.status, "1 bytes are left over" in response.json()["error"]) == (400, True)
