@@ -26,12 +26,12 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve.encoders import NDJSON, SSE, Encoder, ServerSentEvent, to_json
 from modelserve.errors import InvalidInput, NestedTooDeep
-from modelserve.protocols import Body, Codec, Named, with_own
+from modelserve.protocols import Body, Codec, Named
 from modelserve.requests import Request
-from modelserve.responses import JSON, Header
+from modelserve.responses import Header
 from modelserve.streams import StreamForm
 from modelserve.tensor_data import short
-from modelserve.tensors import InferRequest, InferResponse, response_document
+from modelserve.tensors import InferResponse
 
 __all__ = ["EventSettings", "around"]
 
@@ -108,8 +108,10 @@ class _Event:
         except orjson.JSONDecodeError as exc:
             if not _is_json(content_type):
                 return bytes(data)
-            problem = f"Failed to decode or parse binary json cloudevent: {exc}"
-            raise InvalidInput(problem) from None
+            problem = _not_text(data) or exc
+            raise InvalidInput(
+                f"Failed to decode or parse binary json cloudevent: {problem}"
+            ) from None
 
     def reply(self, named: Named) -> dict[str, Any]:
         """Return the attributes of a new event."""
@@ -196,11 +198,9 @@ class _Structured:
         self, value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
     ) -> tuple[list[Header], list[Body]]:
         if isinstance(value, InferResponse):  # as JSON, though the client may ask for binary data
-            asked = payload if isinstance(payload, InferRequest) else None
-            headers, data = with_own(JSON, own), to_json(response_document(value, asked))
-        else:
-            headers, buffers = self.event.inner.encode(value, request, payload, own, named)
-            data = b"".join(buffers)
+            value = self.event.inner.document(value, payload, named)
+        headers, buffers = self.event.inner.encode(value, request, payload, own, named)
+        data = b"".join(buffers)
         content_type = dict(headers)[b"content-type"].decode("latin-1")
         others = [header for header in headers if header[0] != b"content-type"]
         document = self.event.reply(named) | _members(data, content_type)
@@ -289,6 +289,15 @@ def _parse_object(body: bytes | bytearray) -> dict[str, Any]:
 
 def _is_nested(value: Any) -> bool:
     return value is None or isinstance(value, dict | list)
+
+
+def _not_text(data: bytes | bytearray) -> UnicodeDecodeError | None:
+    """Return what keeps data from being text, in words that say where (KServe's)."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as exc:
+        return exc
+    return None
 
 
 def _decoded(text: Any) -> bytes:

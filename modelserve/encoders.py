@@ -11,7 +11,7 @@ client's order; the first that any form of the first item fits wins; `q=0` exclu
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -149,7 +149,10 @@ def to_builtin(value: Any) -> Any:
 def _to_plain(value: Any) -> Any:
     """Help the standard library with what it does not know and orjson does: dataclasses, dates."""
     if hasattr(value, "tolist"):
-        return value.tolist()
+        return _with_nulls(value.tolist())
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value) if not field.name.startswith("_")]
+        return _with_nulls({name: getattr(value, name) for name in names})
     return orjson.loads(orjson.dumps(value, to_builtin, JSON_OPTIONS))
 
 

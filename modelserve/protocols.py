@@ -15,7 +15,7 @@ from modelserve.errors import InvalidInput, NestedTooDeep
 from modelserve.requests import Request
 from modelserve.responses import JSON, Body, Header, model_headers
 from modelserve.streams import StreamForm
-from modelserve.tensors import InferResponse, response_document
+from modelserve.tensors import InferResponse, rest_document
 
 __all__ = ["Body", "Codec", "Named", "encode_value", "with_own"]
 
@@ -84,7 +84,7 @@ def _body(value: Any, payload: Any) -> tuple[Header, bytes]:
         if isinstance(value, bytes | bytearray | memoryview):
             return _OCTETS, bytes(value)
         if isinstance(value, InferResponse):
-            value = response_document(value)
+            value = rest_document(value)
     try:
         return JSON, to_json(value)
     except NestedTooDeep:

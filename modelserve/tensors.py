@@ -54,6 +54,7 @@ __all__ = [
     "get_predict_input",
     "get_predict_response",
     "response_document",
+    "rest_document",
 ]
 
 
@@ -313,6 +314,11 @@ def encode_response(
         return [write(_wire_document(document))], None
     head = write(document)
     return [head, *raws], len(head)
+
+
+def rest_document(response: InferResponse) -> dict[str, Any]:
+    """Return a response as `to_rest` does, with no binary data whatever was asked for."""
+    return _rest_document(response, [(tensor, False) for tensor, _ in _chosen(response, None)], [])
 
 
 def response_document(

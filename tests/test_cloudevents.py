@@ -134,6 +134,13 @@ async def test_data_that_says_it_is_json(headers: Any, body: bytes) -> None:
     assert response.json()["error"].startswith(words)
 
 
+async def test_data_that_is_not_text_is_told_in_the_decoders_words() -> None:
+    headers = BINARY | {"ce-content-type": "application/json"}
+    response = await request(serve(kind), *PREDICT, body=b"0\x80", headers=headers)
+    words = "'utf-8' codec can't decode byte 0x80 in position 1: invalid start byte"
+    assert response.json()["error"].endswith(f"binary json cloudevent: {words}")
+
+
 @pytest.mark.parametrize("missing", ["ce-specversion", "ce-id", "ce-source", "ce-type"])
 async def test_a_request_without_all_four_is_none(missing: str) -> None:
     headers = {name: text for name, text in BINARY.items() if name != missing}
@@ -484,6 +491,37 @@ async def each(payload: Any) -> AsyncIterator[InferResponse]:
 async def write(payload: Any) -> AsyncIterator[str]:
     yield payload["text_input"]
     yield "!"
+
+
+async def say(payload: Any) -> InferResponse:
+    return InferResponse("7", "m", [InferOutput("o", [1], "BYTES", ["hi"])])
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "answer"),
+    [
+        (
+            "/v1/models/m:predict",
+            [],
+            (
+                b'{"id":"7","model_name":"m","model_version":null,'
+                b'"outputs":[{"name":"o","shape":[1],"datatype":"BYTES","data":["hi"]}]}'
+            ),
+        ),
+        (
+            "/v2/models/m/generate",
+            {"text_input": "?"},
+            b'{"text_output":"hi","model_name":"m","model_version":null}',
+        ),
+    ],
+)
+async def test_a_response_in_structured_mode_is_what_its_path_makes_of_it(
+    path: str, data: Any, answer: bytes
+) -> None:
+    response = await request(
+        serve(say), "POST", path, body=orjson.dumps(structured(data)), headers=STRUCTURED
+    )
+    assert response.body.endswith(b'"data":' + answer + b"}")
 
 
 @pytest.mark.parametrize("parameters", [{}, {"binary_data_output": True}])

@@ -13,7 +13,7 @@ from modelserve.encoders import NDJSON, SSE
 from modelserve.errors import NestedTooDeep, NotAcceptable
 from modelserve.protocols import Named
 from modelserve.requests import Request
-from modelserve.tensors import InferResponse
+from modelserve.tensors import InferOutput, InferResponse
 from modelserve.testing import request
 from modelserve.v1 import CODEC, Form, is_json
 
@@ -185,9 +185,12 @@ def test_anything_else_goes_to_the_model(payload: Any) -> None:
         (np.float32(1.5), JSON, b"1.5"),
         (datetime.date(2026, 1, 2), JSON, b'"2026-01-02"'),
         (
-            InferResponse("1", "m", []),
+            InferResponse("1", "m", [InferOutput("o", [1], "INT8", [5])], use_binary_outputs=True),
             JSON,
-            b'{"model_name":"m","model_version":null,"id":"1","parameters":null,"outputs":[]}',
+            (
+                b'{"id":"1","model_name":"m","model_version":null,'
+                b'"outputs":[{"name":"o","shape":[1],"datatype":"INT8","data":[5]}]}'
+            ),
         ),
         ("ä", TEXT, "ä".encode()),
         ("", TEXT, b""),
