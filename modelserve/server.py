@@ -39,6 +39,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from modelserve.app import ModelServer
+from modelserve.connections import mended
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS
 from modelserve.loader import users_traceback
@@ -300,6 +301,7 @@ def _server(
         raise LoadError(f"The TLS certificate or key cannot be used: {exc}.") from None
     except ImportError as exc:
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
+    config.http_protocol_class = mended(config.http_protocol_class)
     return Server(config, app, alone=alone, on_start=on_start)
 
 

@@ -151,6 +151,16 @@ class Running:
         finally:
             connection.close()
 
+    def send(self, *requests: str, receive_buffer: int | None = None) -> socket.socket:
+        """Send requests over a socket of their own, which the caller closes; read nothing."""
+        sock = socket.socket()
+        sock.settimeout(10)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect(("127.0.0.1", self.port))
+        sock.sendall("".join(requests).encode())
+        return sock
+
     def start_asking(self, model: str, path: str | None = None) -> HTTPConnection:
         """Ask, and do not wait for the answer; the connection is closed with the test."""
         connection = self.connect()
@@ -255,6 +265,60 @@ def test_model_servers() -> None:
     assert set(model_servers(CORSMiddleware(app))) == {one, two}
     assert len(model_servers(app)) == 2
     assert model_servers(endpoint) == []
+
+
+# --- connections --------------------------------------------------------------------------------
+
+every_protocol = pytest.mark.parametrize(
+    "flags", ["--http httptools --loop uvloop", "--http h11 --loop asyncio"]
+)
+
+
+def post(model: str, version: str = "1.1") -> str:
+    head = f"POST /v1/models/{model}:predict HTTP/{version}\r\nhost: x\r\ncontent-length: 2"
+    return f"{head}\r\n\r\n{{}}"
+
+
+@every_protocol
+def test_client_that_leaves_with_requests_waiting_behind_its_first(
+    serve: Serve, flags: str
+) -> None:
+    running = serve("served.py", *flags.split())
+    client = running.send(post("words"), post("pid"), post("pid"))
+    until(lambda: running.has("asked"))
+    client.close()
+    until(lambda: running.has("finally"), within=5)
+
+
+@every_protocol
+def test_client_that_leaves_during_its_second_request_of_three(serve: Serve, flags: str) -> None:
+    running = serve("served.py", *flags.split())
+    client = running.send(post("pid"), post("words"), post("pid"))
+    until(lambda: running.has("asked"))
+    client.close()
+    until(lambda: running.has("finally"), within=5)
+
+
+@every_protocol
+def test_stream_over_http_1_0_is_not_chunked(serve: Serve, flags: str) -> None:
+    running = serve("served.py", *flags.split())
+    running.touch("go")
+    with running.send(post("words", "1.0")) as client:
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b'{"word":0}\n{"word":1}\n{"word":2}\n'
+    assert b"transfer-encoding" not in head.lower()
+    assert "Traceback" not in running.log
+
+
+@every_protocol
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_document_over_http_1_0(serve: Serve, method: str, flags: str) -> None:
+    running = serve("served.py", *flags.split())
+    with running.send(f"{method} /v2/health/live HTTP/1.0\r\n\r\n") as client:
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert answer.endswith(b'{"live":true}' if method == "GET" else b"\r\n\r\n")
+    assert b"content-length: 13" in answer.lower()
 
 
 # --- the drain ----------------------------------------------------------------------------------
