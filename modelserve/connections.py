@@ -1,16 +1,27 @@
 """What uvicorn leaves undone about its connections, for the command line.
 
-Its httptools protocol tells only the last of pipelined requests that the client has left, and frames
-a stream in chunks for an HTTP/1.0 client, which does not know them (RFC 9112, 6.1).
+Three things. Its httptools protocol tells only the last of pipelined requests that the client has
+left, and frames a stream in chunks for an HTTP/1.0 client, which does not know them (RFC 9112, 6.1).
+And neither of its protocols gives up on a client that reads nothing of an answer that the
+application is through with: a whole document that was handed over at once, or the rest of a stream
+that was cut; such a connection would stay, with its buffers, for as long as the client likes.
 """
 
 import asyncio
+import fcntl
+import socket
+import struct
+import sys
+import termios
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["mended"]
+__all__ = ["StalledConnections", "mended"]
+
+_LONGEST_INTERVAL: Final = 5.0
 
 Message = MutableMapping[str, Any]
 
@@ -66,3 +77,68 @@ async def _send_unframed(
     elif cycle.chunked_encoding is False and not cycle.expected_content_length:
         cycle.expected_content_length = len(message.get("body", b""))
     await send(message)
+
+
+class StalledConnections:
+    """Cut the connections whose clients have read nothing for a time.
+
+    Only those that no request is being answered on: while one is, its own `send_timeout` holds, and
+    what it leaves unread begins a time of its own.
+    """
+
+    def __init__(self, connections: Iterable[Any], seconds: float) -> None:
+        self._connections = connections
+        self._seconds = seconds
+        self._interval = min(seconds / 4, _LONGEST_INTERVAL)
+        self._next_look = 0.0
+        self._unread: dict[Any, tuple[int, float]] = {}
+
+    def look(self, now: float) -> None:
+        """Look at all connections, if it is time to."""
+        if now < self._next_look:
+            return
+        self._next_look = now + self._interval
+        before, self._unread = self._unread, {}
+        for connection in tuple(self._connections):
+            size = _unread(connection)
+            if not size:
+                continue
+            last_size, since = before.get(connection, (-1, now))
+            if size != last_size:
+                self._unread[connection] = size, now
+            elif now - since < self._seconds:
+                self._unread[connection] = size, since
+            else:
+                _abort(connection.transport)
+
+
+def _abort(transport: Any) -> None:
+    """Close a connection at once; without the option, the kernel would go on to offer its data."""
+    with suppress(OSError):
+        own = transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _unread(connection: Any) -> int:
+    """Return how many bytes wait for the client, 0 while a request is being answered."""
+    if not hasattr(connection, "cycle"):
+        return 0  # a WebSocket
+    transport, cycle = connection.transport, connection.cycle
+    if cycle is None or cycle.response_complete or transport.is_closing():
+        size: int = transport.get_write_buffer_size()
+        return size and size + _in_kernel(transport)
+    return 0
+
+
+def _in_kernel(transport: Any) -> int:
+    """Return how much of what was written the client's side has not taken yet.
+
+    That a client reads slowly shows here long before it shows in the transport: the kernel asks for
+    more only when a third of its buffer, which grows to megabytes, is free.
+    """
+    try:
+        descriptor = transport.get_extra_info("socket").fileno()
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0

@@ -39,7 +39,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from modelserve.app import ModelServer
-from modelserve.connections import mended
+from modelserve.connections import StalledConnections, mended
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS
 from modelserve.loader import users_traceback
@@ -147,6 +147,7 @@ class Server(uvicorn.Server):
             (math.inf if seconds is None else seconds for seconds in timeouts),
             default=DEFAULTS.drain_timeout or 0.0,
         )
+        self._stalled = StalledConnections(self.server_state.connections, self._send_seconds())
         self._alone = alone
         self._on_start = on_start
         self._loop: asyncio.AbstractEventLoop
@@ -216,6 +217,10 @@ class Server(uvicorn.Server):
         if any(serving.flights or serving.workers.running for serving in self._servings):
             self._leave()
 
+    async def on_tick(self, counter: int) -> bool:
+        self._stalled.look(monotonic())
+        return await super().on_tick(counter)
+
     def _begin_to_drain(self) -> None:
         for serving in self._servings:
             serving.refuse_new()
@@ -246,6 +251,11 @@ class Server(uvicorn.Server):
             await asyncio.wait(
                 set(state.tasks), timeout=self._left(self.drain_seconds + CLEANUP_AFTER_DRAIN)
             )
+
+    def _send_seconds(self) -> float:
+        """Return how long a client may read nothing of what it was answered."""
+        limits = [serving.limits.send_timeout for serving in self._servings]
+        return max((seconds for seconds in limits if seconds is not None), default=math.inf)
 
     def _left(self, seconds: float) -> float | None:
         """Return what is left of the seconds since the signal; None is no limit."""

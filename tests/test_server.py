@@ -1,5 +1,6 @@
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -73,8 +74,15 @@ async def block_loop(payload):
 async def pid(payload):
     return {"pid": os.getpid()}
 
+def large(payload):
+    return "x" * 20_000_000
+
+async def endless(payload):
+    while True:
+        yield "x" * 65536
+
 app = ModelServer([Words("words")])
-for function in (block, block_loop, pid):
+for function in (block, block_loop, pid, large, endless):
     app.add_model(function, function.__name__)
 
 async def wait(request):
@@ -297,6 +305,34 @@ def test_client_that_leaves_during_its_second_request_of_three(serve: Serve, fla
     until(lambda: running.has("asked"))
     client.close()
     until(lambda: running.has("finally"), within=5)
+
+
+@every_protocol
+@pytest.mark.parametrize("model", ["large", "endless"])
+def test_connection_whose_client_reads_nothing_is_closed(
+    serve: Serve, model: str, flags: str
+) -> None:
+    """Though the answer is complete, or cut, as far as the application is concerned."""
+    running = serve("served.py", "--send-timeout", "0.3", *flags.split())
+    with running.send(post(model), receive_buffer=4096) as client:
+        reset = select.poll()
+        reset.register(client, 0)
+        assert reset.poll(5000)
+    assert "Traceback" not in running.log
+
+
+@every_protocol
+def test_client_that_reads_slowly_gets_all(serve: Serve, flags: str) -> None:
+    running = serve("served.py", "--send-timeout", "0.3", *flags.split())
+    with running.send(post("large"), receive_buffer=4096) as client:
+        ends, size = time.monotonic() + 1, 0
+        while time.monotonic() < ends:
+            size += len(client.recv(1 << 14))
+            time.sleep(0.01)
+        while size < 20_000_000:
+            part = client.recv(1 << 20)
+            assert part
+            size += len(part)
 
 
 @every_protocol
