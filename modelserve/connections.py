@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-__all__ = ["StalledConnections", "mended"]
+__all__ = ["StalledConnections", "has_request", "mended"]
 
 _LONGEST_INTERVAL: Final = 5.0
 
@@ -77,6 +77,11 @@ async def _send_unframed(
     elif cycle.chunked_encoding is False and not cycle.expected_content_length:
         cycle.expected_content_length = len(message.get("body", b""))
     await send(message)
+
+
+def has_request(connection: Any) -> bool:
+    """Say whether the first request of a connection has arrived."""
+    return getattr(connection, "cycle", None) is not None
 
 
 class StalledConnections:

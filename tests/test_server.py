@@ -252,6 +252,14 @@ def until_draining(running: Running, path: str = "") -> None:
     until(lambda: running.get(f"{path}/v2/health/ready")[0] == 503, within=2)
 
 
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -465,6 +473,20 @@ def test_idle_connection_does_not_hold_up_the_end(serve: Serve) -> None:
     assert running.exit_code(within=2) == 0
     assert connection.sock.recv(1) == b""
     connection.close()
+
+
+@pytest.mark.parametrize("flags", ["", "--http h11 --loop asyncio"])
+def test_connection_without_a_request_is_answered_at_the_end(serve: Serve, flags: str) -> None:
+    """One that was accepted in time reads a 503, though the listener has gone meanwhile."""
+    running = serve("served.py", *flags.split())
+    with running.send() as client:
+        running.ask("GET", "/v2/health/live")  # it has been accepted by now
+        running.signal(TERM)
+        until(lambda: not listens(running.port))
+        client.sendall(post("pid").encode())
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert running.exit_code(within=2) == 0
 
 
 def test_load_that_blocks_does_not_hold_up_the_end(start: Serve) -> None:
