@@ -3,8 +3,9 @@
 From the first SIGTERM or SIGINT on, the `ModelServer`s served refuse what is new while the
 listener stays open, so that a probe reads a 503 and not a refused connection. Once the requests
 that run have ended, or `drain_timeout` is over, the listener and the connections are closed (one
-that was accepted and has not asked yet has a moment to, and reads its 503), the lifespan ends (models are stopped), and the process with it. A thread of its own sees to it that
-all this ends in time, whatever blocks. A second signal ends the process at once.
+that was accepted and has not asked yet has a moment to, and reads its 503), the lifespan ends
+(models are stopped), and the process with it. A thread of its own sees to it that all this ends in
+time, whatever blocks. A second signal ends the process at once.
 
 A supervisor keeps the worker processes. It asks nothing of them but that they live: a worker whose
 imports hold the interpreter's lock for minutes is no reason to kill it. One that ends is replaced.
