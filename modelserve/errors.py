@@ -7,6 +7,7 @@ exception is a 500 whose text stays in the log.
     +-- InferenceError               500  (or the status given) the model failed
     |   +-- NestedTooDeep            500  a value that no JSON writer takes
     |   +-- CollectedTooLarge        500  a stream over the cap on one collected document
+    |   +-- InvalidOutput            500  a V2 response that is none
     +-- InvalidInput                 400  the client sent something unusable
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
@@ -46,6 +47,7 @@ __all__ = [
     "DeadlineExceeded",
     "InferenceError",
     "InvalidInput",
+    "InvalidOutput",
     "LoadError",
     "MethodNotAllowed",
     "ModelMissingError",
@@ -114,6 +116,15 @@ class InvalidInput(ServingError, ValueError):
     """Raise when the client sent something unusable; the reason is shown to it."""
 
     status = 400
+
+
+class InvalidOutput(InferenceError, InvalidInput):
+    """Raised for a V2 response that is not one.
+
+    It is the model's fault, or its predictor's; KServe raises InvalidInput, and programs catch that.
+    """
+
+    status = 500
 
 
 class RouteNotFound(ServingError):

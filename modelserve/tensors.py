@@ -7,7 +7,7 @@ in a JSON document), and this one (a whole request or response; what others impo
 
 Two rules decide what is raised. What only the sender of a request can have got wrong is
 `InvalidInput` and names the tensor. What a model, or a predictor behind it, got wrong in a
-response is `InferenceError`; but what a client asked for in JSON and cannot be JSON (FP16, bytes
+response is `InvalidOutput`; but what a client asked for in JSON and cannot be JSON (FP16, bytes
 that are not UTF-8) is again `InvalidInput`.
 
 Binary data is Triton's extension: a JSON part, whose length is in a header, then the tensors.
@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from modelserve.errors import InferenceError, InvalidInput, ServingError
+from modelserve.errors import InferenceError, InvalidInput, InvalidOutput, ServingError
 from modelserve.tensor_data import Buffer, flatten, is_array, is_frame, name_datatype, need, short
 from modelserve.tensor_types import (
     LENGTH_HEADER,
@@ -212,7 +212,7 @@ class InferResponse:
 
     @classmethod
     def from_rest(cls, response: Any) -> InferResponse:
-        """Return the response that a JSON document is; raise InferenceError for any other one.
+        """Return the response that a JSON document is; raise InvalidOutput for any other one.
 
         Values are not looked at: `as_numpy` and `to_rest` do that.
         """
@@ -222,25 +222,25 @@ class InferResponse:
     def from_bytes(cls, res_bytes: Buffer, json_length: int) -> InferResponse:
         """Return the response of a body whose first `json_length` bytes are JSON.
 
-        The tensors are views into the body. Raises InferenceError for a body that is not so.
+        The tensors are views into the body. Raises InvalidOutput for a body that is not so.
         """
         view = memoryview(res_bytes)
         if not 0 <= json_length <= len(view):
-            raise InferenceError(
+            raise InvalidOutput(
                 f"{LENGTH_HEADER} is {json_length}, and the response has {len(view)} bytes."
             )
-        document = _parse(view[:json_length], "response", fault=InferenceError)
+        document = _parse(view[:json_length], "response", fault=InvalidOutput)
         return cls._read(document, view[json_length:])
 
     @classmethod
     def _read(cls, document: Any, tail: memoryview | None) -> InferResponse:
-        expect_object(document, "the response", fault=InferenceError)
+        expect_object(document, "the response", fault=InvalidOutput)
         return cls(
             document.get("id"),
             document.get("model_name"),
             read_tensors(InferOutput, document, tail),
             model_version=document.get("model_version"),
-            parameters=read_parameters(document, "The response", fault=InferenceError),
+            parameters=read_parameters(document, "The response", fault=InvalidOutput),
         )
 
     def get_output_by_name(self, name: str) -> InferOutput | None:
@@ -251,7 +251,7 @@ class InferResponse:
         """Return (document, None), or (body, length of its JSON part) where any output is binary.
 
         Raises InvalidInput for a requested output that does not exist or cannot be JSON,
-        InferenceError for data that does not fit its shape or datatype.
+        InvalidOutput for data that does not fit its shape or datatype.
         """
         raws: list[Buffer] = []
         return _joined(_rest_document(self, _chosen(self, None), raws), raws)

@@ -531,9 +531,10 @@ def test_bad_binary_tensors_are_named(raw, entry, words):
 
 
 def test_trailing_binary_data():
-    with pytest.raises(InvalidInput, match=r"^1 bytes are left over after the last binary input"):
-        decode_binary(bytes(5), sized(4))
-    with pytest.raises(InvalidInput, match=r"^4 bytes are left over after the last binary input"):
+    two = [tensor([1]) | {"name": "j"}, sized(4), tensor([1]) | {"name": "k"}]
+    with pytest.raises(InvalidInput, match=r"^1 bytes are left over after the last .* input 'x'"):
+        decode_binary(bytes(5), *two)
+    with pytest.raises(InvalidInput, match=r"^4 bytes are .* JSON, where no input is binary"):
         decode_binary(bytes(4), tensor([1]))
 
 
@@ -789,6 +790,9 @@ def test_equality_is_by_elements_whatever_the_form():
     assert one != InferInput("x", [2], "FP32", ["a", "b"], {"binary_data_size": 8})
     assert one != InferOutput("x", [2], "FP32", [1.0, 2.0], {"binary_data_size": 8})
     assert InferInput("x", [2], "FP32") == InferInput("x", [2], "FP32")
+    assert InferInput("x", [1], "FP32", [1]) == InferInput("x", [1], "FP32", [1], {})
+    assert InferInput("x", [1], "FP32", [1]) != InferInput("x", [1], "FP32", [1], {"a": 0})
+    assert RequestedOutput("a") == RequestedOutput("a", {})
     assert RequestedOutput("a") == RequestedOutput("a") != RequestedOutput("a", {"k": 1})
     assert decode(tensor([1])) == decode(tensor([1])) != decode(tensor([2]))
     assert InferResponse("1", "m", two_outputs()) == InferResponse("1", "m", two_outputs())
@@ -855,6 +859,25 @@ def test_request_to_rest():
     assert InferRequest.from_rest("m", written) == InferRequest.from_rest("m", document)
 
 
+def test_request_to_rest_sends_the_numbers_of_a_list_as_they_are():
+    def data(datatype, data):
+        document, _ = InferRequest("m", [InferInput("x", [2], datatype, data)]).to_rest()
+        return document["inputs"][0]["data"]
+
+    assert data("FP32", [1.1, 2]) == [1.1, 2]
+    assert data("FP32", [[0.1], [None]]) == [0.1, None]
+    assert data("INT8", (1.0, np.int64(2))) == [1, 2]
+    assert data("FP32", np.array([1.5, 0.1], np.float32)) == [1.5, float(np.float32(0.1))]
+    for datatype, wrong in [
+        ("INT8", [300, 1]),
+        ("FP32", [1e39, 1]),
+        ("FP32", [1]),
+        ("FP16", [1, 2]),
+    ]:
+        with pytest.raises(InvalidInput, match=r"^Input 'x' "):
+            data(datatype, wrong)
+
+
 def test_request_to_rest_makes_an_id_and_keeps_binary_inputs_binary():
     request = decode_binary(b"\1\2", sized(2, datatype="INT8", shape=[2]))
     body, length = request.to_rest()
@@ -914,6 +937,8 @@ def test_bad_responses_are_not_the_clients_fault(document, words):
     body = orjson.dumps(document)
     with pytest.raises(InferenceError, match=f"^{words}"):
         InferResponse.from_bytes(body, len(body))
+    with pytest.raises(InvalidInput, match=f"^{words}"):  # what KServe raises
+        InferResponse.from_bytes(body, len(body))
 
 
 def test_bad_response_bodies():
@@ -922,7 +947,7 @@ def test_bad_response_bodies():
     with pytest.raises(InferenceError, match=r"^Unrecognized response format"):
         InferResponse.from_bytes(b"{", 1)
     with pytest.raises(
-        InferenceError, match=r"^2 bytes are left over after the last binary output"
+        InferenceError, match=r"^2 bytes are left over after the JSON, where no output is binary"
     ):
         InferResponse.from_bytes(b'{"outputs":[]}ab', 14)
 
