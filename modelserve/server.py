@@ -2,9 +2,10 @@
 
 From the first SIGTERM or SIGINT on, the `ModelServer`s served refuse what is new while the
 listener stays open, so that a probe reads a 503 and not a refused connection. Once the requests
-that run have ended, or `drain_timeout` is over, the listener and the connections are closed, the
-lifespan ends (models are stopped), and the process with it. A thread of its own sees to it that
-all this ends in time, whatever blocks. A second signal ends the process at once.
+that run have ended, or `drain_timeout` is over, the listener and the connections are closed (one
+that was accepted and has not asked yet has a moment to, and reads its 503), the lifespan ends
+(models are stopped), and the process with it. A thread of its own sees to it that all this ends in
+time, whatever blocks. A second signal ends the process at once.
 
 A supervisor keeps the worker processes. It asks nothing of them but that they live: a worker whose
 imports hold the interpreter's lock for minutes is no reason to kill it. One that ends is replaced.
@@ -24,7 +25,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +40,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from modelserve.app import ModelServer
+from modelserve.connections import StalledConnections, has_request, mended
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS
 from modelserve.loader import users_traceback
@@ -54,6 +56,8 @@ CANNOT_START: Final = 3
 
 # How long after `drain_timeout` the process is gone: less than the 2 s that are promised.
 _LONGEST_END: Final = CLEANUP_AFTER_DRAIN + 0.3
+# How long a connection without a request has, once the listener is closed, to make one.
+_LAST_CALL: Final = 0.2
 _STEADY_SECONDS: Final = 10.0
 _LONGEST_PAUSE: Final = 30.0
 
@@ -146,6 +150,7 @@ class Server(uvicorn.Server):
             (math.inf if seconds is None else seconds for seconds in timeouts),
             default=DEFAULTS.drain_timeout or 0.0,
         )
+        self._stalled = StalledConnections(self.server_state.connections, self._send_seconds())
         self._alone = alone
         self._on_start = on_start
         self._loop: asyncio.AbstractEventLoop
@@ -206,14 +211,20 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, the connections as each one's answer ends, and the application."""
+        late = _accept_all(sockets or ())
         for closable in (*self.servers, *(sockets or ())):
             closable.close()
+        await self._answer_late(late)
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
         await self._connections_ended()
         await self.lifespan.shutdown()
         if any(serving.flights or serving.workers.running for serving in self._servings):
             self._leave()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._stalled.look(monotonic())
+        return await super().on_tick(counter)
 
     def _begin_to_drain(self) -> None:
         for serving in self._servings:
@@ -231,6 +242,28 @@ class Server(uvicorn.Server):
         finally:
             self.should_exit = True
 
+    async def _answer_late(self, accepted: Iterable[socket.socket]) -> None:
+        """Serve those whose connection was made in time, so that none is reset unanswered."""
+        now = monotonic()
+        ends = max(min(now + _LAST_CALL, self._signalled_at + self.drain_seconds), now + 0.05)
+        serving = [self._loop.create_task(self._serve_accepted(sock)) for sock in accepted]
+        await asyncio.sleep(0)
+        while monotonic() < ends:
+            made = all(task.done() for task in serving)
+            if made and all(map(has_request, self.server_state.connections)):
+                return
+            await asyncio.sleep(0.005)
+
+    async def _serve_accepted(self, sock: socket.socket) -> None:
+        with suppress(OSError):  # ssl.SSLError is one
+            await self._loop.connect_accepted_socket(self._protocol, sock, ssl=self.config.ssl)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
     async def _connections_ended(self) -> None:
         """Wait for what is still being sent, and for requests that are not a `ModelServer`'s."""
         state = self.server_state
@@ -246,6 +279,11 @@ class Server(uvicorn.Server):
                 set(state.tasks), timeout=self._left(self.drain_seconds + CLEANUP_AFTER_DRAIN)
             )
 
+    def _send_seconds(self) -> float:
+        """Return how long a client may read nothing of what it was answered."""
+        limits = [serving.limits.send_timeout for serving in self._servings]
+        return max((seconds for seconds in limits if seconds is not None), default=math.inf)
+
     def _left(self, seconds: float) -> float | None:
         """Return what is left of the seconds since the signal; None is no limit."""
         left = max(0.0, self._signalled_at + seconds - monotonic())
@@ -259,6 +297,17 @@ class Server(uvicorn.Server):
             return f"unix:{name}"
         host = f"[{name[0]}]" if ":" in name[0] else name[0]
         return f"{scheme}://{host}:{name[1]}"
+
+
+def _accept_all(listeners: Iterable[socket.socket]) -> list[socket.socket]:
+    """Take the connections that wait to be accepted: closing the listener would reset them."""
+    accepted = []
+    for listener in listeners:
+        listener.setblocking(False)
+        with suppress(OSError):
+            while True:
+                accepted.append(listener.accept()[0])
+    return accepted
 
 
 # --- one process --------------------------------------------------------------------------------
@@ -300,6 +349,7 @@ def _server(
         raise LoadError(f"The TLS certificate or key cannot be used: {exc}.") from None
     except ImportError as exc:
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
+    config.http_protocol_class = mended(config.http_protocol_class)
     return Server(config, app, alone=alone, on_start=on_start)
 
 

@@ -20,7 +20,10 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("what may go wrong", {"errors", "version"}),
     (
         "bytes, time and threads, each on its own",
-        {"encoders", "lifetime", "threads", "telemetry", "paths", "tensor_data", "loader", "logs"},
+        {
+            *("encoders", "lifetime", "threads", "telemetry", "paths", "tensor_data", "loader"),
+            *("logs", "connections"),
+        },
     ),
     (
         "the numbers, one request, one tensor, the items of another server's stream",

@@ -1,5 +1,6 @@
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -73,8 +74,15 @@ async def block_loop(payload):
 async def pid(payload):
     return {"pid": os.getpid()}
 
+def large(payload):
+    return "x" * 20_000_000
+
+async def endless(payload):
+    while True:
+        yield "x" * 65536
+
 app = ModelServer([Words("words")])
-for function in (block, block_loop, pid):
+for function in (block, block_loop, pid, large, endless):
     app.add_model(function, function.__name__)
 
 async def wait(request):
@@ -150,6 +158,16 @@ class Running:
             yield response
         finally:
             connection.close()
+
+    def send(self, *requests: str, receive_buffer: int | None = None) -> socket.socket:
+        """Send requests over a socket of their own, which the caller closes; read nothing."""
+        sock = socket.socket()
+        sock.settimeout(10)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect(("127.0.0.1", self.port))
+        sock.sendall("".join(requests).encode())
+        return sock
 
     def start_asking(self, model: str, path: str | None = None) -> HTTPConnection:
         """Ask, and do not wait for the answer; the connection is closed with the test."""
@@ -234,6 +252,14 @@ def until_draining(running: Running, path: str = "") -> None:
     until(lambda: running.get(f"{path}/v2/health/ready")[0] == 503, within=2)
 
 
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -255,6 +281,88 @@ def test_model_servers() -> None:
     assert set(model_servers(CORSMiddleware(app))) == {one, two}
     assert len(model_servers(app)) == 2
     assert model_servers(endpoint) == []
+
+
+# --- connections --------------------------------------------------------------------------------
+
+every_protocol = pytest.mark.parametrize(
+    "flags", ["--http httptools --loop uvloop", "--http h11 --loop asyncio"]
+)
+
+
+def post(model: str, version: str = "1.1") -> str:
+    head = f"POST /v1/models/{model}:predict HTTP/{version}\r\nhost: x\r\ncontent-length: 2"
+    return f"{head}\r\n\r\n{{}}"
+
+
+@every_protocol
+def test_client_that_leaves_with_requests_waiting_behind_its_first(
+    serve: Serve, flags: str
+) -> None:
+    running = serve("served.py", *flags.split())
+    client = running.send(post("words"), post("pid"), post("pid"))
+    until(lambda: running.has("asked"))
+    client.close()
+    until(lambda: running.has("finally"), within=5)
+
+
+@every_protocol
+def test_client_that_leaves_during_its_second_request_of_three(serve: Serve, flags: str) -> None:
+    running = serve("served.py", *flags.split())
+    client = running.send(post("pid"), post("words"), post("pid"))
+    until(lambda: running.has("asked"))
+    client.close()
+    until(lambda: running.has("finally"), within=5)
+
+
+@every_protocol
+@pytest.mark.parametrize("model", ["large", "endless"])
+def test_connection_whose_client_reads_nothing_is_closed(
+    serve: Serve, model: str, flags: str
+) -> None:
+    """Though the answer is complete, or cut, as far as the application is concerned."""
+    running = serve("served.py", "--send-timeout", "0.3", *flags.split())
+    with running.send(post(model), receive_buffer=4096) as client:
+        reset = select.poll()
+        reset.register(client, 0)
+        assert reset.poll(5000)
+    assert "Traceback" not in running.log
+
+
+@every_protocol
+def test_client_that_reads_slowly_gets_all(serve: Serve, flags: str) -> None:
+    running = serve("served.py", "--send-timeout", "0.3", *flags.split())
+    with running.send(post("large"), receive_buffer=4096) as client:
+        ends, size = time.monotonic() + 1, 0
+        while time.monotonic() < ends:
+            size += len(client.recv(1 << 14))
+            time.sleep(0.01)
+        while size < 20_000_000:
+            part = client.recv(1 << 20)
+            assert part
+            size += len(part)
+
+
+@every_protocol
+def test_stream_over_http_1_0_is_not_chunked(serve: Serve, flags: str) -> None:
+    running = serve("served.py", *flags.split())
+    running.touch("go")
+    with running.send(post("words", "1.0")) as client:
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b'{"word":0}\n{"word":1}\n{"word":2}\n'
+    assert b"transfer-encoding" not in head.lower()
+    assert "Traceback" not in running.log
+
+
+@every_protocol
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_document_over_http_1_0(serve: Serve, method: str, flags: str) -> None:
+    running = serve("served.py", *flags.split())
+    with running.send(f"{method} /v2/health/live HTTP/1.0\r\n\r\n") as client:
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert answer.endswith(b'{"live":true}' if method == "GET" else b"\r\n\r\n")
+    assert b"content-length: 13" in answer.lower()
 
 
 # --- the drain ----------------------------------------------------------------------------------
@@ -365,6 +473,20 @@ def test_idle_connection_does_not_hold_up_the_end(serve: Serve) -> None:
     assert running.exit_code(within=2) == 0
     assert connection.sock.recv(1) == b""
     connection.close()
+
+
+@pytest.mark.parametrize("flags", ["", "--http h11 --loop asyncio"])
+def test_connection_without_a_request_is_answered_at_the_end(serve: Serve, flags: str) -> None:
+    """One that was accepted in time reads a 503, though the listener has gone meanwhile."""
+    running = serve("served.py", *flags.split())
+    with running.send() as client:
+        running.ask("GET", "/v2/health/live")  # it has been accepted by now
+        running.signal(TERM)
+        until(lambda: not listens(running.port))
+        client.sendall(post("pid").encode())
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert running.exit_code(within=2) == 0
 
 
 def test_load_that_blocks_does_not_hold_up_the_end(start: Serve) -> None:
