@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -352,9 +353,11 @@ def test_the_arguments_are_kserves() -> None:
     assert server._serving.limits.drain_timeout == 12
     assert server._serving.workers.limit == 7
     assert kserve.ModelServer()._serving.limits.drain_timeout == 30
-    ours = kserve.ModelServer(limits=Limits(queue=3, drain_timeout=5), debug=True)
-    assert (ours._serving.limits.queue, ours._serving.limits.drain_timeout) == (3, 5)
-    assert ours._serving.debug
+    assert kserve.ModelServer()._serving.limits.max_body_bytes == math.inf
+    given = Limits(queue=3, drain_timeout=5, max_body_bytes=6)
+    ours = kserve.ModelServer(limits=given, debug=True)._serving
+    assert (ours.limits.queue, ours.limits.drain_timeout, ours.limits.max_body_bytes) == (3, 5, 6)
+    assert ours.debug
     with pytest.raises(TypeError, match="no_such"):
         kserve.ModelServer(no_such=1)
 

@@ -5,13 +5,13 @@ happens at import. Options that mean nothing here are taken, and a warning says 
 """
 
 import asyncio
+import math
 import os
 import signal
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from logging import WARNING, getLogger
 from typing import Any, Final
@@ -173,7 +173,8 @@ class ModelServer(_ModelServer):
             have a `predictor_host` of their own.
         grace_period: Seconds that requests have to finish in when the server stops.
         ssl_certfile: A certificate's file, with `ssl_keyfile`; the port is then 8443, not 8080.
-        options: Arguments of `modelserve.ModelServer`: `limits`, `debug`, `token` and so on.
+        options: Arguments of `modelserve.ModelServer`: `limits`, `debug`, `token` and so on. Bodies
+            may be of any size, as in KServe, unless `limits` says otherwise.
 
     What is left out comes from the command line when `start` is called. The other arguments are
     KServe's, and mean nothing here.
@@ -215,8 +216,7 @@ class ModelServer(_ModelServer):
             "ssl_keyfile": ssl_keyfile,
         }
         limits = options.pop("limits", None) or Limits()
-        if limits.drain_timeout is None:
-            limits = replace(limits, drain_timeout=grace_period)
+        limits = limits.with_defaults(Limits(max_body_bytes=math.inf, drain_timeout=grace_period))
         if max_asyncio_workers is not None:
             options["threads"] = max_asyncio_workers
         self._own = {"registered_models": registered_models, "limits": limits, **options}
