@@ -462,9 +462,17 @@ def _rows_input(payload: Any, columns: list[str] | None) -> Any:
     if rows and isinstance(rows[0], str):
         return rows
     try:
-        return _frame(rows, columns) if _are_objects(rows) else need("numpy").array(rows)
+        table = _frame(rows, columns) if _are_objects(rows) else need("numpy").array(rows)
     except (ValueError, TypeError):
         raise InvalidInput(f'Expected "{key}" to be rows of one kind and one length') from None
+    if is_array(table) and table.dtype.kind in "US" and not _are_text(rows):
+        raise InvalidInput(f'Expected "{key}" not to mix numeric and string values')
+    return table
+
+
+def _are_text(rows: list[Any]) -> bool:
+    """Say whether all values are text; numpy makes text of the numbers that stand beside it."""
+    return all(isinstance(value, str | bytes) for value in flatten(rows))
 
 
 def _are_objects(rows: list[Any]) -> bool:
