@@ -426,7 +426,7 @@ def test_answers_are_those_of_kserve(
     [
         (PREDICT, V1, {"content-type": "application/json; charset=utf-8"}, 500, 200),
         (PREDICT, V1, {"content-type": "application/x-www-form-urlencoded"}, 500, 200),
-        (PREDICT, b'{"instances": [["a", 1, 1, 1]]}', JSON, 500, 500),
+        (PREDICT, b'{"instances": [["a", 1, 1, 1]]}', JSON, 500, 400),
         (PREDICT, None, {}, 404, 405),
         (INFER, v2(shape=[3, 4]), JSON, 500, 400),
         (INFER, v2(data=None), JSON, 422, 400),
