@@ -6,6 +6,7 @@ The package itself configures no logging; only the command line calls `configure
 import json
 import logging
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ import orjson
 from modelserve.errors import ResponseCut, single_cause
 
 __all__ = ["HumanFormatter", "JsonFormatter", "configure", "is_news"]
+
+logger = logging.getLogger("modelserve")
 
 # What every record has, and what uvicorn adds for its own formatter.
 _NOT_EXTRA: Final = frozenset(
@@ -27,7 +30,24 @@ def configure(*, form: str, level: str) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    sys.unraisablehook = _log_unraisable
+    threading.excepthook = _log_end_of_thread
     logging.getLogger("uvicorn.error").addFilter(is_news)
+
+
+def _log_unraisable(failure: "sys.UnraisableHookArgs") -> None:
+    """Log what Python would print, for want of somebody to raise it to (in `__del__`, say)."""
+    text, exc = failure.err_msg or "Exception ignored in", failure.exc_value
+    trace = (failure.exc_type, exc, failure.exc_traceback) if exc is not None else None
+    logger.error("%s: %r", text, failure.object, exc_info=trace)
+
+
+def _log_end_of_thread(failure: threading.ExceptHookArgs) -> None:
+    """Log what has ended a thread, as Python would print it."""
+    exc = failure.exc_value
+    if exc is not None and not isinstance(exc, SystemExit):
+        name = failure.thread.name if failure.thread is not None else "a thread"
+        logger.error("Exception in thread %s", name, exc_info=exc)
 
 
 def is_news(record: logging.LogRecord) -> bool:

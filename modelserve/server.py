@@ -92,7 +92,7 @@ def serve(load: Callable[[], ASGIApp], settings: Settings) -> int:
         if settings.workers > 1:
             launch = partial(_launch, load, settings, listener)
             with _shared_metrics():
-                return _Supervisor(launch, settings.workers).run()
+                return _Supervisor(launch, settings.workers, listener).run()
         return _serve_alone(load, settings, listener)
     finally:
         listener.close()
@@ -457,9 +457,10 @@ class _Worker:
 class _Supervisor:
     """Keep a number of worker processes alive until a signal comes or none can start."""
 
-    def __init__(self, launch: Callable[[], _Worker], count: int) -> None:
+    def __init__(self, launch: Callable[[], _Worker], count: int, listener: socket.socket) -> None:
         self._launch = launch
         self._count = count
+        self._listener = listener
         self._workers: list[_Worker] = []
         self._code: int | None = None
         self._signalled = False
@@ -542,7 +543,11 @@ class _Supervisor:
         logger.warning("Worker %s ended, and is replaced: %s", worker.process.pid, _end(code))
 
     def _stop(self, wake: socket.socket) -> None:
-        """End the workers, each with its own drain, and kill those that overrun."""
+        """End the workers, each with its own drain, and kill those that overrun.
+
+        The listener is theirs alone by now: it is gone with the last of them that answers.
+        """
+        self._listener.close()
         for worker in self._workers:
             worker.send_signal(signal.SIGTERM)
         since = monotonic()

@@ -226,6 +226,26 @@ def test_unusable_certificate(tmp_path: Path, served: str) -> None:
 # --- logs ---------------------------------------------------------------------------------------
 
 
+def test_what_python_only_prints_is_logged(tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(
+        "import threading\n"
+        "class Ill:\n"
+        "    def __del__(self):\n"
+        "        1 / 0\n"
+        "Ill()\n"
+        "thread = threading.Thread(target=int, args=('x',), name='ill')\n"
+        "thread.start()\n"
+        "thread.join()\n"
+    )
+    done = command("served.py", "--log-format", "json", cwd=tmp_path)
+    deleted, ended, told = done.stderr.splitlines()
+    assert "Ill.__del__" in json.loads(deleted)["message"]
+    assert "ZeroDivisionError" in json.loads(deleted)["exception"]
+    assert json.loads(ended)["message"] == "Exception in thread ill"
+    assert "ValueError" in json.loads(ended)["exception"]
+    assert told.startswith("modelserve: ")
+
+
 def record(message: str = "Served %s", *args: object, **extra: Any) -> logging.LogRecord:
     made = logging.makeLogRecord({"name": "modelserve", "levelno": 20, "levelname": "INFO"})
     made.msg, made.args = message, args

@@ -649,6 +649,17 @@ def test_workers_drain(serve: Serve, sig: signal.Signals) -> None:
     assert "Traceback" not in running.log
 
 
+def test_listener_is_closed_with_the_last_worker_that_answers(serve: Serve, tmp_path: Path) -> None:
+    """Not with the process: a connection that nobody will accept is refused, not kept waiting."""
+    stop = "def stop(self):\n        (HERE / 'stopping').touch()\n        time.sleep(60)"
+    source = SERVED.replace("def stop(self):", f"{stop}\n", 1)
+    (tmp_path / "served.py").write_text(source)
+    running = serve("served.py", "--workers", "2")
+    running.signal(TERM)
+    until(lambda: running.has("stopping"))
+    until(lambda: not listens(running.port), within=1)
+
+
 def test_worker_whose_handler_blocks(serve: Serve) -> None:
     running = serve_with_workers(serve, "--drain-timeout", "0.5")
     connection = running.start_asking("block_loop")

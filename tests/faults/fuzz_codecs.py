@@ -3,8 +3,12 @@
     pip install atheris
     python tests/faults/fuzz_codecs.py v2-json -max_total_time=120
     python tests/faults/fuzz_codecs.py all -max_total_time=600 corpus/
+    for target in $(python tests/faults/fuzz_codecs.py targets); do
+        python tests/faults/fuzz_codecs.py $target -max_total_time=60 || break
+    done
 
-The first argument is one of the targets, or `all`; the others are libFuzzer's. It ends at the first
+The first argument is one of the targets, or `all` of them by turns, or `targets` for their names;
+the others are libFuzzer's. It ends at the first
 failure and writes the input that caused it to `crash-*`; give that file as an argument to see it
 again. Each target says in its docstring what has to hold.
 """
@@ -27,11 +31,14 @@ except ImportError:
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 with atheris.instrument_imports(include=["modelserve"]):
-    from modelserve import encoders, generate, paths, v1
+    from modelserve import decoders, encoders, generate, paths, v1, v2
+    from modelserve.cloudevents import EventSettings, around
+    from modelserve.decoders import Failure, Reader
     from modelserve.encoders import ServerSentEvent
-    from modelserve.errors import InvalidInput, NestedTooDeep
+    from modelserve.errors import InvalidInput, NestedTooDeep, NotAcceptable
     from modelserve.protocols import Named, encode_value
-    from modelserve.requests import Request
+    from modelserve.requests import HookHeaders, Request
+    from modelserve.responses import Header
     from modelserve.tensors import (
         InferOutput,
         InferRequest,
@@ -397,6 +404,175 @@ def fuzz_ndjson(source: Source) -> None:
     assert failure.count(b"\n") == 1 and list(json.loads(failure)) == ["error"]
 
 
+# --- the items of another server's stream -------------------------------------------------------
+
+
+def fuzz_pieces(source: Source) -> None:
+    """Where the bytes of a stream are cut does not matter; what cannot be read is a ValueError."""
+    data = source.bytes(200) if source.chance(2) else lines(source)
+    cuts = sorted(source.count(len(data)) for _ in range(source.count(6)))
+    pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    singly = [data[n : n + 1] for n in range(len(data))]
+    for reader in (decoders.LineReader, decoders.EventReader):
+        whole = read(reader(), [data])
+        assert read(reader(), pieces) == whole, (reader, data, pieces)
+        assert read(reader(), singly) == whole, (reader, data)
+    text = data.decode("utf-8", "replace")
+    assert "".join(read(decoders.TextReader(), pieces)) == text
+    assert b"".join(read(decoders.ChunkReader(), pieces)) == data
+
+
+def lines(source: Source) -> bytes:
+    """Something like a stream, with any of the ends that a line may have."""
+    names = ("data", "data", "event", "id", "retry", "", "dat", "\ufeffdata")
+    written = b""
+    for _ in range(source.count(8)):
+        line = source.one_of((b"", b"{", b"[1]", b'{"error":"x"}', b"data", source.bytes()))
+        if source.chance(2):
+            value = source.one_of((source.any_text(), "1", "error", "[1]", '{"error":"x"}'))
+            field = source.one_of(names) + source.one_of((":", ": ", "")) + value
+            line = field.encode("utf-8", "surrogatepass")
+        written += line + source.one_of((b"\n", b"\r", b"\r\n", b"\n\n"))
+    return written
+
+
+def read(reader: Reader, pieces: list[bytes]) -> list[Any]:
+    """Return the items, the last of them the type of the error where there is one."""
+    items: list[Any] = []
+    try:
+        for piece in pieces:
+            items += map(comparable, reader.feed(piece))
+        items += map(comparable, reader.finish())
+    except ValueError:
+        return [*items, ValueError] if not isinstance(reader, decoders.LineReader) else []
+    return items
+
+
+def comparable(item: Any) -> Any:
+    if isinstance(item, ServerSentEvent):
+        return (item.data, item.event, item.id, item.retry)
+    return item
+
+
+def fuzz_read_back(source: Source) -> None:
+    """What the encoders write is read back as it was."""
+    values = [source.one_of((source.value(), source.text())) for _ in range(source.count(4))]
+    values = [value for value in values if fits_json(value)]
+    told = source.text()
+    for encoder, reader in (
+        (encoders.NDJSON, decoders.LineReader()),
+        (encoders.SSE, decoders.EventReader()),
+    ):
+        assert encoder.failure is not None and encoder.idle is not None
+        idle = encoder.idle if source.chance(2) else b""
+        written = idle.join(encoder.encode(value) for value in values) + encoder.failure(told)
+        items = read(reader, [written])
+        assert items.pop() == Failure({"error": told}), written
+        assert len(items) == len(values), written
+        for item, value in zip(items, values, strict=True):
+            if isinstance(item, Failure):  # a record of an error is what a value may look like
+                assert item.document == value
+            elif encoder is encoders.NDJSON:
+                assert same(item, value), (item, value)
+            else:
+                assert same(item[0], value) or as_read(item[0]) == as_read(value), (item, value)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare JSON values; a number may have come back as another type."""
+    return bool(json.dumps(one) == json.dumps(other) or one == other)
+
+
+def as_read(value: Any) -> Any:
+    """Return a value as it is known once its text was data: no strings apart from their JSON."""
+    if not isinstance(value, str):
+        value = encoders.to_json(value).decode()
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
+    with suppress(ValueError):
+        return json.loads(value)
+    return value
+
+
+# --- CloudEvents --------------------------------------------------------------------------------
+
+CODECS = (v1.CODEC, v2.INFER, generate.GENERATE)
+NAMES = ("specversion", "id", "source", "type", "time", "datacontenttype", "subject", "x", "a\xe9")
+REQUIRED = ("specversion", "id", "source", "type")
+
+
+def fuzz_cloudevents(source: Source) -> None:
+    """Any event is a payload or a 400, and the answer to one is an event of the same mode."""
+    codec = source.one_of(CODECS)
+    merged = EventSettings(merge=source.chance(2))
+    structured = source.chance(2)
+    data = source.one_of((source.value(), v2_document(source, binary=False)))
+    attributes = {"specversion": "1.0", "id": "1", "source": "s", "type": "t"}
+    for _ in range(source.count(4)):
+        attributes[source.one_of(NAMES)] = source.or_any(source.text())
+    request, body = (structured_event if structured else binary_event)(source, attributes, data)
+    outer = around(codec, request, merged)
+    try:
+        payload = outer.decode(body, request, NAMED)
+        outer.check(payload)
+    except InvalidInput:
+        return
+    own = source.one_of((None, HookHeaders({"content-type": "text/plain"}), HookHeaders(raw=[])))
+    value = source.one_of((source.value(), source.text(), source.bytes(), b"{", payload))
+    if isinstance(value, InferRequest):
+        outputs = [InferOutput(t.name, t.shape, t.datatype, t.data) for t in value.inputs]
+        value = InferResponse("1", "m", outputs)
+    with suppress(InvalidInput, NestedTooDeep, TypeError, ValueError):  # what no answer can hold
+        headers, buffers = outer.encode(value, request, payload, own, NAMED)
+        look_at_answer(headers, b"".join(bytes(piece) for piece in buffers), structured)
+    with suppress(InvalidInput, NestedTooDeep, NotAcceptable, TypeError, ValueError):
+        form = outer.form(request, payload, own, NAMED)
+        encoder = form.encoder(value, empty=False)
+        chunk = encoder.encode(value)
+        if encoder.join is not None:
+            chunk = encoder.join([chunk])
+            if structured and own is None:
+                look_at_answer([(b"content-type", encoder.media_type.encode())], chunk, True)
+
+
+def structured_event(source: Source, attributes: Any, data: Any) -> tuple[Request, bytes]:
+    member = {"data": data}
+    if source.chance(3):
+        member = {"data_base64": source.or_any(source.one_of(("e30=", "", "eA==", "x")))}
+    document = source.or_any({**attributes, **({} if source.chance(16) else member)})
+    content_type = source.one_of((b"", b"; charset=utf-8"))
+    headers = [(b"content-type", b"application/cloudevents+json" + content_type)]
+    headers += accepting(source)
+    return Request({"headers": headers}), json.dumps(document).encode()
+
+
+def binary_event(source: Source, attributes: Any, data: Any) -> tuple[Request, bytes]:
+    headers = [
+        (f"ce-{name}".encode("latin-1"), str(value).encode("utf-8", "surrogatepass"))
+        for name, value in attributes.items()
+    ]
+    headers += [(b"content-type", source.one_of(TYPES).encode()), *accepting(source)]
+    body = source.bytes(40) if source.chance(3) else json.dumps(data).encode()
+    return Request({"headers": headers}), body
+
+
+def accepting(source: Source) -> list[Header]:
+    types = ("application/cloudevents+json", *MEDIA_TYPES)
+    return [(b"accept", source.one_of(types).encode())] if source.chance(2) else []
+
+
+def look_at_answer(headers: list[Header], body: bytes, structured: bool) -> None:
+    for _, value in headers:
+        assert value.isascii() and value.decode().isprintable(), headers
+    if not structured:
+        assert {f"ce-{name}".encode() for name in REQUIRED} <= dict(headers).keys() or (
+            b"ce-specversion" not in dict(headers)  # it was no event, after all
+        )
+        return
+    document = json.loads(body)
+    assert set(REQUIRED) <= document.keys()
+    assert ("data" in document) is not ("data_base64" in document)
+
+
 # --- paths --------------------------------------------------------------------------------------
 
 
@@ -435,6 +611,9 @@ TARGETS: dict[str, Callable[[Source], None]] = {
     "accept": fuzz_accept,
     "sse": fuzz_sse,
     "ndjson": fuzz_ndjson,
+    "pieces": fuzz_pieces,
+    "read-back": fuzz_read_back,
+    "cloudevents": fuzz_cloudevents,
     "paths": fuzz_paths,
 }
 _HEAD = (
@@ -455,6 +634,9 @@ SEEDS = (
 def main() -> None:
     """Run the target that the command line names, until libFuzzer ends the process."""
     name, *options = sys.argv[1:] or [""]
+    if name == "targets":
+        print(*TARGETS)
+        return
     if name not in (*TARGETS, "all"):
         sys.exit(f"{__doc__}\nTargets: {', '.join(TARGETS)}, all")
     targets = list(TARGETS.values())
