@@ -43,7 +43,9 @@ __all__ = ["InferInput", "InferOutput", "RequestedOutput"]
 LENGTH_HEADER: Final = "inference-header-content-length"
 
 _SIZE: Final = "binary_data_size"
+_SHARED: Final = "shared_memory_region"
 _SCALARS: Final = frozenset({str, int, float, bool})
+_NOT_SHARED: Final = "is in shared memory (Triton's extension), which there is not here"
 _BUFFERS: Final = bytes | bytearray | memoryview
 
 
@@ -373,6 +375,8 @@ def _read_output(entry: Any, where: str) -> RequestedOutput:
     owner = f"Output {short(name)}"
     parameters = read_parameters(entry, owner, fault=InvalidInput) or {}
     expect_flag(parameters, "binary_data", owner)
+    if _SHARED in parameters:
+        raise InvalidInput(f"{owner} {_NOT_SHARED}.")
     return RequestedOutput(name, parameters)
 
 
@@ -414,6 +418,8 @@ def _read_head(kind: type[_AnyTensor], entry: Any, where: str) -> _AnyTensor:
 
 def _read_data(tensor: _Tensor, data: Any, tail: memoryview | None) -> memoryview | None:
     """Give a tensor its data, and return what of `tail` is left for the next."""
+    if _SHARED in (tensor.parameters or {}):
+        raise Misfit(_NOT_SHARED)
     size = (tensor.parameters or {}).pop(_SIZE, None)
     if data is None and size is None:
         raise Misfit('has no "data"')

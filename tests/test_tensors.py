@@ -359,6 +359,17 @@ BAD_DOCUMENTS = [
         b'{"inputs":[],"outputs":[{"name":"a","parameters":[]}]}',
         "^Output 'a' has \"parameters\" that are not an object",
     ),
+    (
+        b'{"inputs":[],"outputs":[{"name":"a","parameters":{"shared_memory_region":"r"}}]}',
+        "^Output 'a' is in shared memory",
+    ),
+    (
+        (
+            b'{"inputs":[{"name":"x","shape":[1],"datatype":"INT8",'
+            b'"parameters":{"shared_memory_region":"r","shared_memory_byte_size":1}}]}'
+        ),
+        "^Input 'x' is in shared memory",
+    ),
     (b'{"inputs":[5]}', r"^Expected inputs\[0\] to be a JSON object$"),
     (b'{"inputs":[{}]}', r'^Expected inputs\[0\] to have a "name" that is a string$'),
     (b'{"inputs":[{"name":1}]}', r'^Expected inputs\[0\] to have a "name" that is a string$'),
