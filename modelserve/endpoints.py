@@ -148,12 +148,15 @@ async def run_model(serving: Serving, target: Target, request: Request, reply: R
         flight.phase = Phase.QUEUE  # where the model is still loading
         await serving.usable(entry)
         flight.phase = Phase.BODY
+    limit = entry.max_body_bytes
     if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
         codec = around(codec, request, serving.events)
+        if codec.protocol == "v2" and request.has(b"inference-header-content-length"):
+            limit = entry.max_binary_bytes
     plan = entry.plans[target.hook]
     if plan.streams and not plan.wants_response_headers:
         _check_acceptable(codec, request, named)
-    body = await read_body(request.receive, entry.max_body_bytes, request.get(b"content-length"))
+    body = await read_body(request.receive, limit, request.get(b"content-length"))
     flight.receive = request.receive
     if flight.watched:
         flight.watch()

@@ -19,7 +19,7 @@ from modelserve.errors import Overloaded, ServingError
 from modelserve.lifetime import Deadlines
 from modelserve.telemetry import Gauge
 
-__all__ = ["Admission", "Gate", "Limits"]
+__all__ = ["BINARY_BYTES", "Admission", "Gate", "Limits"]
 
 MEBIBYTE: Final = 1 << 20
 _MAY_BE_ZERO: Final = ("queue", "max_body_bytes", "max_collected_bytes", "drain_timeout")
@@ -42,7 +42,8 @@ class Limits:
     Args:
         concurrency: Requests that run at the same time.
         queue: Requests that may wait for a slot; more are refused with 503.
-        max_body_bytes: Bytes of a request's body; more is a 413.
+        max_body_bytes: Bytes of a request's body; more is a 413. Unless it is set, a body of
+            binary tensors (V2) may have 1 GiB, any other 64 MiB.
         max_collected_bytes: Bytes of a stream that is sent as one document; more is a 500.
         first_item_timeout: Seconds from admission to the first item or the answer.
         idle_timeout: Seconds between two items.
@@ -105,6 +106,7 @@ class Limits:
         return getattr(self, name) is None
 
 
+BINARY_BYTES: Final = 1024 * MEBIBYTE  # of a body of binary tensors, where no limit is set
 DEFAULTS: Final = Limits(
     concurrency=math.inf,
     queue=1000,

@@ -15,7 +15,7 @@ import anyio
 
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.inference import call_hook
-from modelserve.limits import DEFAULTS, Gate, Limits
+from modelserve.limits import BINARY_BYTES, DEFAULTS, Gate, Limits
 from modelserve.model import (
     HOOKS,
     Model,
@@ -84,9 +84,12 @@ class Entry:
         self.model = model
         self.is_awaited = False
         own = model.limits or Limits()
-        self.limits = own.within(limits).with_defaults(DEFAULTS)
+        both = own.within(limits)
+        self.limits = both.with_defaults(DEFAULTS)
         self.deadlines = self.limits.deadlines()
         self.max_body_bytes = _or_none_at_all(self.limits.max_body_bytes)
+        unset = both.max_body_bytes is None
+        self.max_binary_bytes = BINARY_BYTES if unset else self.max_body_bytes
         self.series = telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = Streaming(

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelserve import InvalidInput, Model, ModelServer, ServerSentEvent
+from modelserve import InvalidInput, Limits, Model, ModelServer, ServerSentEvent
 from modelserve.tensors import InferOutput, InferRequest, InferResponse
 from modelserve.testing import Response, exchange, lifespan, request
 from modelserve.version import __version__
@@ -990,3 +990,30 @@ async def test_an_index_that_is_asked_for_nonsense(body: bytes) -> None:
     response = await request(ModelServer(), "POST", "/v2/repository/index", body=body)
     assert response.status == 400
     assert list(response.json()) == ["error"]
+
+
+# --- how large a body may be --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "path", "headers", "status"),
+    [
+        (Limits(), "/v2/models/m/infer", {"inference-header-content-length": "2"}, 400),
+        (Limits(), "/v2/models/m/infer", {}, 413),
+        (Limits(), "/v1/models/m:predict", {"inference-header-content-length": "2"}, 413),
+        (
+            Limits(max_body_bytes=64 << 20),
+            "/v2/models/m/infer",
+            {"inference-header-content-length": "2"},
+            413,
+        ),
+    ],
+)
+async def test_binary_tensors_may_be_larger_unless_a_limit_is_set(
+    limits: Limits, path: str, headers: dict[str, str], status: int
+) -> None:
+    """The length is all that is looked at: the body that it announces is never sent."""
+    app = ModelServer([Echo("m")], limits=limits)
+    headers = headers | {"content-length": str(100_000_000)}
+    response = await request(app, "POST", path, body=b"{}", headers=headers)
+    assert response.status == status
