@@ -17,7 +17,7 @@ from modelserve.inference import PLAIN, Call, infer
 from modelserve.lifetime import Phase
 from modelserve.protocols import Codec, Named
 from modelserve.registry import Entry, State
-from modelserve.requests import HookHeaders, Request, read_body
+from modelserve.requests import HookHeaders, Request, check_length, read_body, uncompressed
 from modelserve.responses import JSON, Reply
 from modelserve.serving import Serving
 from modelserve.streams import Stream
@@ -152,11 +152,14 @@ async def run_model(serving: Serving, target: Target, request: Request, reply: R
     if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
         codec = around(codec, request, serving.events)
         if codec.protocol == "v2" and request.has(b"inference-header-content-length"):
+            check_length(request.get(b"inference-header-content-length"), limit)  # of its JSON
             limit = entry.max_binary_bytes
     plan = entry.plans[target.hook]
     if plan.streams and not plan.wants_response_headers:
         _check_acceptable(codec, request, named)
     body = await read_body(request.receive, limit, request.get(b"content-length"))
+    if b"content-encoding" in headers:
+        body = uncompressed(body, request.get(b"content-encoding"), limit)
     flight.receive = request.receive
     if flight.watched:
         flight.watch()

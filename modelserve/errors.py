@@ -15,6 +15,7 @@ exception is a 500 whose text stays in the log.
     +-- NotAcceptable                406  no representation that `Accept` allows
     +-- BodyTimeout                  408  the request's body came too slowly
     +-- BodyTooLarge                 413  the request's body is over the limit
+    +-- UnsupportedCoding            415  the request's body has a content coding not known here
     +-- Unauthorized                 401  the bearer token is missing or wrong
     +-- UnsupportedProtocol          501  a protocol, or a part of one, not spoken here
     +-- ServerNotLive                503
@@ -65,6 +66,7 @@ __all__ = [
     "ServingError",
     "Stopped",
     "Unauthorized",
+    "UnsupportedCoding",
     "UnsupportedProtocol",
     "WorkersShouldBeLessThanMaxWorkersError",
     "describe",
@@ -173,6 +175,16 @@ class BodyTooLarge(ServingError):
     """Raised when the request's body is larger than the limit."""
 
     status = 413
+
+
+class UnsupportedCoding(ServingError):
+    """Raised when the request's body has a content coding that is not known here."""
+
+    status = 415
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"accept-encoding": "gzip, deflate"}
 
 
 class Unauthorized(ServingError):

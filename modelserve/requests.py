@@ -3,21 +3,24 @@
 import hmac
 import math
 import os
+import sys
+import zlib
 from collections.abc import MutableMapping
 from itertools import count
 from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
 
-from modelserve.errors import BodyTooLarge, ClientGone, InvalidInput
+from modelserve.errors import BodyTooLarge, ClientGone, InvalidInput, UnsupportedCoding
 from modelserve.lifetime import Deadlines, Receive
 
-__all__ = ["HookHeaders", "Request", "read_body"]
+__all__ = ["HookHeaders", "Request", "check_length", "read_body", "uncompressed"]
 
 Scope = MutableMapping[str, Any]
 
 _NUMBERS: Final = count(int.from_bytes(os.urandom(8)) << 32)  # of requests that bring no id
 _ID_LENGTH: Final = 128
+_GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32  # by what it begins with
 _PRINTABLE: Final = bytes(range(33, 127))
 
 
@@ -98,7 +101,7 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     content length; ClientGone if the client leaves before its end.
     """
     if len(content_length) > 4 or limit < 10_000:
-        _check_length(content_length, limit)
+        check_length(content_length, limit)
     body = bytearray()
     while True:
         try:
@@ -118,7 +121,31 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
             return body
 
 
-def _check_length(content_length: bytes, limit: float) -> None:
+def uncompressed(body: bytes | bytearray, coding: bytes, limit: float) -> bytes | bytearray:
+    """Undo the content coding of a body, gzip or deflate (RFC 9110, 8.4.1).
+
+    Raises UnsupportedCoding for another one, InvalidInput for a body that is not in it, and
+    BodyTooLarge where it grows over the limit, in bytes, before it has.
+    """
+    name = coding.strip().lower()
+    if name in (b"", b"identity"):
+        return body
+    if name not in (b"gzip", b"x-gzip", b"deflate"):
+        raise UnsupportedCoding("The content-encoding of a request may be gzip or deflate.")
+    stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+    try:
+        plain = stream.decompress(body, int(min(limit, sys.maxsize - 1)) + 1)
+    except zlib.error:
+        raise InvalidInput("The request's body does not have its content-encoding.") from None
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not stream.eof or stream.unused_data:
+        raise InvalidInput("The request's body does not end where its content-encoding does.")
+    return plain
+
+
+def check_length(content_length: bytes, limit: float) -> None:
+    """Raise BodyTooLarge for a number of bytes over the limit."""
     if content_length.isdigit() and len(content_length) < 20 and int(content_length) > limit:
         raise _too_large(limit)
 

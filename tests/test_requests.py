@@ -1,6 +1,8 @@
 """One request's headers, id, time limit and body."""
 
+import gzip
 import threading
+import zlib
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -263,6 +265,41 @@ async def test_a_body_over_the_limit_is_refused_as_soon_as_it_is_known(
 @pytest.mark.anyio
 async def test_a_body_without_a_limit() -> None:
     assert await read_body(host(part(b"12", more=False)), float("inf"), b"2") == b"12"
+
+
+@pytest.mark.anyio
+async def test_a_compressed_body_over_the_limit_is_413_before_it_has_grown() -> None:
+    body = gzip.compress(b" " * 100_000)
+    response = await coded(body, "gzip", limits=Limits(max_body_bytes=1000))
+    assert response.status == 413
+
+
+async def coded(body: bytes, coding: str, **settings: Any) -> Any:
+    app = serve(**settings)
+    return await request(app, *PREDICT, body=body, headers={"content-encoding": coding})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("body", "coding", "status"),
+    [
+        (gzip.compress(b"[1]"), "gzip", 200),
+        (gzip.compress(b"[1]"), "X-GZIP", 200),
+        (zlib.compress(b"[1]"), "deflate", 200),
+        (b"[1]", "identity", 200),
+        (b"[1]", "gzip", 400),
+        (b"", "gzip", 400),
+        (gzip.compress(b"[1]")[:-1], "gzip", 400),
+        (gzip.compress(b"[1]") + b"x", "gzip", 400),
+        (gzip.compress(b"[1]"), "br", 415),
+        (gzip.compress(b"[1]"), "gzip, gzip", 415),
+    ],
+)
+async def test_a_compressed_body(body: bytes, coding: str, status: int) -> None:
+    response = await coded(body, coding)
+    assert response.status == status
+    if status == 415:
+        assert response.headers["accept-encoding"] == "gzip, deflate"
 
 
 @pytest.mark.anyio

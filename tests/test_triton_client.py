@@ -164,6 +164,15 @@ def test_a_version(client: Any) -> None:
     assert raised.value.status() == "404"
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_compressed_requests(client: Any, coding: str, binary: bool) -> None:
+    sent = client_module.InferInput("x", [2], "FP32")
+    sent.set_data_from_numpy(np.array([1, 2], np.float32), binary_data=binary)
+    result = client.infer("echo", [sent], request_compression_algorithm=coding)
+    assert result.as_numpy("x").tolist() == [1, 2]
+
+
 def test_requests_at_the_same_time(url: str) -> None:
     with client_module.InferenceServerClient(url, concurrency=8) as client:
         arrays = [np.full((3, 4), number, np.float64) for number in range(40)]

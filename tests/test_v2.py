@@ -1000,6 +1000,7 @@ async def test_an_index_that_is_asked_for_nonsense(body: bytes) -> None:
     [
         (Limits(), "/v2/models/m/infer", {"inference-header-content-length": "2"}, 400),
         (Limits(), "/v2/models/m/infer", {}, 413),
+        (Limits(), "/v2/models/m/infer", {"inference-header-content-length": "99000000"}, 413),
         (Limits(), "/v1/models/m:predict", {"inference-header-content-length": "2"}, 413),
         (
             Limits(max_body_bytes=64 << 20),
