@@ -1,10 +1,11 @@
 """What uvicorn leaves undone about its connections, for the command line.
 
-Three things. Its httptools protocol tells only the last of pipelined requests that the client has
-left, and frames a stream in chunks for an HTTP/1.0 client, which does not know them (RFC 9112, 6.1).
-And neither of its protocols gives up on a client that reads nothing of an answer that the
-application is through with: a whole document that was handed over at once, or the rest of a stream
-that was cut; such a connection would stay, with its buffers, for as long as the client likes.
+Its httptools protocol tells only the last of pipelined requests that the client has left, frames a
+stream in chunks for an HTTP/1.0 client, which does not know them (RFC 9112, 6.1), and stays in
+memory for the rest of its keep-alive time where a connection was reset. And neither of its
+protocols gives up on a client that reads nothing of an answer that the application is through with:
+a whole document that was handed over at once, or the rest of a stream that was cut. Such a
+connection would stay, with its buffers, for as long as the client likes.
 """
 
 import asyncio
@@ -57,6 +58,8 @@ def mended(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            if self.timeout_keep_alive_task is not None:  # it would hold what was reset till then
+                self.timeout_keep_alive_task.cancel()
             for cycle in self._earlier:
                 if not cycle.response_complete:
                     cycle.disconnected = True
@@ -145,5 +148,5 @@ def _in_kernel(transport: Any) -> int:
     try:
         descriptor = transport.get_extra_info("socket").fileno()
         return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
+    except (OSError, ValueError):  # it is closed already
         return 0

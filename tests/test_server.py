@@ -344,6 +344,22 @@ def test_client_that_reads_slowly_gets_all(serve: Serve, flags: str) -> None:
 
 
 @every_protocol
+def test_stream_goes_on_while_its_client_reads_slowly(serve: Serve, flags: str) -> None:
+    """Far less at a time than the kernel would hold back for it."""
+    running = serve("served.py", "--send-timeout", "0.5", *flags.split())
+    with running.send(post("endless"), receive_buffer=1 << 16) as client:
+        ends = time.monotonic() + 2
+        while time.monotonic() < ends:
+            assert client.recv(1 << 15)
+            time.sleep(0.03)
+        size = 0
+        while size < 5_000_000:  # more than was under way
+            part = client.recv(1 << 20)
+            assert part
+            size += len(part)
+
+
+@every_protocol
 def test_stream_over_http_1_0_is_not_chunked(serve: Serve, flags: str) -> None:
     running = serve("served.py", *flags.split())
     running.touch("go")
