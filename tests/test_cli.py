@@ -237,7 +237,7 @@ def test_what_python_only_prints_is_logged(tmp_path: Path) -> None:
         "thread.start()\n"
         "thread.join()\n"
     )
-    done = command("served.py", "--log-format", "json", cwd=tmp_path)
+    done = command("served.py", "--port", "0", "--log-format", "json", cwd=tmp_path)
     deleted, ended, told = done.stderr.splitlines()
     assert "Ill.__del__" in json.loads(deleted)["message"]
     assert "ZeroDivisionError" in json.loads(deleted)["exception"]
