@@ -147,6 +147,8 @@ class _Lines:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the lines that end in this piece."""
+        if not chunk:
+            return []
         if self._after_cr:
             chunk = chunk.removeprefix(b"\n")
         self._after_cr = chunk.endswith(b"\r")

@@ -938,3 +938,10 @@ def test_text_and_pieces() -> None:
 def test_lines_that_are_no_json(data: bytes) -> None:
     with pytest.raises(ValueError):
         list(LineReader().feed(data))
+
+
+def test_an_empty_piece_between_cr_and_lf_is_no_end_of_a_line() -> None:
+    reader = EventReader()
+    pieces = [b"data: a\r", b"", b"\ndata: b\r\n\r\n"]
+    items = [item for piece in pieces for item in reader.feed(piece)]
+    assert [item.data for item in items] == ["a\nb"]
