@@ -25,8 +25,10 @@ __all__ = ["Stream", "StreamForm", "Streaming"]
 _FIRST: Final = Phase.FIRST  # as globals they are found six times as fast
 _ITEM: Final = Phase.ITEM
 _SEND: Final = Phase.SEND
-# What a stream may run without giving way to other requests. A pause costs 3 us.
-_TURN_SECONDS: Final = 0.002
+# What a stream may run without giving way to other requests. A pause costs 3 us. It has to be more
+# than the interpreter's switch interval, 5 ms: a pause lets go of its lock for too short a time to be
+# taken by a thread that waits for it, and begins that thread's 5 ms anew.
+_TURN_SECONDS: Final = 0.006
 _COALESCED_BYTES: Final = 1 << 16
 _UNBUFFERED: Final[tuple[Header, ...]] = (
     (b"cache-control", b"no-cache"),

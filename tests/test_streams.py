@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import functools
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -433,3 +434,36 @@ async def test_explain_streams_too() -> None:
     app = serve(asynchronous, explain=synchronous)
     response = await request(app, "POST", "/v1/models/m:explain", json=[3])
     assert response.chunks == [b'{"n":3}\n']
+
+
+# --- threads beside a stream that never waits ----------------------------------------------------
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+async def test_a_thread_gets_its_share_beside_a_restless_stream(accept: str) -> None:
+    app, going = ModelServer(), threading.Event()
+    used = []
+
+    @app.model("restless")
+    async def restless(payload: Any) -> AsyncIterator[str]:
+        going.set()
+        while True:
+            yield ""
+
+    @app.model("work")
+    def work(payload: Any) -> Any:
+        going.wait()
+        began, cpu_began = time.monotonic(), time.thread_time()
+        while time.thread_time() - cpu_began < 0.2:
+            sum(range(1000))
+        used.append(0.2 / (time.monotonic() - began))
+        return {}
+
+    async with exchange(
+        app, "POST", "/v1/models/restless:predict", json={}, headers={"accept": accept}
+    ) as client:
+        with anyio.fail_after(50):
+            assert (await request(app, "POST", "/v1/models/work:predict", json={})).status == 200
+        client.hang_up()
+        await client.ended()
+    assert used[0] > 0.15
