@@ -373,7 +373,7 @@ class ShieldedFlight(Flight):
 class ScopedFlight(Flight):
     """One request in flight under trio: a task group, two scopes, the walk driven by hand."""
 
-    __slots__ = ("_farewell_said", "_group", "_inner", "_outer")
+    __slots__ = ("_farewell_said", "_group", "_inner", "_outer", "told_in")
 
     is_native: ClassVar[bool] = False
     _group: anyio.abc.TaskGroup
@@ -383,6 +383,7 @@ class ScopedFlight(Flight):
     def __init__(self, register: "Flights", arrived: float) -> None:
         super().__init__(register, arrived)
         self._farewell_said: anyio.Event | None = None
+        self.told_in: list[Any] | None = None
 
     def begin(self, walk: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
         return self._run_in_scopes(walk)
@@ -426,10 +427,23 @@ class ScopedFlight(Flight):
     def begin_clean_up(self) -> None:
         """Shield the walk from a cancellation that it was told of, or need not be told of."""
         if self.reason is not None and not self._inner.shield:
+            from trio.lowlevel import current_task
+
+            self.note_told(current_task())
             self._inner.shield = True
             if self._inner.deadline == math.inf:
                 bound = self._register.cleanup_bound(self.deadlines.cleanup_timeout)
                 self._inner.deadline = anyio.current_time() + bound
+
+    def note_told(self, task: Any) -> None:
+        """Remember the nurseries that the walk is in when it is told: those are cancelled too."""
+        if self.told_in is None:
+            self.told_in = list(task.child_nurseries)
+
+    def note_if_told(self, task: Any) -> None:
+        """Note a cancellation that has been sent, unless a shield of the walk's own hides ours."""
+        if self.is_visible_to(task):
+            self.note_told(task)
 
     def is_visible_to(self, task: Any) -> bool:
         """Say whether no shield of the walk's own hides the cancellation from where a task is.
@@ -657,21 +671,22 @@ def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any,
     """Drive the walk by hand: trio sends a cancellation as an outcome, not as an exception.
 
     The shield goes up at the first await after the cancellation was sent: any earlier, and a scope
-    that the walk is in at that moment would take the cancellation for its own. A nursery of the
-    walk's is such a scope: the shield is down while one ends.
+    that the walk is in at that moment would take the cancellation for its own. A nursery that the
+    walk is in then is such a scope: the shield is down while one ends. One that its clean-up opens
+    is not.
     """
     from outcome import Error
     from trio import Cancelled
     from trio.lowlevel import current_task
 
     task = current_task()
-    step, value, is_told = walk.send, None, False
+    step, value = walk.send, None
     while True:
         try:
             trap = step(value)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
-        if is_told and not _is_leaving_nursery(task):
+        if flight.told_in is not None and not _is_leaving_nursery(task, flight.told_in):
             flight.begin_clean_up()
         try:
             step, value = walk.send, (yield trap)
@@ -680,15 +695,15 @@ def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any,
         else:
             if flight.reason is None:
                 continue
-            if _is_leaving_nursery(task):
-                is_told = True
+            if _is_leaving_nursery(task, flight.told_in):
+                flight.note_told(task)
                 flight.lower_shield()
             elif isinstance(value, Error) and isinstance(value.error, Cancelled):
-                is_told |= flight.is_visible_to(task)
+                flight.note_if_told(task)
 
 
-def _is_leaving_nursery(task: Any) -> bool:
-    """Say whether a task is at the end of the innermost of its nurseries.
+def _is_leaving_nursery(task: Any, among: list[Any] | None) -> bool:
+    """Say whether a task is at the end of the innermost of its nurseries, if that is one of these.
 
     Nothing public tells it. Should these names go away, a handler whose nursery swallows the
     cancellation is cancelled again after `cleanup_timeout`, no worse.
@@ -697,6 +712,8 @@ def _is_leaving_nursery(task: Any) -> bool:
     if not nurseries:
         return False
     innermost = nurseries[-1]
+    if among is not None and innermost not in among:
+        return False
     return bool(
         getattr(innermost, "_parent_waiting_in_aexit", False)
         or getattr(innermost, "_closed", False)

@@ -599,3 +599,69 @@ async def test_a_stream_that_polls_is_idle_all_the_same() -> None:
     app = serve(predict, limits=Limits(idle_timeout=0.05))
     response = await request(app, *PREDICT, json=[], headers=NDJSON)
     assert b"idle_timeout" in response.chunks[-1]
+
+
+# --- clean-up in task groups of its own ----------------------------------------------------------
+
+
+async def clean_up_in_group(steps: Steps) -> None:
+    """As anyio.connect_tcp does, and httpx with it: the first to succeed cancels the others."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep, 60)
+        await anyio.sleep(0.001)
+        group.cancel_scope.cancel()
+    async with anyio.create_task_group() as group:
+        group.start_soon(steps.clean_up)
+
+
+async def test_clean_up_in_a_task_group_of_its_own() -> None:
+    steps = Steps()
+
+    async def predict(payload: Any) -> Any:
+        try:
+            steps.started.set()
+            await anyio.sleep(60)
+        finally:
+            await clean_up_in_group(steps)
+
+    async with exchange(serve(predict), *PREDICT, json=[]) as client:
+        await steps.started.wait()
+        client.hang_up()
+        await client.ended()
+    assert steps.is_clean
+
+
+async def test_clean_up_of_a_stream_in_a_task_group_of_its_own() -> None:
+    steps = Steps()
+
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield "x"  # the walk is told elsewhere
+        finally:
+            await clean_up_in_group(steps)
+
+    async with exchange(serve(predict), *PREDICT, json=[]) as client:
+        await client.head()
+        await client.chunk()
+        client.hang_up()
+        await client.ended()
+    assert steps.is_clean
+
+
+async def test_clean_up_in_a_task_group_inside_of_one_that_is_cancelled() -> None:
+    steps = Steps()
+
+    async def predict(payload: Any) -> Any:
+        async with anyio.create_task_group():
+            steps.started.set()
+            try:
+                await anyio.sleep(60)
+            finally:
+                await clean_up_in_group(steps)
+
+    async with exchange(serve(predict), *PREDICT, json=[]) as client:
+        await steps.started.wait()
+        client.hang_up()
+        await client.ended()
+    assert steps.is_clean
