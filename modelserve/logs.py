@@ -74,12 +74,14 @@ class JsonFormatter(logging.Formatter):
 
 
 class HumanFormatter(logging.Formatter):
-    """Format a record as a line for a terminal; messages say the important part of `extra`."""
+    """Format a record as a line for a terminal; of `extra` messages say what matters but the id."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = _time(record).astimezone().strftime("%H:%M:%S")
         name = record.name.removesuffix(".error")  # uvicorn calls its own so
-        lines = [f"{time} {record.levelname:<7} {name}: {record.getMessage()}"]
+        request_id = getattr(record, "request_id", None)
+        tag = "" if request_id is None else f" [{request_id}]"
+        lines = [f"{time} {record.levelname:<7} {name}: {record.getMessage()}{tag}"]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         if record.stack_info:

@@ -304,6 +304,11 @@ def test_human_line() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d INFO    modelserve: Served echo", line)
 
 
+def test_human_line_names_the_request() -> None:
+    line = logs.HumanFormatter().format(record("Served %s", "echo", request_id="a1-7"))
+    assert line.endswith(": Served echo [a1-7]")
+
+
 def test_human_line_with_an_exception() -> None:
     lines = logs.HumanFormatter().format(failed(ValueError("bad"))).splitlines()
     assert lines[0].endswith("modelserve: Failed")

@@ -1,5 +1,6 @@
 """Real servers in processes of their own, and what can be seen of them from outside."""
 
+import atexit
 import os
 import re
 import socket
@@ -157,6 +158,7 @@ def start(kind: str, app: str, folder: Path, *options: str, readiness: int = 200
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+    atexit.register(process.kill)  # where pytest has forgotten a fixture, after a failed rerun
     server = Server(kind, port, process, Ledger(ledger), log)
     try:
         assert until(lambda: server.readiness() == readiness, seconds=20), server.log

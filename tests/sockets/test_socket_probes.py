@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import statistics
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -49,7 +47,7 @@ PROBES = [
 ]
 GAP = 0.05
 SOON = 0.1
-LOOSE = 0.25  # what one answer may take while others work; the figures printed say more
+GETS = 20  # answered before what others do is over, a second or more; the figures say more
 
 every_probe = pytest.mark.parametrize(("host", "origin"), PROBES)
 every_host = hosts(*HOSTS)
@@ -304,24 +302,21 @@ def stalled_at(server: Server, key: str) -> int:
     return server.ledger.count(key, "item")
 
 
-# Blocking and restless handlers do not stop the server from answering others.
+# Blocking and restless handlers do not stop the server from answering others: while one runs, many
+# answers come. How long each takes tells of the machine as well.
 
 
-def get_times(port: int, *, seconds: float) -> Iterator[float]:
-    """GET over one connection for so long; yield how long each answer took."""
-    end = time.monotonic() + seconds
+def get_times(port: int) -> list[float]:
+    """GET a number of times over one connection; return how long each answer took."""
+    times = []
     with Connection(port) as client:
-        while (begin := time.monotonic()) < end:
+        for _ in range(GETS):
+            begin = time.monotonic()
             client.ask("GET", "/v2/health/live")
             assert client.answer().status == 200
-            yield time.monotonic() - begin
+            times.append(time.monotonic() - begin)
             time.sleep(0.002)
-
-
-def p90_and_p99(times: Iterator[float]) -> tuple[float, float]:
-    """The first tells of the server, which would keep all waiting; the second of the machine too."""
-    quantiles = statistics.quantiles(times, n=100)
-    return quantiles[89], quantiles[98]
+    return times
 
 
 @main_hosts
@@ -334,10 +329,10 @@ def test_other_requests_during_a_blocking_predict(
         one.ask("POST", url("blocking:predict"), json.dumps(plan).encode())
         two.ask("POST", url("sync-generator:predict"), json.dumps(plan).encode())
         server.ledger.wait(key, "start")
-        slow, slowest = p90_and_p99(get_times(server.port, seconds=1.5))
-        figure(f"p99 of a GET during a blocking predict on {host}", slowest)
+        times = get_times(server.port)
+        assert server.ledger.count(key, "end") == 0
+        figure(f"slowest of {GETS} GETs during a blocking predict on {host}", max(times))
         assert one.answer().status == two.answer().status == 200
-    assert slow < LOOSE
 
 
 @main_hosts
@@ -348,22 +343,20 @@ def test_other_requests_during_a_restless_stream(
 ) -> None:
     server = start(host, "streams")
     client = Connection(server.port)
-    plan = {"key": key, "count": 1_500_000}  # more than are made in the time that is measured
+    plan = {"key": key, "count": 1_500_000}
     client.ask("POST", url(f"{model}:predict"), json.dumps(plan).encode(), accept=accept)
     reader = threading.Thread(target=drain, args=[client])
     reader.start()
     server.ledger.wait(key, "start")
-    slow, slowest = p90_and_p99(get_times(server.port, seconds=0.5))
-    figure(f"p99 of a GET during {model} as {accept} on {host}", slowest)
-    running = server.ledger.count(key, "end") == 0
+    times = get_times(server.port)
+    assert server.ledger.count(key, "end") == 0
+    figure(f"slowest of {GETS} GETs during {model} as {accept} on {host}", max(times))
     closed = time.monotonic()
     client.socket.shutdown(2)
     reader.join()
     client.close(reset=True)
     delay = server.ledger.wait(key, "end", seconds=20).time - closed
-    if running:
-        figure(f"from close to `finally`, {model} as {accept} on {host}", delay)
-    assert slow < LOOSE
+    figure(f"from close to `finally`, {model} as {accept} on {host}", delay)
     assert delay < 0.5
 
 
