@@ -93,7 +93,10 @@ class ModelServer:
         except Stopped as reason:
             if not isinstance(reason.__cause__, ServingError | None):
                 number = request.id.decode()
-                logger.error("Request %s failed while it ended", number, exc_info=reason)
+                extra = {"request_id": number}
+                logger.error(
+                    "Request %s failed while it ended", number, exc_info=reason, extra=extra
+                )
         finally:
             flight.farewell = None  # a cycle otherwise, which only the collector would find
             if target is not None and target.codec is not None:  # it ran a model, or would have

@@ -190,13 +190,13 @@ async def run_model(serving: Serving, target: Target, request: Request, reply: R
                 own_headers, buffers = encode(result, request, payload, None, named)
                 await reply.document(200, own_headers, buffers)
                 return
-            call = Call(entry.name, serving.workers)
+            call = Call(entry.name, serving.workers, request_id=request.id)
             call.began[hook.name] = began
             steps = call.settle(hook, result)
         else:
             own = HookHeaders(raw=[]) if plan.wants_response_headers else None
             given = request.headers_for_hooks() if plan.wants_headers else None
-            call = Call(entry.name, serving.workers, given, own)
+            call = Call(entry.name, serving.workers, given, own, request_id=request.id)
             steps = infer(plan, payload, call, codec.check)
         await _respond(_Decoded(entry, codec, request, payload, named), call, steps, reply)
     finally:

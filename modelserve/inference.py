@@ -32,7 +32,16 @@ class Call:
     `seconds` has what each hook took; the time of one that streams or fails runs until `close`.
     """
 
-    __slots__ = ("_open", "began", "headers", "label", "response_headers", "seconds", "workers")
+    __slots__ = (
+        "_open",
+        "began",
+        "headers",
+        "label",
+        "request_id",
+        "response_headers",
+        "seconds",
+        "workers",
+    )
 
     def __init__(
         self,
@@ -40,8 +49,11 @@ class Call:
         workers: Workers,
         headers: MutableHeaders | None = None,
         response_headers: MutableHeaders | None = None,
+        *,
+        request_id: bytes = b"",
     ) -> None:
         self.label = label
+        self.request_id = request_id
         self.workers = workers
         self.headers = headers
         self.response_headers = response_headers
@@ -103,7 +115,8 @@ class Call:
             try:
                 await aclose()
             except Exception as exc:
-                logger.error("Closing a stream of %s failed", self.label, exc_info=exc)
+                extra = {"request_id": self.request_id.decode()}
+                logger.error("Closing a stream of %s failed", self.label, exc_info=exc, extra=extra)
 
     async def _opened(self, result: Any) -> Any:
         """Await what is awaitable; make what iterates an async iterator."""

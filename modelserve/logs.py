@@ -79,9 +79,11 @@ class HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = _time(record).astimezone().strftime("%H:%M:%S")
         name = record.name.removesuffix(".error")  # uvicorn calls its own so
+        message = record.getMessage()
         request_id = getattr(record, "request_id", None)
-        tag = "" if request_id is None else f" [{request_id}]"
-        lines = [f"{time} {record.levelname:<7} {name}: {record.getMessage()}{tag}"]
+        if request_id is not None and request_id not in message:
+            message = f"{message} [{request_id}]"
+        lines = [f"{time} {record.levelname:<7} {name}: {message}"]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         if record.stack_info:

@@ -124,7 +124,9 @@ class Reply:
         if isinstance(exc, ClientGone):
             return
         if not is_expected(exc):
-            logger.error("Request %s failed", self.request_id.decode(), exc_info=exc)
+            number = self.request_id.decode()
+            extra = {"request_id": number}
+            logger.error("Request %s failed", number, exc_info=exc, extra=extra)
         status, sentence, headers = describe(exc, debug=debug)
         self.flight.enter(_SEND)
         await self._tell(status, sentence, headers)

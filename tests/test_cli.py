@@ -307,6 +307,8 @@ def test_human_line() -> None:
 def test_human_line_names_the_request() -> None:
     line = logs.HumanFormatter().format(record("Served %s", "echo", request_id="a1-7"))
     assert line.endswith(": Served echo [a1-7]")
+    line = logs.HumanFormatter().format(record("Request %s failed", "a1-7", request_id="a1-7"))
+    assert line.endswith(": Request a1-7 failed")
 
 
 def test_human_line_with_an_exception() -> None:

@@ -619,3 +619,30 @@ async def test_a_send_that_fails_while_ending_early_is_no_fault(
     with pytest.raises(ResponseCut):
         await app(scope, receive, send)
     assert caplog.records == []
+
+
+# --- what is logged of a failure ----------------------------------------------------------------
+
+
+async def test_what_is_logged_of_a_failure_has_the_id_of_its_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        try:
+            yield {"n": 1}
+            raise RuntimeError("in the middle")
+        finally:
+            raise ValueError("at the end")
+
+    async def postprocess(result: Any) -> Any:
+        await anext(result)
+        raise KeyError("before the stream is closed")
+
+    for hooks in ({}, {"postprocess": postprocess}):
+        await request(serve(predict, **hooks), *PREDICT, json=[], headers={"x-request-id": "r-1"})
+    told = [(record.getMessage(), vars(record)["request_id"]) for record in caplog.records]
+    assert told == [
+        ("Request r-1 failed", "r-1"),
+        ("Closing a stream of m failed", "r-1"),
+        ("Request r-1 failed", "r-1"),
+    ]
