@@ -329,6 +329,7 @@ def test_connection_whose_client_reads_nothing_is_closed(
     assert "Traceback" not in running.log
 
 
+@pytest.mark.slow
 @every_protocol
 def test_client_that_reads_slowly_gets_all(serve: Serve, flags: str) -> None:
     running = serve("served.py", "--send-timeout", "0.3", *flags.split())
@@ -343,6 +344,7 @@ def test_client_that_reads_slowly_gets_all(serve: Serve, flags: str) -> None:
             size += len(part)
 
 
+@pytest.mark.slow
 @every_protocol
 def test_stream_goes_on_while_its_client_reads_slowly(serve: Serve, flags: str) -> None:
     """Far less at a time than the kernel would hold back for it."""
@@ -676,6 +678,7 @@ def test_listener_is_closed_with_the_last_worker_that_answers(serve: Serve, tmp_
     until(lambda: not listens(running.port), within=1)
 
 
+@pytest.mark.slow
 def test_worker_whose_handler_blocks(serve: Serve) -> None:
     running = serve_with_workers(serve, "--drain-timeout", "0.5")
     connection = running.start_asking("block_loop")
@@ -702,6 +705,7 @@ def test_workers_end_with_their_supervisor(serve: Serve, tmp_path: Path) -> None
     until(lambda: not any(map(is_alive, pids(running))), within=3)
 
 
+@pytest.mark.slow
 def test_worker_that_cannot_be_replaced_leaves_the_others(serve: Serve, tmp_path: Path) -> None:
     running = serve_with_workers(serve)
     victim, _ = pids(running)
