@@ -296,20 +296,12 @@ def post(model: str, version: str = "1.1") -> str:
 
 
 @every_protocol
-def test_client_that_leaves_with_requests_waiting_behind_its_first(
-    serve: Serve, flags: str
+@pytest.mark.parametrize("models", [("words", "pid", "pid"), ("pid", "words", "pid")])
+def test_client_that_leaves_with_requests_waiting_behind_the_one_that_runs(
+    serve: Serve, models: tuple[str, ...], flags: str
 ) -> None:
     running = serve("served.py", *flags.split())
-    client = running.send(post("words"), post("pid"), post("pid"))
-    until(lambda: running.has("asked"))
-    client.close()
-    until(lambda: running.has("finally"), within=5)
-
-
-@every_protocol
-def test_client_that_leaves_during_its_second_request_of_three(serve: Serve, flags: str) -> None:
-    running = serve("served.py", *flags.split())
-    client = running.send(post("pid"), post("words"), post("pid"))
+    client = running.send(*map(post, models))
     until(lambda: running.has("asked"))
     client.close()
     until(lambda: running.has("finally"), within=5)
