@@ -19,7 +19,7 @@ import orjson
 
 from modelserve.errors import NestedTooDeep
 
-__all__ = ["Encoder", "ServerSentEvent", "accepts_any_stream", "choose_encoder", "to_json"]
+__all__ = ["Encoder", "ServerSentEvent", "choose_encoder", "to_json"]
 
 _ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian", "64-bit")
 JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
@@ -302,11 +302,6 @@ def named_encoder(accept: str | None) -> Encoder | None:
     if not ranges or ranges[0].name not in (*_NAMES[SSE], *_NAMES[NDJSON]):
         return None
     return _best(ranges[:1], (SSE, NDJSON))
-
-
-def accepts_any_stream(accept: str | None) -> bool:
-    """Say whether any stream at all could be sent under this `Accept`."""
-    return not accept or _best(parse_accept(accept), _ANY_FORM) is not None
 
 
 def not_acceptable() -> str:
