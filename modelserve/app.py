@@ -3,7 +3,6 @@
 One instance owns models, limits and worker threads.
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
@@ -28,8 +27,6 @@ from modelserve.routes import Routes
 from modelserve.serving import Serving
 
 __all__ = ["ModelServer"]
-
-logger = logging.getLogger("modelserve")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,11 +89,7 @@ class ModelServer:
                 await rest
         except Stopped as reason:
             if not isinstance(reason.__cause__, ServingError | None):
-                number = request.id.decode()
-                extra = {"request_id": number}
-                logger.error(
-                    "Request %s failed while it ended", number, exc_info=reason, extra=extra
-                )
+                reply.log("Request %s failed while it ended", reason)
         finally:
             flight.farewell = None  # a cycle otherwise, which only the collector would find
             if target is not None and target.codec is not None:  # it ran a model, or would have

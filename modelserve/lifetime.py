@@ -5,7 +5,7 @@ in flight is watched. Whatever ends one early (client gone, a deadline, the drai
 through one door, `Flight.cancel(reason)`, and user code is told once: the awaits of its clean-up
 complete, within `cleanup_timeout`, after which it is cancelled again until it ends.
 
-Two ways to do that, with one interface:
+Three ways to do that, with one interface:
 
 `Flight`, on asyncio, is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers
 once. The walk is begun by hand: one that never suspends, as a quick predict, is over before anybody
@@ -22,7 +22,7 @@ beside it relays the host's cancellation once.
 driven by hand inside two scopes. The outer one is cancelled; at the first cancellation that is
 seen, the inner one becomes a shield with the bound on clean-up as its deadline.
 
-An exception leaves `run` as itself, never inside a group of ours.
+An exception leaves a flight as itself, never inside a group of ours.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, MutableMapping
 from contextlib import suppress
 from time import monotonic
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
 import anyio
 import anyio.lowlevel
@@ -51,7 +51,6 @@ except (ImportError, KeyError):  # pragma: no cover
 
 __all__ = ["Deadlines", "Flight", "Flights", "Phase"]
 
-T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Farewell = Callable[[Stopped], Coroutine[Any, Any, None]]
 
@@ -92,8 +91,8 @@ class Flight:
     """One request in flight, in the task that the host runs it in.
 
     `phase` and `since` (of `time.monotonic`) are written by the walk as it goes on, and read only
-    by those who watch, while it is suspended. `answered` says that the last event is on its way, `over` that user code
-    has ended.
+    by those who watch, while it is suspended. `answered` says that the last event is on its way,
+    `over` that user code has ended.
     """
 
     __slots__ = (
@@ -651,7 +650,7 @@ def _inside_host_scope() -> bool:
 
 
 @types.coroutine
-def _go_on(walk: Coroutine[Any, Any, T], trap: Any) -> Generator[Any, Any, T]:
+def _go_on(walk: Coroutine[Any, Any, None], trap: Any) -> Generator[Any, Any, None]:
     """Go on with a walk that has suspended: await what it awaits, then the rest of it."""
     while True:
         try:
@@ -659,15 +658,15 @@ def _go_on(walk: Coroutine[Any, Any, T], trap: Any) -> Generator[Any, Any, T]:
         except BaseException as exc:
             try:
                 trap = walk.throw(exc)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
+            except StopIteration:
+                return
         else:
-            result: T = yield from walk
-            return result
+            yield from walk
+            return
 
 
 @types.coroutine
-def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """Drive the walk by hand: trio sends a cancellation as an outcome, not as an exception.
 
     The shield goes up at the first await after the cancellation was sent: any earlier, and a scope
@@ -684,8 +683,8 @@ def _drive(flight: ScopedFlight, walk: Coroutine[Any, Any, T]) -> Generator[Any,
     while True:
         try:
             trap = step(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+        except StopIteration:
+            return
         if flight.told_in is not None and not _is_leaving_nursery(task, flight.told_in):
             flight.begin_clean_up()
         try:

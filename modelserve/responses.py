@@ -124,12 +124,15 @@ class Reply:
         if isinstance(exc, ClientGone):
             return
         if not is_expected(exc):
-            number = self.request_id.decode()
-            extra = {"request_id": number}
-            logger.error("Request %s failed", number, exc_info=exc, extra=extra)
+            self.log("Request %s failed", exc)
         status, sentence, headers = describe(exc, debug=debug)
         self.flight.enter(_SEND)
         await self._tell(status, sentence, headers)
+
+    def log(self, text: str, exc: BaseException) -> None:
+        """Log a failure; the text has a place for the request's id."""
+        number = self.request_id.decode()
+        logger.error(text, number, exc_info=exc, extra={"request_id": number})
 
     async def farewell(self, reason: Stopped) -> None:
         """Tell at once why the request ends early, while user code is still cleaning up."""
@@ -169,7 +172,8 @@ class Reply:
     async def whole(self, status: int, headers: list[Header], body: bytes) -> None:
         """Send the start and all of the body in one go.
 
-        The same as `start` and `body`, in one coroutine instead of five: 3 us of a small request.
+        The same as `start`, `part` and `end`, in one coroutine instead of six: 3 us of a small
+        request.
         """
         headers = [*headers, (b"content-length", b"%d" % len(body)), (_ID, self.request_id)]
         if self.closes_connection:
@@ -202,10 +206,10 @@ class Reply:
         self.flight.answered = False
         return self.event({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def end(self, body: bytes = b"") -> None:
-        """Send the last part of the body."""
+    async def end(self) -> None:
+        """End the body."""
         self.flight.answered = True
-        await self.event({"type": "http.response.body", "body": body, "more_body": False})
+        await self.event({"type": "http.response.body", "body": b"", "more_body": False})
         self.complete = True
         self.flight.phase = _DONE
 
