@@ -20,6 +20,7 @@ from modelserve.errors import (
 )
 from modelserve.lifetime import Receive
 from modelserve.limits import Limits
+from modelserve.quick import DONE, Attempt, try_quickly
 from modelserve.repository import ModelRepository
 from modelserve.requests import Request, Scope
 from modelserve.responses import Reply, Send
@@ -79,11 +80,16 @@ class ModelServer:
             return
         arrived = monotonic()
         target = self._routes.find(scope)
+        attempt = None
+        if target is not None and target.is_quick:
+            attempt = try_quickly(self._serving, target, scope, receive, send, arrived)
+            if attempt is DONE:
+                return
         request = Request(scope, receive)
-        flight = self._serving.flights.open(arrived)
+        flight = self._serving.flights.open(arrived, native=attempt is not None)
         reply = Reply(send, flight, request.id)
         try:
-            rest = flight.begin(self._walk(target, request, reply))
+            rest = flight.begin(self._walk(target, request, reply, attempt))
             if rest is not None:
                 flight.farewell = reply.farewell
                 await rest
@@ -91,19 +97,25 @@ class ModelServer:
             if not isinstance(reason.__cause__, ServingError | None):
                 reply.log("Request %s failed while it ended", reason)
         finally:
-            flight.farewell = None  # a cycle otherwise, which only the collector would find
             if target is not None and target.codec is not None:  # it ran a model, or would have
                 reply.error = flight.reason or reply.error
                 series = reply.series or self._serving.telemetry.unknown
                 seconds = monotonic() - arrived
                 series.record(target.codec.protocol, target.verb, reply, seconds, request.id)
+            flight.farewell = reply.error = None  # cycles otherwise, for the collector to find
         if reply.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
 
-    async def _walk(self, target: Target | None, request: Request, reply: Reply) -> None:
+    async def _walk(
+        self, target: Target | None, request: Request, reply: Reply, attempt: Attempt | None
+    ) -> None:
         """Go through the endpoint; whatever it raises becomes the answer."""
         serving, method = self._serving, request.scope["method"]
         try:
+            if attempt is not None:
+                assert target is not None
+                await attempt.go_on(serving, target, request, reply)
+                return
             if serving.registry.pending:
                 serving.load_pending()
             reply.bodiless = method == "HEAD"

@@ -13,7 +13,7 @@ from modelserve import v2
 from modelserve.cloudevents import around
 from modelserve.encoders import to_json
 from modelserve.errors import ServerNotReady
-from modelserve.inference import PLAIN, Call, infer
+from modelserve.inference import Call, infer
 from modelserve.lifetime import Phase
 from modelserve.protocols import Codec, Named
 from modelserve.registry import Entry, State
@@ -23,7 +23,7 @@ from modelserve.serving import Serving
 from modelserve.streams import Stream
 from modelserve.version import __version__
 
-__all__ = ["Endpoint", "Target"]
+__all__ = ["Decoded", "Endpoint", "Target", "respond", "run_model"]
 
 _FIRST: Final = Phase.FIRST  # as a global it is found six times as fast
 _INDEX_BYTES: Final = 1 << 16
@@ -35,8 +35,9 @@ _EXTENSIONS: Final = ["model_repository_extension", "binary_tensor_data", "gener
 class Target:
     """What a path means.
 
-    `codec` is that of a path that runs a model, `hook` which of its hooks. `always` is for paths
-    that are answered during a drain, `public` for those that need no token.
+    `codec` is that of a path that runs a model, `hook` which of its hooks; `is_quick` says that the
+    quick walk may be tried. `always` is for paths that are answered during a drain, `public` for
+    those that need no token.
     """
 
     methods: Mapping[str, "Endpoint"]
@@ -44,6 +45,7 @@ class Target:
     verb: str = ""
     codec: Codec | None = None
     hook: str = "predict"
+    is_quick: bool = False
     always: bool = False
     public: bool = False
 
@@ -168,8 +170,7 @@ async def run_model(serving: Serving, target: Target, request: Request, reply: R
         reply.series = entry.series
         await serving.usable(entry)
         plan = entry.plans[target.hook]
-    decode, check, encode = codec.decode, codec.check, codec.encode
-    payload = decode(body, request, named)
+    payload = codec.decode(body, request, named)
     del body  # it may be large, and the answer may take long
     admission, gate = serving.admission, entry.gate
     if not admission.enter_nowait(gate):
@@ -178,32 +179,17 @@ async def run_model(serving: Serving, target: Target, request: Request, reply: R
     try:
         reply.admitted = True
         flight.phase = _FIRST
-        flight.since = began = monotonic()
-        if plan.is_direct:  # no `Call` is needed then, nor `infer`: 2 us of a small request
-            check(payload)
-            hook, function = plan.main, plan.main.function
-            try:
-                result = await function(payload)
-            finally:
-                reply.seconds = {hook.name: monotonic() - began}
-            if type(result) in PLAIN and not codec.always_streams:
-                own_headers, buffers = encode(result, request, payload, None, named)
-                await reply.document(200, own_headers, buffers)
-                return
-            call = Call(entry.name, serving.workers, request_id=request.id)
-            call.began[hook.name] = began
-            steps = call.settle(hook, result)
-        else:
-            own = HookHeaders(raw=[]) if plan.wants_response_headers else None
-            given = request.headers_for_hooks() if plan.wants_headers else None
-            call = Call(entry.name, serving.workers, given, own, request_id=request.id)
-            steps = infer(plan, payload, call, codec.check)
-        await _respond(_Decoded(entry, codec, request, payload, named), call, steps, reply)
+        flight.since = monotonic()
+        own = HookHeaders(raw=[]) if plan.wants_response_headers else None
+        given = request.headers_for_hooks() if plan.wants_headers else None
+        call = Call(entry.name, serving.workers, given, own, request_id=request.id)
+        steps = infer(plan, payload, call, codec.check)
+        await respond(Decoded(entry, codec, request, payload, named), call, steps, reply)
     finally:
         admission.leave(gate)
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
     """A request whose payload is known, and what it was decoded by."""
 
     entry: Entry
@@ -213,8 +199,8 @@ class _Decoded(NamedTuple):
     named: Named
 
 
-async def _respond(
-    decoded: _Decoded, call: Call, steps: Coroutine[Any, Any, Any], reply: Reply
+async def respond(
+    decoded: Decoded, call: Call, steps: Coroutine[Any, Any, Any], reply: Reply
 ) -> None:
     """Run the hooks and write what comes of them; then close what they have opened."""
     entry, codec, request, payload, named = decoded

@@ -49,7 +49,7 @@ try:
 except (ImportError, KeyError):  # pragma: no cover
     _states = None
 
-__all__ = ["OVER", "Deadlines", "Flight", "Flights", "Phase", "go_on"]
+__all__ = ["OVER", "Deadlines", "Flight", "Flights", "Phase", "go_on", "runs_natively"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Farewell = Callable[[Stopped], Coroutine[Any, Any, None]]
@@ -531,13 +531,15 @@ class Flights:
     def __iter__(self) -> Iterator[Flight]:
         return iter((*self._young, *self._adopted))
 
-    def open(self, arrived: float) -> Flight:
-        """Return the flight of a new request, of the kind that the running backend needs."""
-        if asyncio._get_running_loop() is None:
-            return ScopedFlight(self, arrived)
-        if (_states or _states is None) and _inside_host_scope():
-            return ShieldedFlight(self, arrived)
-        return Flight(self, arrived)
+    def open(self, arrived: float, *, native: bool = False) -> Flight:
+        """Return the flight of a new request, of the kind that the running backend needs.
+
+        With `native`, `runs_natively` has said so before a hook of the request was begun.
+        """
+        if native or runs_natively():
+            return Flight(self, arrived)
+        kind = ScopedFlight if asyncio._get_running_loop() is None else ShieldedFlight
+        return kind(self, arrived)
 
     def add(self, flight: Flight) -> None:
         """Register a request that has suspended, or may."""
@@ -638,6 +640,13 @@ async def _settled(task: asyncio.Task[None]) -> None:
             await asyncio.wait((task,))
         except asyncio.CancelledError:
             continue
+
+
+def runs_natively() -> bool:
+    """Say whether we are on asyncio, in no cancel scope of a host's: then a walk needs none."""
+    if asyncio._get_running_loop() is None:
+        return False
+    return not ((_states or _states is None) and _inside_host_scope())
 
 
 def _inside_host_scope() -> bool:

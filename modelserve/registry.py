@@ -9,7 +9,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -18,6 +18,7 @@ from modelserve.inference import call_hook
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Gate, Limits
 from modelserve.model import (
     HOOKS,
+    Hook,
     Model,
     Plan,
     as_model,
@@ -28,10 +29,10 @@ from modelserve.model import (
 from modelserve.predictor import disconnect
 from modelserve.repository import ModelRepository
 from modelserve.streams import Streaming
-from modelserve.telemetry import Telemetry
+from modelserve.telemetry import Done, Telemetry
 from modelserve.threads import Workers
 
-__all__ = ["Entry", "Registry", "State"]
+__all__ = ["Direct", "Entry", "Registry", "State"]
 
 logger = logging.getLogger("modelserve")
 
@@ -47,9 +48,17 @@ class State(StrEnum):
     UNLOADING = "UNLOADING"
 
 
+class Direct(NamedTuple):
+    """A hook that the quick walk may run, and what counts its requests."""
+
+    hook: Hook
+    done: Done
+
+
 class Entry:
     """One registered model, with all that registration settled.
 
+    `direct` has what the quick walk needs, for each verb that it may run.
     `is_awaited` says that the model is still to be made, by the repository. `is_retired` says that
     the name has another model by now, or none.
     """
@@ -104,6 +113,8 @@ class Entry:
         }
         check_lifecycle(model)
         self.checks_health = defines(model, "healthy")
+        direct = [] if self.checks_health else [p.main for p in self.plans.values() if p.is_direct]
+        self.direct = {h.name: Direct(h, self.series.done("v1", h.name)) for h in direct}
         self.versions = [str(version) for version in getattr(model, "versions", None) or ()]
         self.needs_loading = model.engine or any(defines(model, h) for h in ("load", "start"))
         if not self.needs_loading:
@@ -154,7 +165,7 @@ class Registry:
         self._limits = limits
         self._telemetry = telemetry
         self._workers = workers
-        self._entries: dict[str, Entry] = {}
+        self.entries: dict[str, Entry] = {}
         self._busy: dict[str, anyio.Lock] = {}
         self.pending: list[Entry] = []
         self.leaving: set[Entry] = set()
@@ -163,10 +174,10 @@ class Registry:
         self.asks_repository = False
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries.values())
+        return iter(self.entries.values())
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries
+        return name in self.entries
 
     def add(self, target: Any, name: str | None = None) -> Entry:
         """Register a model; one of the same name is replaced.
@@ -184,7 +195,7 @@ class Registry:
 
         What is put in under a name that is being loaded is left to whoever loads it.
         """
-        known = self._entries.get(name)
+        known = self.entries.get(name)
         if name not in self._busy and (known is None or known.model is not model):
             same = next((entry for entry in self if entry.model is model), None)
             if same is not None:
@@ -194,25 +205,25 @@ class Registry:
 
     def forget(self, name: str) -> None:
         """Take out a model that its repository has no more; nothing where there is none."""
-        if name in self._entries:
+        if name in self.entries:
             self._leave(self.remove(name))
 
     def expect(self, name: str) -> None:
         """Register a model that is made, by the repository, when it is loaded."""
-        if name not in self._entries:
+        if name not in self.entries:
             self._register(name, None)
 
     def reconfigure(self, limits: Limits, workers: Workers) -> None:
         """Register all models anew, under other limits, before any is loaded."""
         self._limits, self._workers = limits, workers
         anew = {e: self._entry(e.name, None if e.is_awaited else e.model) for e in self}
-        self._entries = {name: anew[entry] for name, entry in self._entries.items()}
+        self.entries = {name: anew[entry] for name, entry in self.entries.items()}
         self.pending = list(anew.values())
 
     def remove(self, name: str) -> Entry:
         """Forget a model. Raises ModelNotFound."""
         entry = self.get(name)
-        del self._entries[name]
+        del self.entries[name]
         return entry
 
     def _register(self, name: str, model: Any) -> Entry:
@@ -227,8 +238,8 @@ class Registry:
         )
 
     def _put(self, name: str, entry: Entry) -> None:
-        old = self._entries.get(name)
-        self._entries[name] = entry
+        old = self.entries.get(name)
+        self.entries[name] = entry
         self.unloaded.pop(name, None)
         entry.is_retired = False
         if old is not None:
@@ -236,7 +247,7 @@ class Registry:
 
     def _leave(self, entry: Entry) -> None:
         """Have an entry stopped that no name leads to any more."""
-        if entry not in self._entries.values():
+        if entry not in self.entries.values():
             entry.is_retired = True
             self.leaving.add(entry)
             if entry in self.pending:
@@ -244,7 +255,7 @@ class Registry:
 
     def get(self, name: str, version: str | None = None) -> Entry:
         """Return a model's entry. Raises ModelNotFound, for an unknown version too."""
-        entry = self._entries.get(name)
+        entry = self.entries.get(name)
         if entry is None:
             raise ModelNotFound(name)
         if version is not None and version not in entry.versions:
@@ -253,7 +264,7 @@ class Registry:
 
     @property
     def names(self) -> list[str]:
-        return list(self._entries)
+        return list(self.entries)
 
     async def all_ready(self) -> bool:
         answers: list[bool] = []
@@ -274,11 +285,11 @@ class Registry:
         """
         rows = [
             self._row(name, entry, version)
-            for name, entry in self._entries.items()
+            for name, entry in self.entries.items()
             for version in entry.versions or [""]
         ]
         rows += [self._row(name, entry, "") for name, entry in self.unloaded.items()]
-        others = [name for name in found if name not in {*self._entries, *self.unloaded}]
+        others = [name for name in found if name not in {*self.entries, *self.unloaded}]
         return rows + [self._row(name, None, "") for name in others]
 
     def _row(self, name: str, entry: Entry | None, version: str) -> dict[str, str]:
@@ -344,7 +355,7 @@ class Registry:
         ModelNotFound, ModelNotReady.
         """
         async with self._alone(name):
-            known = self._entries.get(name) or self.unloaded.get(name)
+            known = self.entries.get(name) or self.unloaded.get(name)
             if await self._is_provided(name):
                 await self._renew(name, known)
             elif known is not None:

@@ -14,11 +14,19 @@ from starlette.datastructures import MutableHeaders
 from modelserve.errors import BodyTooLarge, ClientGone, InvalidInput, UnsupportedCoding
 from modelserve.lifetime import Deadlines, Receive
 
-__all__ = ["HookHeaders", "Request", "check_length", "read_body", "uncompressed"]
+__all__ = [
+    "NUMBERS",
+    "HookHeaders",
+    "Request",
+    "check_length",
+    "read_body",
+    "sane_id",
+    "uncompressed",
+]
 
 Scope = MutableMapping[str, Any]
 
-_NUMBERS: Final = count(int.from_bytes(os.urandom(8)) << 32)  # of requests that bring no id
+NUMBERS: Final = count(int.from_bytes(os.urandom(8)) << 32)  # of requests that bring no id
 _ID_LENGTH: Final = 128
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32  # by what it begins with
 _PRINTABLE: Final = bytes(range(33, 127))
@@ -43,7 +51,7 @@ class Request:
         self.receive: Any = receive
         self.headers: dict[bytes, bytes] = dict(scope["headers"])  # the last where one is repeated
         given = self.headers.get(b"x-request-id")
-        self.id = b"%x" % next(_NUMBERS) if given is None else _sane_id(given)
+        self.id = b"%x" % next(NUMBERS) if given is None else sane_id(given)
 
     def get(self, name: bytes) -> bytes:
         """Return a header's value, empty where there is none; the last where it is repeated."""
@@ -154,11 +162,11 @@ def _too_large(limit: float) -> BodyTooLarge:
     return BodyTooLarge(f"The request body is larger than {limit:.0f} bytes.")
 
 
-def _sane_id(given: bytes) -> bytes:
+def sane_id(given: bytes) -> bytes:
     """Return the client's id if it is printable and of a sane length, else a new one."""
     if given and len(given) <= _ID_LENGTH and not given.translate(None, _PRINTABLE):
         return given
-    return b"%x" % next(_NUMBERS)
+    return b"%x" % next(NUMBERS)
 
 
 def _positive(text: bytes) -> float:

@@ -97,7 +97,7 @@ def _v1_target(name: str) -> Target | None:
     if not colon:
         return Target(_MODEL, Named(name), public=True)
     if verb in ("predict", "explain"):
-        return Target(_RUN, Named(model), verb, v1.CODEC, verb)
+        return Target(_RUN, Named(model), verb, v1.CODEC, verb, is_quick=True)
     return None
 
 

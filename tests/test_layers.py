@@ -40,7 +40,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("which models exist", {"registry"}),
     ("what one application owns", {"serving"}),
     ("what is behind each path", {"endpoints"}),
-    ("from a path to its endpoint, and through it", {"routes"}),
+    ("from a path to its endpoint; a short way through one of them", {"routes", "quick"}),
     ("the application", {"app"}),
     ("the public names; a process that serves", {"modelserve", "server"}),
     ("the command line", {"cli"}),

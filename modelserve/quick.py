@@ -1,0 +1,264 @@
+"""The quick walk: a small V1 request to an async hook, for as long as nothing is out of the ordinary.
+
+Most such requests never suspend: the body is there, the hook computes and returns, the host takes
+the answer. Nobody can end such a request early, wait for it or see half of its answer, so it needs
+none of the objects that the long walk (`app`) makes for that. Here one function takes it from the
+first byte to the last.
+
+It decides nothing. Where anything is not as it mostly is, it stops; where it has to wait, it is
+stopped. `Attempt.go_on`, an endpoint, then takes the long walk from just there.
+"""
+
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, Final
+
+import orjson
+
+from modelserve.encoders import JSON_OPTIONS, to_builtin
+from modelserve.endpoints import Decoded, Target, respond, run_model
+from modelserve.errors import ClientGone
+from modelserve.inference import Call
+from modelserve.lifetime import OVER, Phase, Receive, go_on, runs_natively
+from modelserve.model import Hook
+from modelserve.registry import Entry
+from modelserve.requests import NUMBERS, Request, Scope, sane_id
+from modelserve.responses import JSON, Reply, Send
+from modelserve.serving import Serving
+from modelserve.telemetry import Done
+
+__all__ = ["DONE", "Attempt", "try_quickly"]
+
+# What an attempt is at, or was when it stopped.
+_BEGINNING: Final = 0
+_READING: Final = 1
+_RUNNING: Final = 2
+_SENDING: Final = 3
+_DONE: Final = 4
+
+_NO_ROWS: Final[list[Any]] = []
+_UNUSUAL: Final = frozenset(
+    (b"ce-specversion", b"content-encoding", b"expect", b"x-request-timeout-seconds")
+)
+
+
+class Attempt:
+    """How far a quick walk has come.
+
+    `result` or `error` is what came of the stage that it stopped in; `rest` is the walk itself,
+    where it is suspended. `payload` and `began` are there once the hook has begun, `request_id` and
+    `seconds` (the hook's) once it has ended.
+    """
+
+    __slots__ = (
+        "began",
+        "entry",
+        "error",
+        "hook",
+        "payload",
+        "request_id",
+        "rest",
+        "result",
+        "seconds",
+        "stage",
+    )
+
+    began: float
+    entry: Entry
+    error: BaseException | None
+    hook: Hook
+    payload: Any
+    request_id: bytes
+    rest: Awaitable[None] | None
+    result: Any
+    seconds: float
+    stage: int
+
+    async def go_on(self, serving: Serving, target: Target, request: Request, reply: Reply) -> None:
+        """Take the long walk from here on; an endpoint."""
+        if self.stage == _READING:
+            self._read_again(request)
+        if self.stage <= _READING:
+            await run_model(serving, target, request, reply)
+            return
+        entry, flight = self.entry, reply.flight
+        reply.series = entry.series
+        reply.admitted = True
+        flight.deadlines = entry.deadlines
+        flight.receive = request.receive
+        serving.admission.take(entry.gate)
+        try:
+            if self.stage == _RUNNING:
+                await self._run_on(serving, target, request, reply)
+            else:
+                await self._send_on(request, reply)
+        finally:
+            serving.admission.leave(entry.gate)
+
+    def _read_again(self, request: Request) -> None:
+        """Have the request's first message be the one that was read, or is being read."""
+        later = request.receive
+
+        async def receive() -> Any:
+            if request.receive is later:
+                return await later()
+            request.receive = later
+            return await self._outcome()
+
+        request.receive = receive
+
+    async def _run_on(
+        self, serving: Serving, target: Target, request: Request, reply: Reply
+    ) -> None:
+        reply.flight.phase = Phase.FIRST
+        reply.flight.since = self.began
+        call = Call(self.entry.name, serving.workers, request_id=request.id)
+        call.began[self.hook.name] = self.began
+        assert target.codec is not None
+        decoded = Decoded(self.entry, target.codec, request, self.payload, target.named)
+        await respond(decoded, call, self._settled(call), reply)
+
+    async def _settled(self, call: Call) -> Any:
+        return await call.settle(self.hook, await self._outcome())
+
+    async def _send_on(self, request: Request, reply: Reply) -> None:
+        reply.request_id = request.id = self.request_id
+        reply.seconds = {self.hook.name: self.seconds}
+        reply.status = 200
+        reply.started = reply.sending = reply.flight.answered = True
+        reply.flight.enter(Phase.SEND)
+        await self._outcome()
+        reply.sending = False
+        reply.complete = True
+        reply.flight.phase = Phase.DONE
+
+    async def _outcome(self) -> Any:
+        """Return what comes of the present stage, or raise it."""
+        if self.rest is not None:
+            await self.rest
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it leads to this frame, and to the walk's
+        return self.result
+
+
+DONE: Final = Attempt()  # stands for every attempt that has come to its end
+
+
+def try_quickly(
+    serving: Serving, target: Target, scope: Scope, receive: Receive, send: Send, arrived: float
+) -> Attempt | None:
+    """Take the quick walk as far as it goes.
+
+    Returns DONE where the request has been answered and recorded, an attempt where the long walk
+    has to go on from there, None where it has to begin.
+    """
+    entry = serving.registry.entries.get(target.named.model)
+    if entry is None:
+        return None
+    direct = entry.direct.get(target.hook)
+    if (
+        direct is None
+        or not entry.model.ready
+        or scope["method"] != "POST"
+        or serving.draining
+        or serving.token is not None
+        or serving.registry.pending
+        or not runs_natively()
+    ):
+        return None
+    attempt = Attempt()
+    hook, done = direct
+    walk = _walk(attempt, serving, entry, hook.function, done, scope, receive, send, arrived)
+    trap = next(walk.__await__(), OVER)  # as in `Flight.begin`
+    if attempt.stage == _DONE:
+        return DONE
+    attempt.entry = entry
+    attempt.hook = hook
+    if trap is not OVER:
+        attempt.rest = go_on(walk, trap)
+    return attempt
+
+
+async def _walk(
+    attempt: Attempt,
+    serving: Serving,
+    entry: Entry,
+    function: Callable[[Any], Any],
+    done: Done,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    arrived: float,
+) -> None:
+    attempt.stage = _BEGINNING
+    attempt.rest = attempt.error = None
+    headers = dict(scope["headers"])
+    if headers.get(b"content-type") != b"application/json" or not _UNUSUAL.isdisjoint(headers):
+        return
+
+    attempt.stage = _READING
+    try:
+        attempt.result = message = await receive()
+    except BaseException as exc:
+        if attempt.rest is not None:
+            raise
+        attempt.error = exc
+        return
+    body = message.get("body", b"")
+    gate, outer = entry.gate, serving.admission.gate
+    if (
+        attempt.rest is not None
+        or message["type"] != "http.request"
+        or message.get("more_body")
+        or len(body) > entry.max_body_bytes
+        or gate.line
+        or gate.running >= gate.concurrency
+        or outer.running >= outer.concurrency
+    ):
+        return
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return
+    if type(payload) is dict and type(payload.get("instances", _NO_ROWS)) is not list:
+        return
+
+    attempt.stage = _RUNNING
+    attempt.payload = payload
+    attempt.began = began = monotonic()
+    try:
+        attempt.result = result = await function(payload)
+    except BaseException as exc:
+        if attempt.rest is not None:
+            raise
+        attempt.error = exc
+        return
+    if attempt.rest is not None or type(result) is not dict:
+        return
+    try:
+        body = orjson.dumps(result, to_builtin, JSON_OPTIONS)
+    except orjson.JSONEncodeError:
+        return
+
+    attempt.stage = _SENDING
+    attempt.seconds = seconds = monotonic() - began
+    given = headers.get(b"x-request-id")
+    number = attempt.request_id = b"%x" % next(NUMBERS) if given is None else sane_id(given)
+    length = (b"content-length", b"%d" % len(body))
+    own = [JSON, length, (b"x-request-id", number)]
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": own})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+    except Exception as exc:
+        if attempt.rest is not None:
+            raise ClientGone from exc
+        attempt.error = ClientGone()
+        attempt.error.__cause__ = exc
+        return
+    if attempt.rest is None:
+        attempt.stage = _DONE
+        done.add(monotonic() - arrived, seconds, number)

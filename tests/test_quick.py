@@ -1,0 +1,379 @@
+"""The quick walk gives what the long one gives, and leaves as little behind.
+
+Which of the two a request takes cannot be seen from outside. In a cancel scope of the host's it
+takes the long one, so each request here is made twice, in a scope and in none.
+"""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from modelserve import InvalidInput, Limits, Model, ModelServer
+from modelserve.lifetime import Flight
+from modelserve.quick import DONE, Attempt
+from modelserve.telemetry import DIRECTORY_VARIABLE
+from modelserve.testing import App, Cut, Exchange, exchange, request
+
+pytestmark = pytest.mark.anyio
+
+PATH = "/v1/models/m:predict"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # trio has the long walk alone
+
+
+async def value(payload: Any) -> Any:
+    return {"got": payload}
+
+
+async def later(payload: Any) -> Any:
+    await asyncio.sleep(0)
+    await asyncio.sleep(0.001)
+    return {"got": payload}
+
+
+async def inside_scopes(payload: Any) -> Any:
+    with anyio.move_on_after(0):
+        await anyio.sleep(1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep, 0)
+    return {"got": payload}
+
+
+async def listed(payload: Any) -> Any:
+    return [payload]
+
+
+async def text(payload: Any) -> Any:
+    return "text"
+
+
+async def nothing(payload: Any) -> Any:
+    return None
+
+
+async def items(payload: Any) -> Any:
+    async def produced() -> Any:
+        yield {"n": 1}
+        await asyncio.sleep(0)
+        yield {"n": 2}
+
+    return produced()
+
+
+async def rows(payload: Any) -> Any:
+    return iter([1, 2, 3])
+
+
+async def unknown_kind(payload: Any) -> Any:
+    return {"object": object()}
+
+
+async def refuses(payload: Any) -> Any:
+    raise InvalidInput("Not this.")
+
+
+async def refuses_later(payload: Any) -> Any:
+    await asyncio.sleep(0)
+    raise InvalidInput("Not this.")
+
+
+async def breaks(payload: Any) -> Any:
+    raise KeyError("secret")
+
+
+async def cancels_itself(payload: Any) -> Any:
+    raise asyncio.CancelledError
+
+
+HOOKS = (
+    value, later, inside_scopes, listed, text, nothing, items, rows,
+    unknown_kind, refuses, refuses_later, breaks, cancels_itself,
+)  # fmt: skip
+
+
+async def reads(client: Exchange) -> None:
+    await client.response()
+
+
+async def reads_slowly(client: Exchange) -> None:
+    client.hold()
+    await anyio.wait_all_tasks_blocked()
+    client.resume()
+    await client.response()
+
+
+async def reads_nothing(client: Exchange) -> None:
+    client.hold()
+    await client.ended()
+
+
+async def never_reads(client: Exchange) -> None:
+    client.hold()
+    await anyio.wait_all_tasks_blocked()
+    client.hang_up()
+
+
+async def sends_in_parts(client: Exchange) -> None:
+    client.send_body(b'{"insta', more=True)
+    await anyio.wait_all_tasks_blocked()
+    client.send_body(b'nces": [1]}')
+    await client.response()
+
+
+async def sends_late(client: Exchange) -> None:
+    await anyio.wait_all_tasks_blocked()
+    client.send_body(b'{"instances": [1]}')
+    await client.response()
+
+
+async def sends_a_part_and_leaves(client: Exchange) -> None:
+    client.send_body(b'{"insta', more=True)
+    await anyio.wait_all_tasks_blocked()
+    client.hang_up()
+
+
+async def sends_nothing(client: Exchange) -> None:
+    await client.ended()
+
+
+async def leaves_at_once(client: Exchange) -> None:
+    client.hang_up()
+
+
+Behaviour = Callable[[Exchange], Awaitable[None]]
+
+
+class Outcome:
+    """All that can be seen of one request, by its client and by its operator."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+        self.error: str = ""
+        self.metrics: dict[str, float] = {}
+        self.lines: list[dict[str, Any]] = []
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Outcome) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return repr(vars(self))
+
+
+def in_a_scope(app: App) -> App:
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        with anyio.CancelScope():
+            await app(scope, receive, send)
+
+    return host
+
+
+def without_number(message: Any) -> Any:
+    given = message.get("headers", [])
+    own = [pair for pair in given if pair[0] not in (b"x-request-id", b"ce-id", b"ce-time")]
+    return {**message, "headers": own, "others": len(given) - len(own)}
+
+
+def counts(text: str) -> dict[str, float]:
+    """Return the samples that do not depend on how long anything took."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    samples = dict(line.rsplit(" ", 1) for line in lines)
+    timed = ("_sum{", "_bucket{", "_created{")
+    return {name: float(n) for name, n in samples.items() if not any(t in name for t in timed)}
+
+
+async def outcome(
+    hook: Any, *, long: bool, behave: Behaviour, caplog: Any, **options: Any
+) -> Outcome:
+    limits = Limits(
+        max_body_bytes=100,
+        timeout=0.2 if behave is sends_nothing else None,
+        send_timeout=0.2 if behave is reads_nothing else None,
+    )
+    app = ModelServer(limits=limits)
+    model = Model("m")
+    vars(model).update(predict=hook)
+    app.add_model(model)
+    assert (await request(app, "GET", "/v1/models/m")).status == 200  # it is loaded
+    seen = Outcome()
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def noting(message: Any) -> None:
+            await send(message)
+            seen.messages.append(without_number(message))
+
+        await app(scope, receive, noting)
+
+    caplog.clear()
+    host = in_a_scope(watched) if long else watched
+    async with exchange(host, "POST", PATH, **options) as client:
+        try:
+            await behave(client)
+        except Cut:
+            pass
+    seen.error = type(client.error).__name__
+    seen.metrics = counts((await request(app, "GET", "/metrics")).body.decode())
+    fields = ("model", "protocol", "verb", "status", "outcome", "items")
+    for record in caplog.records:
+        if record.name == "modelserve.access":
+            line = {name: getattr(record, name) for name in fields}
+            seen.lines.append(line | {"stages": sorted(record.stages)})
+        else:
+            seen.lines.append({"failure": record.msg, "of": repr(record.exc_info[1])})
+    assert not app._serving.flights
+    assert not app._serving.admission.gate.running
+    return seen
+
+
+async def assert_same(hook: Any, caplog: Any, behave: Behaviour = reads, **options: Any) -> Outcome:
+    caplog.set_level(logging.INFO, logger="modelserve")
+    quick = await outcome(hook, long=False, behave=behave, caplog=caplog, **options)
+    long = await outcome(hook, long=True, behave=behave, caplog=caplog, **options)
+    assert quick == long
+    return quick
+
+
+@pytest.fixture(autouse=True)
+def own_metrics(monkeypatch: Any) -> None:
+    monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_every_hook_answers_the_same(hook: Any, caplog: Any) -> None:
+    seen = await assert_same(hook, caplog, json={"instances": [1]})
+    assert seen.messages[0]["others"] == 1
+    assert [line for line in seen.lines if "verb" in line]
+
+
+@pytest.mark.parametrize(
+    "body",
+    (b"", b"[1]", b"1", b"{", b'{"instances": 1}', b'{"a": 1}', b"\xff", b'["' + b"x" * 200 + b'"]'),
+)  # fmt: skip
+async def test_every_body_is_answered_the_same(body: bytes, caplog: Any) -> None:
+    await assert_same(value, caplog, body=body, headers=JSON)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    (
+        {"content-type": "application/json; charset=utf-8"},
+        {"content-type": "text/plain"},
+        {},
+        JSON | {"x-request-timeout-seconds": "5"},
+        JSON | {"x-request-timeout-seconds": "soon"},
+        JSON | {"content-encoding": "gzip"},
+        JSON | {"content-length": "1000", "expect": "100-continue"},
+        JSON | {"accept": "text/event-stream"},
+        JSON | {"ce-specversion": "1.0", "ce-id": "1", "ce-type": "t", "ce-source": "s"},
+    ),
+)
+async def test_every_header_means_the_same(headers: dict[str, str], caplog: Any) -> None:
+    await assert_same(value, caplog, body=b'{"instances": [1]}', headers=headers)
+
+
+@pytest.mark.parametrize("hook", (value, later, items, breaks))
+@pytest.mark.parametrize("behave", (reads_slowly, reads_nothing, never_reads, leaves_at_once))
+async def test_every_client_that_reads_is_served_the_same(
+    hook: Any, behave: Behaviour, caplog: Any
+) -> None:
+    await assert_same(hook, caplog, behave, json={"instances": [1]})
+
+
+@pytest.mark.parametrize("hook", (value, later, listed))
+@pytest.mark.parametrize(
+    "behave",
+    (sends_in_parts, sends_late, sends_a_part_and_leaves, sends_nothing, leaves_at_once),
+)
+async def test_every_client_that_sends_is_served_the_same(
+    hook: Any, behave: Behaviour, caplog: Any
+) -> None:
+    await assert_same(hook, caplog, behave, body=None, headers=JSON)
+
+
+@pytest.mark.parametrize("after", (0, 1))
+async def test_a_host_that_cannot_send_is_told_the_same(after: int, caplog: Any) -> None:
+    def breaking(app: App) -> App:
+        async def host(scope: Any, receive: Any, send: Any) -> None:
+            sent: list[Any] = []
+
+            async def broken(message: Any) -> None:
+                if len(sent) == after:
+                    raise OSError("gone")
+                sent.append(message)
+
+            await app(scope, receive, broken)
+
+        return host
+
+    caplog.set_level(logging.INFO, logger="modelserve.access")
+    lines = []
+    for host in (lambda app: app, in_a_scope):
+        app = ModelServer()
+        app.model("m")(value)
+        await request(app, "GET", "/v1/models/m")
+        caplog.clear()
+        async with exchange(breaking(host(app)), "POST", PATH, json={"instances": []}) as client:
+            await client.ended()
+        assert client.error is None
+        (line,) = caplog.records
+        lines.append((line.status, line.outcome, sorted(line.stages)))
+    assert lines[0] == lines[1] == (200, "disconnected", ["predict"])
+
+
+async def test_a_request_that_never_waits_needs_no_flight() -> None:
+    found: list[int] = []
+
+    async def counting(payload: Any) -> Any:
+        gc.collect()
+        found.append(sum(isinstance(thing, Flight) for thing in gc.get_objects()))
+        return {}
+
+    app = ModelServer()
+    app.model("m")(counting)
+    await request(app, "GET", "/v1/models/m")
+    await request(app, "POST", PATH, json={})
+    await request(in_a_scope(app), "POST", PATH, json={})
+    assert found == [0, 1]
+
+
+async def test_a_request_that_waits_holds_its_slot() -> None:
+    go_on = anyio.Event()
+
+    async def waiting(payload: Any) -> Any:
+        await go_on.wait()
+        return {}
+
+    app = ModelServer(limits=Limits(concurrency=1, queue=0))
+    app.model("m")(waiting)
+    await request(app, "GET", "/v1/models/m")
+    async with exchange(app, "POST", PATH, json={}) as first:
+        await anyio.wait_all_tasks_blocked()
+        assert (await request(app, "POST", PATH, json={})).status == 503
+        metrics = counts((await request(app, "GET", "/metrics")).body.decode())
+        assert metrics['modelserve_in_flight{model_name="m"}'] == 1
+        go_on.set()
+        assert (await first.response()).status == 200
+    assert (await request(app, "POST", PATH, json={})).status == 200
+
+
+@pytest.mark.parametrize("hook", (value, refuses, refuses_later, items, later))
+async def test_nothing_is_left_to_the_garbage_collector(hook: Any) -> None:
+    app = ModelServer()
+    app.model("m")(hook)
+    await request(app, "POST", PATH, json={})
+    gc.collect()
+    gc.disable()
+    try:
+        await request(app, "POST", PATH, json={})
+        left = [found for found in gc.get_objects() if isinstance(found, Flight | Attempt)]
+        assert [found for found in left if found is not DONE] == []
+    finally:
+        gc.enable()
