@@ -155,7 +155,7 @@ class Hook:
     """One hook of one model, with all that registration could settle.
 
     `call(payload, headers, response_headers)` passes on what the hook declares; `function` is the
-    hook itself. Pickled as its model and its name, and settled anew.
+    hook itself. `is_direct` says that it is an async function. Pickled as its model and its name, and settled anew.
     """
 
     model: Any
@@ -169,6 +169,10 @@ class Hook:
     wants_headers: bool
     wants_response_headers: bool
 
+    @property
+    def wants_payload_alone(self) -> bool:
+        return not (self.wants_headers or self.wants_response_headers)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _hook, (self.model, self.name)
 
@@ -177,7 +181,7 @@ class Hook:
 class Plan:
     """The hooks that one verb of one model runs, in order.
 
-    `is_direct` says that there is but one, an async function that takes the payload alone.
+    `is_direct` says that there is but one, an async function.
     """
 
     preprocess: Hook | None
@@ -275,7 +279,7 @@ def _hook(model: Any, name: str) -> Hook:
         _bind(function, wanted),
         on_loop=on_loop,
         is_async_generator=is_async_generator,
-        is_direct=on_loop and not is_async_generator and wanted == _PAYLOAD_ALONE,
+        is_direct=on_loop and not is_async_generator,
         streams=streams,
         wants_headers="headers" in wanted,
         wants_response_headers="response_headers" in wanted,
@@ -316,6 +320,10 @@ def _bind(function: Callable[..., Any], wanted: _Wanted) -> Callable[[Any, Any, 
         return lambda payload, headers, response_headers: function(payload)
     if wanted == _Wanted(("payload",), ("headers",)):
         return lambda payload, headers, response_headers: function(payload, headers=headers)
+    if wanted == _Wanted(("payload",), ("headers", "response_headers")):
+        return lambda payload, headers, response_headers: function(
+            payload, headers=headers, response_headers=response_headers
+        )
 
     def call(payload: Any, headers: Any, response_headers: Any) -> Any:
         given = {"payload": payload, "headers": headers, "response_headers": response_headers}

@@ -9,7 +9,7 @@ It decides nothing. Where anything is not as it mostly is, it stops; where it ha
 stopped. `Attempt.go_on`, an endpoint, then takes the long walk from just there.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from time import monotonic
 from typing import Any, Final
 
@@ -21,11 +21,10 @@ from modelserve.errors import ClientGone
 from modelserve.inference import Call
 from modelserve.lifetime import OVER, Phase, Receive, go_on, runs_natively
 from modelserve.model import Hook
-from modelserve.registry import Entry
-from modelserve.requests import NUMBERS, Request, Scope, sane_id
+from modelserve.registry import Direct, Entry
+from modelserve.requests import NUMBERS, HookHeaders, Request, Scope, sane_id
 from modelserve.responses import JSON, Reply, Send
 from modelserve.serving import Serving
-from modelserve.telemetry import Done
 
 __all__ = ["DONE", "Attempt", "try_quickly"]
 
@@ -46,17 +45,19 @@ class Attempt:
     """How far a quick walk has come.
 
     `result` or `error` is what came of the stage that it stopped in; `rest` is the walk itself,
-    where it is suspended. `payload` and `began` are there once the hook has begun, `request_id` and
-    `seconds` (the hook's) once it has ended.
+    where it is suspended. What the hook was given is there once it has begun, `seconds`, the hook's,
+    once it has ended.
     """
 
     __slots__ = (
         "began",
         "entry",
         "error",
+        "headers",
         "hook",
         "payload",
         "request_id",
+        "response_headers",
         "rest",
         "result",
         "seconds",
@@ -66,9 +67,11 @@ class Attempt:
     began: float
     entry: Entry
     error: BaseException | None
+    headers: HookHeaders | None
     hook: Hook
     payload: Any
     request_id: bytes
+    response_headers: HookHeaders | None
     rest: Awaitable[None] | None
     result: Any
     seconds: float
@@ -84,6 +87,7 @@ class Attempt:
         entry, flight = self.entry, reply.flight
         reply.series = entry.series
         reply.admitted = True
+        reply.request_id = request.id = self.request_id
         flight.deadlines = entry.deadlines
         flight.receive = request.receive
         serving.admission.take(entry.gate)
@@ -91,7 +95,7 @@ class Attempt:
             if self.stage == _RUNNING:
                 await self._run_on(serving, target, request, reply)
             else:
-                await self._send_on(request, reply)
+                await self._send_on(reply)
         finally:
             serving.admission.leave(entry.gate)
 
@@ -112,7 +116,8 @@ class Attempt:
     ) -> None:
         reply.flight.phase = Phase.FIRST
         reply.flight.since = self.began
-        call = Call(self.entry.name, serving.workers, request_id=request.id)
+        given, own = self.headers, self.response_headers
+        call = Call(self.entry.name, serving.workers, given, own, request_id=request.id)
         call.began[self.hook.name] = self.began
         assert target.codec is not None
         decoded = Decoded(self.entry, target.codec, request, self.payload, target.named)
@@ -121,8 +126,7 @@ class Attempt:
     async def _settled(self, call: Call) -> Any:
         return await call.settle(self.hook, await self._outcome())
 
-    async def _send_on(self, request: Request, reply: Reply) -> None:
-        reply.request_id = request.id = self.request_id
+    async def _send_on(self, reply: Reply) -> None:
         reply.seconds = {self.hook.name: self.seconds}
         reply.status = 200
         reply.started = reply.sending = reply.flight.answered = True
@@ -171,13 +175,12 @@ def try_quickly(
     ):
         return None
     attempt = Attempt()
-    hook, done = direct
-    walk = _walk(attempt, serving, entry, hook.function, done, scope, receive, send, arrived)
+    walk = _walk(attempt, serving, entry, direct, scope, receive, send, arrived)
     trap = next(walk.__await__(), OVER)  # as in `Flight.begin`
     if attempt.stage == _DONE:
         return DONE
     attempt.entry = entry
-    attempt.hook = hook
+    attempt.hook = direct.hook
     if trap is not OVER:
         attempt.rest = go_on(walk, trap)
     return attempt
@@ -187,8 +190,7 @@ async def _walk(
     attempt: Attempt,
     serving: Serving,
     entry: Entry,
-    function: Callable[[Any], Any],
-    done: Done,
+    direct: Direct,
     scope: Scope,
     receive: Receive,
     send: Send,
@@ -229,15 +231,29 @@ async def _walk(
 
     attempt.stage = _RUNNING
     attempt.payload = payload
+    hook, done, function = direct
+    given = headers.get(b"x-request-id")
+    number = attempt.request_id = b"%x" % next(NUMBERS) if given is None else sane_id(given)
+    attempt.headers = own = attempt.response_headers = None
+    if function is None:
+        request = Request(scope, receive)
+        request.id = number
+        attempt.headers = request.headers_for_hooks() if hook.wants_headers else None
+        if hook.wants_response_headers:
+            attempt.response_headers = own = HookHeaders(raw=[])
     attempt.began = began = monotonic()
     try:
-        attempt.result = result = await function(payload)
+        if function is not None:
+            result = await function(payload)
+        else:
+            result = await hook.call(payload, attempt.headers, own)
+        attempt.result = result
     except BaseException as exc:
         if attempt.rest is not None:
             raise
         attempt.error = exc
         return
-    if attempt.rest is not None or type(result) is not dict:
+    if attempt.rest is not None or type(result) is not dict or (own is not None and own.raw):
         return
     try:
         body = orjson.dumps(result, to_builtin, JSON_OPTIONS)
@@ -246,12 +262,10 @@ async def _walk(
 
     attempt.stage = _SENDING
     attempt.seconds = seconds = monotonic() - began
-    given = headers.get(b"x-request-id")
-    number = attempt.request_id = b"%x" % next(NUMBERS) if given is None else sane_id(given)
     length = (b"content-length", b"%d" % len(body))
-    own = [JSON, length, (b"x-request-id", number)]
+    start = [JSON, length, (b"x-request-id", number)]
     try:
-        await send({"type": "http.response.start", "status": 200, "headers": own})
+        await send({"type": "http.response.start", "status": 200, "headers": start})
         await send({"type": "http.response.body", "body": body, "more_body": False})
     except Exception as exc:
         if attempt.rest is not None:

@@ -53,6 +53,7 @@ class Direct(NamedTuple):
 
     hook: Hook
     done: Done
+    function: Callable[[Any], Any] | None  # of the payload, if that is all that the hook takes
 
 
 class Entry:
@@ -113,12 +114,23 @@ class Entry:
         }
         check_lifecycle(model)
         self.checks_health = defines(model, "healthy")
-        direct = [] if self.checks_health else [p.main for p in self.plans.values() if p.is_direct]
-        self.direct = {h.name: Direct(h, self.series.done("v1", h.name)) for h in direct}
+        self.direct = {} if self.checks_health else self._direct()
         self.versions = [str(version) for version in getattr(model, "versions", None) or ()]
         self.needs_loading = model.engine or any(defines(model, h) for h in ("load", "start"))
         if not self.needs_loading:
             model.ready = True
+
+    def _direct(self) -> dict[str, Direct]:
+        hooks = [plan.main for plan in self.plans.values() if plan.is_direct]
+        return {
+            hook.name: Direct(
+                hook,
+                self.series.done("v1", hook.name),
+                hook.function if hook.wants_payload_alone else None,
+            )
+            for hook in hooks
+            if defines(self.model, hook.name)
+        }
 
     @property
     def state(self) -> State:

@@ -362,6 +362,10 @@ async def test_decorated_methods_are_served() -> None:
 # --- kinds --------------------------------------------------------------------------------------
 
 
+async def coroutine_with_headers(payload: Any, headers: Any, response_headers: Any) -> Any:
+    return payload
+
+
 async def coroutine(payload: Any) -> Any:
     return payload
 
@@ -450,16 +454,14 @@ def test_whether_a_plan_is_known_to_stream(hooks: dict[str, Any], streams: bool)
     ("hooks", "direct"),
     [
         ({"predict": coroutine}, True),
-        ({"predict": with_headers}, False),
+        ({"predict": coroutine_with_headers}, True),
         ({"predict": async_generator}, False),
         ({"predict": payload_only}, False),
         ({"predict": coroutine, "preprocess": coroutine}, False),
         ({"predict": coroutine, "postprocess": coroutine}, False),
     ],
 )
-def test_whether_a_plan_is_one_async_function_of_the_payload(
-    hooks: dict[str, Any], direct: bool
-) -> None:
+def test_whether_a_plan_is_one_async_function(hooks: dict[str, Any], direct: bool) -> None:
     assert plan_of(with_hooks(**hooks), "predict").is_direct is direct
 
 

@@ -48,6 +48,30 @@ async def inside_scopes(payload: Any) -> Any:
     return {"got": payload}
 
 
+async def with_headers(payload: Any, headers: Any) -> Any:
+    headers["x-more"] = "1"
+    return {"got": payload, "type": headers["content-type"]}
+
+
+async def with_response_headers(payload: Any, response_headers: Any) -> Any:
+    return {"set": len(response_headers)}
+
+
+async def as_in_kserve(payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
+    await asyncio.sleep(0)
+    return {"got": payload, "host": "host" in headers, "set": len(response_headers)}
+
+
+async def sets_headers(payload: Any, response_headers: Any) -> Any:
+    response_headers["x-own"] = "1"
+    return {"got": payload}
+
+
+async def sets_its_type(payload: Any, headers: Any, response_headers: Any) -> Any:
+    response_headers["content-type"] = "application/vnd.own+json"
+    return {"got": payload}
+
+
 async def listed(payload: Any) -> Any:
     return [payload]
 
@@ -95,7 +119,8 @@ async def cancels_itself(payload: Any) -> Any:
 
 
 HOOKS = (
-    value, later, inside_scopes, listed, text, nothing, items, rows,
+    value, later, inside_scopes, with_headers, with_response_headers, as_in_kserve,
+    sets_headers, sets_its_type, listed, text, nothing, items, rows,
     unknown_kind, refuses, refuses_later, breaks, cancels_itself,
 )  # fmt: skip
 
@@ -342,6 +367,22 @@ async def test_a_request_that_never_waits_needs_no_flight() -> None:
     await request(app, "POST", PATH, json={})
     await request(in_a_scope(app), "POST", PATH, json={})
     assert found == [0, 1]
+
+
+@pytest.mark.parametrize("given", ({}, {"x-request-id": "given-1"}))
+async def test_a_hook_and_the_client_see_one_request_id(given: dict[str, str]) -> None:
+    seen: list[bytes] = []
+
+    async def hook(payload: Any, headers: Any) -> Any:
+        seen.append(headers.request.id)
+        return {} if payload["quick"] else [payload]
+
+    app = ModelServer()
+    app.model("m")(hook)
+    await request(app, "GET", "/v1/models/m")
+    for quick in (True, False):
+        answer = await request(app, "POST", PATH, json={"quick": quick}, headers=given)
+        assert answer.headers["x-request-id"].encode() == seen.pop()
 
 
 async def test_a_request_that_waits_holds_its_slot() -> None:
