@@ -114,7 +114,9 @@ class ModelServer:
         try:
             if attempt is not None:
                 assert target is not None
-                await attempt.go_on(serving, target, request, reply)
+                rest = await attempt.go_on(serving, target, request, reply)
+                if rest is not None:
+                    await rest
                 return
             if serving.registry.pending:
                 serving.load_pending()
@@ -128,7 +130,9 @@ class ModelServer:
                 raise Unauthorized
             if serving.draining and not target.always:
                 raise ServerShuttingDown
-            await endpoint(serving, target, request, reply)
+            rest = await endpoint(serving, target, request, reply)
+            if rest is not None:
+                await rest
         except BaseException as exc:
             if reply.flight.interrupted(exc):
                 raise

@@ -1,7 +1,8 @@
 """What is behind each path: documents about the server and its models, and running a model.
 
 An endpoint is a function of the application's `Serving`, of what the path means, and of one
-request. It writes its answer through the `Reply`; what it raises becomes the answer instead.
+request. It writes its answer through the `Reply`; what it raises becomes the answer instead. It
+may return the rest of its work, to be awaited.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -23,7 +24,7 @@ from modelserve.serving import Serving
 from modelserve.streams import Stream
 from modelserve.version import __version__
 
-__all__ = ["Decoded", "Endpoint", "Target", "respond", "run_model"]
+__all__ = ["Decoded", "Endpoint", "Rest", "Target", "respond", "run_model"]
 
 _FIRST: Final = Phase.FIRST  # as a global it is found six times as fast
 _INDEX_BYTES: Final = 1 << 16
@@ -50,7 +51,8 @@ class Target:
     public: bool = False
 
 
-Endpoint = Callable[[Serving, Target, Request, Reply], Awaitable[None]]
+Rest = Coroutine[Any, Any, None]
+Endpoint = Callable[[Serving, Target, Request, Reply], Awaitable[Rest | None]]
 
 
 # --- documents ----------------------------------------------------------------------------------
@@ -133,11 +135,12 @@ async def _answer(reply: Reply, value: Any) -> None:
 # --- running a model ----------------------------------------------------------------------------
 
 
-async def run_model(serving: Serving, target: Target, request: Request, reply: Reply) -> None:
-    """Find the model, read, decode, admit, run, encode, respond.
+async def run_model(serving: Serving, target: Target, request: Request, reply: Reply) -> Rest:
+    """Find the model, read, decode, admit; return the rest: run, encode, respond.
 
     One long function, since small requests are many: each coroutine more costs one of them 0.5 us
-    on a server, 1 % of what it takes.
+    on a server. The rest is for the caller to await: an idle stream takes 0.4 KiB less without the
+    frame of this.
     """
     flight, headers, codec, named = reply.flight, request.headers, target.codec, target.named
     assert codec is not None
@@ -172,21 +175,17 @@ async def run_model(serving: Serving, target: Target, request: Request, reply: R
         plan = entry.plans[target.hook]
     payload = codec.decode(body, request, named)
     del body  # it may be large, and the answer may take long
-    admission, gate = serving.admission, entry.gate
-    if not admission.enter_nowait(gate):
+    if not serving.admission.enter_nowait(entry.gate):
         flight.enter(Phase.QUEUE)
-        await admission.enter(gate)
-    try:
-        reply.admitted = True
-        flight.phase = _FIRST
-        flight.since = monotonic()
-        own = HookHeaders(raw=[]) if plan.wants_response_headers else None
-        given = request.headers_for_hooks() if plan.wants_headers else None
-        call = Call(entry.name, serving.workers, given, own, request_id=request.id)
-        steps = infer(plan, payload, call, codec.check)
-        await respond(Decoded(entry, codec, request, payload, named), call, steps, reply)
-    finally:
-        admission.leave(gate)
+        await serving.admission.enter(entry.gate)
+    reply.admitted = True
+    flight.phase = _FIRST
+    flight.since = monotonic()
+    own = HookHeaders(raw=[]) if plan.wants_response_headers else None
+    given = request.headers_for_hooks() if plan.wants_headers else None
+    call = Call(entry.name, serving.workers, given, own, request_id=request.id)
+    decoded = Decoded(entry, codec, request, payload, named)
+    return respond(serving, decoded, call, infer(plan, payload, call, codec.check), reply)
 
 
 class Decoded(NamedTuple):
@@ -200,14 +199,18 @@ class Decoded(NamedTuple):
 
 
 async def respond(
-    decoded: Decoded, call: Call, steps: Coroutine[Any, Any, Any], reply: Reply
+    serving: Serving, decoded: Decoded, call: Call, steps: Coroutine[Any, Any, Any], reply: Reply
 ) -> None:
-    """Run the hooks and write what comes of them; then close what they have opened."""
+    """Run the hooks of a request that was let in and write what comes of them.
+
+    Then close what they have opened, and let the next one in.
+    """
     entry, codec, request, payload, named = decoded
     own = call.response_headers
     reply.seconds = call.seconds
     try:
         result = await steps
+        del steps  # what is held here, a stream holds for its life
         if call.streams(result) or codec.always_streams:
             items = result if call.streams(result) else _one(result)
             form = codec.form(request, payload, own, named)
@@ -215,9 +218,12 @@ async def respond(
         else:
             await reply.document(200, *codec.encode(result, request, payload, own, named))
     finally:
-        if not call.has_ended:
-            reply.flight.begin_clean_up()
-            await call.close()
+        try:
+            if not call.has_ended:
+                reply.flight.begin_clean_up()
+                await call.close()
+        finally:
+            serving.admission.leave(entry.gate)
 
 
 async def _one(value: Any) -> AsyncIterator[Any]:

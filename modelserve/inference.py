@@ -34,7 +34,7 @@ class Call:
 
     __slots__ = (
         "_open",
-        "began",
+        "_running",
         "headers",
         "label",
         "request_id",
@@ -57,7 +57,7 @@ class Call:
         self.workers = workers
         self.headers = headers
         self.response_headers = response_headers
-        self.began: dict[str, float] = {}
+        self._running: tuple[tuple[str, float], ...] = ()  # which hooks, since when
         self.seconds: dict[str, float] = {}
         self._open: list[AsyncIterator[Any]] = []
 
@@ -70,7 +70,7 @@ class Call:
 
         Cancellation reaches the hook; a sync one is waited for.
         """
-        self.began[hook.name] = monotonic()
+        self.begin(hook, monotonic())
         if hook.is_async_generator:
             stream = hook.call(value, self.headers, self.response_headers)
             self._open.append(stream)
@@ -81,21 +81,27 @@ class Call:
             result = await self.workers.call(
                 self.label, hook.call, value, self.headers, self.response_headers
             )
-        return await self.settle(hook, result)
+        return await self.settle(result)
 
-    async def settle(self, hook: Hook, result: Any) -> Any:
-        """Note that a hook has returned; return its value, or an async iterator if it streams."""
+    def begin(self, hook: Hook, now: float) -> None:
+        """Note that a hook has been called."""
+        self._running = (*self._running, (hook.name, now))
+
+    async def settle(self, result: Any) -> Any:
+        """Note that the latest hook has returned; return its value, an async iterator if it streams."""
         if type(result) not in PLAIN:
             result = await self._opened(result)
             if self.streams(result):
                 return result
-        self.seconds[hook.name] = monotonic() - self.began[hook.name]
+        name, began = self._running[-1]
+        self._running = self._running[:-1]
+        self.seconds[name] = monotonic() - began
         return result
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing is left to close, or to be timed."""
-        return not self._open and len(self.began) == len(self.seconds)
+        return not self._open and not self._running
 
     async def close(self) -> None:
         """Close the streams that were opened, the last first; log what their closing raises."""
@@ -106,8 +112,9 @@ class Call:
             finally:
                 await self.close()
         now = monotonic()
-        for name in self.began.keys() - self.seconds.keys():
-            self.seconds[name] = now - self.began[name]
+        for name, began in self._running:
+            self.seconds[name] = now - began
+        self._running = ()
 
     async def _close(self, stream: AsyncIterator[Any]) -> None:
         aclose = getattr(stream, "aclose", None)

@@ -30,7 +30,6 @@ import math
 import types
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, MutableMapping
-from contextlib import suppress
 from time import monotonic
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
@@ -619,9 +618,11 @@ async def _watch(flight: Flight, receive: Receive) -> None:
     Next to no host sends anything else after the body. One that does is asked again after a pause,
     since a `receive` that always has an answer would keep the event loop busy for ever.
     """
-    with suppress(Exception):
+    try:
         while (await receive())["type"] != "http.disconnect":  # noqa: ASYNC110 - what it sleeps on is not ours
             await anyio.sleep(_SWEEP_SECONDS)
+    except Exception:  # noqa: S110 - by `suppress` it would take 0.2 KiB more of each idle stream
+        pass
     flight.cancel(ClientGone())
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from modelserve.encoders import JSON_OPTIONS, to_builtin
-from modelserve.endpoints import Decoded, Target, respond, run_model
+from modelserve.endpoints import Decoded, Rest, Target, respond, run_model
 from modelserve.errors import ClientGone
 from modelserve.inference import Call
 from modelserve.lifetime import OVER, Phase, Receive, go_on, runs_natively
@@ -77,13 +77,14 @@ class Attempt:
     seconds: float
     stage: int
 
-    async def go_on(self, serving: Serving, target: Target, request: Request, reply: Reply) -> None:
+    async def go_on(
+        self, serving: Serving, target: Target, request: Request, reply: Reply
+    ) -> Rest | None:
         """Take the long walk from here on; an endpoint."""
         if self.stage == _READING:
             self._read_again(request)
         if self.stage <= _READING:
-            await run_model(serving, target, request, reply)
-            return
+            return await run_model(serving, target, request, reply)
         entry, flight = self.entry, reply.flight
         reply.series = entry.series
         reply.admitted = True
@@ -91,13 +92,13 @@ class Attempt:
         flight.deadlines = entry.deadlines
         flight.receive = request.receive
         serving.admission.take(entry.gate)
+        if self.stage == _RUNNING:
+            return self._run_on(serving, target, request, reply)
         try:
-            if self.stage == _RUNNING:
-                await self._run_on(serving, target, request, reply)
-            else:
-                await self._send_on(reply)
+            await self._send_on(reply)
         finally:
             serving.admission.leave(entry.gate)
+        return None
 
     def _read_again(self, request: Request) -> None:
         """Have the request's first message be the one that was read, or is being read."""
@@ -111,20 +112,18 @@ class Attempt:
 
         request.receive = receive
 
-    async def _run_on(
-        self, serving: Serving, target: Target, request: Request, reply: Reply
-    ) -> None:
+    def _run_on(self, serving: Serving, target: Target, request: Request, reply: Reply) -> Rest:
         reply.flight.phase = Phase.FIRST
         reply.flight.since = self.began
         given, own = self.headers, self.response_headers
         call = Call(self.entry.name, serving.workers, given, own, request_id=request.id)
-        call.began[self.hook.name] = self.began
+        call.begin(self.hook, self.began)
         assert target.codec is not None
         decoded = Decoded(self.entry, target.codec, request, self.payload, target.named)
-        await respond(decoded, call, self._settled(call), reply)
+        return respond(serving, decoded, call, self._settled(call), reply)
 
     async def _settled(self, call: Call) -> Any:
-        return await call.settle(self.hook, await self._outcome())
+        return await call.settle(await self._outcome())
 
     async def _send_on(self, reply: Reply) -> None:
         reply.seconds = {self.hook.name: self.seconds}

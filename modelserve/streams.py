@@ -1,7 +1,7 @@
 """Write a stream: its items as they come, one event an item, or all of them as one document.
 
 A stream starts with its first item, so that what fails before it is an ordinary status. The loop
-that every item goes through is `_events`; `_coalesced` is the same with many items an event, and
+that every item goes through is `_send_each`; `_coalesced` is the same with many items an event, and
 `_collect` with all of them in one.
 """
 
@@ -101,8 +101,11 @@ class Stream:
             tick = streaming.begin(self._flight.arrived, now)
             if streaming.heartbeat is not None and reply.lock is None:
                 await self._begin_heartbeat()
-            write = self._coalesced if self._coalesces else self._events
-            await write(items, encoder.encode, tick)
+            tally = _Tally(self._flight, tick)
+            if self._coalesces:
+                await self._coalesced(items, encoder.encode, tally)
+            else:
+                await _driven(self._send_each(items, encoder.encode, tally), tally)
         reply.go_on(_SEND)
         await reply.end()
 
@@ -118,24 +121,15 @@ class Stream:
         if not reply.started:
             await reply.start(200, _with_defaults(self._form.headers(), encoder, _UNBUFFERED))
 
-    async def _events(
-        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tick: Tick
-    ) -> None:
-        """Send each item as one event.
-
-        The sending is driven by hand. Nobody looks at how long a phase has lasted, or at what has
-        been counted, but while we are suspended; so both are noted there, instead of with every
-        item: 0.3 us an item.
-        """
-        tally = _Tally(self._flight, tick)
-        try:
-            await _driven(self._send_each(items, encode, tally), tally.pause)
-        finally:
-            tally.tell()
-
     async def _send_each(
         self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tally: "_Tally"
     ) -> None:
+        """Send each item as one event.
+
+        It is driven by hand. Nobody looks at how long a phase has lasted, or at what has been
+        counted, but while we are suspended; so both are noted there, instead of with every item:
+        0.3 us an item.
+        """
         reply, flight, send = self._reply, self._flight, self._reply.send
         turn_ends = monotonic() + _TURN_SECONDS
         flight.phase, flight.since = _ITEM, 0.0
@@ -165,7 +159,7 @@ class Stream:
                 turn_ends = monotonic() + _TURN_SECONDS
 
     async def _coalesced(
-        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tick: Tick
+        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tally: "_Tally"
     ) -> None:
         """Send what is made without a pause in one event.
 
@@ -175,10 +169,10 @@ class Stream:
         It is sent by a task beside us then: the iterator may be suspended inside a time limit of
         its own, whose cancellation must not find this task in the middle of a `send`.
         """
-        parts = _Parts(self._reply, _Tally(self._flight, tick))
+        parts = _Parts(self._reply, tally)
         self._flight.enter(_ITEM)
         try:
-            await _driven(self._gather(items, encode, parts), parts.pause)
+            await _driven(self._gather(items, encode, parts), parts)
         except BaseException as exc:
             if not self._flight.interrupted(exc):
                 await parts.send()  # what was made before the failure goes before its record
@@ -301,9 +295,12 @@ class _Parts:
         if self._parts and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._send_beside())
 
+    def tell(self) -> None:
+        self._tally.tell()
+
     async def send(self) -> None:
         """Send what there is, after what is being sent."""
-        self._tally.tell()
+        self.tell()
         if self._task is not None:
             await asyncio.wait((self._task,))
         await self._send_all()
@@ -330,25 +327,33 @@ class _Parts:
         reply.flight.enter(_ITEM)
 
 
+class _Teller(Protocol):
+    """What is told that a walk suspends, and that it has ended."""
+
+    def pause(self) -> None: ...
+
+    def tell(self) -> None: ...
+
+
 @types.coroutine
-def _driven(
-    walk: Coroutine[Any, Any, None], pause: Callable[[], None]
-) -> Generator[Any, Any, None]:
-    """Run a coroutine to its end; call `pause` wherever it suspends."""
+def _driven(walk: Coroutine[Any, Any, None], teller: _Teller) -> Generator[Any, Any, None]:
+    """Run a coroutine to its end; tell wherever it suspends, and in the end."""
     advance: Callable[[Any], Any] = walk.send
     value = None
-    while True:
-        try:
+    try:
+        while True:
             trap = advance(value)
-        except StopIteration:
-            return
-        pause()
-        try:
-            value = yield trap
-        except BaseException as exc:
-            advance, value = walk.throw, exc
-        else:
-            advance = walk.send
+            teller.pause()
+            try:
+                value = yield trap
+            except BaseException as exc:
+                advance, value = walk.throw, exc
+            else:
+                advance = walk.send
+    except StopIteration:
+        return
+    finally:
+        teller.tell()
 
 
 def _with_defaults(

@@ -157,24 +157,26 @@ class Histogram(Series):
         cells[_SUM] += seconds
 
 
-class Tick(Protocol):
-    """What is told of each item after a stream's first: the time, and of how many."""
+class Tick:
+    """What is told of each item after a stream's first: the time, and of how many.
 
-    def __call__(self, now: float, count: int = 1) -> None: ...
+    No closure, since each idle stream has one: 0.2 KiB less.
+    """
 
+    __slots__ = ("_gaps", "_items", "_last")
 
-def _ticker(gaps: Cells, items: Cells, last: float) -> Tick:
-    """Return what later items of a stream are told to; a closure, for its speed."""
+    def __init__(self, gaps: "Histogram", items: Counter, last: float) -> None:
+        self._gaps = gaps
+        self._items = items
+        self._last = last
 
-    def tick(now: float, count: int = 1) -> None:
-        nonlocal last
-        gap = (now - last) / count
-        gaps[0 if gap <= _SHORTEST else bisect_left(BOUNDS, gap)] += count
-        gaps[_SUM] += now - last
-        items[0] += count
-        last = now
-
-    return tick
+    def __call__(self, now: float, count: int = 1) -> None:
+        gap = (now - self._last) / count
+        cells = self._gaps.cells
+        cells[0 if gap <= _SHORTEST else bisect_left(BOUNDS, gap)] += count
+        cells[_SUM] += now - self._last
+        self._items.cells[0] += count
+        self._last = now
 
 
 class Family(NamedTuple):
@@ -297,7 +299,7 @@ class ModelSeries:
         first_item, items, gap = self._streams
         first_item.observe(now - arrived)
         items.cells[0] += 1.0
-        return _ticker(gap.cells, items.cells, now)
+        return Tick(gap, items, now)
 
     def add_stages(self, stages: Iterable[str]) -> None:
         """Show a histogram for each of these hooks."""
