@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, Protocol
 import anyio
 import anyio.lowlevel
 
-from modelserve.encoders import Encoder
+from modelserve.encoders import Encoder, raw_item
 from modelserve.errors import ClientGone, CollectedTooLarge, Stopped
-from modelserve.lifetime import Flight, Phase
+from modelserve.lifetime import Phase
 from modelserve.responses import Header, Reply
 from modelserve.telemetry import Tick
 
@@ -101,10 +101,10 @@ class Stream:
             tick = streaming.begin(self._flight.arrived, now)
             if streaming.heartbeat is not None and reply.lock is None:
                 await self._begin_heartbeat()
-            tally = _Tally(self._flight, tick)
             if self._coalesces:
-                await self._coalesced(items, encoder.encode, tally)
+                await self._coalesced(items, encoder.encode, tick)
             else:
+                tally = _Tally(reply, tick)
                 await _driven(self._send_each(items, encoder.encode, tally), tally)
         reply.go_on(_SEND)
         await reply.end()
@@ -131,15 +131,17 @@ class Stream:
         0.3 us an item.
         """
         reply, flight, send = self._reply, self._flight, self._reply.send
-        turn_ends = monotonic() + _TURN_SECONDS
-        flight.phase, flight.since = _ITEM, 0.0
+        sends_alone = reply.lock is None
+        is_raw = encode is raw_item
+        flight.phase = _ITEM
         async for item in items:
-            chunk = encode(item)
+            # Bytes that go as they are need no call: 0.1 us an item.
+            chunk = item if is_raw and type(item) is bytes else encode(item)
             if flight.reason is not None:
                 raise flight.reason  # the farewell has the word
-            flight.phase, flight.since = _SEND, 0.0
+            flight.phase = _SEND
             message = {"type": "http.response.body", "body": chunk, "more_body": True}
-            if reply.lock is None:  # the same as `event`, without two coroutines: 0.2 us an item
+            if sends_alone:  # the same as `event`, without two coroutines: 0.2 us an item
                 reply.sending = True
                 try:
                     await send(message)
@@ -148,18 +150,14 @@ class Stream:
                 reply.sending = False
             else:
                 await reply.event(message)
-            flight.phase, flight.since = _ITEM, 0.0
+            flight.phase = _ITEM
             reply.items += 1
             now = monotonic()
-            if tally.untold < 0:
-                tally.tick(now)
-            tally.untold += 1
-            if now >= turn_ends:
+            if now >= tally.turn_ends and tally.turn_is_over(now):
                 await anyio.lowlevel.checkpoint()
-                turn_ends = monotonic() + _TURN_SECONDS
 
     async def _coalesced(
-        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tally: "_Tally"
+        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tick: Tick
     ) -> None:
         """Send what is made without a pause in one event.
 
@@ -169,7 +167,7 @@ class Stream:
         It is sent by a task beside us then: the iterator may be suspended inside a time limit of
         its own, whose cancellation must not find this task in the middle of a `send`.
         """
-        parts = _Parts(self._reply, tally)
+        parts = _Parts(self._reply, tick)
         self._flight.enter(_ITEM)
         try:
             await _driven(self._gather(items, encode, parts), parts)
@@ -244,39 +242,59 @@ class Stream:
 
 
 class _Tally:
-    """The items that have come one right after the other, not told to the metrics yet.
+    """What is noted of a stream where it suspends: for the metrics, the clock and the next turn.
 
-    After a pause `untold` is -1: the next item is told by itself, with its own time.
+    `turn_ends` is when it has to give way to other requests; 0 after a pause, when it just has.
     """
 
-    __slots__ = ("_flight", "tick", "untold")
+    __slots__ = ("_phase", "_reply", "_tick", "_told", "turn_ends")
 
-    def __init__(self, flight: Flight, tick: Tick) -> None:
-        self._flight = flight
-        self.tick = tick
-        self.untold = 0
+    def __init__(self, reply: Reply, tick: Tick) -> None:
+        self._reply = reply
+        self._tick = tick
+        self._told = reply.items
+        self._phase = (0, 0)
+        self.turn_ends = monotonic() + _TURN_SECONDS
 
     def pause(self) -> None:
         """Tell what there is, and since when the present phase lasts."""
         self.tell()
-        self.untold = -1
-        if not self._flight.since:
-            self._flight.since = monotonic()
+        self.turn_ends = 0.0
+        flight = self._reply.flight
+        phase = (flight.phase, self._reply.items)
+        if phase != self._phase:
+            self._phase = phase
+            flight.since = monotonic()
+
+    def turn_is_over(self, now: float) -> bool:
+        """Say so, or begin a new one with the item that has come after a pause at its own time."""
+        if self.turn_ends:
+            return True
+        self._tick(now)
+        self._told += 1
+        self.turn_ends = now + _TURN_SECONDS
+        return False
 
     def tell(self) -> None:
-        if self.untold > 0:
-            self.tick(monotonic(), self.untold)
-            self.untold = 0
+        """Tell the metrics of the items that have come one right after the other."""
+        untold = self._reply.items - self._told
+        if untold:
+            self._tick(monotonic(), untold)
+            self._told += untold
 
 
 class _Parts:
-    """What a coalesced stream has made and not sent yet, and the one task that may be sending."""
+    """What a coalesced stream has made and not sent yet, and the one task that may be sending.
 
-    __slots__ = ("_parts", "_reply", "_tally", "_task", "size")
+    After a pause `_untold` is -1: the next item is told by itself, with its own time.
+    """
 
-    def __init__(self, reply: Reply, tally: _Tally) -> None:
+    __slots__ = ("_parts", "_reply", "_task", "_tick", "_untold", "size")
+
+    def __init__(self, reply: Reply, tick: Tick) -> None:
         self._reply = reply
-        self._tally = tally
+        self._tick = tick
+        self._untold = 0
         self._parts: list[bytes] = []
         self._task: asyncio.Task[None] | None = None
         self.size = 0
@@ -284,19 +302,21 @@ class _Parts:
     def add(self, part: bytes) -> None:
         self._parts.append(part)
         self.size += len(part)
-        tally = self._tally
-        if tally.untold < 0:
-            tally.tick(monotonic())
-        tally.untold += 1
+        if self._untold < 0:
+            self._tick(monotonic())
+        self._untold += 1
 
     def pause(self) -> None:
         """Send what there is, and what comes meanwhile, in a task of its own."""
-        self._tally.pause()
+        self.tell()
+        self._untold = -1
         if self._parts and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._send_beside())
 
     def tell(self) -> None:
-        self._tally.tell()
+        if self._untold > 0:
+            self._tick(monotonic(), self._untold)
+            self._untold = 0
 
     async def send(self) -> None:
         """Send what there is, after what is being sent."""
