@@ -365,8 +365,13 @@ class Done:
             requests = self._series._requests(self._protocol, self._verb, 200, "done")
             self._requests = requests
         requests.cells[0] += 1.0
-        self._seconds.observe(seconds)
-        self._stage.observe(taken)
+        # Twice `observe`, without its calls: 0.3 us.
+        cells = self._seconds.cells
+        cells[0 if seconds <= _SHORTEST else bisect_left(BOUNDS, seconds)] += 1.0
+        cells[_SUM] += seconds
+        cells = self._stage.cells
+        cells[0 if taken <= _SHORTEST else bisect_left(BOUNDS, taken)] += 1.0
+        cells[_SUM] += taken
         if access_logger.isEnabledFor(logging.INFO):
             _log(
                 request_id=request_id.decode("latin-1"),
