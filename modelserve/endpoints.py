@@ -182,7 +182,7 @@ async def run_model(serving: Serving, target: Target, request: Request, reply: R
     flight.phase = _FIRST
     flight.since = monotonic()
     own = HookHeaders(raw=[]) if plan.wants_response_headers else None
-    given = request.headers_for_hooks() if plan.wants_headers else None
+    given = HookHeaders.of(request.scope, request.id) if plan.wants_headers else None
     call = Call(entry.name, serving.workers, given, own, request_id=request.id)
     decoded = Decoded(entry, codec, request, payload, named)
     return respond(serving, decoded, call, infer(plan, payload, call, codec.check), reply)

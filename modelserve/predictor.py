@@ -312,10 +312,9 @@ class _Wish(NamedTuple):
         sent.setdefault("accept", "*/*")
         sent["accept-encoding"] = "identity"
         version, verb = None, ""
-        request = headers.request if isinstance(headers, HookHeaders) else None
-        if request is not None:
-            sent.setdefault("x-request-id", request.id.decode())
-            version, verb = _version_and_verb(request.scope)
+        if isinstance(headers, HookHeaders) and headers.scope is not None:
+            sent.setdefault("x-request-id", headers.request_id.decode())
+            version, verb = _version_and_verb(headers.scope)
         if verb.endswith("_stream"):
             sent["accept"] = _EVENTS
         streams = verb != "generate" and named_encoder(sent["accept"]) is not None

@@ -235,9 +235,8 @@ async def _walk(
     number = attempt.request_id = b"%x" % next(NUMBERS) if given is None else sane_id(given)
     attempt.headers = own = attempt.response_headers = None
     if function is None:
-        request = Request(scope, receive)
-        request.id = number
-        attempt.headers = request.headers_for_hooks() if hook.wants_headers else None
+        if hook.wants_headers:
+            attempt.headers = HookHeaders.of(scope, number)
         if hook.wants_response_headers:
             attempt.response_headers = own = HookHeaders(raw=[])
     attempt.began = began = monotonic()

@@ -35,10 +35,19 @@ _PRINTABLE: Final = bytes(range(33, 127))
 class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[misc]
     """Headers as hooks see them: a mutable, case-insensitive mapping with lower-case keys.
 
-    `request` is the one that they came with, as it came.
+    `scope` and `request_id` are those of the request that they came with, as it came.
     """
 
-    request: "Request | None" = None
+    scope: Scope | None = None
+    request_id: bytes = b""
+
+    @classmethod
+    def of(cls, scope: Scope, request_id: bytes) -> "HookHeaders":
+        """Return a copy of a request's headers that hooks may write to."""
+        headers = cls(raw=list(scope["headers"]))
+        headers.scope = scope
+        headers.request_id = request_id
+        return headers
 
 
 class Request:
@@ -81,12 +90,6 @@ class Request:
         scheme, _, given = self.get(b"authorization").partition(b" ")
         same = hmac.compare_digest(given.strip(), token.encode())
         return same and scheme.lower() == b"bearer"
-
-    def headers_for_hooks(self) -> HookHeaders:
-        """Return a copy of the headers that hooks may write to."""
-        headers = HookHeaders(raw=list(self.scope["headers"]))
-        headers.request = self
-        return headers
 
     def deadlines(self, limits: Deadlines) -> Deadlines:
         """Return the limits on time, less where the client asks for less (Ray Serve's header).

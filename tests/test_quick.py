@@ -379,7 +379,7 @@ async def test_a_hook_and_the_client_see_one_request_id(given: dict[str, str]) -
     seen: list[bytes] = []
 
     async def hook(payload: Any, headers: Any) -> Any:
-        seen.append(headers.request.id)
+        seen.append(headers.request_id)
         return {} if payload["quick"] else [payload]
 
     app = ModelServer()
