@@ -321,7 +321,8 @@ class _Parts:
     async def send(self) -> None:
         """Send what there is, after what is being sent."""
         self.tell()
-        if self._task is not None:
+        # Waiting for a task suspends even where it is done, and `pause` would begin another then.
+        if self._task is not None and not self._task.done():
             await asyncio.wait((self._task,))
         await self._send_all()
 

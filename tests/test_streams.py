@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 
@@ -467,3 +468,28 @@ async def test_a_thread_gets_its_share_beside_a_restless_stream(accept: str) -> 
         client.hang_up()
         await client.ended()
     assert used[0] > 0.15
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("pauses", range(3))
+async def test_coalesced_items_are_all_sent_by_a_send_that_waits(pauses: int) -> None:
+    async def items(payload: Any) -> AsyncIterator[Any]:
+        yield {"a": 1}
+        for n in (2, 3):
+            await anyio.sleep(0.001)
+            yield {"a": n}
+        yield {"a": 4}
+
+    app = ModelServer(coalesce=True)
+    app.model("m")(items)
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        async def slow(message: Any) -> None:
+            for _ in range(pauses):
+                await anyio.lowlevel.checkpoint()
+            await send(message)
+
+        await app(scope, receive, slow)
+
+    answer = await request(host, "POST", "/v1/models/m:predict", json={})
+    assert answer.body.count(b"\n") == 4
