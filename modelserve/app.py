@@ -102,7 +102,9 @@ class ModelServer:
                 series = reply.series or self._serving.telemetry.unknown
                 seconds = monotonic() - arrived
                 series.record(target.codec.protocol, target.verb, reply, seconds, request.id)
-            flight.farewell = reply.error = None  # cycles otherwise, for the collector to find
+            flight.farewell = flight.reason = reply.error = (
+                None  # cycles otherwise, for the collector to find
+            )
         if reply.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
 

@@ -178,12 +178,6 @@ class Admission:
         gate._in_flight.cells[0] += 1.0
         return True
 
-    def take(self, gate: Gate) -> None:
-        """Take both slots, for a request that had found them free."""
-        gate.running += 1
-        self.gate.running += 1
-        gate._in_flight.add(1)
-
     async def enter(self, gate: Gate) -> None:
         """Take both slots, after those who came before.
 

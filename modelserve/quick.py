@@ -4,14 +4,14 @@ Most such requests never suspend: the body is there, the hook computes and retur
 the answer. Nobody can end such a request early, wait for it or see half of its answer, so it needs
 none of the objects that the long walk (`app`) makes for that. Here one function takes it from the
 first byte to the last: 0.8 of the bare ASGI application's requests a second at 16 connections, by
-the long walk 0.6. It takes no slot of admission either, unless it suspends: until then nothing else
-could run.
+the long walk 0.6.
 
-It decides nothing. Where anything is not as it mostly is, it stops; where it has to wait, it is
-stopped. `Attempt.go_on`, an endpoint, then takes the long walk from just there.
+It decides nothing. Where anything is not as it mostly is, it stops or raises; where it has to wait,
+it is stopped. `Attempt.go_on`, an endpoint, then takes the long walk from just there. The tests send
+every request both ways.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, Final
 
@@ -33,9 +33,11 @@ __all__ = ["DONE", "Attempt", "try_quickly"]
 # What an attempt is at, or was when it stopped.
 _BEGINNING: Final = 0
 _READING: Final = 1
-_RUNNING: Final = 2
-_SENDING: Final = 3
-_DONE: Final = 4
+_READ: Final = 2
+_RUNNING: Final = 3  # from here on it has its slots
+_RAN: Final = 4
+_SENDING: Final = 5
+_DONE: Final = 6
 
 _NO_ROWS: Final[list[Any]] = []
 _UNUSUAL: Final = frozenset(
@@ -46,9 +48,10 @@ _UNUSUAL: Final = frozenset(
 class Attempt:
     """How far a quick walk has come.
 
-    `result` or `error` is what came of the stage that it stopped in; `rest` is the walk itself,
-    where it is suspended. What the hook was given is there once it has begun, `seconds`, the hook's,
-    once it has ended.
+    The walk sets `stage`, and what belongs to it: `result` (the first message once it is read, what
+    the hook has returned once it ran), what the hook was given and when it `began`, its `seconds`.
+    `try_quickly` sets the others, for `go_on` alone: `error` is what the walk has raised, `trap` what
+    it awaits where it is suspended.
     """
 
     __slots__ = (
@@ -57,13 +60,15 @@ class Attempt:
         "error",
         "headers",
         "hook",
+        "is_suspended",
         "payload",
         "request_id",
         "response_headers",
-        "rest",
         "result",
         "seconds",
         "stage",
+        "trap",
+        "walk",
     )
 
     began: float
@@ -71,30 +76,31 @@ class Attempt:
     error: BaseException | None
     headers: HookHeaders | None
     hook: Hook
+    is_suspended: bool
     payload: Any
     request_id: bytes
     response_headers: HookHeaders | None
-    rest: Awaitable[None] | None
     result: Any
     seconds: float
     stage: int
+    trap: Any
+    walk: Coroutine[Any, Any, None]
 
     async def go_on(
         self, serving: Serving, target: Target, request: Request, reply: Reply
     ) -> Rest | None:
         """Take the long walk from here on; an endpoint."""
-        if self.stage == _READING:
-            self._read_again(request)
-        if self.stage <= _READING:
+        if self.stage == _BEGINNING:
             return await run_model(serving, target, request, reply)
+        if self.stage <= _READ:
+            return await self._read_on(serving, target, request, reply)
         entry, flight = self.entry, reply.flight
         reply.series = entry.series
         reply.admitted = True
         reply.request_id = request.id = self.request_id
         flight.deadlines = entry.deadlines
         flight.receive = request.receive
-        serving.admission.take(entry.gate)
-        if self.stage == _RUNNING:
+        if self.stage <= _RAN:
             return self._run_on(serving, target, request, reply)
         try:
             await self._send_on(reply)
@@ -102,17 +108,28 @@ class Attempt:
             serving.admission.leave(entry.gate)
         return None
 
-    def _read_again(self, request: Request) -> None:
+    async def _read_on(
+        self, serving: Serving, target: Target, request: Request, reply: Reply
+    ) -> Rest:
         """Have the request's first message be the one that was read, or is being read."""
-        later = request.receive
+        later, is_first = request.receive, True
 
         async def receive() -> Any:
-            if request.receive is later:
+            nonlocal is_first
+            if not is_first:
                 return await later()
+            is_first = False
             request.receive = later
             return await self._outcome()
 
         request.receive = receive
+        try:
+            return await run_model(serving, target, request, reply)
+        finally:
+            if is_first:  # it was refused before it was read
+                request.receive = later
+                self.result = None
+                self.walk.close()
 
     def _run_on(self, serving: Serving, target: Target, request: Request, reply: Reply) -> Rest:
         reply.flight.phase = Phase.FIRST
@@ -122,6 +139,7 @@ class Attempt:
         call.begin(self.hook, self.began)
         assert target.codec is not None
         decoded = Decoded(self.entry, target.codec, request, self.payload, target.named)
+        self.payload = None
         return respond(serving, decoded, call, self._settled(call), reply)
 
     async def _settled(self, call: Call) -> Any:
@@ -138,16 +156,17 @@ class Attempt:
         reply.flight.phase = Phase.DONE
 
     async def _outcome(self) -> Any:
-        """Return what comes of the present stage, or raise it."""
-        if self.rest is not None:
-            await self.rest
+        """Return what comes of the present stage, or raise it; once."""
+        if self.is_suspended:
+            await go_on(self.walk, self.trap)
         error, self.error = self.error, None
         if error is not None:
             try:
                 raise error
             finally:
                 del error  # it leads to this frame, and to the walk's
-        return self.result
+        result, self.result = self.result, None
+        return result
 
 
 DONE: Final = Attempt()  # stands for every attempt that has come to its end
@@ -156,7 +175,7 @@ DONE: Final = Attempt()  # stands for every attempt that has come to its end
 def try_quickly(
     serving: Serving, target: Target, scope: Scope, receive: Receive, send: Send, arrived: float
 ) -> Attempt | None:
-    """Take the quick walk as far as it goes.
+    """Take the quick walk as far as it goes; raises nothing.
 
     Returns DONE where the request has been answered and recorded, an attempt where the long walk
     has to go on from there, None where it has to begin.
@@ -177,13 +196,20 @@ def try_quickly(
         return None
     attempt = Attempt()
     walk = _walk(attempt, serving, entry, direct, scope, receive, send, arrived)
-    trap = next(walk.__await__(), OVER)  # as in `Flight.begin`
+    attempt.error = None
+    try:
+        trap = next(walk.__await__(), OVER)  # as in `Flight.begin`
+    except BaseException as exc:
+        trap = OVER
+        if attempt.stage not in (_READ, _RAN):  # else the long walk finds out what is wrong
+            attempt.error = exc
     if attempt.stage == _DONE:
         return DONE
     attempt.entry = entry
     attempt.hook = direct.hook
-    if trap is not OVER:
-        attempt.rest = go_on(walk, trap)
+    attempt.walk = walk
+    attempt.trap = trap
+    attempt.is_suspended = trap is not OVER
     return attempt
 
 
@@ -197,41 +223,39 @@ async def _walk(
     send: Send,
     arrived: float,
 ) -> None:
+    """Go as far as nothing is unusual; after an await that has suspended, no further."""
     attempt.stage = _BEGINNING
-    attempt.rest = attempt.error = None
+    attempt.is_suspended = False
     headers = dict(scope["headers"])
-    if headers.get(b"content-type") != b"application/json" or not _UNUSUAL.isdisjoint(headers):
+    if (
+        headers.get(b"content-type") != b"application/json"
+        or len(headers.get(b"content-length", b"")) > entry.sure_digits
+        or not _UNUSUAL.isdisjoint(headers)
+    ):
         return
 
     attempt.stage = _READING
-    try:
-        attempt.result = message = await receive()
-    except BaseException as exc:
-        if attempt.rest is not None:
-            raise
-        attempt.error = exc
+    attempt.result = message = await receive()
+    if attempt.is_suspended:
         return
+    attempt.stage = _READ
     body = message.get("body", b"")
-    gate, outer = entry.gate, serving.admission.gate
     if (
-        attempt.rest is not None
-        or message["type"] != "http.request"
+        message["type"] != "http.request"
         or message.get("more_body")
         or len(body) > entry.max_body_bytes
-        or gate.line
-        or gate.running >= gate.concurrency
-        or outer.running >= outer.concurrency
     ):
         return
-    try:
-        payload = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return
+    payload = orjson.loads(body)
     if type(payload) is dict and type(payload.get("instances", _NO_ROWS)) is not list:
+        return
+    if not serving.admission.enter_nowait(entry.gate):
         return
 
     attempt.stage = _RUNNING
     attempt.payload = payload
+    attempt.result = None
+    del message, body  # they may be large, and the hook may take long
     hook, done, function = direct
     given = headers.get(b"x-request-id")
     number = attempt.request_id = b"%x" % next(NUMBERS) if given is None else sane_id(given)
@@ -242,37 +266,29 @@ async def _walk(
         if hook.wants_response_headers:
             attempt.response_headers = own = HookHeaders(raw=[])
     attempt.began = began = monotonic()
-    try:
-        if function is not None:
-            result = await function(payload)
-        else:
-            result = await hook.call(payload, attempt.headers, own)
-        attempt.result = result
-    except BaseException as exc:
-        if attempt.rest is not None:
-            raise
-        attempt.error = exc
+    if function is not None:
+        result = await function(payload)
+    else:
+        result = await hook.call(payload, attempt.headers, own)
+    attempt.result = result
+    if attempt.is_suspended:
         return
-    if attempt.rest is not None or type(result) is not dict or (own is not None and own.raw):
+    attempt.stage = _RAN
+    seconds = monotonic() - began
+    if type(result) is not dict or (own is not None and own.raw):
         return
-    try:
-        body = orjson.dumps(result, to_builtin, JSON_OPTIONS)
-    except orjson.JSONEncodeError:
-        return
+    answer = orjson.dumps(result, to_builtin, JSON_OPTIONS)
 
     attempt.stage = _SENDING
-    attempt.seconds = seconds = monotonic() - began
-    length = (b"content-length", b"%d" % len(body))
+    attempt.seconds = seconds
+    length = (b"content-length", b"%d" % len(answer))
     start = [JSON, length, (b"x-request-id", number)]
     try:
         await send({"type": "http.response.start", "status": 200, "headers": start})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send({"type": "http.response.body", "body": answer, "more_body": False})
     except Exception as exc:
-        if attempt.rest is not None:
-            raise ClientGone from exc
-        attempt.error = ClientGone()
-        attempt.error.__cause__ = exc
-        return
-    if attempt.rest is None:
+        raise ClientGone from exc
+    if not attempt.is_suspended:
         attempt.stage = _DONE
+        serving.admission.leave(entry.gate)
         done.add(monotonic() - arrived, seconds, number)

@@ -7,6 +7,8 @@ takes the long one, so each request here is made twice, in a scope and in none.
 import asyncio
 import gc
 import logging
+import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ import anyio
 import pytest
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
+from modelserve.errors import ResponseCut
 from modelserve.lifetime import Flight
 from modelserve.quick import Attempt
 from modelserve.telemetry import DIRECTORY_VARIABLE
@@ -423,3 +426,137 @@ async def test_nothing_is_left_to_the_garbage_collector(hook: Any) -> None:
         assert alive(Flight, Attempt) <= others
     finally:
         gc.enable()
+
+
+class Message(dict[str, Any]):
+    """A message that can be watched: a plain dict knows no weak references."""
+
+
+async def test_the_body_is_let_go_once_it_is_decoded() -> None:
+    messages: list[weakref.ref[Message]] = []
+    alive_in_hook: list[bool] = []
+
+    async def hook(payload: Any) -> Any:
+        await asyncio.sleep(0)
+        alive_in_hook.append(messages[0]() is not None)
+        return [payload]
+
+    app = ModelServer()
+    app.model("m")(hook)
+    await request(app, "GET", "/v1/models/m")
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        async def watched() -> Any:
+            message = Message(await receive())
+            messages.append(weakref.ref(message))
+            return message
+
+        await app(scope, watched, send)
+
+    assert (await request(host, "POST", PATH, json={})).status == 200
+    assert alive_in_hook == [False]
+
+
+@pytest.mark.parametrize("late", (False, True))
+async def test_a_body_that_is_refused_by_its_length_is_not_waited_for(late: bool) -> None:
+    ended: list[str] = []
+    app = ModelServer(limits=Limits(max_body_bytes=100))
+    app.model("m")(value)
+    await request(app, "GET", "/v1/models/m")
+    headers = JSON | {"content-length": "101"}
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        async def noting() -> Any:
+            try:
+                return await receive()
+            finally:
+                ended.append("receive")
+
+        await app(scope, noting, send)
+
+    body = None if late else b"{}"
+    async with exchange(host, "POST", PATH, body=body, headers=headers) as client:
+        assert (await client.response()).status == 413
+    assert not ended
+
+
+async def test_one_message_that_makes_no_sense_is_counted() -> None:
+    app = ModelServer()
+    app.model("m")(value)
+    await request(app, "GET", "/v1/models/m")
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": None}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode()}
+    headers = [(b"content-type", b"application/json")]
+    await asyncio.create_task(app({**scope, "headers": headers}, receive, send))
+    assert sent[0]["status"] == 500
+    metrics = (await request(app, "GET", "/metrics")).body.decode()
+    assert 'outcome="error",protocol="v1",status="500",verb="predict"} 1.0' in metrics
+
+
+async def test_a_send_that_is_cancelled_at_once_is_counted() -> None:
+    app = ModelServer()
+    app.model("m")(value)
+    await request(app, "GET", "/v1/models/m")
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        async def cancelled(message: Any) -> None:
+            raise asyncio.CancelledError
+
+        await app(scope, receive, cancelled)
+
+    async with exchange(host, "POST", PATH, json={}) as client:
+        await client.ended()
+    assert isinstance(client.error, ResponseCut)
+    metrics = (await request(app, "GET", "/metrics")).body.decode()
+    assert 'outcome="error",protocol="v1",status="200",verb="predict"} 1.0' in metrics
+    assert not app._serving.admission.gate.running
+
+
+async def test_a_hook_that_calls_its_own_application_has_its_slot() -> None:
+    inner: list[int] = []
+
+    async def hook(payload: Any) -> Any:
+        if payload["outer"]:
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                return {"type": "http.request", "body": b'{"outer": false}'}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            scope = {"type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode()}
+            headers = [(b"content-type", b"application/json")]
+            await app({**scope, "headers": headers}, receive, send)
+            inner.append(sent[0]["status"])
+        return {}
+
+    app = ModelServer(limits=Limits(concurrency=1, queue=0))
+    app.model("m")(hook)
+    await request(app, "GET", "/v1/models/m")
+    assert (await request(app, "POST", PATH, json={"outer": True})).status == 200
+    assert inner == [503]
+
+
+async def test_the_time_of_a_hook_is_its_own(caplog: Any) -> None:
+    class Slow:
+        def tolist(self) -> list[int]:
+            time.sleep(0.05)
+            return [1]
+
+    async def hook(payload: Any) -> Any:
+        return {"slow": Slow()}
+
+    caplog.set_level(logging.INFO, logger="modelserve.access")
+    app = ModelServer()
+    app.model("m")(hook)
+    await request(app, "GET", "/v1/models/m")
+    assert (await request(app, "POST", PATH, json={})).json() == {"slow": [1]}
+    assert caplog.records[-1].stages["predict"] < 0.05 <= caplog.records[-1].seconds
