@@ -24,8 +24,8 @@ from modelserve.inference import Call
 from modelserve.lifetime import OVER, Phase, Receive, go_on, runs_natively
 from modelserve.model import Hook
 from modelserve.registry import Direct, Entry
-from modelserve.requests import NUMBERS, HookHeaders, Request, Scope, sane_id
-from modelserve.responses import JSON, Reply, Send
+from modelserve.requests import NEW_IDS, HookHeaders, Request, Scope, sane_id
+from modelserve.responses import JSON, Reply, Send, length_header
 from modelserve.serving import Serving
 
 __all__ = ["DONE", "Attempt", "try_quickly"]
@@ -39,6 +39,8 @@ _RAN: Final = 4
 _SENDING: Final = 5
 _DONE: Final = 6
 
+_SMALL: Final = 1024
+_LENGTHS: Final = [length_header(size) for size in range(_SMALL)]  # 0.2 us less than to make one
 _NO_ROWS: Final[list[Any]] = []
 _UNUSUAL: Final = frozenset(
     (b"ce-specversion", b"content-encoding", b"expect", b"x-request-timeout-seconds")
@@ -258,7 +260,7 @@ async def _walk(
     del message, body  # they may be large, and the hook may take long
     hook, done, function = direct
     given = headers.get(b"x-request-id")
-    number = attempt.request_id = b"%x" % next(NUMBERS) if given is None else sane_id(given)
+    number = attempt.request_id = next(NEW_IDS) if given is None else sane_id(given)
     attempt.headers = own = attempt.response_headers = None
     if function is None:
         if hook.wants_headers:
@@ -281,7 +283,8 @@ async def _walk(
 
     attempt.stage = _SENDING
     attempt.seconds = seconds
-    length = (b"content-length", b"%d" % len(answer))
+    size = len(answer)
+    length = _LENGTHS[size] if size < _SMALL else length_header(size)
     start = [JSON, length, (b"x-request-id", number)]
     try:
         await send({"type": "http.response.start", "status": 200, "headers": start})

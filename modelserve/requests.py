@@ -5,8 +5,8 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import MutableMapping
-from itertools import count
+from collections.abc import Iterator, MutableMapping
+from itertools import product
 from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
@@ -15,7 +15,7 @@ from modelserve.errors import BodyTooLarge, ClientGone, InvalidInput, Unsupporte
 from modelserve.lifetime import Deadlines, Receive
 
 __all__ = [
-    "NUMBERS",
+    "NEW_IDS",
     "HookHeaders",
     "Request",
     "check_length",
@@ -26,7 +26,12 @@ __all__ = [
 
 Scope = MutableMapping[str, Any]
 
-NUMBERS: Final = count(int.from_bytes(os.urandom(8)) << 32)  # of requests that bring no id
+_PAIRS: Final = [b"%02x" % n for n in range(256)]
+# The ids of requests that bring none: a process' own random 16 digits, and 12 that count. By
+# `itertools` alone, since formatting a number takes 0.2 us more.
+NEW_IDS: Final[Iterator[bytes]] = map(
+    b"".join, product([os.urandom(8).hex().encode()], *[_PAIRS] * 6)
+)
 _ID_LENGTH: Final = 128
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32  # by what it begins with
 _PRINTABLE: Final = bytes(range(33, 127))
@@ -60,7 +65,7 @@ class Request:
         self.receive: Any = receive
         self.headers: dict[bytes, bytes] = dict(scope["headers"])  # the last where one is repeated
         given = self.headers.get(b"x-request-id")
-        self.id = b"%x" % next(NUMBERS) if given is None else sane_id(given)
+        self.id = next(NEW_IDS) if given is None else sane_id(given)
 
     def get(self, name: bytes) -> bytes:
         """Return a header's value, empty where there is none; the last where it is repeated."""
@@ -169,7 +174,7 @@ def sane_id(given: bytes) -> bytes:
     """Return the client's id if it is printable and of a sane length, else a new one."""
     if given and len(given) <= _ID_LENGTH and not given.translate(None, _PRINTABLE):
         return given
-    return b"%x" % next(NUMBERS)
+    return next(NEW_IDS)
 
 
 def _positive(text: bytes) -> float:

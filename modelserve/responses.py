@@ -29,7 +29,7 @@ from modelserve.errors import ClientGone, Stopped, describe, is_expected
 from modelserve.lifetime import Flight, Phase
 from modelserve.telemetry import ModelSeries
 
-__all__ = ["JSON", "Body", "Header", "Reply", "Send", "model_headers"]
+__all__ = ["JSON", "Body", "Header", "Reply", "Send", "length_header", "model_headers"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
@@ -109,7 +109,7 @@ class Reply:
 
     async def _parts(self, status: int, headers: list[Header], buffers: Sequence[Body]) -> None:
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        await self.start(status, [*headers, _length(sum(map(len, views)))])
+        await self.start(status, [*headers, length_header(sum(map(len, views)))])
         for view in () if self.bodiless else views:
             for start in range(0, len(view), _PART_BYTES):
                 self.go_on(_SEND)
@@ -244,7 +244,7 @@ def model_headers(headers: MutableHeaders) -> list[Header]:
     return [pair for pair in own if pair[0] not in _HOST_HEADERS]
 
 
-def _length(size: int) -> Header:
+def length_header(size: int) -> Header:
     return (b"content-length", b"%d" % size)
 
 
