@@ -245,6 +245,7 @@ def model_headers(headers: MutableHeaders) -> list[Header]:
 
 
 def length_header(size: int) -> Header:
+    """Return the header that tells the size of a body, in bytes."""
     return (b"content-length", b"%d" % size)
 
 
