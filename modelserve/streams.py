@@ -153,8 +153,9 @@ class Stream:
             flight.phase = _ITEM
             reply.items += 1
             now = monotonic()
-            if now >= tally.turn_ends and tally.turn_is_over(now):
+            if now >= tally.look_at and tally.turn_is_over(now):
                 await anyio.lowlevel.checkpoint()
+                tally.begin_turn()
 
     async def _coalesced(
         self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tick: Tick
@@ -244,22 +245,28 @@ class Stream:
 class _Tally:
     """What is noted of a stream where it suspends: for the metrics, the clock and the next turn.
 
-    `turn_ends` is when it has to give way to other requests; 0 after a pause, when it just has.
+    `look_at` is when an item has to ask `turn_is_over`: at the end of the turn, and after a pause,
+    when it is 0. A pause is not a turn's end: what others were told meanwhile (that the client has
+    left, say) they may only hear at the next one.
     """
 
-    __slots__ = ("_phase", "_reply", "_tick", "_told", "turn_ends")
+    __slots__ = ("_phase", "_reply", "_tick", "_told", "_turn_ends", "look_at")
 
     def __init__(self, reply: Reply, tick: Tick) -> None:
         self._reply = reply
         self._tick = tick
         self._told = reply.items
         self._phase = (0, 0)
-        self.turn_ends = monotonic() + _TURN_SECONDS
+        self.begin_turn()
+        self.look_at = self._turn_ends
+
+    def begin_turn(self) -> None:
+        self._turn_ends = monotonic() + _TURN_SECONDS
 
     def pause(self) -> None:
         """Tell what there is, and since when the present phase lasts."""
         self.tell()
-        self.turn_ends = 0.0
+        self.look_at = 0.0
         flight = self._reply.flight
         phase = (flight.phase, self._reply.items)
         if phase != self._phase:
@@ -267,13 +274,12 @@ class _Tally:
             flight.since = monotonic()
 
     def turn_is_over(self, now: float) -> bool:
-        """Say so, or begin a new one with the item that has come after a pause at its own time."""
-        if self.turn_ends:
-            return True
-        self._tick(now)
-        self._told += 1
-        self.turn_ends = now + _TURN_SECONDS
-        return False
+        """Say whether to give way; tell of an item that has come after a pause, at its own time."""
+        if not self.look_at:
+            self._tick(now)
+            self._told += 1
+            self.look_at = self._turn_ends
+        return now >= self._turn_ends
 
     def tell(self) -> None:
         """Tell the metrics of the items that have come one right after the other."""

@@ -1,5 +1,6 @@
 """Streams as their client sees them, event by event, on both backends."""
 
+import asyncio
 import dataclasses
 import datetime
 import functools
@@ -493,3 +494,40 @@ async def test_coalesced_items_are_all_sent_by_a_send_that_waits(pauses: int) ->
 
     answer = await request(host, "POST", "/v1/models/m:predict", json={})
     assert answer.body.count(b"\n") == 4
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_stream_that_was_held_up_hears_at_once_that_its_client_has_left() -> None:
+    made: list[int] = []
+
+    async def items(payload: Any) -> AsyncIterator[bytes]:
+        while len(made) < 100_000:
+            made.append(len(made))
+            yield b"x"
+
+    app = ModelServer()
+    app.model("m")(items)
+    read, left = asyncio.Event(), asyncio.Event()
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        bodies = [receive]
+
+        async def listen() -> Any:
+            if bodies:
+                return await bodies.pop()()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def slow(message: Any) -> None:
+            if len(made) == 3:
+                await read.wait()
+
+        await app(scope, listen, slow)
+
+    async with exchange(host, "POST", "/v1/models/m:predict", json={}) as client:
+        while not any(flight.watched for flight in app._serving.flights):
+            await asyncio.sleep(0.005)
+        read.set()  # the host's `send` goes on first, as hypercorn's does
+        left.set()
+        await client.ended()
+    assert len(made) <= 5
