@@ -11,9 +11,11 @@ from modelserve.errors import (
 )
 from modelserve.limits import Limits
 from modelserve.model import Model
+from modelserve.streams import Coalesced
 from modelserve.version import __version__ as __version__
 
 __all__ = [
+    "Coalesced",
     "InferenceError",
     "InvalidInput",
     "Limits",

@@ -214,7 +214,10 @@ async def respond(
         if call.streams(result) or codec.always_streams:
             items = result if call.streams(result) else _one(result)
             form = codec.form(request, payload, own, named)
-            await Stream(reply, form, entry.streaming).send(items)
+            streaming = entry.streaming
+            if call.coalesces:
+                streaming = streaming._replace(coalesce=True)
+            await Stream(reply, form, streaming).send(items)
         else:
             await reply.document(200, *codec.encode(result, request, payload, own, named))
     finally:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from starlette.datastructures import MutableHeaders
 
 from modelserve.model import Hook, Plan
+from modelserve.streams import Coalesced
 from modelserve.tensors import InferResponse
 from modelserve.threads import ThreadStream, Workers
 
@@ -29,12 +30,13 @@ PLAIN: Final = frozenset(
 class Call:
     """One run of a model's hooks: what they share, and the streams that they have opened.
 
-    `seconds` has what each hook took; the time of one that streams or fails runs until `close`.
+    `coalesces` says that a hook has returned `Coalesced`. `seconds` has what each hook took; the time of one that streams or fails runs until `close`.
     """
 
     __slots__ = (
         "_open",
         "_running",
+        "coalesces",
         "headers",
         "label",
         "request_id",
@@ -59,6 +61,7 @@ class Call:
         self.response_headers = response_headers
         self._running: tuple[tuple[str, float], ...] = ()  # which hooks, since when
         self.seconds: dict[str, float] = {}
+        self.coalesces = False
         self._open: list[AsyncIterator[Any]] = []
 
     def streams(self, result: Any) -> bool:
@@ -129,6 +132,9 @@ class Call:
         """Await what is awaitable; make what iterates an async iterator."""
         while inspect.isawaitable(result):
             result = await result
+        if isinstance(result, Coalesced):
+            self.coalesces = True
+            result = result.items
         if isinstance(result, AsyncIterable):
             stream = aiter(result)
         elif isinstance(result, Iterator):

@@ -7,7 +7,15 @@ that every item goes through is `_send_each`; `_coalesced` is the same with many
 
 import asyncio
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -20,7 +28,7 @@ from modelserve.lifetime import Phase
 from modelserve.responses import Header, Reply
 from modelserve.telemetry import Tick
 
-__all__ = ["Stream", "StreamForm", "Streaming"]
+__all__ = ["Coalesced", "Stream", "StreamForm", "Streaming"]
 
 _FIRST: Final = Phase.FIRST  # as globals they are found six times as fast
 _ITEM: Final = Phase.ITEM
@@ -61,6 +69,23 @@ class Streaming(NamedTuple):
     coalesce: bool = False
     heartbeat: float | None = None
     heartbeat_before_first: bool = False
+
+
+class Coalesced:
+    """A stream whose items, as they are made without a pause, are sent in one event.
+
+    For one request; `coalesce` of a model or an application is for all. A hook returns it.
+
+    Args:
+        items: An iterator or an async iterable of items.
+
+    The items are closed as those of any stream are: at their end, or when the client leaves.
+    """
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: Iterator[Any] | AsyncIterable[Any]) -> None:
+        self.items = items
 
 
 class Stream:

@@ -14,7 +14,7 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 
-from modelserve import InvalidInput, Model, ModelServer, ServerSentEvent
+from modelserve import Coalesced, InvalidInput, Model, ModelServer, ServerSentEvent
 from modelserve.testing import Cut, exchange, request
 
 pytestmark = pytest.mark.anyio
@@ -531,3 +531,50 @@ async def test_a_stream_that_was_held_up_hears_at_once_that_its_client_has_left(
         left.set()
         await client.ended()
     assert len(made) <= 5
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_hook_has_the_items_of_one_request_coalesced(kind: str) -> None:
+    closed: list[str] = []
+
+    def sync_items() -> Iterator[Any]:
+        try:
+            yield from ({"n": n} for n in range(4))
+        finally:
+            closed.append("sync")
+
+    async def async_items() -> AsyncIterator[Any]:
+        try:
+            for n in range(4):
+                yield {"n": n}
+        finally:
+            closed.append("async")
+
+    async def hook(payload: Any) -> Any:
+        items = sync_items() if kind == "sync" else async_items()
+        return Coalesced(items) if payload["joined"] else items
+
+    app = ModelServer()
+    app.model("m")(hook)
+    whole = await request(app, "POST", "/v1/models/m:predict", json={"joined": False})
+    joined = await request(app, "POST", "/v1/models/m:predict", json={"joined": True})
+    assert len(whole.chunks) == 4
+    assert len(joined.chunks) < 4
+    assert joined.body == whole.body
+    assert joined.headers["content-type"] == whole.headers["content-type"]
+    assert closed == [kind, kind]
+
+
+async def test_a_postprocess_gets_the_items_of_a_coalesced_stream() -> None:
+    class Doubled(Model):
+        async def predict(self, payload: Any) -> Any:
+            return Coalesced(iter(payload["instances"]))
+
+        async def postprocess(self, items: Any) -> AsyncIterator[Any]:
+            async for item in items:
+                yield {"n": 2 * item}
+
+    app = ModelServer([Doubled("m")])
+    answer = await request(app, "POST", "/v1/models/m:predict", json={"instances": [1, 2]})
+    assert answer.body == b'{"n":2}\n{"n":4}\n'
