@@ -134,7 +134,7 @@ class Gate:
         self.queue = limits.queue
         self.running = 0
         self.waiting = 0
-        self.line: deque[_Ticket] = deque()
+        self._line: deque[_Ticket] = deque()
         self._pace = _Pace()
         self._emptied: anyio.Event | None = None
 
@@ -171,7 +171,7 @@ class Admission:
         """
         outer = self.gate
         free = gate.running < gate.concurrency and outer.running < outer.concurrency
-        if gate.line or not free:
+        if gate._line or not free:
             return False
         gate.running += 1
         outer.running += 1
@@ -223,7 +223,7 @@ class Admission:
 
     def refuse_waiting_for(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
         """Refuse those who wait for one model."""
-        for ticket in list(gate.line):
+        for ticket in list(gate._line):
             ticket.refusal = refusal()
             self._quit(gate, ticket)
             ticket.called.set()
@@ -232,15 +232,15 @@ class Admission:
         for line in (gate, self.gate):
             if not line.waiting:
                 line._pace.begin()
-        gate.line.append(ticket)
+        gate._line.append(ticket)
         self._lines[gate] = None
         gate.waiting += 1
         self.gate.waiting += 1
         gate._queued.add(1)
 
     def _quit(self, gate: Gate, ticket: "_Ticket") -> None:
-        gate.line.remove(ticket)
-        if not gate.line:
+        gate._line.remove(ticket)
+        if not gate._line:
             del self._lines[gate]
         gate.waiting -= 1
         self.gate.waiting -= 1
@@ -252,8 +252,8 @@ class Admission:
             gates = [gate for gate in self._lines if gate.has_room]
             if not gates:
                 return
-            gate = min(gates, key=lambda g: g.line[0].number)
-            ticket = gate.line[0]
+            gate = min(gates, key=lambda g: g._line[0].number)
+            ticket = gate._line[0]
             self._quit(gate, ticket)
             for line in (gate, self.gate):
                 line.running += 1
