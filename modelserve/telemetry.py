@@ -3,8 +3,9 @@
 Every number is a cell, and adding to one costs 0.05 us at most. A series (a metric with its labels)
 is resolved once and then holds its cells. They are in a list, the process' own, until
 `Telemetry.open`, which, given a directory, moves them into a file there that all workers of a
-server map and read, as doubles behind a `memoryview`: any of them then answers a scrape for all. `prometheus_client` is imported by
-the first scrape and does the writing out; it can also collect a `Telemetry` in a host's registry.
+server map and read, as doubles behind a `memoryview`: any of them then answers a scrape for all.
+`prometheus_client` is imported by the first scrape and does the writing out; it can also collect a
+`Telemetry` in a host's registry.
 
 A worker's file is locked (flock) for as long as the worker lives, so a gauge whose file nobody
 holds is not counted. Counters of dead workers are, and the next worker that starts takes a dead
@@ -165,7 +166,7 @@ class Tick:
 
     __slots__ = ("_gaps", "_items", "_last")
 
-    def __init__(self, gaps: "Histogram", items: Counter, last: float) -> None:
+    def __init__(self, gaps: Histogram, items: Counter, last: float) -> None:
         self._gaps = gaps
         self._items = items
         self._last = last
@@ -270,22 +271,12 @@ class ModelSeries:
             if stage in stages:
                 stages[stage].observe(taken[stage])
         if access_logger.isEnabledFor(logging.INFO):
-            _log(
-                request_id=request_id.decode("latin-1"),
-                model=self.name,
-                protocol=protocol,
-                verb=verb,
-                status=status,
-                outcome=outcome,
-                seconds=round(seconds, 6),
-                stages={stage: round(taken[stage], 6) for stage in taken},
-                items=ending.items,
-                first_item_seconds=ending.first_item and round(ending.first_item, 6),
-            )
+            labels = (self.name, protocol, verb, status, outcome)
+            _log(labels, seconds, taken, request_id, ending.items, ending.first_item)
 
     def done(self, protocol: str, verb: str) -> "Done":
         """Return what counts the requests that the hook `verb` alone has answered."""
-        return Done(self._owner, self, protocol, verb)
+        return Done(self, protocol, verb)
 
     def stream(self, arrived: float, now: float) -> Tick:
         """Record the first item of a stream; return what to call with the time of each later one.
@@ -347,8 +338,8 @@ class Done:
 
     __slots__ = ("_owner", "_protocol", "_requests", "_seconds", "_series", "_stage", "_verb")
 
-    def __init__(self, owner: "Telemetry", series: ModelSeries, protocol: str, verb: str) -> None:
-        self._owner = owner
+    def __init__(self, series: ModelSeries, protocol: str, verb: str) -> None:
+        self._owner = series._owner
         self._series = series
         self._protocol = protocol
         self._verb = verb
@@ -373,21 +364,32 @@ class Done:
         cells[0 if taken <= _SHORTEST else bisect_left(BOUNDS, taken)] += 1.0
         cells[_SUM] += taken
         if access_logger.isEnabledFor(logging.INFO):
-            _log(
-                request_id=request_id.decode("latin-1"),
-                model=self._series.name,
-                protocol=self._protocol,
-                verb=self._verb,
-                status=200,
-                outcome="done",
-                seconds=round(seconds, 6),
-                stages={self._verb: round(taken, 6)},
-                items=0,
-                first_item_seconds=None,
-            )
+            labels = (self._series.name, self._protocol, self._verb, 200, "done")
+            _log(labels, seconds, {self._verb: taken}, request_id)
 
 
-def _log(**fields: Any) -> None:
+def _log(
+    labels: tuple[str, str, str, int, str],
+    seconds: float,
+    stages: Mapping[str, float],
+    request_id: bytes,
+    items: int = 0,
+    first_item: float | None = None,
+) -> None:
+    """Write the line of a request; its labels are those of `modelserve_requests_total`."""
+    model, protocol, verb, status, outcome = labels
+    fields = {
+        "request_id": request_id.decode("latin-1"),
+        "model": model,
+        "protocol": protocol,
+        "verb": verb,
+        "status": status,
+        "outcome": outcome,
+        "seconds": round(seconds, 6),
+        "stages": {stage: round(taken, 6) for stage, taken in stages.items()},
+        "items": items,
+        "first_item_seconds": first_item and round(first_item, 6),
+    }
     access_logger.info(_LINE, fields, extra=fields)
 
 
