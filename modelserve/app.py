@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, TypeVar
 
-from modelserve.endpoints import Target
+from modelserve.endpoints import Endpoint, Target
 from modelserve.errors import (
     MethodNotAllowed,
     ResponseCut,
@@ -102,9 +102,8 @@ class ModelServer:
                 series = reply.series or self._serving.telemetry.unknown
                 seconds = monotonic() - arrived
                 series.record(target.codec.protocol, target.verb, reply, seconds, request.id)
-            flight.farewell = flight.reason = reply.error = (
-                None  # cycles otherwise, for the collector to find
-            )
+            # Cycles otherwise, which only the collector would find.
+            flight.farewell = flight.reason = reply.error = None
         if reply.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
 
@@ -112,26 +111,14 @@ class ModelServer:
         self, target: Target | None, request: Request, reply: Reply, attempt: Attempt | None
     ) -> None:
         """Go through the endpoint; whatever it raises becomes the answer."""
-        serving, method = self._serving, request.scope["method"]
+        serving = self._serving
         try:
-            if attempt is not None:
-                assert target is not None
-                rest = await attempt.go_on(serving, target, request, reply)
-                if rest is not None:
-                    await rest
-                return
+            reply.bodiless = request.scope["method"] == "HEAD"
             if serving.registry.pending:
                 serving.load_pending()
-            reply.bodiless = method == "HEAD"
             if target is None:
                 raise RouteNotFound
-            endpoint = target.methods.get(method)
-            if endpoint is None:
-                raise MethodNotAllowed(sorted(target.methods))
-            if not (serving.token is None or target.public or request.may_pass(serving.token)):
-                raise Unauthorized
-            if serving.draining and not target.always:
-                raise ServerShuttingDown
+            endpoint = attempt.go_on if attempt is not None else self._endpoint(target, request)
             rest = await endpoint(serving, target, request, reply)
             if rest is not None:
                 await rest
@@ -140,6 +127,18 @@ class ModelServer:
                 raise
             reply.closes_connection = serving.draining and request.has_connection
             await reply.fail(exc, debug=serving.debug)
+
+    def _endpoint(self, target: Target, request: Request) -> Endpoint:
+        """Return the endpoint of a request that may have it; raises what is the answer otherwise."""
+        serving, method = self._serving, request.scope["method"]
+        endpoint = target.methods.get(method)
+        if endpoint is None:
+            raise MethodNotAllowed(sorted(target.methods))
+        if not (serving.token is None or target.public or request.may_pass(serving.token)):
+            raise Unauthorized
+        if serving.draining and not target.always:
+            raise ServerShuttingDown
+        return endpoint
 
     def add_model(self, model: Any, name: str | None = None) -> None:
         """Register a model; one of the same name is replaced. It is loaded in the background."""
