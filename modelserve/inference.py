@@ -22,7 +22,7 @@ __all__ = ["Call", "infer"]
 logger = logging.getLogger("modelserve")
 
 # Types of values that are seen at once to be no stream, nor to be awaited.
-PLAIN: Final = frozenset(
+_PLAIN: Final = frozenset(
     (dict, list, str, bytes, tuple, int, float, bool, type(None), InferResponse)
 )
 
@@ -91,8 +91,8 @@ class Call:
         self._running = (*self._running, (hook.name, now))
 
     async def settle(self, result: Any) -> Any:
-        """Note that the latest hook has returned; return its value, an async iterator if it streams."""
-        if type(result) not in PLAIN:
+        """Note that the latest hook has returned; return its value, or an async iterator."""
+        if type(result) not in _PLAIN:
             result = await self._opened(result)
             if self.streams(result):
                 return result

@@ -155,7 +155,8 @@ class Hook:
     """One hook of one model, with all that registration could settle.
 
     `call(payload, headers, response_headers)` passes on what the hook declares; `function` is the
-    hook itself. `is_direct` says that it is an async function. Pickled as its model and its name, and settled anew.
+    hook itself. `is_direct` says that it is an async function, and no generator. Pickled as its
+    model and its name, and settled anew.
     """
 
     model: Any
