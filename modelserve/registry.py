@@ -59,9 +59,7 @@ class Direct(NamedTuple):
 class Entry:
     """One registered model, with all that registration settled.
 
-    `direct` has what the quick walk needs, for each verb that it may run. A body whose length has
-    no more than `sure_digits` digits is within `max_body_bytes`.
-    `is_awaited` says that the model is still to be made, by the repository. `is_retired` says that
+    `direct` has what the quick walk needs, for each verb that it may run. `is_awaited` says that the model is still to be made, by the repository. `is_retired` says that
     the name has another model by now, or none.
     """
 
@@ -99,7 +97,6 @@ class Entry:
         self.limits = both.with_defaults(DEFAULTS)
         self.deadlines = self.limits.deadlines()
         self.max_body_bytes = _or_none_at_all(self.limits.max_body_bytes)
-        self.sure_digits = len(f"{min(self.max_body_bytes, 1e15):.0f}") - 1
         unset = both.max_body_bytes is None
         self.max_binary_bytes = BINARY_BYTES if unset else self.max_body_bytes
         self.series = telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])

@@ -116,8 +116,7 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     Raises BodyTooLarge as soon as it is known to be over the limit, in bytes, with or without a
     content length; ClientGone if the client leaves before its end.
     """
-    if len(content_length) > 4 or limit < 10_000:
-        check_length(content_length, limit)
+    check_length(content_length, limit)
     body = bytearray()
     while True:
         try:
@@ -162,6 +161,8 @@ def uncompressed(body: bytes | bytearray, coding: bytes, limit: float) -> bytes 
 
 def check_length(content_length: bytes, limit: float) -> None:
     """Raise BodyTooLarge for a number of bytes over the limit."""
+    if len(content_length) <= 4 and limit >= 10_000:
+        return  # as most are
     if content_length.isdigit() and len(content_length) < 20 and int(content_length) > limit:
         raise _too_large(limit)
 
