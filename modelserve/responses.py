@@ -175,7 +175,7 @@ class Reply:
         The same as `start`, `part` and `end`, in one coroutine instead of six: 3 us of a small
         request.
         """
-        headers = [*headers, (b"content-length", b"%d" % len(body)), (_ID, self.request_id)]
+        headers = [*headers, length_header(len(body)), (_ID, self.request_id)]
         if self.closes_connection:
             headers.append(_CLOSE)
         if self.bodiless:
