@@ -210,7 +210,7 @@ async def respond(
     reply.seconds = call.seconds
     try:
         result = await steps
-        del steps  # what is held here, a stream holds for its life
+        del steps, decoded  # what is held here, a stream holds for its life
         if call.streams(result) or codec.always_streams:
             items = result if call.streams(result) else _one(result)
             form = codec.form(request, payload, own, named)
