@@ -1,7 +1,6 @@
 """Serve machine-learning models over ASGI, streaming first."""
 
 from modelserve.app import ModelServer
-from modelserve.encoders import ServerSentEvent
 from modelserve.errors import (
     InferenceError,
     InvalidInput,
@@ -9,10 +8,11 @@ from modelserve.errors import (
     ModelNotReady,
     ServingError,
 )
+from modelserve.exchange.streams import Coalesced
 from modelserve.limits import Limits
-from modelserve.model import Model
-from modelserve.streams import Coalesced
+from modelserve.models.model import Model
 from modelserve.version import __version__ as __version__
+from modelserve.wire.encoders import ServerSentEvent
 
 __all__ = [
     "Coalesced",

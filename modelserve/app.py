@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, TypeVar
 
+from modelserve.concurrency.flight import Receive
 from modelserve.endpoints import Endpoint, Target
 from modelserve.errors import (
     MethodNotAllowed,
@@ -18,14 +19,13 @@ from modelserve.errors import (
     Stopped,
     Unauthorized,
 )
-from modelserve.lifetime import Receive
+from modelserve.exchange.exchange import Reply, Send
+from modelserve.lifespan import Serving
 from modelserve.limits import Limits
+from modelserve.models.repository import ModelRepository
 from modelserve.quick import DONE, Attempt, try_quickly
-from modelserve.repository import ModelRepository
-from modelserve.requests import Request, Scope
-from modelserve.responses import Reply, Send
 from modelserve.routes import Routes
-from modelserve.serving import Serving
+from modelserve.wire.head import Request, Scope
 
 __all__ = ["ModelServer"]
 

@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from modelserve import __version__, logs, server
+from modelserve import __version__
 from modelserve.app import ModelServer
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.loader import load_target
-from modelserve.repository import ModelRepository
+from modelserve.models.repository import ModelRepository
+from modelserve.server import logs, server
 
 __all__ = ["main"]
 

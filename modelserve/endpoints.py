@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
-from modelserve import v2
-from modelserve.cloudevents import around
-from modelserve.encoders import to_json
+from modelserve.concurrency.flight import Phase
 from modelserve.errors import ServerNotReady
-from modelserve.inference import Call, infer
-from modelserve.lifetime import Phase
-from modelserve.protocols import Codec, Named
-from modelserve.registry import Entry, State
-from modelserve.requests import HookHeaders, Request, check_length, read_body, uncompressed
-from modelserve.responses import JSON, Reply
-from modelserve.serving import Serving
-from modelserve.streams import Stream
+from modelserve.exchange.exchange import JSON, Reply
+from modelserve.exchange.streams import Stream
+from modelserve.lifespan import Serving
+from modelserve.models.inference import Call, infer
+from modelserve.models.registry import Entry, State
+from modelserve.protocols import v2
+from modelserve.protocols.cloudevents import around
+from modelserve.protocols.codec import Codec, Named
 from modelserve.version import __version__
+from modelserve.wire.encoders import to_json
+from modelserve.wire.head import HookHeaders, Request, check_length, read_body, uncompressed
 
 __all__ = ["Decoded", "Endpoint", "Rest", "Target", "respond", "run_model"]
 

@@ -17,17 +17,17 @@ from typing import Any, Final
 
 import orjson
 
-from modelserve import v1
-from modelserve.encoders import JSON_OPTIONS, to_builtin
+from modelserve.concurrency.flight import OVER, Phase, Receive, go_on, runs_natively
 from modelserve.endpoints import Decoded, Rest, Target, respond, run_model
 from modelserve.errors import ClientGone
-from modelserve.inference import Call
-from modelserve.lifetime import OVER, Phase, Receive, go_on, runs_natively
-from modelserve.model import Hook
-from modelserve.registry import Direct, Entry
-from modelserve.requests import NEW_IDS, HookHeaders, Request, Scope, check_length, sane_id
-from modelserve.responses import JSON, Reply, Send, length_header
-from modelserve.serving import Serving
+from modelserve.exchange.exchange import JSON, Reply, Send, length_header
+from modelserve.lifespan import Serving
+from modelserve.models.inference import Call
+from modelserve.models.model import Hook
+from modelserve.models.registry import Direct, Entry
+from modelserve.protocols import v1
+from modelserve.wire.encoders import JSON_OPTIONS, to_builtin
+from modelserve.wire.head import NEW_IDS, HookHeaders, Request, Scope, check_length, sane_id
 
 __all__ = ["DONE", "Attempt", "try_quickly"]
 

@@ -6,12 +6,13 @@ What a path means is remembered, so that a known path costs one look-up in a dic
 from collections.abc import Mapping
 from typing import Any, Final
 
-from modelserve import endpoints, generate, v1, v2
+from modelserve import endpoints
 from modelserve.endpoints import Endpoint, Target
-from modelserve.paths import segments_below
-from modelserve.protocols import Named
-from modelserve.registry import Registry
-from modelserve.requests import Scope
+from modelserve.models.registry import Registry
+from modelserve.protocols import generate, v1, v2
+from modelserve.protocols.codec import Named
+from modelserve.wire.head import Scope
+from modelserve.wire.paths import segments_below
 
 __all__ = ["Routes"]
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from starlette.middleware.cors import CORSMiddleware
 
-from modelserve import Limits, ModelServer, __version__, cli, logs
+from modelserve import Limits, ModelServer, __version__, cli
 from modelserve.errors import LoadError, ResponseCut
+from modelserve.server import logs
 
 ROOT = Path(__file__).parent.parent
 

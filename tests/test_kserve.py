@@ -26,13 +26,13 @@ import pytest
 
 import modelserve
 from modelserve import Limits, Model, ModelServer, errors, kserve, tensors
-from modelserve import repository as repositories
 from modelserve.kserve import model_server
 from modelserve.kserve.logging import configure_logging
 from modelserve.kserve.model_server import _App, _options, parser
 from modelserve.kserve.predictor_config import PredictorConfig
 from modelserve.kserve.utils import numpy_codec, utils
-from modelserve.server import model_servers
+from modelserve.models import repository as repositories
+from modelserve.server.server import model_servers
 from modelserve.testing import lifespan, request
 
 ROOT = Path(__file__).parent.parent

@@ -16,10 +16,10 @@ import anyio
 import pytest
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
+from modelserve.concurrency.flight import Flight
 from modelserve.errors import ResponseCut
-from modelserve.lifetime import Flight
+from modelserve.metrics.telemetry import DIRECTORY_VARIABLE
 from modelserve.quick import Attempt
-from modelserve.telemetry import DIRECTORY_VARIABLE
 from modelserve.testing import App, Cut, Exchange, exchange, request
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from modelserve import logs
+from modelserve.server import logs
 
 __all__ = [
     "KSERVE_LOGGER_NAME",

@@ -3,7 +3,7 @@
 from enum import Enum
 
 from modelserve.kserve.constants.constants import PredictorProtocol
-from modelserve.model import Model
+from modelserve.models.model import Model
 
 __all__ = ["BaseKServeModel", "InferenceModel", "InferenceVerb", "Model", "PredictorProtocol"]
 

@@ -1,5 +1,5 @@
 """`ModelRepository` at KServe's path."""
 
-from modelserve.repository import MODEL_MOUNT_DIRS, ModelRepository
+from modelserve.models.repository import MODEL_MOUNT_DIRS, ModelRepository
 
 __all__ = ["MODEL_MOUNT_DIRS", "ModelRepository"]

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from modelserve import server
 from modelserve.app import ModelServer as _ModelServer
 from modelserve.kserve.constants.constants import (
     DEFAULT_HTTP_PORT,
@@ -29,9 +28,10 @@ from modelserve.kserve.constants.constants import (
 from modelserve.kserve.logging import configure_logging, logger
 from modelserve.kserve.utils.utils import strtobool
 from modelserve.limits import Limits
-from modelserve.model import Model
-from modelserve.predictor import PredictorConfig
-from modelserve.repository import ModelRepository
+from modelserve.models.model import Model
+from modelserve.models.remote import PredictorConfig
+from modelserve.models.repository import ModelRepository
+from modelserve.server import server
 
 __all__ = ["ModelServer", "app", "parser"]
 

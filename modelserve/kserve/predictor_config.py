@@ -1,5 +1,5 @@
 """`PredictorConfig` at KServe's path."""
 
-from modelserve.predictor import PredictorConfig
+from modelserve.models.remote import PredictorConfig
 
 __all__ = ["PredictorConfig"]

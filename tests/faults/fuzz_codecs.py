@@ -32,13 +32,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 with atheris.instrument_imports(include=["modelserve"]):
     from modelserve import decoders, encoders, generate, paths, v1, v2
-    from modelserve.cloudevents import EventSettings, around
-    from modelserve.decoders import Failure, Reader
-    from modelserve.encoders import ServerSentEvent
     from modelserve.errors import InvalidInput, NestedTooDeep, NotAcceptable
-    from modelserve.protocols import Named, encode_value
-    from modelserve.requests import HookHeaders, Request
-    from modelserve.responses import Header
+    from modelserve.exchange.exchange import Header
+    from modelserve.protocols.cloudevents import EventSettings, around
+    from modelserve.protocols.codec import Named, encode_value
     from modelserve.tensors import (
         InferOutput,
         InferRequest,
@@ -49,6 +46,9 @@ with atheris.instrument_imports(include=["modelserve"]):
         get_predict_input,
         response_document,
     )
+    from modelserve.wire.decoders import Failure, Reader
+    from modelserve.wire.encoders import ServerSentEvent
+    from modelserve.wire.head import HookHeaders, Request
 
 from eventstream import interpret
 

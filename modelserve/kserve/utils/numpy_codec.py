@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from modelserve.tensor_data import DATATYPES, find_dtype, name_datatype, need
+from modelserve.tensors.data import DATATYPES, find_dtype, name_datatype, need
 
 __all__ = ["from_np_dtype", "to_np_dtype"]
 

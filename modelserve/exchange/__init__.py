@@ -1,0 +1,1 @@
+"""One request and the answer to it."""

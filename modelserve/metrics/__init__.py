@@ -1,0 +1,1 @@
+"""Count and time requests, over all workers of a server."""

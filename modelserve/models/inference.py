@@ -1,0 +1,174 @@
+"""Run the hooks of one request in order: preprocess, predict or explain, postprocess.
+
+The only caller of hooks. Whatever a hook returns becomes a value or an async iterator here, so
+that nothing after it asks what it was.
+"""
+
+import inspect
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from time import monotonic
+from typing import Any, Final
+
+from starlette.datastructures import MutableHeaders
+
+from modelserve.concurrency.threads import ThreadStream, Workers
+from modelserve.exchange.streams import Coalesced
+from modelserve.models.model import Hook, Plan
+from modelserve.tensors import InferResponse
+
+__all__ = ["Call", "infer"]
+
+logger = logging.getLogger("modelserve")
+
+# Types of values that are seen at once to be no stream, nor to be awaited.
+_PLAIN: Final = frozenset(
+    (dict, list, str, bytes, tuple, int, float, bool, type(None), InferResponse)
+)
+
+
+class Call:
+    """One run of a model's hooks: what they share, and the streams that they have opened.
+
+    `coalesces` says that a hook has returned `Coalesced`. `seconds` has what each hook took; the time of one that streams or fails runs until `close`.
+    """
+
+    __slots__ = (
+        "_open",
+        "_running",
+        "coalesces",
+        "headers",
+        "label",
+        "request_id",
+        "response_headers",
+        "seconds",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        label: str,
+        workers: Workers,
+        headers: MutableHeaders | None = None,
+        response_headers: MutableHeaders | None = None,
+        *,
+        request_id: bytes = b"",
+    ) -> None:
+        self.label = label
+        self.request_id = request_id
+        self.workers = workers
+        self.headers = headers
+        self.response_headers = response_headers
+        self._running: tuple[tuple[str, float], ...] = ()  # which hooks, since when
+        self.seconds: dict[str, float] = {}
+        self.coalesces = False
+        self._open: list[AsyncIterator[Any]] = []
+
+    def streams(self, result: Any) -> bool:
+        """Say whether what `run` returned last is a stream."""
+        return bool(self._open) and result is self._open[-1]
+
+    async def run(self, hook: Hook, value: Any) -> Any:
+        """Call one hook; return its value, or an async iterator if it streams.
+
+        Cancellation reaches the hook; a sync one is waited for.
+        """
+        self.begin(hook, monotonic())
+        if hook.is_async_generator:
+            stream = hook.call(value, self.headers, self.response_headers)
+            self._open.append(stream)
+            return stream
+        if hook.on_loop:
+            result = await hook.call(value, self.headers, self.response_headers)
+        else:
+            result = await self.workers.call(
+                self.label, hook.call, value, self.headers, self.response_headers
+            )
+        return await self.settle(result)
+
+    def begin(self, hook: Hook, now: float) -> None:
+        """Note that a hook has been called."""
+        self._running = (*self._running, (hook.name, now))
+
+    async def settle(self, result: Any) -> Any:
+        """Note that the latest hook has returned; return its value, or an async iterator."""
+        if type(result) not in _PLAIN:
+            result = await self._opened(result)
+            if self.streams(result):
+                return result
+        name, began = self._running[-1]
+        self._running = self._running[:-1]
+        self.seconds[name] = monotonic() - began
+        return result
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to close, or to be timed."""
+        return not self._open and not self._running
+
+    async def close(self) -> None:
+        """Close the streams that were opened, the last first; log what their closing raises."""
+        if self._open:
+            stream = self._open.pop()
+            try:
+                await self._close(stream)
+            finally:
+                await self.close()
+        now = monotonic()
+        for name, began in self._running:
+            self.seconds[name] = now - began
+        self._running = ()
+
+    async def _close(self, stream: AsyncIterator[Any]) -> None:
+        aclose = getattr(stream, "aclose", None)
+        if aclose is not None:
+            try:
+                await aclose()
+            except Exception as exc:
+                extra = {"request_id": self.request_id.decode()}
+                logger.error("Closing a stream of %s failed", self.label, exc_info=exc, extra=extra)
+
+    async def _opened(self, result: Any) -> Any:
+        """Await what is awaitable; make what iterates an async iterator."""
+        while inspect.isawaitable(result):
+            result = await result
+        if isinstance(result, Coalesced):
+            self.coalesces = True
+            result = result.items
+        if isinstance(result, AsyncIterable):
+            stream = aiter(result)
+        elif isinstance(result, Iterator):
+            stream = await self.workers.iterate(self.label, result)
+        else:
+            return result
+        self._open.append(stream)
+        return stream
+
+
+async def infer(plan: Plan, payload: Any, call: Call, check: Callable[[Any], None]) -> Any:
+    """Run a model's hooks; return a value, or an async iterator of items.
+
+    Args:
+        check: Raises InvalidInput for a payload that may not go on; called after preprocess.
+    """
+    if plan.preprocess is not None:
+        payload = await call.run(plan.preprocess, payload)
+    check(payload)
+    result = await call.run(plan.main, payload)
+    if plan.postprocess is not None:
+        result = await call.run(plan.postprocess, result)
+    return result
+
+
+async def call_hook(label: str, workers: Workers, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a hook that is not part of a request, `load` say: on the loop or in a thread."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*args)
+    result = await workers.call(label, function, *args)
+    if isinstance(result, Awaitable):
+        return await result
+    if isinstance(result, AsyncIterable):
+        if isinstance(result, ThreadStream):
+            await result.aclose()
+        raise TypeError(f"{label} must not be a generator")
+    return result

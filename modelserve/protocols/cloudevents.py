@@ -1,0 +1,340 @@
+"""CloudEvents 1.0 around any codec, in binary and in structured mode. Pure.
+
+A request that is an event is decoded by the codec of its path from the event's data, and answered
+by an event in the same mode: in binary mode the attributes are headers of an answer that is
+otherwise as it always is, in structured mode attributes and data are one JSON document, and each
+item of a stream is an event of its own.
+
+Written by hand: the `cloudevents` package has one interface in 1.x and another in 2.x, takes data
+apart and writes it with the standard json module where a codec has the bytes already, writes a
+list in binary mode as Python's repr, and raises AttributeError or TypeError for some bad requests.
+
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
+"""
+
+import base64
+import os
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote
+from uuid import uuid4
+
+import orjson
+from starlette.datastructures import MutableHeaders
+
+from modelserve.errors import InvalidInput, NestedTooDeep
+from modelserve.exchange.exchange import Header
+from modelserve.exchange.streams import StreamForm
+from modelserve.protocols.codec import Body, Codec, Named
+from modelserve.tensors import InferResponse
+from modelserve.tensors.data import short
+from modelserve.wire.encoders import NDJSON, SSE, Encoder, ServerSentEvent, to_json
+from modelserve.wire.head import Request
+
+__all__ = ["EventSettings", "around"]
+
+_VERSION: Final = "1.0"
+_REQUIRED: Final = ("specversion", "id", "source", "type")
+_REQUIRED_HEADERS: Final = tuple(f"ce-{name}".encode() for name in _REQUIRED)
+_STRUCTURED: Final = "application/cloudevents+json"
+_DATA: Final = ("data", "data_base64")
+# What is the request's own, or tells of its data, is never merged into a reply.
+_NOT_MERGED: Final = frozenset(
+    (*_REQUIRED, *_DATA, "time", "datacontenttype", "content-type", "dataschema")
+)
+# What a header's value holds as it is; the rest is percent-encoded (HTTP binding, 3.1.3.2).
+_PLAIN: Final = "".join(set(map(chr, range(0x21, 0x7F))) - set('"%'))
+
+
+class EventSettings(NamedTuple):
+    """What replies say of themselves, by KServe's environment variables.
+
+    `source` is CE_SOURCE and `type` CE_TYPE. With `merge`, CE_MERGE, a reply has the request's
+    other attributes too.
+    """
+
+    source: str | None = None
+    type: str = "io.kserve.inference.response"
+    merge: bool = False
+
+    @classmethod
+    def from_environment(cls) -> "EventSettings":
+        merge = os.environ.get("CE_MERGE", "").lower() == "true"
+        return cls(os.environ.get("CE_SOURCE"), os.environ.get("CE_TYPE", cls().type), merge)
+
+
+def around(codec: Codec, request: Request, settings: EventSettings) -> Codec:
+    """Return the codec for a request: the one given or, for an event, one around it."""
+    mode: _Binary | _Structured
+    content_type = request.get(b"content-type")
+    if content_type != b"application/json" and _is_structured(content_type):
+        mode = _Structured(_Event(codec, settings))
+    elif request.has(b"ce-specversion") and all(map(request.has, _REQUIRED_HEADERS)):
+        mode = _Binary(_Event(codec, settings))
+    else:
+        return codec
+    return replace(codec, decode=mode.decode, encode=mode.encode, form=mode.form)
+
+
+class _Event:
+    """One request that is an event, and what both modes have in common."""
+
+    def __init__(self, inner: Codec, settings: EventSettings) -> None:
+        self.inner = inner
+        self.settings = settings
+        self.attributes: dict[str, Any] = {}
+
+    def take(self, attributes: dict[str, Any]) -> None:
+        """Keep the attributes. Raises InvalidInput unless they are those of a CloudEvent 1.0."""
+        self.attributes = attributes
+        for name in _REQUIRED:
+            value = attributes.get(name)
+            if not isinstance(value, str) or not value:
+                raise InvalidInput(f'The CloudEvent has no "{name}" that is a non-empty string.')
+        version = attributes["specversion"]
+        if version != _VERSION:
+            raise InvalidInput(f"The CloudEvent's specversion must be 1.0, not {short(version)}.")
+
+    def decode(
+        self, data: bytes | bytearray, content_type: str, request: Request, named: Named
+    ) -> Any:
+        """Return the payload in bytes; on V1 what is not JSON, nor claims to be, is bytes still."""
+        if self.inner.protocol != "v1":
+            return self.inner.decode(data, request, named)
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError as exc:
+            if not _is_json(content_type):
+                return bytes(data)
+            problem = _not_text(data) or exc
+            raise InvalidInput(
+                f"Failed to decode or parse binary json cloudevent: {problem}"
+            ) from None
+
+    def reply(self, named: Named) -> dict[str, Any]:
+        """Return the attributes of a new event."""
+        merged = self.attributes if self.settings.merge else {}
+        return {
+            "specversion": _VERSION,
+            "id": str(uuid4()),
+            "source": self.settings.source or f"io.kserve.inference.{named.model}",
+            "type": self.settings.type,
+            "time": datetime.now(UTC).isoformat(),
+            **{name: value for name, value in merged.items() if name not in _NOT_MERGED},
+        }
+
+
+# --- binary mode: attributes in headers, the data is the body -----------------------------------
+
+
+class _Binary:
+    def __init__(self, event: _Event) -> None:
+        self.event = event
+
+    def decode(self, body: bytes | bytearray, request: Request, named: Named) -> Any:
+        attributes = {
+            name[3:].decode("latin-1"): unquote(value.decode("latin-1"))
+            for name, value in request.scope["headers"]
+            if name.startswith(b"ce-")
+        }
+        self.event.take(attributes)
+        claimed = attributes.get("content-type") or request.get(b"content-type").decode("latin-1")
+        return self.event.decode(body, claimed, request, named)
+
+    def encode(
+        self, value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
+    ) -> tuple[list[Header], list[Body]]:
+        headers, buffers = self.event.inner.encode(value, request, payload, own, named)
+        return self.with_attributes(headers, named), buffers
+
+    def form(
+        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
+    ) -> StreamForm:
+        inner = self.event.inner.form(_accepting_json(request), payload, own, named)
+        return _BinaryForm(self, inner, named)
+
+    def with_attributes(self, headers: list[Header], named: Named) -> list[Header]:
+        """Add the attributes to the headers, those apart that the model has set itself."""
+        taken = {name for name, _ in headers}
+        added = [
+            (f"ce-{name}".encode("latin-1"), quote(value, safe=_PLAIN).encode())
+            for name, value in self.event.reply(named).items()
+        ]
+        return [*headers, *(header for header in added if header[0] not in taken)]
+
+
+class _BinaryForm:
+    """A stream in the form that it would have anyway; its headers have the attributes."""
+
+    def __init__(self, mode: _Binary, inner: StreamForm, named: Named) -> None:
+        self.encoder = inner.encoder
+        self.named_encoder = inner.named_encoder
+        self.headers = lambda: mode.with_attributes(inner.headers(), named)
+
+
+# --- structured mode: attributes and data in one JSON document ----------------------------------
+
+
+class _Structured:
+    def __init__(self, event: _Event) -> None:
+        self.event = event
+
+    def decode(self, body: bytes | bytearray, request: Request, named: Named) -> Any:
+        document = _parse_object(body)
+        scalars = {key: value for key, value in document.items() if not _is_nested(value)}
+        self.event.take({key: value for key, value in scalars.items() if key not in _DATA})
+        if ("data" in document) is ("data_base64" in document):
+            raise InvalidInput('Expected the CloudEvent to have either "data" or "data_base64"')
+        if "data_base64" in document:
+            claimed = str(scalars.get("datacontenttype", ""))
+            return self.event.decode(_decoded(document["data_base64"]), claimed, request, named)
+        if self.event.inner.protocol == "v1":
+            return document["data"]
+        return self.event.inner.decode(_written(document["data"]), request, named)
+
+    def encode(
+        self, value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
+    ) -> tuple[list[Header], list[Body]]:
+        if isinstance(value, InferResponse):  # as JSON, though the client may ask for binary data
+            value = self.event.inner.document(value, payload, named)
+        headers, buffers = self.event.inner.encode(value, request, payload, own, named)
+        data = b"".join(buffers)
+        content_type = dict(headers)[b"content-type"].decode("latin-1")
+        others = [header for header in headers if header[0] != b"content-type"]
+        document = self.event.reply(named) | _members(data, content_type)
+        return [(b"content-type", _STRUCTURED.encode()), *others], [to_json(document)]
+
+    def form(
+        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
+    ) -> StreamForm:
+        inner = self.event.inner.form(_accepting_json(request), payload, own, named)
+        return _StructuredForm(self.event, inner, payload, named)
+
+
+class _StructuredForm:
+    """A stream of structured events, framed as its items would be, as NDJSON if they would not.
+
+    What is collected is one event.
+    """
+
+    def __init__(self, event: _Event, inner: StreamForm, payload: Any, named: Named) -> None:
+        self.event = event
+        self.inner = inner
+        self.payload = payload
+        self.named = named
+        self.headers = inner.headers
+
+    def named_encoder(self) -> Encoder | None:
+        chosen = self.inner.named_encoder()
+        return None if chosen is None else self._framed(chosen)
+
+    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+        chosen = self.inner.encoder(first, empty=empty)
+        if chosen.join is None:
+            return self._framed(NDJSON if chosen.idle is None else chosen)
+        join = chosen.join
+        return replace(chosen, media_type=_STRUCTURED, join=lambda items: self._whole(join(items)))
+
+    def _framed(self, frame: Encoder) -> Encoder:
+        write = SSE.encode if frame.idle == SSE.idle else NDJSON.encode
+
+        def encode(item: Any) -> bytes:
+            if not isinstance(item, ServerSentEvent):
+                return write(self._document(item))
+            document = self._document(item.data)
+            return write(ServerSentEvent(document, event=item.event, id=item.id, retry=item.retry))
+
+        return replace(frame, encode=encode)
+
+    def _document(self, item: Any) -> dict[str, Any]:
+        data = self.event.inner.document(item, self.payload, self.named)
+        attributes = self.event.reply(self.named)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            return attributes | {"data": data}
+        content_type = dict(self.headers()).get(b"content-type", b"application/octet-stream")
+        return attributes | _members(bytes(data), content_type.decode("latin-1"))
+
+    def _whole(self, data: bytes) -> bytes:
+        return to_json(self.event.reply(self.named) | _members(data, "application/json"))
+
+
+def _members(data: bytes, content_type: str) -> dict[str, Any]:
+    """Return data as members of a document: as JSON, which may be a model's own, text or base64."""
+    if _is_json(content_type):
+        with suppress(orjson.JSONDecodeError):
+            orjson.loads(data)
+            return _described(content_type) | {"data": orjson.Fragment(data)}
+    if content_type.startswith("text/"):
+        with suppress(UnicodeDecodeError):
+            return _described(content_type) | {"data": data.decode()}
+    return _described(content_type) | {"data_base64": base64.b64encode(data).decode()}
+
+
+def _described(content_type: str) -> dict[str, Any]:
+    """Name the type of an event's data, unless it is what goes without saying."""
+    return {} if content_type == "application/json" else {"datacontenttype": content_type}
+
+
+def _parse_object(body: bytes | bytearray) -> dict[str, Any]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidInput(f"Unrecognized request format: {exc}") from None
+    if not isinstance(document, dict):
+        raise InvalidInput("Expected the CloudEvent to be a JSON object")
+    return document
+
+
+def _is_nested(value: Any) -> bool:
+    return value is None or isinstance(value, dict | list)
+
+
+def _not_text(data: bytes | bytearray) -> UnicodeDecodeError | None:
+    """Return what keeps data from being text, in words that say where (KServe's)."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as exc:
+        return exc
+    return None
+
+
+def _decoded(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError):
+        raise InvalidInput('Expected "data_base64" of the CloudEvent to be base64') from None
+
+
+def _written(data: Any) -> bytes:
+    try:
+        return to_json(data)
+    except NestedTooDeep:
+        raise InvalidInput("The data of the CloudEvent is nested too deep.") from None
+
+
+# --- headers ------------------------------------------------------------------------------------
+
+
+def _is_structured(content_type: bytes) -> bool:
+    return _media_type(content_type.decode("latin-1")) == _STRUCTURED
+
+
+def _is_json(content_type: str) -> bool:
+    name = _media_type(content_type)
+    return name == "application/json" or name.endswith("+json")
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _accepting_json(request: Request) -> Request:
+    """Return a request whose `Accept` calls JSON what it calls a structured event."""
+    accept = (request.accept or "").lower()
+    if _STRUCTURED not in accept:
+        return request
+    others = [header for header in request.scope["headers"] if header[0] != b"accept"]
+    accepted = accept.replace(_STRUCTURED, "application/json").encode("latin-1")
+    return Request({**request.scope, "headers": [*others, (b"accept", accepted)]})

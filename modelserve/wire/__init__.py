@@ -1,0 +1,1 @@
+"""Bytes: how what goes over the wire is written, read and chosen. Pure: nothing here imports I/O."""
