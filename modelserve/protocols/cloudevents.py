@@ -25,13 +25,12 @@ import orjson
 from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NestedTooDeep
-from modelserve.exchange.exchange import Header
-from modelserve.exchange.streams import StreamForm
-from modelserve.protocols.codec import Body, Codec, Named
+from modelserve.protocols.codec import Codec, ModelRef, Payload, StreamFormat, parse_json
 from modelserve.tensors import InferResponse
 from modelserve.tensors.data import short
 from modelserve.wire.encoders import NDJSON, SSE, Encoder, ServerSentEvent, to_json
-from modelserve.wire.head import Request
+from modelserve.wire.head import Head
+from modelserve.wire.headers import Body, Header
 
 __all__ = ["EventSettings", "around"]
 
@@ -65,17 +64,14 @@ class EventSettings(NamedTuple):
         return cls(os.environ.get("CE_SOURCE"), os.environ.get("CE_TYPE", cls().type), merge)
 
 
-def around(codec: Codec, request: Request, settings: EventSettings) -> Codec:
+def around(codec: Codec, head: Head, settings: EventSettings) -> Codec:
     """Return the codec for a request: the one given or, for an event, one around it."""
-    mode: _Binary | _Structured
-    content_type = request.get(b"content-type")
+    content_type = head.get(b"content-type")
     if content_type != b"application/json" and _is_structured(content_type):
-        mode = _Structured(_Event(codec, settings))
-    elif request.has(b"ce-specversion") and all(map(request.has, _REQUIRED_HEADERS)):
-        mode = _Binary(_Event(codec, settings))
-    else:
-        return codec
-    return replace(codec, decode=mode.decode, encode=mode.encode, form=mode.form)
+        return _Structured(_Event(codec, settings))
+    if all(name in head.headers for name in _REQUIRED_HEADERS):
+        return _Binary(_Event(codec, settings))
+    return codec
 
 
 class _Event:
@@ -97,12 +93,10 @@ class _Event:
         if version != _VERSION:
             raise InvalidInput(f"The CloudEvent's specversion must be 1.0, not {short(version)}.")
 
-    def decode(
-        self, data: bytes | bytearray, content_type: str, request: Request, named: Named
-    ) -> Any:
+    def decode(self, data: bytes | bytearray, content_type: str, head: Head, ref: ModelRef) -> Any:
         """Return the payload in bytes; on V1 what is not JSON, nor claims to be, is bytes still."""
         if self.inner.protocol != "v1":
-            return self.inner.decode(data, request, named)
+            return self.inner.decode(data, head, ref)
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError as exc:
@@ -113,13 +107,13 @@ class _Event:
                 f"Failed to decode or parse binary json cloudevent: {problem}"
             ) from None
 
-    def reply(self, named: Named) -> dict[str, Any]:
+    def reply(self, ref: ModelRef) -> dict[str, Any]:
         """Return the attributes of a new event."""
         merged = self.attributes if self.settings.merge else {}
         return {
             "specversion": _VERSION,
             "id": str(uuid4()),
-            "source": self.settings.source or f"io.kserve.inference.{named.model}",
+            "source": self.settings.source or f"io.kserve.inference.{ref.name}",
             "type": self.settings.type,
             "time": datetime.now(UTC).isoformat(),
             **{name: value for name, value in merged.items() if name not in _NOT_MERGED},
@@ -129,59 +123,90 @@ class _Event:
 # --- binary mode: attributes in headers, the data is the body -----------------------------------
 
 
-class _Binary:
+class _EventCodec(Codec):
+    """What both modes share: the protocol is the inner codec's."""
+
     def __init__(self, event: _Event) -> None:
         self.event = event
+        self.protocol = event.inner.protocol
+        self.always_streams = event.inner.always_streams
 
-    def decode(self, body: bytes | bytearray, request: Request, named: Named) -> Any:
+    def check(self, payload: Payload) -> None:
+        self.event.inner.check(payload)
+
+    def document(self, item: Any, payload: Payload, ref: ModelRef) -> Any:
+        return self.event.inner.document(item, payload, ref)
+
+    def error(self, status: int, sentence: str) -> bytes:
+        return self.event.inner.error(status, sentence)
+
+
+class _Binary(_EventCodec):
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         attributes = {
             name[3:].decode("latin-1"): unquote(value.decode("latin-1"))
-            for name, value in request.scope["headers"]
+            for name, value in head.scope["headers"]
             if name.startswith(b"ce-")
         }
         self.event.take(attributes)
-        claimed = attributes.get("content-type") or request.get(b"content-type").decode("latin-1")
-        return self.event.decode(body, claimed, request, named)
+        claimed = attributes.get("content-type") or head.get(b"content-type").decode("latin-1")
+        return self.event.decode(body, claimed, head, ref)
 
     def encode(
-        self, value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
+        self,
+        value: Any,
+        head: Head,
+        payload: Payload,
+        response_headers: MutableHeaders | None,
+        ref: ModelRef,
     ) -> tuple[list[Header], list[Body]]:
-        headers, buffers = self.event.inner.encode(value, request, payload, own, named)
-        return self.with_attributes(headers, named), buffers
+        headers, buffers = self.event.inner.encode(value, head, payload, response_headers, ref)
+        return self.with_attributes(headers, ref), buffers
 
-    def form(
-        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-    ) -> StreamForm:
-        inner = self.event.inner.form(_accepting_json(request), payload, own, named)
-        return _BinaryForm(self, inner, named)
+    def stream_format(
+        self,
+        head: Head,
+        payload: Payload,
+        response_headers: MutableHeaders | None,
+        ref: ModelRef,
+    ) -> StreamFormat:
+        head = _accepting_json(head)
+        inner = self.event.inner.stream_format(head, payload, response_headers, ref)
+        return _BinaryFormat(self, inner, head)
 
-    def with_attributes(self, headers: list[Header], named: Named) -> list[Header]:
-        """Add the attributes to the headers, those apart that the model has set itself."""
+    def with_attributes(self, headers: list[Header], ref: ModelRef) -> list[Header]:
+        """Add the attributes to the headers, except those the model set."""
         taken = {name for name, _ in headers}
         added = [
             (f"ce-{name}".encode("latin-1"), quote(value, safe=_PLAIN).encode())
-            for name, value in self.event.reply(named).items()
+            for name, value in self.event.reply(ref).items()
         ]
         return [*headers, *(header for header in added if header[0] not in taken)]
 
 
-class _BinaryForm:
+class _BinaryFormat(StreamFormat):
     """A stream in the form that it would have anyway; its headers have the attributes."""
 
-    def __init__(self, mode: _Binary, inner: StreamForm, named: Named) -> None:
-        self.encoder = inner.encoder
-        self.named_encoder = inner.named_encoder
-        self.headers = lambda: mode.with_attributes(inner.headers(), named)
+    def __init__(self, codec: _Binary, inner: StreamFormat, head: Head) -> None:
+        super().__init__(head, inner.payload, inner.response_headers, inner.ref)
+        self.codec = codec
+        self.inner = inner
+
+    def headers(self) -> list[Header]:
+        return self.codec.with_attributes(self.inner.headers(), self.ref)
+
+    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+        return self.inner.encoder(first, empty=empty)
+
+    def framed_encoder(self) -> Encoder | None:
+        return self.inner.framed_encoder()
 
 
 # --- structured mode: attributes and data in one JSON document ----------------------------------
 
 
-class _Structured:
-    def __init__(self, event: _Event) -> None:
-        self.event = event
-
-    def decode(self, body: bytes | bytearray, request: Request, named: Named) -> Any:
+class _Structured(_EventCodec):
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         document = _parse_object(body)
         scalars = {key: value for key, value in document.items() if not _is_nested(value)}
         self.event.take({key: value for key, value in scalars.items() if key not in _DATA})
@@ -189,45 +214,56 @@ class _Structured:
             raise InvalidInput('Expected the CloudEvent to have either "data" or "data_base64"')
         if "data_base64" in document:
             claimed = str(scalars.get("datacontenttype", ""))
-            return self.event.decode(_decoded(document["data_base64"]), claimed, request, named)
-        if self.event.inner.protocol == "v1":
+            return self.event.decode(_decoded(document["data_base64"]), claimed, head, ref)
+        if self.protocol == "v1":
             return document["data"]
-        return self.event.inner.decode(_written(document["data"]), request, named)
+        return self.event.inner.decode(_written(document["data"]), head, ref)
 
     def encode(
-        self, value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
+        self,
+        value: Any,
+        head: Head,
+        payload: Payload,
+        response_headers: MutableHeaders | None,
+        ref: ModelRef,
     ) -> tuple[list[Header], list[Body]]:
         if isinstance(value, InferResponse):  # as JSON, though the client may ask for binary data
-            value = self.event.inner.document(value, payload, named)
-        headers, buffers = self.event.inner.encode(value, request, payload, own, named)
+            value = self.document(value, payload, ref)
+        headers, buffers = self.event.inner.encode(value, head, payload, response_headers, ref)
         data = b"".join(buffers)
         content_type = dict(headers)[b"content-type"].decode("latin-1")
         others = [header for header in headers if header[0] != b"content-type"]
-        document = self.event.reply(named) | _members(data, content_type)
+        document = self.event.reply(ref) | _members(data, content_type)
         return [(b"content-type", _STRUCTURED.encode()), *others], [to_json(document)]
 
-    def form(
-        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-    ) -> StreamForm:
-        inner = self.event.inner.form(_accepting_json(request), payload, own, named)
-        return _StructuredForm(self.event, inner, payload, named)
+    def stream_format(
+        self,
+        head: Head,
+        payload: Payload,
+        response_headers: MutableHeaders | None,
+        ref: ModelRef,
+    ) -> StreamFormat:
+        head = _accepting_json(head)
+        inner = self.event.inner.stream_format(head, payload, response_headers, ref)
+        return _StructuredFormat(self.event, inner, head)
 
 
-class _StructuredForm:
+class _StructuredFormat(StreamFormat):
     """A stream of structured events, framed as its items would be, as NDJSON if they would not.
 
     What is collected is one event.
     """
 
-    def __init__(self, event: _Event, inner: StreamForm, payload: Any, named: Named) -> None:
+    def __init__(self, event: _Event, inner: StreamFormat, head: Head) -> None:
+        super().__init__(head, inner.payload, inner.response_headers, inner.ref)
         self.event = event
         self.inner = inner
-        self.payload = payload
-        self.named = named
-        self.headers = inner.headers
 
-    def named_encoder(self) -> Encoder | None:
-        chosen = self.inner.named_encoder()
+    def headers(self) -> list[Header]:
+        return self.inner.headers()
+
+    def framed_encoder(self) -> Encoder | None:
+        chosen = self.inner.framed_encoder()
         return None if chosen is None else self._framed(chosen)
 
     def encoder(self, first: Any, *, empty: bool) -> Encoder:
@@ -249,15 +285,15 @@ class _StructuredForm:
         return replace(frame, encode=encode)
 
     def _document(self, item: Any) -> dict[str, Any]:
-        data = self.event.inner.document(item, self.payload, self.named)
-        attributes = self.event.reply(self.named)
+        data = self.event.inner.document(item, self.payload, self.ref)
+        attributes = self.event.reply(self.ref)
         if not isinstance(data, bytes | bytearray | memoryview):
             return attributes | {"data": data}
         content_type = dict(self.headers()).get(b"content-type", b"application/octet-stream")
         return attributes | _members(bytes(data), content_type.decode("latin-1"))
 
     def _whole(self, data: bytes) -> bytes:
-        return to_json(self.event.reply(self.named) | _members(data, "application/json"))
+        return to_json(self.event.reply(self.ref) | _members(data, "application/json"))
 
 
 def _members(data: bytes, content_type: str) -> dict[str, Any]:
@@ -278,10 +314,7 @@ def _described(content_type: str) -> dict[str, Any]:
 
 
 def _parse_object(body: bytes | bytearray) -> dict[str, Any]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise InvalidInput(f"Unrecognized request format: {exc}") from None
+    document = parse_json(body)
     if not isinstance(document, dict):
         raise InvalidInput("Expected the CloudEvent to be a JSON object")
     return document
@@ -330,11 +363,11 @@ def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _accepting_json(request: Request) -> Request:
-    """Return a request whose `Accept` calls JSON what it calls a structured event."""
-    accept = (request.accept or "").lower()
+def _accepting_json(head: Head) -> Head:
+    """Return a head whose `Accept` says application/json where it named a structured event."""
+    accept = (head.accept or "").lower()
     if _STRUCTURED not in accept:
-        return request
-    others = [header for header in request.scope["headers"] if header[0] != b"accept"]
+        return head
+    others = [header for header in head.scope["headers"] if header[0] != b"accept"]
     accepted = accept.replace(_STRUCTURED, "application/json").encode("latin-1")
-    return Request({**request.scope, "headers": [*others, (b"accept", accepted)]})
+    return Head({**head.scope, "headers": [*others, (b"accept", accepted)]})

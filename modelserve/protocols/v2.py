@@ -11,12 +11,18 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
-import orjson
 from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InferenceError, InvalidInput, NotAcceptable
-from modelserve.exchange.exchange import JSON, Header, model_headers
-from modelserve.protocols.codec import Body, Codec, Named, encode_value, with_own
+from modelserve.protocols.codec import (
+    Codec,
+    ModelRef,
+    Payload,
+    StreamFormat,
+    encode_value,
+    parse_json,
+    with_model_headers,
+)
 from modelserve.tensors import (
     InferOutput,
     InferRequest,
@@ -35,11 +41,12 @@ from modelserve.wire.encoders import (
     named_encoder,
     to_json,
 )
-from modelserve.wire.head import Request
+from modelserve.wire.head import Head
+from modelserve.wire.headers import JSON, Body, Header
 
-__all__ = ["INFER", "INFER_STREAM", "StreamForm", "as_document"]
+__all__ = ["INFER", "INFER_STREAM", "LENGTH_HEADER", "as_document", "wants_ready_only"]
 
-_LENGTH: Final = b"inference-header-content-length"
+LENGTH_HEADER: Final = b"inference-header-content-length"
 _NOT_ACCEPTABLE: Final = (
     "Nothing that Accept allows can be sent. This stream is available as application/json, "
     "application/x-ndjson and text/event-stream."
@@ -47,100 +54,108 @@ _NOT_ACCEPTABLE: Final = (
 _OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 
 
-def decode(body: bytes | bytearray, request: Request, named: Named) -> InferRequest:
-    """Return the request, JSON or, with the length header, binary; whatever the content type.
+class InferStreamFormat(StreamFormat):
+    """Items as responses: collected into one unless `Accept` asks for a stream."""
 
-    Raises InvalidInput, naming the tensor and what is wrong with it.
-    """
-    length = request.get(_LENGTH).decode("latin-1") if request.has(_LENGTH) else None
-    infer_request = decode_request(body, length, model_name=named.model)
-    infer_request.model_version = named.version
-    return infer_request
+    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+        form = choose_form(self.accept, (COLLECTED, NDJSON, SSE))
+        if form is None:
+            raise NotAcceptable(_NOT_ACCEPTABLE)
+        if form.join is None:
+            return _of_documents(form, self.document)
+        return _collecting(self.document, self.empty_document)
 
+    def framed_encoder(self) -> Encoder | None:
+        framed = named_encoder(self.accept)
+        return None if framed is None else _of_documents(framed, self.document)
 
-def check(payload: Any) -> None:
-    """Let every payload go on: `decode` has looked at it."""
+    def document(self, item: Any) -> dict[str, Any]:
+        return as_document(item, self.payload, self.ref)
 
-
-def encode(
-    value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-) -> tuple[list[Header], list[Body]]:
-    """Return a response as JSON, or as JSON and raw tensors where the client asked for that."""
-    if not isinstance(value, InferResponse):
-        headers, body = encode_value(value, payload, own)
-        return headers, [body]
-    buffers, json_length = encode_response(value, payload, to_json=to_json)
-    if json_length is None:
-        return with_own(JSON, own), list(buffers)
-    length = (_LENGTH, b"%d" % json_length)
-    return [*with_own(_OCTETS, own), length], list(buffers)
+    def empty_document(self) -> dict[str, Any]:
+        return response_document(_response([], self.payload, self.ref))
 
 
-def wants_ready_alone(body: bytes | bytearray) -> bool:
+class EventStreamFormat(InferStreamFormat):
+    """Items as responses in server-sent events, whatever `Accept` says."""
+
+    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+        return _of_documents(SSE, self.document)
+
+    def framed_encoder(self) -> Encoder | None:
+        return None if named_encoder(self.accept) is None else _of_documents(SSE, self.document)
+
+
+class InferCodec(Codec):
+    """V2's infer, in JSON and binary."""
+
+    protocol = "v2"
+    format_class: type[StreamFormat] = InferStreamFormat
+
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> InferRequest:
+        """Return the request, JSON or, with the length header, binary; whatever the content type.
+
+        Raises InvalidInput, naming the tensor and what is wrong with it.
+        """
+        length = head.headers.get(LENGTH_HEADER)
+        request = decode_request(
+            body, None if length is None else length.decode("latin-1"), model_name=ref.name
+        )
+        request.model_version = ref.version
+        return request
+
+    def encode(
+        self,
+        value: Any,
+        head: Head,
+        payload: Payload,
+        response_headers: MutableHeaders | None,
+        ref: ModelRef,
+    ) -> tuple[list[Header], list[Body]]:
+        """Return a response as JSON, or as JSON and raw tensors where the client asked for that."""
+        if not isinstance(value, InferResponse):
+            headers, body = encode_value(value, payload, response_headers)
+            return headers, [body]
+        buffers, json_length = encode_response(value, payload, to_json=to_json)
+        if json_length is None:
+            return with_model_headers(JSON, response_headers), list(buffers)
+        length = (LENGTH_HEADER, b"%d" % json_length)
+        return [*with_model_headers(_OCTETS, response_headers), length], list(buffers)
+
+    def document(self, item: Any, payload: Payload, ref: ModelRef) -> dict[str, Any]:
+        return as_document(item, payload, ref)
+
+
+class InferStreamCodec(InferCodec):
+    """MLServer's infer_stream: always server-sent events."""
+
+    always_streams = True
+    format_class = EventStreamFormat
+
+
+def wants_ready_only(body: bytes | bytearray) -> bool:
     """Read the body of a request for the repository index (Triton's); most have none.
 
     Raises InvalidInput.
     """
-    try:
-        document = orjson.loads(body) if body.strip() else {}
-    except orjson.JSONDecodeError as exc:
-        raise InvalidInput(f"Unrecognized request format: {exc}") from None
+    document = parse_json(body) if body.strip() else {}
     ready = document.get("ready", False) if isinstance(document, dict) else None
     if not isinstance(ready, bool):
         raise InvalidInput('Expected the request to be a JSON object, and its "ready" a boolean')
     return ready
 
 
-class StreamForm:
-    """How the items of one stream go out: as responses, in the encoders that are offered."""
-
-    def __init__(
-        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-    ) -> None:
-        self.request = request
-        self.own = own
-        self.document = lambda item: as_document(item, payload, named)
-        self.nothing = lambda: response_document(_response([], payload, named))
-
-    def headers(self) -> list[Header]:
-        return model_headers(self.own) if self.own else []
-
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
-        """Collect unless `Accept` asks for a stream. Raises NotAcceptable."""
-        form = choose_form(self.request.accept, (COLLECTED, NDJSON, SSE))
-        if form is None:
-            raise NotAcceptable(_NOT_ACCEPTABLE)
-        if form.join is None:
-            return _of_documents(form, self.document)
-        return _collecting(self.document, self.nothing)
-
-    def named_encoder(self) -> Encoder | None:
-        named = named_encoder(self.request.accept)
-        return None if named is None else _of_documents(named, self.document)
-
-
-class EventsForm(StreamForm):
-    """Server-sent events, whatever `Accept` says."""
-
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
-        return _of_documents(SSE, self.document)
-
-    def named_encoder(self) -> Encoder | None:
-        named = named_encoder(self.request.accept)
-        return None if named is None else _of_documents(SSE, self.document)
-
-
-def as_document(item: Any, payload: Any, named: Named) -> dict[str, Any]:
+def as_document(item: Any, payload: Any, ref: ModelRef) -> dict[str, Any]:
     """Return an item of a stream as a V2 response document."""
     if isinstance(item, dict) and "outputs" in item:
         return item
     if not isinstance(item, InferResponse):
-        item = _response([_as_output(item)], payload, named)
+        item = _response([_as_output(item)], payload, ref)
     return response_document(item, payload if isinstance(payload, InferRequest) else None)
 
 
-def _response(outputs: list[InferOutput], payload: Any, named: Named) -> InferResponse:
-    return InferResponse(getattr(payload, "id", None), named.model, outputs, named.version)
+def _response(outputs: list[InferOutput], payload: Any, ref: ModelRef) -> InferResponse:
+    return InferResponse(getattr(payload, "id", None), ref.name, outputs, ref.version)
 
 
 def _as_output(item: Any) -> InferOutput:
@@ -203,5 +218,5 @@ def _concatenated(outputs: list[dict[str, Any]]) -> dict[str, Any]:
     return first | {"shape": [rows, *first["shape"][1:]], "data": data}
 
 
-INFER: Final = Codec("v2", decode, check, encode, StreamForm, document=as_document)
-INFER_STREAM: Final = replace(INFER, form=EventsForm, always_streams=True)
+INFER: Final = InferCodec()
+INFER_STREAM: Final = InferStreamCodec()

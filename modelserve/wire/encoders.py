@@ -65,15 +65,20 @@ class ServerSentEvent:
 class Encoder:
     """How the items of one stream are framed.
 
-    `encode` raises TypeError or ValueError for an item that does not fit. `failure` frames the
-    sentence of an error after the start; without it the connection has to be cut. `idle` is what
-    may be sent between items to keep a connection alive. With `join` the encoded items are
-    collected and sent as one document.
+    Attributes:
+        media_type: The content type of the answer.
+        encode: Frames one item. Raises TypeError or ValueError for an item that does not fit.
+        failure: Frames the last record of a stream that failed, from the status and the sentence
+            that it would have had before the start; without it the connection has to be cut.
+        finish: Returns the last bytes of a stream that is complete.
+        idle: What may be sent between items to keep a connection alive.
+        join: Makes one document of all encoded items, which are collected instead of streamed.
     """
 
     media_type: str
     encode: Callable[[Any], bytes]
-    failure: Callable[[str], bytes] | None = None
+    failure: Callable[[int, str], bytes] | None = None
+    finish: Callable[[], bytes] | None = None
     idle: bytes | None = None
     join: Callable[[list[bytes]], bytes] | None = None
 
@@ -185,7 +190,7 @@ def ndjson_item(item: Any) -> bytes:
     return json_item(item) + b"\n"
 
 
-def ndjson_failure(sentence: str) -> bytes:
+def ndjson_failure(status: int, sentence: str) -> bytes:
     """Write the last line of a stream that failed."""
     return error_document(sentence) + b"\n"
 
@@ -207,7 +212,7 @@ def sse_event_item(item: Any) -> bytes:
     return sse_item(item) if isinstance(item, ServerSentEvent) else raw_item(item)
 
 
-def sse_failure(sentence: str) -> bytes:
+def sse_failure(status: int, sentence: str) -> bytes:
     """Write the last event of a stream that failed."""
     return b"event: error\ndata: " + error_document(sentence) + b"\n\n"
 
@@ -238,8 +243,8 @@ def _sse_data(value: Any) -> bytes:
 
 # --- the forms, and which the first item fits ---------------------------------------------------
 
-SSE: Final = Encoder("text/event-stream", sse_item, sse_failure, b":\n\n")
-NDJSON: Final = Encoder("application/x-ndjson", ndjson_item, ndjson_failure, b"\n")
+SSE: Final = Encoder("text/event-stream", sse_item, sse_failure, idle=b":\n\n")
+NDJSON: Final = Encoder("application/x-ndjson", ndjson_item, ndjson_failure, idle=b"\n")
 TEXT: Final = Encoder("text/plain; charset=utf-8", raw_item)
 OCTETS: Final = Encoder("application/octet-stream", raw_item)
 COLLECTED: Final = Encoder("application/json", json_item, join=join_predictions)
