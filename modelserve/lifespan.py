@@ -15,7 +15,7 @@ from typing import Any, Final
 import anyio
 
 from modelserve.concurrency.admission import Admission
-from modelserve.concurrency.flight import Flights
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady, ServerShuttingDown
 from modelserve.limits import DEFAULTS, Limits
@@ -55,6 +55,7 @@ class Serving:
         self.admission = Admission(self.limits)
         self.flights = Flights()
         self.events = EventSettings.from_environment()
+        self.max_body_bytes = _infinite_if_none(self.limits.max_body_bytes)
         self.draining = False
         self._drained = False
         self._hosted = False
@@ -65,6 +66,7 @@ class Serving:
         """Put in what the command line says of the application, before it serves."""
         self._asked = limits.with_defaults(self._asked)
         self.limits = self._asked.with_defaults(DEFAULTS)
+        self.max_body_bytes = _infinite_if_none(self.limits.max_body_bytes)
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
         self.admission = Admission(self.limits)
@@ -185,7 +187,7 @@ class Serving:
         self.draining = self._drained = False
         self.admission.refuse_waiting(None)
         self.events = EventSettings.from_environment()
-        self.flights.begin()
+        self.flights.reset_cleanup_cap()
         self.telemetry.open()
         self.load_pending()
         try:
@@ -236,8 +238,11 @@ class Serving:
                 self.registry.rest(entry)
 
     def _drain_seconds(self) -> float:
-        seconds = self.limits.drain_timeout
-        return math.inf if seconds is None else seconds
+        return _infinite_if_none(self.limits.drain_timeout)
+
+
+def _infinite_if_none(limit: float | None) -> float:
+    return math.inf if limit is None else limit
 
 
 class _Background:

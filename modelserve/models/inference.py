@@ -17,12 +17,12 @@ from modelserve.exchange.streams import Coalesced
 from modelserve.models.model import Hook, Plan
 from modelserve.tensors import InferResponse
 
-__all__ = ["Call", "infer"]
+__all__ = ["PLAIN", "Call", "infer"]
 
 logger = logging.getLogger("modelserve")
 
 # Types of values that are seen at once to be no stream, nor to be awaited.
-_PLAIN: Final = frozenset(
+PLAIN: Final = frozenset(
     (dict, list, str, bytes, tuple, int, float, bool, type(None), InferResponse)
 )
 
@@ -51,7 +51,6 @@ class Call:
         workers: Workers,
         headers: MutableHeaders | None = None,
         response_headers: MutableHeaders | None = None,
-        *,
         request_id: bytes = b"",
     ) -> None:
         self.label = label
@@ -86,13 +85,18 @@ class Call:
             )
         return await self.settle(result)
 
+    async def adopt(self, hook: Hook, began: float, result: Any) -> Any:
+        """Take over what a hook has returned that was called without this object."""
+        self.begin(hook, began)
+        return await self.settle(result)
+
     def begin(self, hook: Hook, now: float) -> None:
         """Note that a hook has been called."""
         self._running = (*self._running, (hook.name, now))
 
     async def settle(self, result: Any) -> Any:
         """Note that the latest hook has returned; return its value, or an async iterator."""
-        if type(result) not in _PLAIN:
+        if type(result) not in PLAIN:
             result = await self._opened(result)
             if self.streams(result):
                 return result

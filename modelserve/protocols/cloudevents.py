@@ -131,6 +131,9 @@ class _EventCodec(Codec):
         self.protocol = event.inner.protocol
         self.always_streams = event.inner.always_streams
 
+    def json_length(self, head: Head) -> bytes | None:
+        return self.event.inner.json_length(head)
+
     def check(self, payload: Payload) -> None:
         self.event.inner.check(payload)
 

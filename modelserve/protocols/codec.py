@@ -99,6 +99,10 @@ class Codec:
         """Return the payload of a request whose path names the model. Raises InvalidInput."""
         raise NotImplementedError
 
+    def json_length(self, head: Head) -> bytes | None:
+        """Return the declared length of the JSON part of a body with raw tensors; None without."""
+        return None
+
     def check(self, payload: Payload) -> None:
         """Check what goes to the main hook, after preprocess. Raises InvalidInput."""
 

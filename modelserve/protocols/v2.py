@@ -97,12 +97,15 @@ class InferCodec(Codec):
 
         Raises InvalidInput, naming the tensor and what is wrong with it.
         """
-        length = head.headers.get(LENGTH_HEADER)
+        length = self.json_length(head)
         request = decode_request(
             body, None if length is None else length.decode("latin-1"), model_name=ref.name
         )
         request.model_version = ref.version
         return request
+
+    def json_length(self, head: Head) -> bytes | None:
+        return head.headers.get(LENGTH_HEADER)
 
     def encode(
         self,
