@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Final, NamedTuple
 
-__all__ = ["BINARY_BYTES", "DEFAULTS", "Deadlines", "Limits"]
+from modelserve.errors import InvalidInput
+
+__all__ = ["BINARY_BYTES", "DEFAULTS", "Deadlines", "Limits", "shortened"]
 
 MEBIBYTE: Final = 1 << 20
 _MAY_BE_ZERO: Final = ("queue", "max_body_bytes", "max_collected_bytes", "drain_timeout")
@@ -28,6 +30,22 @@ class Deadlines(NamedTuple):
     idle_timeout: float | None = None
     send_timeout: float | None = None
     cleanup_timeout: float = 5.0
+
+
+def shortened(deadlines: Deadlines, asked: bytes) -> Deadlines:
+    """Return the deadlines of a client that asks for less time, in seconds (Ray Serve's header).
+
+    Raises InvalidInput for what is not a positive number.
+    """
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidInput("x-request-timeout-seconds must be a positive number.")
+    if deadlines.timeout is not None:
+        seconds = min(seconds, deadlines.timeout)
+    return deadlines._replace(timeout=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
