@@ -24,15 +24,22 @@ from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import orjson
-from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NestedTooDeep
-from modelserve.protocols.codec import Codec, Item, ModelRef, Payload, StreamFormat
+from modelserve.protocols.codec import (
+    Codec,
+    Encoded,
+    Item,
+    ModelRef,
+    Payload,
+    SetHeaders,
+    StreamFormat,
+)
 from modelserve.tensors import InferResponse
 from modelserve.tensors.data import short
 from modelserve.wire.encoders import NDJSON, SSE, Encoder, encode_documents
 from modelserve.wire.head import Head
-from modelserve.wire.headers import Body, Header
+from modelserve.wire.headers import Header
 from modelserve.wire.json import parse_json, to_json
 from modelserve.wire.media import is_json, media_type
 
@@ -119,11 +126,7 @@ class _EventCodec(Codec):
         self.inner.check(payload)
 
     def stream_format(
-        self,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> StreamFormat:
         head = _accepting_json(head)
         inner = self.inner.stream_format(head, payload, response_headers, ref)
@@ -202,13 +205,8 @@ class _BinaryCodec(_EventCodec):
         return self.decode_data(body, claimed, head, ref)
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         headers, buffers = self.inner.encode(value, head, payload, response_headers, ref)
         return _with_attributes(headers, self.reply_attributes(ref)), buffers
 
@@ -280,13 +278,8 @@ class _StructuredCodec(_EventCodec):
         return self.inner.decode(_encoded_again(document["data"]), head, ref)
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         if isinstance(value, InferResponse):  # as JSON, though the client may ask for binary data
             value = self.document(value, payload, ref)
         headers, buffers = self.inner.encode(value, head, payload, response_headers, ref)

@@ -23,15 +23,19 @@ from modelserve.wire.json import error_document, to_json
 __all__ = [
     "OCTETS",
     "Codec",
+    "Encoded",
     "Item",
     "ModelRef",
     "Payload",
+    "SetHeaders",
     "StreamFormat",
     "encode_value",
     "with_model_headers",
 ]
 
 Payload: TypeAlias = Any  # what a codec decodes and a hook takes
+Encoded: TypeAlias = tuple[list[Header], list[Body]]  # the headers and the body of a response
+SetHeaders: TypeAlias = MutableHeaders | None  # what the model has set, if it asked for any
 
 OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 _TEXT: Final[Header] = (b"content-type", b"text/plain; charset=utf-8")
@@ -52,16 +56,12 @@ class StreamFormat:
     Args:
         head: The request's.
         payload: As it was decoded.
-        response_headers: Those that the model has set, if it asked for any.
+        response_headers: Those that the model has set.
         ref: The model.
     """
 
     def __init__(
-        self,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> None:
         self.accept = head.accept
         self.payload = payload
@@ -125,13 +125,8 @@ class Codec:
         """Check what goes to the main hook, after preprocess. Raises InvalidInput."""
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         """Return the headers and the body of a value that is no stream.
 
         Raises TypeError or ValueError for a value that the protocol cannot carry.
@@ -139,11 +134,7 @@ class Codec:
         raise NotImplementedError
 
     def stream_format(
-        self,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> StreamFormat:
         """Return how a stream goes out; the arguments are `StreamFormat`'s."""
         return self.format_class(head, payload, response_headers, ref)
@@ -158,7 +149,7 @@ class Codec:
 
 
 def encode_value(
-    value: Any, payload: Payload, response_headers: MutableHeaders | None
+    value: Any, payload: Payload, response_headers: SetHeaders
 ) -> tuple[list[Header], bytes]:
     """Return the headers and the body of a value; text and bytes are the body as they are.
 
@@ -169,9 +160,7 @@ def encode_value(
     return with_model_headers(content_type, response_headers), body
 
 
-def with_model_headers(
-    content_type: Header, response_headers: MutableHeaders | None
-) -> list[Header]:
+def with_model_headers(content_type: Header, response_headers: SetHeaders) -> list[Header]:
     """Return the headers that the model has set, with this content type if it has set none."""
     if not response_headers:
         return [content_type]

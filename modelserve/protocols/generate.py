@@ -8,14 +8,14 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 from dataclasses import replace
 from typing import Any, Final
 
-from starlette.datastructures import MutableHeaders
-
 from modelserve.errors import InferenceError, InvalidInput
 from modelserve.protocols.codec import (
     Codec,
+    Encoded,
     Item,
     ModelRef,
     Payload,
+    SetHeaders,
     StreamFormat,
     with_model_headers,
 )
@@ -23,7 +23,7 @@ from modelserve.tensors import InferResponse
 from modelserve.wire.accept import framed_encoder
 from modelserve.wire.encoders import COLLECTED, SSE, Encoder, ServerSentEvent
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON, Body, Header
+from modelserve.wire.headers import JSON
 from modelserve.wire.json import error_document, parse_json, to_json
 
 __all__ = ["GENERATE", "GENERATE_STREAM"]
@@ -75,13 +75,8 @@ class GenerateCodec(Codec):
         return document
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         """Return a value as one document."""
         return with_model_headers(JSON, response_headers), [to_json(_document(value, ref))]
 

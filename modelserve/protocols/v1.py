@@ -6,10 +6,18 @@ Pure.
 from typing import Any, Final
 
 import orjson
-from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NotAcceptable
-from modelserve.protocols.codec import Codec, Item, ModelRef, Payload, StreamFormat, encode_value
+from modelserve.protocols.codec import (
+    Codec,
+    Encoded,
+    Item,
+    ModelRef,
+    Payload,
+    SetHeaders,
+    StreamFormat,
+    encode_value,
+)
 from modelserve.wire.accept import (
     NOT_ACCEPTABLE,
     choose_encoder,
@@ -18,7 +26,7 @@ from modelserve.wire.accept import (
 )
 from modelserve.wire.encoders import Encoder
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON, Body, Header
+from modelserve.wire.headers import JSON
 from modelserve.wire.json import JSON_OPTIONS, parse_json, to_builtin
 from modelserve.wire.media import is_json, media_type
 
@@ -70,13 +78,8 @@ class V1Codec(Codec):
             raise InvalidInput('Expected "instances" to be a list')
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         """Return the headers and the body of a value; text and bytes are the body as they are."""
         if response_headers is None and type(value) is dict:
             try:

@@ -10,15 +10,15 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
-from starlette.datastructures import MutableHeaders
-
 from modelserve.errors import InferenceError, InvalidInput, NotAcceptable
 from modelserve.protocols.codec import (
     OCTETS,
     Codec,
+    Encoded,
     Item,
     ModelRef,
     Payload,
+    SetHeaders,
     StreamFormat,
     encode_value,
     with_model_headers,
@@ -41,7 +41,7 @@ from modelserve.wire.encoders import (
     encode_documents,
 )
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON, Body, Header
+from modelserve.wire.headers import JSON
 from modelserve.wire.json import parse_json, to_json
 
 __all__ = ["INFER", "INFER_STREAM", "wants_ready_only"]
@@ -125,13 +125,8 @@ class InferCodec(Codec):
         return request
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         """Return a response as JSON, or as JSON and raw tensors where the client asked for that."""
         if not isinstance(value, InferResponse):
             headers, body = encode_value(value, payload, response_headers)

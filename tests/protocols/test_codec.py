@@ -11,9 +11,11 @@ from starlette.datastructures import MutableHeaders
 from modelserve.errors import InvalidInput
 from modelserve.protocols.codec import (
     Codec,
+    Encoded,
     Item,
     ModelRef,
     Payload,
+    SetHeaders,
     StreamFormat,
     encode_value,
     with_model_headers,
@@ -23,7 +25,7 @@ from modelserve.protocols.v1 import V1
 from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.encoders import COLLECTED, SSE, Encoder
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON, Body, Header
+from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json, to_json
 
 HEAD = Head({"headers": [(b"accept", b"application/json")]})
@@ -82,13 +84,8 @@ class ChatCodec(Codec):
         return ModelRef(document["model"]), document
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         stream = self.stream_format(head, payload, response_headers, ref)
         content_type = EVENTS if payload.get("stream") else JSON
         return with_model_headers(content_type, response_headers), [b"".join(sent(stream, [value]))]
