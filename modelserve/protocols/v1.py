@@ -69,7 +69,7 @@ class V1Codec(Codec):
         Raises InvalidInput, with the parser's words, for what should be JSON and is not.
         """
         content_type = head.headers.get(b"content-type", b"")
-        if content_type in _JSON_TYPES or _is_read_as_json(content_type):
+        if content_type == b"application/json" or _is_read_as_json(content_type):
             return parse_json(body)
         return bytes(body)
 
@@ -91,6 +91,8 @@ class V1Codec(Codec):
 
 
 def _is_read_as_json(content_type: bytes) -> bool:
+    if content_type in _JSON_TYPES:
+        return True
     name = media_type(content_type.decode("latin-1"))
     return name.encode() in _JSON_TYPES or (name.startswith("application/") and is_json(name))
 
