@@ -15,7 +15,6 @@ from modelserve import errors
 
 # Names that a module passes on from another on purpose, beside those that it defines.
 PASSED_ON = {
-    "modelserve.protocols.codec": {"Body"},
     "modelserve.tensors.messages": {
         "InferInput",
         "InferOutput",
@@ -104,7 +103,7 @@ def test_a_module_has_the_names_that_it_says(name: str) -> None:
     for public in names:
         value = getattr(module, public)
         owner = getattr(value, "__module__", name)
-        if inspect.isclass(value) or inspect.isfunction(value):
+        if value is not Any and (inspect.isclass(value) or inspect.isfunction(value)):
             inside = owner == name or owner.startswith(f"{name}.")  # a package passes on its own
             assert inside or public in PASSED_ON.get(name, ()), f"{public} is {owner}'s"
 
