@@ -26,7 +26,7 @@ from modelserve.limits import shortened
 from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.model import Plan
 from modelserve.models.registry import Entry
-from modelserve.protocols.cloudevents import around
+from modelserve.protocols.cloudevents import codec_for
 from modelserve.protocols.codec import Codec, ModelRef, Payload
 from modelserve.wire.coding import check_length, decompressed
 from modelserve.wire.head import HookHeaders
@@ -88,7 +88,7 @@ async def run_model(serving: Serving, target: Target, exchange: Exchange) -> Non
     if not codec.model_in_body:
         limit = entry.max_body_bytes
         if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
-            codec = around(codec, exchange, serving.events)
+            codec = codec_for(codec, exchange, serving.events)
             limit = _body_limit(codec, entry, exchange)
         plan = entry.plans[target.hook]
         if plan.streams and not plan.wants_response_headers:

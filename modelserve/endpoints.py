@@ -16,8 +16,8 @@ from modelserve.models.registry import State
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.v2 import wants_ready_only
 from modelserve.version import __version__
-from modelserve.wire.encoders import to_json
 from modelserve.wire.headers import JSON
+from modelserve.wire.json import to_json
 
 __all__ = ["NO_CODEC", "Endpoint", "Target"]
 

@@ -41,17 +41,7 @@ BESIDE = ("kserve", "testing")
 IMPURE = {"asyncio", "socket", "threading", "time", "anyio", "trio", "httpx", "uvicorn"}
 PURE = ("wire", "tensors", "protocols")
 # Arrows that still run up, to be cut.
-OWED: set[tuple[str, str]] = {
-    ("wire.head", "concurrency.flight"),
-    ("server.server", "app"),
-    ("protocols.codec", "exchange.exchange"),
-    ("protocols.codec", "exchange.streams"),
-    ("protocols.cloudevents", "exchange.exchange"),
-    ("protocols.cloudevents", "exchange.streams"),
-    ("protocols.generate", "exchange.exchange"),
-    ("protocols.v1", "exchange.exchange"),
-    ("protocols.v2", "exchange.exchange"),
-}
+OWED: set[tuple[str, str]] = {("server.server", "app")}
 
 
 def name_of(path: Path) -> str:

@@ -22,7 +22,7 @@ from modelserve.metrics.telemetry import ModelSeries
 from modelserve.protocols.codec import Codec
 from modelserve.wire.encoders import Encoder
 from modelserve.wire.head import Head, Scope
-from modelserve.wire.headers import JSON, Body, Header, error_headers, length_header
+from modelserve.wire.headers import Body, Header, error_headers, length_header
 
 __all__ = ["Exchange"]
 
@@ -262,8 +262,8 @@ class Exchange(Head):
         if self.complete:
             return
         if not self.status:
-            body = self.codec.error(status, sentence)
-            await self._send_whole(status, [JSON, *error_headers(headers)], body)
+            status, own, body = self.codec.error(status, sentence)
+            await self._send_whole(status, [*own, *error_headers(headers)], body)
         elif self.encoder is not None and self.encoder.failure is not None:
             await self.send_part(self.encoder.failure(status, sentence))
             await self.finish()

@@ -27,6 +27,7 @@ import orjson
 
 from modelserve.errors import InferenceError, InvalidInput, NestedTooDeep, UnsupportedProtocol
 from modelserve.tensors import InferRequest, InferResponse
+from modelserve.wire.accept import framed_encoder
 from modelserve.wire.decoders import (
     ChunkReader,
     EventReader,
@@ -35,8 +36,8 @@ from modelserve.wire.decoders import (
     Reader,
     TextReader,
 )
-from modelserve.wire.encoders import named_encoder, to_json
 from modelserve.wire.head import HookHeaders, Scope
+from modelserve.wire.json import to_json
 
 if TYPE_CHECKING:
     import ssl
@@ -324,7 +325,7 @@ class _Wish(NamedTuple):
             version, verb = _version_and_verb(headers.scope)
         if verb.endswith("_stream"):
             sent["accept"] = _EVENTS
-        streams = verb != "generate" and named_encoder(sent["accept"]) is not None
+        streams = verb != "generate" and framed_encoder(sent["accept"]) is not None
         return cls(_encoded(sent), version, streams)
 
 

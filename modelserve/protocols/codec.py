@@ -1,37 +1,44 @@
 """What a protocol is to the pipeline, and what all protocols share. Pure.
 
 A codec turns a head and bytes into the name of a model and a payload, and a hook's result into
-headers and bytes. It also writes the protocol's errors. The pipeline knows a protocol by its codec
-alone; a codec knows neither the pipeline nor the exchange.
+headers and bytes. It also writes the protocol's errors and ends its streams. The pipeline knows a
+protocol by its codec alone; a codec knows neither the pipeline nor the exchange.
+
+For a request, the pipeline calls `json_length` before it reads the body; `decode`, or `open` where
+the body names the model; `check`; and `encode`, or `stream_format`. Whatever fails before the
+response has started becomes what `error` says, and later the last record of the stream's encoder.
 """
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import orjson
 from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NestedTooDeep
 from modelserve.tensors import InferResponse, rest_document
-from modelserve.wire.encoders import Encoder, error_document, to_json
+from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Body, Header, sendable_headers
+from modelserve.wire.json import error_document, to_json
 
 __all__ = [
+    "OCTETS",
     "Codec",
+    "Encoded",
     "Item",
     "ModelRef",
     "Payload",
+    "SetHeaders",
     "StreamFormat",
     "encode_value",
-    "parse_json",
     "with_model_headers",
 ]
 
 Payload: TypeAlias = Any  # what a codec decodes and a hook takes
-Item: TypeAlias = Any  # what a hook yields
+Encoded: TypeAlias = tuple[list[Header], list[Body]]  # the headers and the body of a response
+SetHeaders: TypeAlias = MutableHeaders | None  # what the model has set, if it asked for any
 
+OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 _TEXT: Final[Header] = (b"content-type", b"text/plain; charset=utf-8")
-_OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 
 
 class ModelRef(NamedTuple):
@@ -42,21 +49,19 @@ class ModelRef(NamedTuple):
 
 
 class StreamFormat:
-    """How the stream of one answer goes out; the base class knows the model's headers only.
+    """How one stream goes out, and what its records have in common.
+
+    It is made for one response, so it may keep state: what the last record says, for example.
 
     Args:
         head: The request's.
         payload: As it was decoded.
-        response_headers: Those that the model has set, if it asked for any.
+        response_headers: Those that the model has set.
         ref: The model.
     """
 
     def __init__(
-        self,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> None:
         self.accept = head.accept
         self.payload = payload
@@ -68,21 +73,30 @@ class StreamFormat:
         return sendable_headers(self.response_headers) if self.response_headers else []
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
-        """Choose the encoder by the first item. Raises NotAcceptable where none will do."""
+        """Choose the encoder by the first item; `empty` is a stream without any.
+
+        Raises NotAcceptable where nothing that the client accepts can be sent.
+        """
         raise NotImplementedError
 
     def framed_encoder(self) -> Encoder | None:
-        """Return the encoder that `Accept` asks for by name, if it can carry a heartbeat."""
+        """Return the encoder if it is known before the first item and can carry a heartbeat.
+
+        A client that has not asked for such a stream gets no heartbeats: None.
+        """
         return None
 
 
 class Codec:
     """One protocol, or one endpoint of it.
 
+    One codec serves many requests. What it needs beside their bytes, such as the time or new ids,
+    it is given when it is made.
+
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
         always_streams: A value that is no stream is sent as a stream of one item.
-        model_in_body: The body names the model, not the path: `open` is called instead of `decode`.
+        model_in_body: The body names the model, not the path: `open` is called, not `decode`.
         format_class: How streams go out.
     """
 
@@ -90,6 +104,14 @@ class Codec:
     always_streams: bool = False
     model_in_body: bool = False
     format_class: type[StreamFormat] = StreamFormat
+
+    def json_length(self, head: Head) -> bytes | None:
+        """Return the declared length of the JSON in front of binary tensors.
+
+        A body of binary tensors may be larger than others, unless a limit is set; None is for the
+        others.
+        """
+        return None
 
     def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
         """Return the model that a body names, and the payload. Raises InvalidInput."""
@@ -99,21 +121,12 @@ class Codec:
         """Return the payload of a request whose path names the model. Raises InvalidInput."""
         raise NotImplementedError
 
-    def json_length(self, head: Head) -> bytes | None:
-        """Return the declared length of the JSON part of a body with raw tensors; None without."""
-        return None
-
     def check(self, payload: Payload) -> None:
         """Check what goes to the main hook, after preprocess. Raises InvalidInput."""
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         """Return the headers and the body of a value that is no stream.
 
         Raises TypeError or ValueError for a value that the protocol cannot carry.
@@ -121,11 +134,7 @@ class Codec:
         raise NotImplementedError
 
     def stream_format(
-        self,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> StreamFormat:
         """Return how a stream goes out; the arguments are `StreamFormat`'s."""
         return self.format_class(head, payload, response_headers, ref)
@@ -134,13 +143,13 @@ class Codec:
         """Return what one item is, for an envelope around it; the item itself by default."""
         return item
 
-    def error(self, status: int, sentence: str) -> bytes:
-        """Write the document of an error, which is sent as application/json."""
-        return error_document(sentence)
+    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
+        """Return the status, the headers and the body of an error that is the whole response."""
+        return status, [JSON], error_document(sentence)
 
 
 def encode_value(
-    value: Any, payload: Payload, response_headers: MutableHeaders | None
+    value: Any, payload: Payload, response_headers: SetHeaders
 ) -> tuple[list[Header], bytes]:
     """Return the headers and the body of a value; text and bytes are the body as they are.
 
@@ -151,9 +160,7 @@ def encode_value(
     return with_model_headers(content_type, response_headers), body
 
 
-def with_model_headers(
-    content_type: Header, response_headers: MutableHeaders | None
-) -> list[Header]:
+def with_model_headers(content_type: Header, response_headers: SetHeaders) -> list[Header]:
     """Return the headers that the model has set, with this content type if it has set none."""
     if not response_headers:
         return [content_type]
@@ -161,20 +168,12 @@ def with_model_headers(
     return headers if b"content-type" in dict(headers) else [content_type, *headers]
 
 
-def parse_json(body: bytes | bytearray) -> Any:
-    """Parse a JSON body. Raises InvalidInput with the parser's words."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise InvalidInput(f"Unrecognized request format: {exc}") from None
-
-
 def _body(value: Any, payload: Payload) -> tuple[Header, bytes]:
     if type(value) is not dict:
         if isinstance(value, str):
             return _TEXT, value.encode()
         if isinstance(value, bytes | bytearray | memoryview):
-            return _OCTETS, bytes(value)
+            return OCTETS, bytes(value)
         if isinstance(value, InferResponse):
             value = rest_document(value)
     try:

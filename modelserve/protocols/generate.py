@@ -8,29 +8,23 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 from dataclasses import replace
 from typing import Any, Final
 
-from starlette.datastructures import MutableHeaders
-
 from modelserve.errors import InferenceError, InvalidInput
 from modelserve.protocols.codec import (
     Codec,
+    Encoded,
+    Item,
     ModelRef,
     Payload,
+    SetHeaders,
     StreamFormat,
-    parse_json,
     with_model_headers,
 )
 from modelserve.tensors import InferResponse
-from modelserve.wire.encoders import (
-    COLLECTED,
-    SSE,
-    Encoder,
-    ServerSentEvent,
-    error_document,
-    named_encoder,
-    to_json,
-)
+from modelserve.wire.accept import framed_encoder
+from modelserve.wire.encoders import COLLECTED, SSE, Encoder, ServerSentEvent
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON, Body, Header
+from modelserve.wire.headers import JSON
+from modelserve.wire.json import error_document, parse_json, to_json
 
 __all__ = ["GENERATE", "GENERATE_STREAM"]
 
@@ -38,7 +32,7 @@ __all__ = ["GENERATE", "GENERATE_STREAM"]
 class WholeTextFormat(StreamFormat):
     """All the text as one document."""
 
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
         return replace(
             COLLECTED,
             encode=lambda item: _text(item).encode(),
@@ -49,15 +43,18 @@ class WholeTextFormat(StreamFormat):
 class TextEventFormat(StreamFormat):
     """One document an event; an error is a document too, as Triton writes it."""
 
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        return self._events()
+
+    def framed_encoder(self) -> Encoder | None:
+        return None if framed_encoder(self.accept) is None else self._events()
+
+    def _events(self) -> Encoder:
         return replace(
             SSE,
             encode=lambda item: SSE.encode(_document(item, self.ref)),
             failure=lambda status, sentence: SSE.encode(error_document(sentence)),
         )
-
-    def framed_encoder(self) -> Encoder | None:
-        return None if named_encoder(self.accept) is None else self.encoder(None, empty=False)
 
 
 class GenerateCodec(Codec):
@@ -67,7 +64,7 @@ class GenerateCodec(Codec):
     format_class: type[StreamFormat] = WholeTextFormat
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> dict[str, Any]:
-        """Return the document. Raises InvalidInput where it is none, or has no text."""
+        """Return the document. Raises InvalidInput for anything else, or one without text."""
         document = parse_json(body)
         if not isinstance(document, dict):
             raise InvalidInput("Expected the request to be a JSON object")
@@ -78,17 +75,12 @@ class GenerateCodec(Codec):
         return document
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         """Return a value as one document."""
         return with_model_headers(JSON, response_headers), [to_json(_document(value, ref))]
 
-    def document(self, item: Any, payload: Payload, ref: ModelRef) -> dict[str, Any]:
+    def document(self, item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
         return _document(item, ref)
 
 
@@ -99,13 +91,15 @@ class GenerateStreamCodec(GenerateCodec):
     format_class = TextEventFormat
 
 
-def _document(item: Any, ref: ModelRef) -> dict[str, Any]:
-    item = item.data if isinstance(item, ServerSentEvent) else item
-    own = item if isinstance(item, dict) and "text_output" in item else {"text_output": _text(item)}
-    return own | {"model_name": ref.name, "model_version": ref.version}
+def _document(item: Item, ref: ModelRef) -> dict[str, Any]:
+    if isinstance(item, ServerSentEvent):
+        item = item.data
+    is_document = isinstance(item, dict) and "text_output" in item
+    document = item if is_document else {"text_output": _text(item)}
+    return document | {"model_name": ref.name, "model_version": ref.version}
 
 
-def _text(item: Any) -> str:
+def _text(item: Item) -> str:
     """Return the text of an item; what is neither text nor a response is written as JSON."""
     if isinstance(item, ServerSentEvent):
         item = item.data
@@ -124,7 +118,9 @@ def _text_of_response(response: InferResponse) -> str:
         if output.datatype == "BYTES":
             try:
                 return "".join(output.as_string())
-            except InvalidInput as exc:  # a client of this route has no say in tensors
+            except (
+                InvalidInput
+            ) as exc:  # the model's fault: a client of this route sends no tensors
                 raise InferenceError(exc.reason) from None
     raise InferenceError("The model's response has no BYTES output to be the text.")
 

@@ -6,28 +6,29 @@ Pure.
 from typing import Any, Final
 
 import orjson
-from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NotAcceptable
 from modelserve.protocols.codec import (
     Codec,
+    Encoded,
+    Item,
     ModelRef,
     Payload,
+    SetHeaders,
     StreamFormat,
     encode_value,
-    parse_json,
 )
-from modelserve.wire.encoders import (
-    JSON_OPTIONS,
-    Encoder,
+from modelserve.wire.accept import (
+    NOT_ACCEPTABLE,
     choose_encoder,
-    named_encoder,
-    not_acceptable,
-    own_encoder,
-    to_builtin,
+    encoder_for_type,
+    framed_encoder,
 )
+from modelserve.wire.encoders import Encoder
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON, Body, Header
+from modelserve.wire.headers import JSON
+from modelserve.wire.json import JSON_OPTIONS, parse_json, to_builtin
+from modelserve.wire.media import is_json, media_type
 
 __all__ = ["V1"]
 
@@ -40,17 +41,17 @@ _JSON_TYPES: Final = frozenset(
 class V1StreamFormat(StreamFormat):
     """The model's own content type, else what `Accept` allows."""
 
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
         content_type = self._content_type()
         if content_type is not None:
-            return own_encoder(content_type)
+            return encoder_for_type(content_type)
         encoder = choose_encoder(self.accept, first, empty=empty)
         if encoder is None:
-            raise NotAcceptable(not_acceptable())
+            raise NotAcceptable(NOT_ACCEPTABLE)
         return encoder
 
     def framed_encoder(self) -> Encoder | None:
-        return None if self._content_type() else named_encoder(self.accept)
+        return None if self._content_type() else framed_encoder(self.accept)
 
     def _content_type(self) -> str | None:
         return self.response_headers.get("content-type") if self.response_headers else None
@@ -68,22 +69,17 @@ class V1Codec(Codec):
         Raises InvalidInput, with the parser's words, for what should be JSON and is not.
         """
         content_type = head.headers.get(b"content-type", b"")
-        if content_type != b"application/json" and not is_json(content_type):
-            return bytes(body)
-        return parse_json(body)
+        if content_type == b"application/json" or _is_read_as_json(content_type):
+            return parse_json(body)
+        return bytes(body)
 
     def check(self, payload: Payload) -> None:
         if isinstance(payload, dict) and not isinstance(payload.get("instances", []), list):
             raise InvalidInput('Expected "instances" to be a list')
 
     def encode(
-        self,
-        value: Any,
-        head: Head,
-        payload: Payload,
-        response_headers: MutableHeaders | None,
-        ref: ModelRef,
-    ) -> tuple[list[Header], list[Body]]:
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
         """Return the headers and the body of a value; text and bytes are the body as they are."""
         if response_headers is None and type(value) is dict:
             try:
@@ -94,10 +90,11 @@ class V1Codec(Codec):
         return headers, [body]
 
 
-def is_json(content_type: bytes) -> bool:
-    """Return whether a body of this media type is read as JSON; parameters are ignored."""
-    name = content_type.partition(b";")[0].strip().lower()
-    return name in _JSON_TYPES or (name.startswith(b"application/") and name.endswith(b"+json"))
+def _is_read_as_json(content_type: bytes) -> bool:
+    if content_type in _JSON_TYPES:
+        return True
+    name = media_type(content_type.decode("latin-1"))
+    return name.encode() in _JSON_TYPES or (name.startswith("application/") and is_json(name))
 
 
 V1: Final = V1Codec()
