@@ -29,7 +29,7 @@ from modelserve.kserve.logging import configure_logging, logger
 from modelserve.kserve.utils.utils import strtobool
 from modelserve.limits import Limits
 from modelserve.models.model import Model
-from modelserve.models.remote import PredictorConfig
+from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import server
 

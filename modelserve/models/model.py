@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from modelserve.limits import Limits
-from modelserve.models.remote import PredictorConfig, Remote, config_of
+from modelserve.models.predictor import PredictorConfig, config_of
+
+if TYPE_CHECKING:
+    from modelserve.models.remote import Remote
 
 __all__ = ["Hook", "Model", "Plan", "as_model", "plan_of"]
 
@@ -70,6 +73,7 @@ class Model:
     use_ssl: bool = False
     timeout: float = 600
     retries: int = 0
+    _remote: "Remote | None" = None  # what calls the predictor: the registry's to give
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name
@@ -106,10 +110,6 @@ class Model:
     def stop_engine(self) -> Any:
         """Stop the engine, where `engine` is true."""
 
-    @functools.cached_property
-    def _remote(self) -> Remote:
-        return Remote(self)
-
     async def healthy(self) -> bool:
         """Say whether the model can answer now; its readiness unless overridden."""
         return bool(self.ready)
@@ -121,6 +121,15 @@ class Model:
     def get_output_types(self) -> Any:
         """Return V2's metadata of the outputs."""
         return []
+
+    def _remote_for(self, verb: str, host: str | None) -> "Remote":
+        if not host:
+            raise NotImplementedError(f"Model {self.name} does not implement {verb}.")
+        if self._remote is None:
+            raise RuntimeError(
+                f"Model {self.name} must be registered with a ModelServer to call its predictor."
+            )
+        return self._remote
 
     if TYPE_CHECKING:
         # To a type checker a hook may be overridden by any kind of function.
@@ -137,13 +146,16 @@ class Model:
 
         async def predict(self, payload, headers=None, response_headers=None):
             """Return the answer, or yield the items of one; unless overridden, the predictor's."""
-            return await self._remote.predict(
-                payload, headers, response_headers, sets_type=not defines(self, "postprocess")
+            remote = self._remote_for("predict", self.predictor_host)
+            sets_type = not defines(self, "postprocess")
+            return await remote.predict(
+                self, payload, headers, response_headers, sets_type=sets_type
             )
 
         async def explain(self, payload, headers=None):
             """Return an explanation, or yield the items of one; as `predict`, the explainer's."""
-            return await self._remote.explain(payload, headers)
+            remote = self._remote_for("explain", self.explainer_host)
+            return await remote.explain(self, payload, headers)
 
         async def postprocess(self, result, headers=None, response_headers=None):
             """Turn what `predict` returned into the answer; an async iterator if it streams."""

@@ -30,7 +30,6 @@ from modelserve.models.model import (
     defines,
     plan_of,
 )
-from modelserve.models.remote import disconnect
 from modelserve.models.repository import ModelRepository
 
 __all__ = ["Direct", "Entry", "Registry", "State"]
@@ -91,6 +90,7 @@ class Entry:
     def take(self, model: Any) -> None:
         """Settle all that can be known of the model."""
         limits, telemetry, coalesce = self._surroundings
+        _connect(model)
         self.model = model
         self.is_awaited = False
         own = model.limits or Limits()
@@ -478,7 +478,7 @@ class Registry:
             except Exception as exc:
                 logger.error("Stopping model %s failed (%s)", entry.name, hook, exc_info=exc)
         entry.started = False
-        await disconnect(entry.model)
+        await _disconnect(entry.model)
 
     def rest(self, entry: Entry) -> None:
         """Have a model that was stopped started and loaded again, should there be another life."""
@@ -505,6 +505,18 @@ class Registry:
             model.ready = model.ready is None or bool(model.ready)
         else:
             model.ready = bool(loaded)
+
+
+def _connect(model: Any) -> None:
+    from modelserve.models.remote import connect  # not before there is a model
+
+    connect(model)
+
+
+async def _disconnect(model: Any) -> None:
+    from modelserve.models.remote import disconnect
+
+    await disconnect(model)
 
 
 def _or_none_at_all(limit: float | None) -> float:
