@@ -22,8 +22,8 @@ from modelserve.endpoints import Decoded, Rest, Target, respond, run_model
 from modelserve.errors import ClientGone
 from modelserve.exchange.exchange import JSON, Reply, Send, length_header
 from modelserve.lifespan import Serving
+from modelserve.models.hooks import Hook
 from modelserve.models.inference import Call
-from modelserve.models.model import Hook
 from modelserve.models.registry import Direct, Entry
 from modelserve.protocols import v1
 from modelserve.wire.encoders import JSON_OPTIONS, to_builtin

@@ -14,7 +14,7 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve.concurrency.threads import ThreadStream, Workers
 from modelserve.exchange.streams import Coalesced
-from modelserve.models.model import Hook, Plan
+from modelserve.models.hooks import Hook, Plan
 from modelserve.tensors import InferResponse
 
 __all__ = ["Call", "infer"]

@@ -19,17 +19,9 @@ from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.telemetry import Done, Telemetry
+from modelserve.models.hooks import Hook, check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
-from modelserve.models.model import (
-    HOOKS,
-    Hook,
-    Model,
-    Plan,
-    as_model,
-    check_lifecycle,
-    defines,
-    plan_of,
-)
+from modelserve.models.model import HOOKS, Model, as_model, defines
 from modelserve.models.repository import ModelRepository
 
 __all__ = ["Direct", "Entry", "Registry", "State"]
@@ -109,9 +101,7 @@ class Entry:
             model.heartbeat,
             model.heartbeat_before_first,
         )
-        self.plans: dict[str, Plan] = {
-            verb: plan_of(model, verb) for verb in ("predict", "explain")
-        }
+        self.plans = plans_of(model)
         check_lifecycle(model)
         self.checks_health = defines(model, "healthy")
         self.direct = {} if self.checks_health else self._direct()
@@ -126,7 +116,7 @@ class Entry:
             hook.name: Direct(
                 hook,
                 self.series.done("v1", hook.name),
-                hook.function if hook.wants_payload_alone else None,
+                hook.function if self.plans[hook.name].takes_payload_alone else None,
             )
             for hook in hooks
             if defines(self.model, hook.name)

@@ -10,8 +10,8 @@ import pytest
 
 from modelserve import InvalidInput, Model
 from modelserve.concurrency.threads import ThreadStream, Workers
+from modelserve.models.hooks import plan_of
 from modelserve.models.inference import Call, call_hook, infer
-from modelserve.models.model import plan_of
 from modelserve.wire.head import HookHeaders
 
 pytestmark = pytest.mark.anyio
