@@ -226,9 +226,8 @@ class ModelServer(_ModelServer):
         self.registered_models = (
             ModelRepository() if registered_models is None else registered_models
         )
-        self._serving.follow(self.registered_models)
         # KServe's own repository finds nothing: only one that the program gives is asked.
-        self._serving.registry.asks_repository = registered_models is not None
+        self._serving.follow(self.registered_models, loads_by_name=registered_models is not None)
 
     def register_model(self, model: Any, name: str | None = None) -> None:
         """Serve a model under its own name or another one, at once; it is loaded if need be."""

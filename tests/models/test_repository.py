@@ -341,8 +341,7 @@ async def until(condition: Any) -> None:
 
 
 async def until_loaded(app: ModelServer) -> None:
-    registry = app._serving.registry
-    await until(lambda: not (registry.pending or any(entry.loading for entry in registry)))
+    await until(lambda: not app._serving.statistics().loading)
 
 
 @pytest.mark.anyio
@@ -352,7 +351,7 @@ async def test_models_of_the_directory_are_served(tmp_path: Path, told: Told) ->
     app = ModelServer([Model("own")], repository=ModelRepository(tmp_path))
     async with lifespan(app):
         await until(told.began.is_set)
-        await until(lambda: app._serving.registry.get("a").model.ready)
+        await until(lambda: app._serving.statistics().models["a"].state == "READY")
         assert await status(app, "/") == 200
         assert await status(app, "/v2/health/ready") == 503
         assert await status(app, "/v1/models/slow") == 503
@@ -542,7 +541,7 @@ async def test_a_client_that_leaves_does_not_stop_a_load(tmp_path: Path, told: T
             await until(told.began.is_set)
             client.hang_up()
             told.go_on.set()
-        await until(lambda: "m" in app._serving.registry)
+        await until(lambda: "m" in app._serving.statistics().models)
         assert await ask(app, "m") == {"name": "m", "answer": 1}
 
 
@@ -562,7 +561,7 @@ async def test_unload_waits_for_the_models_requests(tmp_path: Path, told: Told) 
             await running.head()
             assert await running.chunk() == b"1"
             group.start_soon(take_out)
-            await until(lambda: "m" not in app._serving.registry)
+            await until(lambda: "m" not in app._serving.statistics().models)
             assert await ask(app, "m") == {"error": "Model with name m does not exist."}
             assert await unload(app, "m") == (404, {"error": "Model with name m does not exist."})
             assert (await index(app))["m"] == ("UNLOADING", "")
