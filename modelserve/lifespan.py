@@ -114,13 +114,11 @@ class Serving:
             self.registry.expect(name)
 
     def follow(self, repository: ModelRepository, *, loads_by_name: bool = False) -> None:
-        """Serve the models that a repository is given, now and later.
+        """Serve the models that a repository has and those that it is given later.
 
-        With `loads_by_name`, the repository also provides models that are loaded over HTTP.
+        With `loads_by_name`, the repository also builds models that are loaded over HTTP.
         """
-        self.loading.repository = repository
-        self.loading.source = repository if loads_by_name else None
-        repository.serve_on(self.registry)
+        self.loading.source.follow(repository, builds=loads_by_name)
 
     # -- while it serves
 
@@ -154,8 +152,8 @@ class Serving:
         await self.loading.unload(name)
 
     async def index(self) -> list[dict[str, str]]:
-        """Return Triton's repository index."""
-        return await self.loading.index()
+        """Return Triton's repository index, with the models that are in the directory only."""
+        return self.registry.index(await self.loading.source.names())
 
     async def expose(self, accept: str | None) -> tuple[bytes, bytes]:
         """Return the metrics' content type and text, made in a thread."""

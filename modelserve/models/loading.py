@@ -14,6 +14,7 @@ from typing import Any, Final
 import anyio
 
 from modelserve.concurrency.background import Background
+from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.limits import DEFAULTS
 from modelserve.models.inference import call_hook
@@ -21,7 +22,7 @@ from modelserve.models.model import as_model, defines
 from modelserve.models.registry import Entry, Registry, infinite_if_none
 from modelserve.models.repository import ModelRepository
 
-__all__ = ["Loading"]
+__all__ = ["Loading", "Source"]
 
 logger = logging.getLogger("modelserve")
 
@@ -29,18 +30,63 @@ logger = logging.getLogger("modelserve")
 _FAILURES: Final = (Exception, SystemExit, KeyboardInterrupt)
 
 
-class Loading:
-    """Loads, unloads and stops the models of one registry.
+class Source:
+    """The repository of one application, if it has one, as loading uses it."""
 
-    Attributes:
-        repository: Is kept up to date on which models are served, if there is one.
-        source: The repository that models loaded by name come from, if there is one.
-    """
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._repository: ModelRepository | None = None
+        self._builds = False
+
+    def follow(self, repository: ModelRepository, *, builds: bool) -> None:
+        """Serve the models that a repository has and is given; have it build others if `builds`."""
+        self._repository = repository
+        self._builds = builds
+        repository.serve_on(self._registry)
+
+    async def names(self) -> list[str]:
+        """Return the names of the models in the directory, which is read in a thread."""
+        names: list[str] = []
+        if self._repository is not None and self._builds:
+            try:
+                names = await self._workers.call("index", self._repository.names)
+            except OSError as exc:
+                logger.error("The directory of models cannot be read: %s", exc)
+        return names
+
+    async def has(self, name: str) -> bool:
+        """Return whether the repository can build a model of this name."""
+        if self._repository is None or not self._builds:
+            return False
+        return bool(await self._workers.call(f"look for {name}", self._repository.has, name))
+
+    async def build(self, name: str) -> Any:
+        """Have the repository build a model. Raises what the model's code raises."""
+        assert self._repository is not None
+        provide = self._repository.provide
+        return as_model(await call_hook(f"load of {name}", self._workers, provide, name), name)
+
+    def note_loaded(self, name: str, model: Any) -> None:
+        """Keep the repository's own table of models up to date."""
+        if self._repository is not None:
+            self._repository.models[name] = model
+
+    def note_unloaded(self, name: str) -> None:
+        """Keep the repository's own table of models up to date."""
+        if self._repository is not None:
+            self._repository.models.pop(name, None)
+
+    @property
+    def _workers(self) -> Workers:
+        return self._registry.shared.workers
+
+
+class Loading:
+    """Loads, unloads and stops the models of one registry."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.repository: ModelRepository | None = None
-        self.source: ModelRepository | None = None
+        self.source = Source(registry)
         self._background = Background()
         self._retiring: set[Entry] = set()
 
@@ -67,16 +113,6 @@ class Loading:
         Cancellation leaves the unloading running. Raises ModelNotFound.
         """
         await self._background.run(partial(self._unload, name))
-
-    async def index(self) -> list[dict[str, str]]:
-        """Return Triton's repository index; the directory is read in a thread."""
-        found: list[str] = []
-        if self.source is not None:
-            try:
-                found = await self.registry.shared.workers.call("index", self.source.names)
-            except OSError as exc:
-                logger.error("The directory of models cannot be read: %s", exc)
-        return self.registry.index(found)
 
     async def close(self, *, within: float) -> None:
         """Cancel what is still being loaded, for at most so many seconds, and stop all models.
@@ -109,7 +145,7 @@ class Loading:
                 entry.failure = None
                 try:
                     if entry.is_awaited:
-                        entry.settle(await self._build(entry.name))
+                        entry.settle(await self.source.build(entry.name))
                     await _start_and_load(entry)
                 except _FAILURES as exc:
                     _keep_failure(entry, exc)
@@ -121,7 +157,7 @@ class Loading:
             if entry.attempted is not None:
                 entry.attempted.set()
         if entry.model.ready and not entry.is_retired:
-            self._record(entry.name, entry)
+            self.source.note_loaded(entry.name, entry.model)
 
     # -- loading and unloading by name
 
@@ -129,7 +165,7 @@ class Loading:
         try:
             async with self._locked(name):
                 known = self.registry.entries.get(name) or self.registry.unloaded.get(name)
-                if await self._source_has(name):
+                if await self.source.has(name):
                     await self._load_new(name, known)
                 elif known is not None:
                     await self._load_again(name, known)
@@ -142,7 +178,7 @@ class Loading:
         """Load a new model of the repository, and put it in the place of the known one."""
         entry = Entry(name, None, self.registry.shared)
         try:
-            model = await self._build(name)
+            model = await self.source.build(name)
             if known is not None and model is known.model:
                 entry = known  # the repository has loaded it where it is
             else:
@@ -153,13 +189,13 @@ class Loading:
         if entry.model.ready:
             entry.failure = None
             self.registry.put(name, entry)
-            self._record(name, entry)
+            self.source.note_loaded(name, entry.model)
             return
         if entry is not known:
             await _stop(entry)
         if known is not None:
             known.failure = entry.failure
-            self._record(name, known)
+            self.source.note_loaded(name, known.model)
         raise ModelNotReady(name, entry.failure)
 
     async def _load_again(self, name: str, entry: Entry) -> None:
@@ -175,14 +211,13 @@ class Loading:
             entry.model.ready = was_ready
             raise ModelNotReady(name, entry.failure)
         self.registry.put(name, entry)
-        self._record(name, entry)
+        self.source.note_loaded(name, entry.model)
 
     async def _unload(self, name: str) -> None:
         self.registry.get(name)
         async with self._locked(name):
             entry = self.registry.remove(name)
-            if self.repository is not None:
-                self.repository.models.pop(name, None)
+            self.source.note_unloaded(name)
             if not entry.is_retired:
                 return  # it has another name
             self.registry.unloaded[name] = entry
@@ -201,24 +236,6 @@ class Loading:
         finally:
             if not lock.locked():
                 locks.pop(name, None)
-
-    # -- the repository
-
-    async def _source_has(self, name: str) -> bool:
-        if self.source is None:
-            return False
-        workers = self.registry.shared.workers
-        return bool(await workers.call(f"look for {name}", self.source.has, name))
-
-    async def _build(self, name: str) -> Any:
-        assert self.source is not None
-        workers = self.registry.shared.workers
-        model = await call_hook(f"load of {name}", workers, self.source.provide, name)
-        return as_model(model, name)
-
-    def _record(self, name: str, entry: Entry) -> None:
-        if self.repository is not None:
-            self.repository.models[name] = entry.model
 
     # -- stopping what was replaced or taken out
 
