@@ -211,8 +211,8 @@ async def respond(
     try:
         result = await steps
         del steps, decoded  # what is held here, a stream holds for its life
-        if call.streams(result) or codec.always_streams:
-            items = result if call.streams(result) else _one(result)
+        if call.is_stream(result) or codec.always_streams:
+            items = result if call.is_stream(result) else _one(result)
             form = codec.form(request, payload, own, named)
             streaming = entry.streaming
             if call.coalesces:
@@ -222,9 +222,9 @@ async def respond(
             await reply.document(200, *codec.encode(result, request, payload, own, named))
     finally:
         try:
-            if not call.has_ended:
+            if not call.is_finished:
                 reply.flight.begin_clean_up()
-                await call.close()
+                await call.finish()
         finally:
             serving.admission.leave(entry.gate)
 

@@ -136,14 +136,14 @@ class Attempt:
         reply.flight.since = self.began
         given, own = self.headers, self.response_headers
         call = Call(self.entry.name, serving.workers, given, own, request_id=request.id)
-        call.begin(self.hook, self.began)
+        call.note_started(self.hook, self.began)
         assert target.codec is not None
         decoded = Decoded(self.entry, target.codec, request, self.payload, target.named)
         self.payload = None
         return respond(serving, decoded, call, self._settled(call), reply)
 
     async def _settled(self, call: Call) -> Any:
-        return await call.settle(await self._outcome())
+        return await call.resolve(await self._outcome())
 
     async def _send_on(self, reply: Reply) -> None:
         reply.seconds = {self.hook.name: self.seconds}

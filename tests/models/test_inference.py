@@ -36,9 +36,9 @@ async def run(
     plan, call = call_for(**hooks)
     try:
         result = await infer(plan, payload, call, check)
-        return [item async for item in result] if call.streams(result) else result
+        return [item async for item in result] if call.is_stream(result) else result
     finally:
-        await call.close()
+        await call.finish()
 
 
 def add_sync(mark: str) -> Any:
@@ -153,8 +153,8 @@ async def test_a_value_is_no_stream(value: Any, kind: str) -> None:
     plan, call = call_for(predict=in_loop if kind == "async" else lambda payload: value)
     result = await infer(plan, None, call, unchecked)
     assert result is value
-    assert not call.streams(result)
-    await call.close()
+    assert not call.is_stream(result)
+    await call.finish()
 
 
 # --- streams ------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ async def test_every_stream_is_closed_the_last_first(taken: int) -> None:
     result = await infer(plan, None, call, unchecked)
     for _ in range(taken):
         await anext(result, None)
-    await call.close()
+    await call.finish()
     started = [] if taken == 0 else ["predict", "postprocess"]
     assert sorted(closed) == sorted(started)
     if taken == 1:
@@ -331,7 +331,7 @@ async def test_a_failure_to_close_is_logged_and_the_rest_is_closed(
     predict = fails_sync if kind == "sync" else fails_async
     plan, call = call_for(predict=predict, postprocess=postprocess)
     assert await anext(await infer(plan, None, call, unchecked)) == 1
-    await call.close()
+    await call.finish()
     assert closed.is_set()
     logged = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
     assert logged == ["'of the outer'", "of the inner"]
@@ -357,7 +357,7 @@ async def test_the_time_of_a_stream_runs_until_it_is_closed() -> None:
     result = await infer(plan, 2, call, unchecked)
     assert list(call.seconds) == ["preprocess"]
     assert [item async for item in result] == [0, 1]
-    await call.close()
+    await call.finish()
     assert list(call.seconds) == ["preprocess", "predict"]
 
 
@@ -369,7 +369,7 @@ async def test_the_time_of_a_hook_that_fails_is_known(failing: str) -> None:
     plan, call = call_for(**{"predict": add_async("a"), failing: fails})
     with pytest.raises(ValueError):
         await infer(plan, [], call, unchecked)
-    await call.close()
+    await call.finish()
     assert list(call.seconds) == [failing]
 
 
@@ -435,7 +435,7 @@ async def test_an_iterator_that_no_thread_came_to_is_closed() -> None:
                 group.start_soon(infer, plan, None, call, unchecked)
                 await anyio.wait_all_tasks_blocked()
                 group.cancel_scope.cancel()
-            await call.close()
+            await call.finish()
             release.set()
     assert closed.is_set()
 
@@ -487,4 +487,4 @@ async def test_a_thread_stream_comes_from_a_sync_iterator_only() -> None:
     plan, call = call_for(predict=numbers)
     result = await infer(plan, 1, call, unchecked)
     assert isinstance(result, ThreadStream)
-    await call.close()
+    await call.finish()
