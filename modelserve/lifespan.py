@@ -74,6 +74,7 @@ class Serving:
         coalesce: bool = False,
     ) -> None:
         self.limits = limits.with_defaults(DEFAULTS)
+        self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = debug
         self.token = token
         self.telemetry = Telemetry()
@@ -97,6 +98,7 @@ class Serving:
         before = self.registry.shared
         limits = limits.with_defaults(before.limits)
         self.limits = limits.with_defaults(DEFAULTS)
+        self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
         self.admission = Admission(self.limits)

@@ -52,7 +52,6 @@ class Call:
         workers: Workers,
         headers: MutableHeaders | None = None,
         response_headers: MutableHeaders | None = None,
-        *,
         request_id: bytes = b"",
     ) -> None:
         self.label = label
@@ -85,6 +84,11 @@ class Call:
             result = await self.workers.call(
                 self.label, hook.call, value, self.headers, self.response_headers
             )
+        return await self.resolve(result)
+
+    async def adopt(self, hook: Hook, started: float, result: Any) -> Any:
+        """Take over from here a hook that was called without this object; otherwise as `run`."""
+        self.note_started(hook, started)
         return await self.resolve(result)
 
     def note_started(self, hook: Hook, now: float) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -359,6 +360,32 @@ async def test_the_time_of_a_stream_runs_until_it_is_closed() -> None:
     assert [item async for item in result] == [0, 1]
     await call.finish()
     assert list(call.seconds) == ["preprocess", "predict"]
+
+
+@pytest.mark.parametrize("value", [[1], object()])
+async def test_a_value_of_a_hook_that_was_called_elsewhere_is_taken_over(value: Any) -> None:
+    plan, call = call_for(predict=add_async("a"))
+    assert await call.adopt(plan.main, monotonic() - 1, value) is value
+    assert call.is_finished and not call.is_stream(value)
+    assert 1 <= call.seconds["predict"] < 2
+
+
+async def test_a_stream_of_a_hook_that_was_called_elsewhere_is_taken_over() -> None:
+    closed: list[bool] = []
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(True)
+
+    plan, call = call_for(predict=add_async("a"))
+    stream = await call.adopt(plan.main, monotonic(), items())
+    assert call.is_stream(stream) and not call.is_finished
+    assert await anext(stream) == 1
+    await call.finish()
+    assert (closed, call.is_finished, list(call.seconds)) == ([True], True, ["predict"])
 
 
 @pytest.mark.parametrize("failing", ["preprocess", "predict"])
