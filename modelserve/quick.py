@@ -24,12 +24,14 @@ from modelserve.exchange.exchange import JSON, Reply, Send, length_header
 from modelserve.lifespan import Serving
 from modelserve.models.hooks import Hook
 from modelserve.models.inference import Call
-from modelserve.models.registry import Direct, Entry
+from modelserve.models.registry import Entry
 from modelserve.protocols import v1
 from modelserve.wire.encoders import JSON_OPTIONS, to_builtin
 from modelserve.wire.head import NEW_IDS, HookHeaders, Request, Scope, check_length, sane_id
 
 __all__ = ["DONE", "Attempt", "try_quickly"]
+
+Direct = Any
 
 # What an attempt is at, or was when it stopped.
 _BEGINNING: Final = 0
@@ -183,7 +185,7 @@ def try_quickly(
     entry = serving.registry.entries.get(target.named.model)
     if entry is None:
         return None
-    direct = entry.direct.get(target.hook)
+    direct: Direct = None  # registration settles none any more
     if (
         direct is None
         or not entry.model.ready

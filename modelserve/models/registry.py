@@ -2,10 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import anyio
 
@@ -14,12 +14,12 @@ from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
-from modelserve.metrics.telemetry import Done, ModelSeries, Telemetry
-from modelserve.models.hooks import Hook, check_lifecycle, plans_of
+from modelserve.metrics.telemetry import ModelSeries, Telemetry
+from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import HOOKS, Model, as_model, defines
 
-__all__ = ["Direct", "Entry", "Registry", "Shared", "State", "infinite_if_none"]
+__all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
 logger = logging.getLogger("modelserve")
 
@@ -44,14 +44,6 @@ class Shared:
     telemetry: Telemetry
     admission: Admission
     coalesce: bool = False
-
-
-class Direct(NamedTuple):
-    """A hook that the quick walk may run, and what counts its requests."""
-
-    hook: Hook
-    done: Done
-    function: Callable[[Any], Any] | None  # of the payload, if that is all that the hook takes
 
 
 class Entry:
@@ -102,22 +94,9 @@ class Entry:
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
-        self.direct = {} if self.checks_health else self._direct()
         _connect(model)
         if not self.needs_loading:
             model.ready = True
-
-    def _direct(self) -> dict[str, Direct]:
-        hooks = [plan.main for plan in self.plans.values() if plan.is_direct]
-        return {
-            hook.name: Direct(
-                hook,
-                self.series.done("v1", hook.name),
-                hook.function if self.plans[hook.name].takes_payload_alone else None,
-            )
-            for hook in hooks
-            if defines(self.model, hook.name)
-        }
 
     @property
     def state(self) -> State:
