@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import anyio
 
@@ -18,9 +17,6 @@ class Background:
     def __init__(self) -> None:
         self._tasks: dict[anyio.CancelScope, object] = {}
         self._ended: anyio.Event | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_tasks": {}, "_ended": None}
 
     def start_soon(self, function: Function) -> None:
         """Run an async function in a task of its own; do not wait for it."""

@@ -25,7 +25,6 @@ class Hook:
     to yield; a hook may still return a stream without it.
     """
 
-    model: Any
     name: str
     function: Callable[..., Any]
     call: Callable[[Any, Any, Any], Any]
@@ -34,9 +33,6 @@ class Hook:
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _hook, (self.model, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +119,6 @@ def _hook(model: Any, name: str) -> Hook:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
     arguments = _arguments_of(function, f"{name} of model {model.name!r}")
     return Hook(
-        model,
         name,
         function,
         _bind(function, arguments),

@@ -1,6 +1,7 @@
 """Which models there are, what is settled about each, and whether they are healthy."""
 
 import math
+import pickle
 from typing import Any
 
 import anyio
@@ -158,6 +159,18 @@ def test_a_model_without_a_name_leaves_and_one_with_another_name_stays() -> None
     made.forget("alias")
     assert (entry.is_retired, made.leaving) == (True, {entry})
     assert made.models == [("one", other)]
+
+
+def test_models_can_be_pickled_and_registered_again() -> None:
+    made = registry(Model("one"))
+    made.add(predict, "function")
+    made.adopt("alias", made.get("one").model)
+    copies = registry()
+    for name, model in pickle.loads(pickle.dumps(made.models)):
+        copies.adopt(name, model)
+    assert copies.names == ["one", "function", "alias"]
+    assert copies.get("alias") is copies.get("one")
+    assert copies.get("function").plans["predict"].main.function is predict
 
 
 def test_a_name_whose_model_is_still_to_be_built_is_unavailable() -> None:
