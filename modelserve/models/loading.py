@@ -140,6 +140,7 @@ class Loading:
 
     async def _load_registered(self, entry: Entry) -> None:
         """Start a model, and load it if it is not ready; a failure is kept in the entry."""
+        assert entry.attempted is not None
         try:
             async with self._locked(entry.name):
                 entry.failure = None
@@ -154,8 +155,7 @@ class Loading:
             raise
         finally:
             entry.loading = False
-            if entry.attempted is not None:
-                entry.attempted.set()
+            entry.attempted.set()
         if entry.model.ready and not entry.is_retired:
             self.source.note_loaded(entry.name, entry.model)
 

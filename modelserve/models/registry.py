@@ -245,11 +245,11 @@ class Registry:
             self._retire_if_unnamed(old)
 
     def reconfigure(self, shared: Shared) -> None:
-        """Register all models anew, before any is loaded."""
+        """Register all models again, before any is loaded."""
         self.shared = shared
-        anew = {e: Entry(e.name, None if e.is_awaited else e.model, shared) for e in self}
-        self.entries = {name: anew[entry] for name, entry in self.entries.items()}
-        self.pending = list(anew.values())
+        renewed = {e: Entry(e.name, None if e.is_awaited else e.model, shared) for e in self}
+        self.entries = {name: renewed[entry] for name, entry in self.entries.items()}
+        self.pending = list(renewed.values())
 
     def _register(self, name: str, model: Any) -> Entry:
         entry = Entry(name, model, self.shared)

@@ -84,7 +84,7 @@ _EVENTS: Final = "text/event-stream, application/json;q=0.9"
 _OCTETS: Final = b"application/octet-stream"
 _VISIBLE: Final = bytes((*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)))
 _NDJSON: Final = re.compile(r"application/(x-)?(ndjson|jsonl|jsonlines)")
-# Content types that our response has without being told.
+# Content types that our response gets by default.
 _USUAL_TYPES: Final = frozenset(
     ("", "application/octet-stream", "application/x-ndjson", "text/event-stream", "text/plain")
 )

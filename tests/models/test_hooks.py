@@ -125,6 +125,10 @@ def with_default(payload: Any, temperature: float = 0.7) -> Any:
     return payload, temperature
 
 
+def with_default_and_arguments(payload: Any, temperature: float = 0.7, *args: Any) -> Any:
+    return payload, temperature, *args
+
+
 def with_keyword_default(payload: Any, *, headers: Any, temperature: float = 0.7) -> Any:
     return payload, headers, temperature
 
@@ -189,6 +193,7 @@ SIGNATURES: list[tuple[Any, Any]] = [
     (headers_and_keywords, ("p", "h", "r")),
     (everything, ("p", "h", "r")),
     (with_default, ("p", 0.7)),
+    (with_default_and_arguments, ("p", 0.7)),
     (with_keyword_default, ("p", "h", 0.7)),
     (functools.partial(bound_first, "e"), ("p", "h", "e")),
     (functools.partial(with_both, "e"), ("e", "h", "r")),
