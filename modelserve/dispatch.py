@@ -23,8 +23,8 @@ from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
 from modelserve.limits import shortened
+from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
-from modelserve.models.model import Plan
 from modelserve.models.registry import Entry
 from modelserve.protocols.cloudevents import codec_for
 from modelserve.protocols.codec import Codec, ModelRef, Payload
@@ -169,7 +169,7 @@ async def _respond(
                 result = await call.adopt(plan.main, exchange.since, result)
             else:
                 result = await infer(plan, payload, call, codec.check)
-        is_stream = call is not None and call.streams(result)
+        is_stream = call is not None and call.is_stream(result)
         if is_stream or codec.always_streams:
             items = result if is_stream else _one(result)
             form = codec.stream_format(exchange, payload, response_headers, ref)
@@ -183,10 +183,10 @@ async def _respond(
             await exchange.send_document(200, *parts)
     finally:
         try:
-            if call is not None and not call.has_ended:
+            if call is not None and not call.is_finished:
                 if exchange.flight is not None:
                     exchange.flight.begin_clean_up()
-                await call.close()
+                await call.finish()
         finally:
             serving.admission.leave(entry.gate)
 

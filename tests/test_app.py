@@ -887,8 +887,7 @@ def test_an_application_can_be_pickled(used: bool, anyio_backend: str) -> None:
 
     async def use(server: ModelServer) -> bytes:
         async with lifespan(server):
-            await until(lambda: not server._serving.registry.pending)
-            await until(lambda: all(e.model.ready for e in server._serving.registry))
+            await until(lambda: not server._serving.statistics().loading)
             assert (await request(server, "POST", "/v1/models/f:predict", json=[1])).json() == [1]
             response = await request(server, "POST", "/v1/models/m:explain", json=[])
             return response.body
@@ -898,7 +897,7 @@ def test_an_application_can_be_pickled(used: bool, anyio_backend: str) -> None:
     copy = pickle.loads(pickle.dumps(app))
     assert anyio.run(use, copy, backend=anyio_backend) == b'{"agent":null}\n'
     assert copy._serving.limits.timeout == 9
-    assert copy._serving.registry.get("m").gate.running == 0
+    assert copy._serving.statistics().models["m"].running == 0
 
 
 @pytest.mark.parametrize("with_lifespan", [True, False])
@@ -928,8 +927,8 @@ def test_an_application_serves_one_event_loop_after_another(
 
     for _ in range(3):
         anyio.run(use, backend=anyio_backend)
-    assert len(app._serving.flights) == 0
-    assert app._serving.admission.gate.running == 0
+    statistics = app._serving.statistics()
+    assert (statistics.in_flight, statistics.running) == (0, 0)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -954,8 +953,8 @@ def test_an_event_loop_that_ends_under_a_stream_leaves_nothing(anyio_backend: st
     for _ in range(2):
         anyio.run(start, backend=anyio_backend)
     assert cleaned == [True, True]
-    assert len(app._serving.flights) == 0
-    assert app._serving.admission.gate.running == 0
+    statistics = app._serving.statistics()
+    assert (statistics.in_flight, statistics.running) == (0, 0)
 
 
 # --- all of it at once --------------------------------------------------------------------------
@@ -1057,9 +1056,9 @@ async def test_whatever_clients_do_nothing_is_left(seed: int) -> None:
     async with anyio.create_task_group() as group:
         for _ in range(80):
             group.start_soon(crowd.one, app)
-    serving = app._serving
+    statistics = app._serving.statistics()
     assert crowd.errors == []
     assert len(crowd.begun) == len(crowd.ended) > 40
-    assert (len(serving.flights), serving.workers.running) == (0, [])
-    gates = [serving.admission.gate, *(entry.gate for entry in serving.registry)]
-    assert [(gate.running, gate.waiting) for gate in gates] == [(0, 0)] * len(gates)
+    assert (statistics.in_flight, statistics.busy_threads) == (0, ())
+    queues = [statistics, *statistics.models.values()]
+    assert [(queue.running, queue.waiting) for queue in queues] == [(0, 0)] * len(queues)

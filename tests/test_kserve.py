@@ -279,9 +279,8 @@ async def ask(app: Any, name: str) -> Any:
 
 
 async def until_loaded(app: ModelServer) -> None:
-    registry = app._serving.registry
     with anyio.fail_after(5):
-        while registry.pending or any(entry.loading for entry in registry):  # noqa: ASYNC110
+        while app._serving.statistics().loading:  # noqa: ASYNC110
             await anyio.sleep(0.001)
 
 

@@ -29,7 +29,7 @@ from modelserve.kserve.logging import configure_logging, logger
 from modelserve.kserve.utils.utils import strtobool
 from modelserve.limits import Limits
 from modelserve.models.model import Model
-from modelserve.models.remote import PredictorConfig
+from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import server
 
@@ -226,9 +226,8 @@ class ModelServer(_ModelServer):
         self.registered_models = (
             ModelRepository() if registered_models is None else registered_models
         )
-        self.serving.follow(self.registered_models)
         # KServe's own repository finds nothing: only one that the program gives is asked.
-        self.serving.registry.asks_repository = registered_models is not None
+        self.serving.follow(self.registered_models, loads_by_name=registered_models is not None)
 
     def register_model(self, model: Any, name: str | None = None) -> None:
         """Serve a model under its own name or another one, at once; it is loaded if need be."""
