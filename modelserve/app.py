@@ -61,14 +61,14 @@ class ModelServer:
         coalesce: bool = False,
         repository: ModelRepository | None = None,
     ) -> None:
-        self._serving = Serving(
+        self.serving = Serving(
             limits or Limits(), threads=threads, debug=debug, token=token, coalesce=coalesce
         )
-        self._routes = Routes(self._serving.registry, prefix=prefix)
+        self._routes = Routes(self.serving.registry, prefix=prefix)
         for model in models:
             self.add_model(model)
         if repository is not None:
-            self._serving.use(repository)
+            self.serving.use(repository)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan.
@@ -82,11 +82,11 @@ class ModelServer:
         target = self._routes.find(scope)
         attempt = None
         if target is not None and target.is_quick:
-            attempt = try_quickly(self._serving, target, scope, receive, send, arrived)
+            attempt = try_quickly(self.serving, target, scope, receive, send, arrived)
             if attempt is DONE:
                 return
         request = Request(scope, receive)
-        flight = self._serving.flights.open(arrived, native=attempt is not None)
+        flight = self.serving.flights.open(arrived, native=attempt is not None)
         reply = Reply(send, flight, request.id)
         try:
             rest = flight.begin(self._walk(target, request, reply, attempt))
@@ -99,7 +99,7 @@ class ModelServer:
         finally:
             if target is not None and target.codec is not None:  # it ran a model, or would have
                 reply.error = flight.reason or reply.error
-                series = reply.series or self._serving.telemetry.unknown
+                series = reply.series or self.serving.telemetry.unknown
                 seconds = monotonic() - arrived
                 series.record(target.codec.protocol, target.verb, reply, seconds, request.id)
             # Cycles otherwise, which only the collector would find.
@@ -111,7 +111,7 @@ class ModelServer:
         self, target: Target | None, request: Request, reply: Reply, attempt: Attempt | None
     ) -> None:
         """Go through the endpoint; whatever it raises becomes the answer."""
-        serving = self._serving
+        serving = self.serving
         try:
             reply.bodiless = request.scope["method"] == "HEAD"
             if serving.registry.pending:
@@ -130,7 +130,7 @@ class ModelServer:
 
     def _endpoint(self, target: Target, request: Request) -> Endpoint:
         """Return the endpoint of a request that may have it; raises what is the answer otherwise."""
-        serving, method = self._serving, request.scope["method"]
+        serving, method = self.serving, request.scope["method"]
         endpoint = target.methods.get(method)
         if endpoint is None:
             raise MethodNotAllowed(sorted(target.methods))
@@ -142,7 +142,7 @@ class ModelServer:
 
     def add_model(self, model: Any, name: str | None = None) -> None:
         """Register a model; one of the same name is replaced. It is loaded in the background."""
-        self._serving.registry.add(model, name)
+        self.serving.registry.add(model, name)
 
     def model(self, name: str) -> Callable[[F], F]:
         """Register a function as the `predict` of a model, or a class as a model; a decorator."""
@@ -159,7 +159,7 @@ class ModelServer:
         For a host that mounts the application and runs no lifespan for it. It takes the host's
         application as an argument, as Starlette passes it, and ignores it.
         """
-        return self._serving.lifespan()
+        return self.serving.lifespan()
 
     async def _run_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

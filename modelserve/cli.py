@@ -98,7 +98,7 @@ def build(options: Namespace) -> ASGIApp:
 
 
 def _configure(app: ModelServer, options: Namespace) -> None:
-    serving = app._serving
+    serving = app.serving
     serving.reconfigure(options.limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token

@@ -139,9 +139,9 @@ def test_help_names_every_limit(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_flags_take_precedence_over_the_applications_limits(served: str) -> None:
     app = built(served, "--concurrency", "2", "--timeout", "inf", "--threads", "9", "--debug")
-    serving = app._serving
+    serving = app.serving
     assert serving.limits == Limits(concurrency=2, queue=7, timeout=math.inf).with_defaults(
-        ModelServer()._serving.limits
+        ModelServer().serving.limits
     )
     assert serving.workers.limit == 9
     assert serving.debug is True
@@ -151,7 +151,7 @@ def test_flags_take_precedence_over_the_applications_limits(served: str) -> None
 
 
 def test_no_flags_change_nothing(served: str) -> None:
-    serving = built(served)._serving
+    serving = built(served).serving
     assert (serving.limits.queue, serving.limits.timeout) == (7, 5)
     assert serving.workers.limit == 3
     assert serving.debug is False
@@ -168,9 +168,9 @@ def test_flags_for_an_application_that_is_no_model_server(served: str) -> None:
 
 
 def test_token(served: str, tmp_path: Path) -> None:
-    assert built(served)._serving.token is None
+    assert built(served).serving.token is None
     (tmp_path / "token").write_text("secret\n")
-    assert built(served, "--token-file", str(tmp_path / "token"))._serving.token == "secret"
+    assert built(served, "--token-file", str(tmp_path / "token")).serving.token == "secret"
 
 
 def test_cors_is_off_unless_asked_for(served: str) -> None:

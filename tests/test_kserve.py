@@ -279,7 +279,7 @@ async def ask(app: Any, name: str) -> Any:
 
 
 async def until_loaded(app: ModelServer) -> None:
-    registry = app._serving.registry
+    registry = app.serving.registry
     with anyio.fail_after(5):
         while registry.pending or any(entry.loading for entry in registry):  # noqa: ASYNC110
             await anyio.sleep(0.001)
@@ -350,12 +350,12 @@ async def test_a_repository_as_kserves_servers_have_it(tmp_path: Path) -> None:
 
 def test_the_arguments_are_kserves() -> None:
     server = kserve.ModelServer(8080, 8081, 1, 4, 7, None, True, False, True, None, "auto", 65, 12)
-    assert server._serving.limits.drain_timeout == 12
-    assert server._serving.workers.limit == 7
-    assert kserve.ModelServer()._serving.limits.drain_timeout == 30
-    assert kserve.ModelServer()._serving.limits.max_body_bytes == math.inf
+    assert server.serving.limits.drain_timeout == 12
+    assert server.serving.workers.limit == 7
+    assert kserve.ModelServer().serving.limits.drain_timeout == 30
+    assert kserve.ModelServer().serving.limits.max_body_bytes == math.inf
     given = Limits(queue=3, drain_timeout=5, max_body_bytes=6)
-    ours = kserve.ModelServer(limits=given, debug=True)._serving
+    ours = kserve.ModelServer(limits=given, debug=True).serving
     assert (ours.limits.queue, ours.limits.drain_timeout, ours.limits.max_body_bytes) == (3, 5, 6)
     assert ours.debug
     with pytest.raises(TypeError, match="no_such"):

@@ -226,9 +226,9 @@ class ModelServer(_ModelServer):
         self.registered_models = (
             ModelRepository() if registered_models is None else registered_models
         )
-        self._serving.follow(self.registered_models)
+        self.serving.follow(self.registered_models)
         # KServe's own repository finds nothing: only one that the program gives is asked.
-        self._serving.registry.asks_repository = registered_models is not None
+        self.serving.registry.asks_repository = registered_models is not None
 
     def register_model(self, model: Any, name: str | None = None) -> None:
         """Serve a model under its own name or another one, at once; it is loaded if need be."""
@@ -274,7 +274,7 @@ class ModelServer(_ModelServer):
             self.register_model(model)
         if options.max_asyncio_workers is not None:
             self._own["threads"] = options.max_asyncio_workers
-            self._serving.reconfigure(Limits(), threads=options.max_asyncio_workers, debug=False)
+            self.serving.reconfigure(Limits(), threads=options.max_asyncio_workers, debug=False)
         settings = server.Settings(
             host="0.0.0.0",
             port=options.http_port,

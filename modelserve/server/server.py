@@ -147,7 +147,7 @@ class Server(uvicorn.Server):
         on_start: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__(config)
-        self._servings = [server._serving for server in model_servers(app)]
+        self._servings = [server.serving for server in model_servers(app)]
         timeouts = [serving.limits.drain_timeout for serving in self._servings]
         self.drain_seconds = max(
             (math.inf if seconds is None else seconds for seconds in timeouts),

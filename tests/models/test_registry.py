@@ -227,8 +227,8 @@ async def test_why_a_load_failed_is_told_when_debugging(debug: bool) -> None:
 
 async def until_loaded(app: ModelServer) -> None:
     with anyio.fail_after(5):
-        while app._serving.registry.pending or any(  # noqa: ASYNC110 - its own task says so
-            entry.loading for entry in app._serving.registry
+        while app.serving.registry.pending or any(  # noqa: ASYNC110 - its own task says so
+            entry.loading for entry in app.serving.registry
         ):
             await anyio.sleep(0.001)
 

@@ -835,7 +835,7 @@ def test_a_model_takes_its_settings_from_a_config() -> None:
 
 async def test_connections_are_kept_and_closed(host: str) -> None:
     app = transformer("echo", host)
-    model = next(iter(app._serving.registry)).model
+    model = next(iter(app.serving.registry)).model
     async with lifespan(app):
         for _ in range(3):
             await request(app, "POST", "/v1/models/echo:predict", json={})

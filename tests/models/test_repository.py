@@ -301,7 +301,7 @@ def test_a_repository_is_pickled_without_its_server() -> None:
     repository = ModelRepository()
     repository.update(Model("m"))
     server = ModelServer()
-    server._serving.follow(repository)
+    server.serving.follow(repository)
     copy = pickle.loads(pickle.dumps(repository))
     assert copy.get_model("m").name == "m"
     assert copy._server is None
@@ -341,7 +341,7 @@ async def until(condition: Any) -> None:
 
 
 async def until_loaded(app: ModelServer) -> None:
-    registry = app._serving.registry
+    registry = app.serving.registry
     await until(lambda: not (registry.pending or any(entry.loading for entry in registry)))
 
 
@@ -352,7 +352,7 @@ async def test_models_of_the_directory_are_served(tmp_path: Path, told: Told) ->
     app = ModelServer([Model("own")], repository=ModelRepository(tmp_path))
     async with lifespan(app):
         await until(told.began.is_set)
-        await until(lambda: app._serving.registry.get("a").model.ready)
+        await until(lambda: app.serving.registry.get("a").model.ready)
         assert await status(app, "/") == 200
         assert await status(app, "/v2/health/ready") == 503
         assert await status(app, "/v1/models/slow") == 503
@@ -542,7 +542,7 @@ async def test_a_client_that_leaves_does_not_stop_a_load(tmp_path: Path, told: T
             await until(told.began.is_set)
             client.hang_up()
             told.go_on.set()
-        await until(lambda: "m" in app._serving.registry)
+        await until(lambda: "m" in app.serving.registry)
         assert await ask(app, "m") == {"name": "m", "answer": 1}
 
 
@@ -562,7 +562,7 @@ async def test_unload_waits_for_the_models_requests(tmp_path: Path, told: Told) 
             await running.head()
             assert await running.chunk() == b"1"
             group.start_soon(take_out)
-            await until(lambda: "m" not in app._serving.registry)
+            await until(lambda: "m" not in app.serving.registry)
             assert await ask(app, "m") == {"error": "Model with name m does not exist."}
             assert await unload(app, "m") == (404, {"error": "Model with name m does not exist."})
             assert (await index(app))["m"] == ("UNLOADING", "")
@@ -777,7 +777,7 @@ async def test_what_a_repository_is_given_while_it_is_served(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["", "a:b", "a\nb"])
 def test_a_name_that_cannot_be_served(name: str) -> None:
     repository = ModelRepository()
-    ModelServer()._serving.follow(repository)
+    ModelServer().serving.follow(repository)
     with pytest.raises(ValueError, match="name"):
         repository.update(Model(name))
 

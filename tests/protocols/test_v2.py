@@ -979,7 +979,7 @@ async def test_an_index_may_be_of_what_is_ready(body: bytes, rows: list[Any]) ->
 
     app = ModelServer([Echo("m"), Unready("no")])
     async with app.lifespan():
-        while app._serving.registry.get("no").loading:  # noqa: ASYNC110 - its own task says so
+        while app.serving.registry.get("no").loading:  # noqa: ASYNC110 - its own task says so
             await anyio.sleep(0.001)
         response = await request(app, "POST", "/v2/repository/index", body=body)
     assert (response.status, response.json()) == (200, rows)

@@ -364,5 +364,5 @@ async def test_a_client_that_leaves_during_its_body_leaves_nothing_running() -> 
         client.hang_up()
         await client.ended()
         assert client.error is None
-    assert len(app._serving.flights) == 0
+    assert len(app.serving.flights) == 0
     assert threading.active_count() == before
