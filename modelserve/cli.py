@@ -20,7 +20,9 @@ from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.loader import load_target
 from modelserve.models.repository import ModelRepository
-from modelserve.server import logs, server
+from modelserve.server import logs
+from modelserve.server.run import serve
+from modelserve.server.settings import Settings
 
 __all__ = ["main"]
 
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(arguments)
         set_up_logging = partial(logs.configure, form=options.log_format, level=options.log_level)
         set_up_logging()
-        settings = server.Settings(
+        settings = Settings(
             host=options.host,
             port=options.port,
             uds=options.uds,
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
             set_up_logging=set_up_logging,
         )
-        return server.serve(partial(build, options), settings)
+        return serve(partial(build, options), settings)
     except KeyboardInterrupt:
         return 130
 

@@ -32,7 +32,7 @@ from modelserve.kserve.model_server import _App, _options, parser
 from modelserve.kserve.predictor_config import PredictorConfig
 from modelserve.kserve.utils import numpy_codec, utils
 from modelserve.models import repository as repositories
-from modelserve.server.server import model_servers
+from modelserve.server.application import find_drainables
 from modelserve.testing import lifespan, request
 
 ROOT = Path(__file__).parent.parent
@@ -412,7 +412,7 @@ async def test_middleware_is_put_around_the_server_that_is_started() -> None:
     with pytest.raises(RuntimeError, match="no ModelServer has been started"):
         await app({"type": "http"}, anyio.sleep_forever, anyio.sleep)  # type: ignore[arg-type]
     app.app = kserve.ModelServer()
-    assert model_servers(app) == [app.app]
+    assert find_drainables(app) == [app.app.serving]
     async with lifespan(app):
         response = await request(app, "GET", "/")
     assert response.headers.getlist("x-mark") == ["inner", "outer"]

@@ -1,0 +1,45 @@
+"""Serve an application with given settings: the one function that the command line calls."""
+
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from modelserve.server import listener
+from modelserve.server.logs import print_error
+from modelserve.server.process import run_alone
+from modelserve.server.settings import CANNOT_START, Settings
+from modelserve.server.supervisor import Supervisor, launch, shared_metrics
+
+__all__ = ["serve"]
+
+
+def serve(load: Callable[[], ASGIApp], settings: Settings) -> int:
+    """Serve the application that `load` returns until a signal comes; return the exit code.
+
+    `load` is called in each worker process, which receives it by pickle. What it raises is printed
+    to stderr.
+
+    The exit code is 0 after a drain, 2 where the application cannot be loaded, and 3 where the
+    server cannot start. After a second signal the process exits with 128 and the signal's number.
+    """
+    try:
+        sock = listener.bind(settings)
+    except OSError as exc:
+        print_error(f"modelserve: Cannot listen on {settings.address}: {exc.strerror or exc}.")
+        return CANNOT_START
+    try:
+        return _serve_on(sock, load, settings)
+    finally:
+        sock.close()
+        if settings.uds is not None:
+            Path(settings.uds).unlink(missing_ok=True)
+
+
+def _serve_on(sock: socket.socket, load: Callable[[], ASGIApp], settings: Settings) -> int:
+    if settings.workers == 1:
+        return run_alone(load, settings, sock)
+    with shared_metrics():
+        return Supervisor(partial(launch, load, settings, sock), settings.workers, sock).run()

@@ -1,0 +1,33 @@
+"""Where and how to serve, as data, and the exit codes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+__all__ = ["CANNOT_LOAD", "CANNOT_START", "Settings"]
+
+CANNOT_LOAD: Final = 2
+CANNOT_START: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where and how to serve; `uvicorn` holds further arguments of `uvicorn.Config`.
+
+    Worker processes receive it by pickle. Each of them calls `set_up_logging`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    uds: str | None = None
+    fd: int | None = None
+    workers: int = 1
+    uvicorn: Mapping[str, Any] = field(default_factory=dict)
+    set_up_logging: Callable[[], None] | None = None
+
+    @property
+    def address(self) -> str:
+        """The address in words, for messages."""
+        if self.fd is not None:
+            return f"file descriptor {self.fd}"
+        return self.uds or f"{self.host}:{self.port}"

@@ -1,0 +1,59 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servercommand import KILL, ROOT, SERVED, Running, Serve, until
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Serve]:
+    """Start `modelserve TARGET`, by default on a port of its own; ended with the test."""
+    (tmp_path / "served.py").write_text(SERVED)
+    started: list[Running] = []
+
+    def run(
+        target: str,
+        *flags: str,
+        address: tuple[str, ...] = ("--port", "0"),
+        stderr: int | None = None,
+        **environment: str,
+    ) -> Running:
+        log_path = tmp_path / f"log{len(started)}"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "modelserve", target, *address, *flags],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+                stderr=log if stderr is None else stderr,
+                start_new_session=True,
+            )
+        started.append(Running(process, tmp_path, log_path))
+        return started[-1]
+
+    yield run
+    for running in started:
+        with suppress(ProcessLookupError):
+            os.killpg(running.process.pid, KILL)
+        running.process.wait()
+        for connection in running.connections:
+            connection.close()
+
+
+@pytest.fixture
+def serve(start: Serve) -> Serve:
+    """Start it, and wait until it is ready."""
+
+    def run(target: str = "served.py", *flags: str, **options: Any) -> Running:
+        running = start(target, *flags, **options)
+        path = "/ml" if target.endswith(":host") else ""
+        until(running.has_begun)
+        if not target.endswith(":plain"):
+            until(lambda: running.get(f"{path}/v2/health/ready")[0] == 200)
+        return running
+
+    return run
