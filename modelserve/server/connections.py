@@ -139,9 +139,10 @@ class StalledConnections:
     Only those without a running request: while one runs, its own `send_timeout` holds, and what it
     leaves unread has as long again.
 
-    TCP_USER_TIMEOUT cannot do this. It also cuts clients that read slowly: where the receive window
-    opens by less than the next segment, the kernel sends by its probe timer, and goes on counting
-    from the first probe although data is acknowledged. And a Unix domain socket has no such option.
+    The option TCP_USER_TIMEOUT cannot do this. It also cuts clients that do read, but slowly: while
+    the receive window opens by less than the next segment, the kernel sends by its probe timer, and
+    counts from the first probe although data is acknowledged (Linux 6.18). And Unix domain sockets
+    do not have it.
     """
 
     def __init__(self, connections: Iterable[Any], seconds: float) -> None:
@@ -177,7 +178,10 @@ def _unread_bytes(connection: Any) -> int:
         return 0  # a WebSocket
     if cycle is None or getattr(cycle, "response_complete", False) or transport.is_closing():
         size: int = transport.get_write_buffer_size()
-        return size and size + _unsent_by_kernel(transport)
+        # Below a TLS transport there is another one, which may hold all and cannot be seen.
+        if size or transport.get_extra_info("sslcontext") is not None:
+            size += _unsent_by_kernel(transport)
+        return size
     return 0
 
 

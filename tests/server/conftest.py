@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,3 +58,13 @@ def serve(start: Serve) -> Serve:
         return running
 
     return run
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> list[str]:
+    """The flags for TLS, with a certificate that `Running` trusts."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    made = "req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem"
+    subprocess.run(["openssl", *made.split()], cwd=tmp_path, check=True, capture_output=True)
+    return ["--ssl-certfile", "cert.pem", "--ssl-keyfile", "key.pem"]

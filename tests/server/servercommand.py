@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -103,13 +104,13 @@ class Running:
         return self.log_path.read_text()
 
     def has_begun(self) -> bool:
-        """Say whether it serves; there is no waiting for one that has ended."""
+        """Return whether it serves; fail if it has ended."""
         assert self.process.poll() is None, self.log
         return bool(self.served_by)
 
     @property
     def served_by(self) -> list[tuple[str, int]]:
-        """Where it serves and the process that does, once for each process that began to."""
+        """The address and the id of each process that has begun to serve."""
         lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
         words = [line["message"].split() for line in lines if line["message"][:7] == "Serving"]
         return [(message[2], int(message[4].rstrip(")"))) for message in words]
@@ -118,8 +119,24 @@ class Running:
     def port(self) -> int:
         return int(self.served_by[0][0].rpartition(":")[2])
 
-    def connect(self, timeout: float = 10) -> HTTPConnection:
-        return HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+    def open(self, receive_buffer: int | None = None) -> socket.socket:
+        """Connect to where it serves: over TCP, TLS or a Unix domain socket."""
+        url = self.served_by[0][0]
+        is_unix = url.startswith("unix:")
+        sock = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
+        sock.settimeout(10)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect(url.removeprefix("unix:") if is_unix else ("127.0.0.1", self.port))
+        if not url.startswith("https:"):
+            return sock
+        context = ssl.create_default_context(cafile=self.folder / "cert.pem")
+        return context.wrap_socket(sock, server_hostname="localhost")
+
+    def connect(self) -> HTTPConnection:
+        connection = HTTPConnection("localhost")
+        connection.sock = self.open()
+        return connection
 
     def get(self, path: str) -> tuple[int, Any]:
         return self.ask("GET", path)
@@ -153,11 +170,7 @@ class Running:
 
     def send(self, *requests: str, receive_buffer: int | None = None) -> socket.socket:
         """Send requests over a socket of their own, which the caller closes; read nothing."""
-        sock = socket.socket()
-        sock.settimeout(10)
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.connect(("127.0.0.1", self.port))
+        sock = self.open(receive_buffer)
         sock.sendall("".join(requests).encode())
         return sock
 

@@ -5,11 +5,12 @@ import socket
 import struct
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from servercommand import Serve, every_protocol, post, until
+from servercommand import Running, Serve, every_protocol, post, until
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -124,13 +125,12 @@ def test_client_that_leaves_with_requests_waiting_behind_the_one_that_runs(
     until(lambda: running.has("finally"), within=5)
 
 
-@every_protocol
-@pytest.mark.parametrize("model", ["large", "endless"])
-def test_connection_whose_client_reads_nothing_is_closed(
-    serve: Serve, model: str, flags: str
-) -> None:
-    """Though the answer is complete, or cut, as far as the application is concerned."""
-    running = serve("served.py", "--send-timeout", "0.3", *flags.split())
+# A whole document, which the application is done with at once, and a stream that it cuts.
+UNREAD = pytest.mark.parametrize("model", ["large", "endless"])
+
+
+def read_nothing(running: Running, model: str) -> None:
+    """Send a request and wait until the connection is reset."""
     with running.send(post(model), receive_buffer=4096) as client:
         reset = select.poll()
         reset.register(client, 0)
@@ -138,10 +138,68 @@ def test_connection_whose_client_reads_nothing_is_closed(
     assert "Traceback" not in running.log
 
 
+@every_protocol
+@UNREAD
+def test_client_that_reads_nothing_is_cut(serve: Serve, model: str, flags: str) -> None:
+    read_nothing(serve("served.py", "--send-timeout", "0.3", *flags.split()), model)
+
+
+@every_protocol
+@UNREAD
+def test_client_that_reads_nothing_over_tls_is_cut(
+    serve: Serve, tls: list[str], model: str, flags: str
+) -> None:
+    read_nothing(serve("served.py", "--send-timeout", "0.3", *flags.split(), *tls), model)
+
+
+@UNREAD
+def test_client_that_reads_nothing_of_a_worker_is_cut(serve: Serve, model: str) -> None:
+    read_nothing(serve("served.py", "--send-timeout", "0.3", "--workers", "2"), model)
+
+
+@UNREAD
+def test_client_that_reads_nothing_from_a_unix_domain_socket_is_cut(
+    serve: Serve, tmp_path: Path, model: str
+) -> None:
+    address = ("--uds", str(tmp_path / "socket"))
+    read_nothing(serve("served.py", "--send-timeout", "0.3", address=address), model)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@every_protocol
+def test_idle_connection_is_not_cut(serve: Serve, workers: str, flags: str) -> None:
+    flags = f"--send-timeout 0.2 --workers {workers} {flags}"
+    running = serve("served.py", *flags.split())
+    connection = running.connect()
+    for pause in (1.0, 0):
+        connection.request("GET", "/v2/health/live")
+        assert connection.getresponse().read() == b'{"live":true}'
+        time.sleep(pause)
+    connection.close()
+
+
 @pytest.mark.slow
 @every_protocol
-def test_client_that_reads_slowly_gets_all(serve: Serve, flags: str) -> None:
-    running = serve("served.py", "--send-timeout", "0.3", *flags.split())
+@pytest.mark.parametrize("is_tls", [False, True])
+@pytest.mark.parametrize("receive_buffer", [1 << 12, 1 << 14])
+def test_client_with_a_small_window_that_reads_now_and_then_is_not_cut(
+    serve: Serve, tls: list[str], receive_buffer: int, is_tls: bool, flags: str
+) -> None:
+    """TCP_USER_TIMEOUT would cut it: the window never opens by a whole segment."""
+    running = serve("served.py", "--send-timeout", "1.5", *flags.split(), *tls * is_tls)
+    with running.send(post("large"), receive_buffer=receive_buffer) as client:
+        for _ in range(15):
+            assert client.recv(1 << 16)
+            time.sleep(0.4)
+
+
+@pytest.mark.slow
+@every_protocol
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_client_that_reads_slowly_gets_all(
+    serve: Serve, tls: list[str], is_tls: bool, flags: str
+) -> None:
+    running = serve("served.py", "--send-timeout", "0.3", *flags.split(), *tls * is_tls)
     with running.send(post("large"), receive_buffer=4096) as client:
         ends, size = time.monotonic() + 1, 0
         while time.monotonic() < ends:
