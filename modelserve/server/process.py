@@ -19,7 +19,7 @@ from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
 from modelserve.server.connections import mended
 from modelserve.server.logs import print_error
-from modelserve.server.server import Server
+from modelserve.server.server import STOP_SIGNALS, Server
 from modelserve.server.settings import CANNOT_LOAD, Settings
 
 __all__ = ["ignore_signal", "run_alone", "run_worker"]
@@ -27,7 +27,7 @@ __all__ = ["ignore_signal", "run_alone", "run_worker"]
 
 def run_alone(load: Callable[[], ASGIApp], settings: Settings, listener: socket.socket) -> int:
     """Serve in this process until a signal comes; return the exit code."""
-    for sig in (signal.SIGTERM, signal.SIGINT):
+    for sig in STOP_SIGNALS:
         signal.signal(sig, _exit_while_loading)
     try:
         server = _make_server(load, settings)

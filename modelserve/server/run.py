@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from modelserve.server import listener
 from modelserve.server.logs import print_error
 from modelserve.server.process import run_alone
-from modelserve.server.settings import CANNOT_START, Settings
+from modelserve.server.settings import CANNOT_LOAD, CANNOT_START, Settings
 from modelserve.server.supervisor import Supervisor, launch, shared_metrics
 
 __all__ = ["serve"]
@@ -22,9 +22,12 @@ def serve(load: Callable[[], ASGIApp], settings: Settings) -> int:
     `load` is called in each worker process, which receives it by pickle. What it raises is printed
     to stderr.
 
-    The exit code is 0 after a drain, 2 where the application cannot be loaded, and 3 where the
-    server cannot start. After a second signal the process exits with 128 and the signal's number.
+    The exit code is 0 after a drain, 2 where the application cannot be loaded or this system lacks
+    something, and 3 where the server cannot start. After a second signal the process exits with 128 and the signal's number.
     """
+    if settings.unsupported is not None:
+        print_error(f"modelserve: {settings.unsupported}")
+        return CANNOT_LOAD
     try:
         sock = listener.bind(settings)
     except OSError as exc:

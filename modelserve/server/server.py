@@ -33,10 +33,14 @@ from modelserve.server.connections import StalledConnections, has_request, new_p
 from modelserve.server.listener import accept_waiting
 from modelserve.server.settings import CANNOT_START
 
-__all__ = ["LONGEST_EXIT", "Server"]
+__all__ = ["LONGEST_EXIT", "STOP_SIGNALS", "Server"]
 
 logger = logging.getLogger("modelserve")
 
+# SIGBREAK is Ctrl-Break, which only Windows has.
+STOP_SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
+)
 # Seconds after `drain_timeout` at which the process exits: less than the 2 that are promised.
 LONGEST_EXIT: Final = CLEANUP_AFTER_DRAIN + 0.3
 # Seconds for a connection without a request to send one, once the listener is closed.
@@ -85,7 +89,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals until the process exits; unlike uvicorn, never restore the old ones."""
         if threading.current_thread() is threading.main_thread():
-            for sig in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGTERM,):
+            for sig in STOP_SIGNALS if self._alone else (signal.SIGTERM,):
                 signal.signal(sig, self.handle_exit)
             threading.Thread(target=self._exit_in_time, name="modelserve-exit", daemon=True).start()
         yield

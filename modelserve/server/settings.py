@@ -1,5 +1,7 @@
 """Where and how to serve, as data, and the exit codes."""
 
+import signal
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -8,6 +10,8 @@ __all__ = ["CANNOT_LOAD", "CANNOT_START", "Settings"]
 
 CANNOT_LOAD: Final = 2
 CANNOT_START: Final = 3
+
+_FOR_WORKERS: Final = ("SIGCHLD", "pthread_sigmask", "set_wakeup_fd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,15 @@ class Settings:
     workers: int = 1
     uvicorn: Mapping[str, Any] = field(default_factory=dict)
     set_up_logging: Callable[[], None] | None = None
+
+    @property
+    def unsupported(self) -> str | None:
+        """What this system cannot do of it, as a sentence; None if it can do it all."""
+        if self.uds is not None and not hasattr(socket, "AF_UNIX"):
+            return "--uds needs Unix domain sockets, which this system does not have."
+        if self.workers > 1 and not all(hasattr(signal, name) for name in _FOR_WORKERS):
+            return "More than one worker needs Unix signals, which this system does not have."
+        return None
 
     @property
     def address(self) -> str:

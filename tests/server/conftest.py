@@ -13,21 +13,28 @@ from servercommand import KILL, ROOT, SERVED, Running, Serve, until
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Serve]:
-    """Start `modelserve TARGET`, by default on a port of its own; ended with the test."""
+    """Start `modelserve TARGET`, by default on a free port; killed after the test.
+
+    With `program`, start that Python file instead.
+    """
     (tmp_path / "served.py").write_text(SERVED)
     started: list[Running] = []
 
     def run(
-        target: str,
+        target: str = "served.py",
         *flags: str,
         address: tuple[str, ...] = ("--port", "0"),
+        program: Path | None = None,
         stderr: int | None = None,
         **environment: str,
     ) -> Running:
         log_path = tmp_path / f"log{len(started)}"
+        command = [sys.executable, "-m", "modelserve", target]
+        if program is not None:
+            command = [sys.executable, str(program)]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "modelserve", target, *address, *flags],
+                [*command, *address, *flags],
                 cwd=tmp_path,
                 env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
                 stderr=log if stderr is None else stderr,
