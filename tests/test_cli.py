@@ -73,6 +73,7 @@ def built(*arguments: str) -> Any:
         ("a.py --http h3", "argument --http: invalid choice: 'h3'"),
         ("a.py --token-file gone", "cannot read the token file gone: No such file or directory"),
         ("a.py --token-file /dev/null", "the token file /dev/null is empty"),
+        ("a.py --reload --workers 2", "--reload serves with one worker: leave out --workers"),
         ("a.py --ssl-keyfile key.pem", "--ssl-keyfile needs --ssl-certfile"),
     ],
 )
@@ -161,6 +162,16 @@ def test_flags_for_an_application_that_is_no_model_server(served: str) -> None:
         " ModelServer, so give them to the ModelServer inside it."
     )
     assert type(built(f"{served}:host")).__name__ == "Starlette"
+
+
+@pytest.mark.parametrize(
+    ("flags", "seconds"),
+    [((), 30), (("--reload",), 1), (("--reload", "--drain-timeout", "7"), 7)],
+)
+def test_requests_have_little_time_when_a_file_has_changed(
+    served: str, flags: tuple[str, ...], seconds: float
+) -> None:
+    assert built(served, *flags).serving.limits.drain_timeout == seconds
 
 
 def test_token(served: str, tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ def run_worker(
     Sends through the pipe the drain's seconds once it listens, or why it cannot load.
     """
     signal.signal(signal.SIGINT, ignore_signal)
-    if hasattr(
-        signal, "pthread_sigmask"
-    ):  # the supervisor has blocked it, for this process to start
+    if hasattr(signal, "pthread_sigmask"):  # it is blocked while a worker starts
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     if settings.set_up_logging is not None:

@@ -42,7 +42,12 @@ def serve(load: Callable[[], ASGIApp], settings: Settings) -> int:
 
 
 def _serve_on(sock: socket.socket, load: Callable[[], ASGIApp], settings: Settings) -> int:
-    if settings.workers == 1:
-        return run_alone(load, settings, sock)
-    with shared_metrics():
-        return Supervisor(partial(launch, load, settings, sock), settings.workers, sock).run()
+    launch_worker = partial(launch, load, settings, sock)
+    if settings.watched:
+        from modelserve.server.reload import Reloader  # it imports watchfiles
+
+        return Reloader(launch_worker, settings.watched).run()
+    if settings.workers > 1:
+        with shared_metrics():
+            return Supervisor(launch_worker, settings.workers, sock).run()
+    return run_alone(load, settings, sock)

@@ -2,8 +2,10 @@
 
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 __all__ = ["CANNOT_LOAD", "CANNOT_START", "Settings"]
@@ -18,7 +20,8 @@ _FOR_WORKERS: Final = ("SIGCHLD", "pthread_sigmask", "set_wakeup_fd")
 class Settings:
     """Where and how to serve; `uvicorn` holds further arguments of `uvicorn.Config`.
 
-    Worker processes receive it by pickle. Each of them calls `set_up_logging`.
+    Worker processes receive it by pickle. Each of them calls `set_up_logging`. If there are folders
+    to watch, one worker serves, and is replaced when a Python file in them changes.
     """
 
     host: str = "127.0.0.1"
@@ -26,6 +29,7 @@ class Settings:
     uds: str | None = None
     fd: int | None = None
     workers: int = 1
+    watched: Sequence[Path] = ()
     uvicorn: Mapping[str, Any] = field(default_factory=dict)
     set_up_logging: Callable[[], None] | None = None
 
@@ -36,6 +40,8 @@ class Settings:
             return "--uds needs Unix domain sockets, which this system does not have."
         if self.workers > 1 and not all(hasattr(signal, name) for name in _FOR_WORKERS):
             return "More than one worker needs Unix signals, which this system does not have."
+        if self.watched and find_spec("watchfiles") is None:
+            return "--reload needs the package watchfiles, which comes with uvicorn[standard]."
         return None
 
     @property

@@ -105,7 +105,6 @@ class Supervisor:
 
     def run(self) -> int:
         """Return the exit code once all workers have ended."""
-        resource_tracker.ensure_running()  # its start would unblock SIGINT, which `launch` blocks
         with self._signal_socket() as wakeup:
             while self._code is None:
                 self._launch_missing()
@@ -210,6 +209,7 @@ def _sigint_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # with the first process it would start, and unblock SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         yield
