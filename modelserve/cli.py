@@ -18,13 +18,17 @@ from modelserve import __version__
 from modelserve.app import ModelServer
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS, Limits
-from modelserve.loader import load_target
+from modelserve.loader import load_target, source_folder
 from modelserve.models.repository import ModelRepository
-from modelserve.server import logs, server
+from modelserve.server import logs
+from modelserve.server.run import serve
+from modelserve.server.settings import CANNOT_LOAD, Settings
 
 __all__ = ["main"]
 
 DEFAULT_PORT: Final = 8080
+# Whoever has saved a file does not want to wait for an open stream.
+RELOAD_DRAIN_SECONDS: Final = 1.0
 LIMITS: Final = tuple(limit.name for limit in fields(Limits))
 _LIMIT_TEXTS: Final = {
     "concurrency": "requests that run at the same time",
@@ -52,23 +56,26 @@ _FOR_UVICORN: Final = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, 0 once the server was told to stop and has.
 
-    What is wrong with the arguments, or with the target, is told in one sentence on stderr and
-    ends in exit code 2.
+    For unusable arguments, or an unusable target, it prints one sentence to stderr and returns 2.
     """
     try:
         options = _parse(arguments)
         set_up_logging = partial(logs.configure, form=options.log_format, level=options.log_level)
         set_up_logging()
-        settings = server.Settings(
+        settings = Settings(
             host=options.host,
             port=options.port,
             uds=options.uds,
             fd=options.fd,
             workers=options.workers,
+            watched=_watched(options) if options.reload else (),
             uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
             set_up_logging=set_up_logging,
         )
-        return server.serve(partial(build, options), settings)
+        return serve(partial(build, options), settings)
+    except LoadError as exc:
+        logs.print_error(f"modelserve: {exc}")
+        return CANNOT_LOAD
     except KeyboardInterrupt:
         return 130
 
@@ -94,12 +101,23 @@ def build(options: Namespace) -> ASGIApp:
     return app
 
 
+def _watched(options: Namespace) -> list[Path]:
+    """Return the folders whose changes `--reload` watches for. Raises LoadError."""
+    folders = [] if options.target is None else [source_folder(options.target)]
+    if options.model_dir is not None and Path(options.model_dir).is_dir():
+        folders.append(Path(options.model_dir).absolute())
+    return folders
+
+
 # --- into the application -----------------------------------------------------------------------
 
 
 def _configure(app: ModelServer, options: Namespace) -> None:
     serving = app.serving
-    serving.reconfigure(options.limits, threads=options.threads, debug=options.debug)
+    limits = options.limits
+    if options.reload:
+        limits = limits.with_defaults(Limits(drain_timeout=RELOAD_DRAIN_SECONDS))
+    serving.reconfigure(limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
     if options.model_dir is not None:
@@ -139,6 +157,8 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         parser.error(f"{exc}")
     if options.target is None and options.model_dir is None:
         parser.error("the following arguments are required: TARGET or --model-dir")
+    if options.reload and options.workers > 1:
+        parser.error("--reload serves with one worker: leave out --workers")
     if options.ssl_keyfile is not None and options.ssl_certfile is None:
         parser.error("--ssl-keyfile needs --ssl-certfile")
     if options.log_format is None:
@@ -216,6 +236,11 @@ def _add_application(parser: ArgumentParser) -> None:
         type=_origin,
         metavar="ORIGIN",
         help="let pages of this origin call; repeatable; * is any",
+    )
+    group.add_argument(
+        "--reload",
+        action="store_true",
+        help="for development: restart when a Python file in TARGET's directory changes",
     )
     group.add_argument("--root-path", default="", help="the path that a proxy takes off")
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from modelserve.errors import LoadError
 
-__all__ = ["load_target", "users_traceback"]
+__all__ = ["load_target", "source_folder", "users_traceback"]
 
 DEFAULT_ATTRIBUTE: Final = "app"
 _OUR_FRAMES: Final = (
@@ -38,6 +38,15 @@ def load_target(target: str) -> ASGIApp:
     if not _is_asgi(app):
         raise LoadError(f"{attribute!r} in {where} is {_kind(app)}, not an ASGI application.")
     return app  # type: ignore[no-any-return]
+
+
+def source_folder(target: str) -> Path:
+    """Return the folder that a target's code is in, which for a module is the current directory.
+
+    Raises LoadError where the target is a file that is not there.
+    """
+    where, _ = _split(target)
+    return _existing(Path(where)).parent if _is_path(where) else Path.cwd()
 
 
 def users_traceback(exc: BaseException) -> TracebackType | None:
@@ -76,9 +85,7 @@ def _is_dotted_name(text: str) -> bool:
 
 
 def _import_file(path: Path) -> ModuleType:
-    path = path.absolute()
-    if not path.is_file():
-        raise LoadError(f"There is no file {path}.")
+    path = _existing(path)
     if path.suffix != ".py" or "." in path.stem:
         raise LoadError(f"The file {path} is not named like a Python module.")
     _put_first(path.parent)
@@ -87,6 +94,13 @@ def _import_file(path: Path) -> ModuleType:
     if found is None or not path.samefile(found):
         raise LoadError(f"The file {path} has the name of another module, {path.stem!r}.")
     return module
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    if not path.is_file():
+        raise LoadError(f"There is no file {path}.")
+    return path
 
 
 def _import_module(name: str) -> ModuleType:

@@ -32,7 +32,7 @@ from modelserve.kserve.model_server import _App, _options, parser
 from modelserve.kserve.predictor_config import PredictorConfig
 from modelserve.kserve.utils import numpy_codec, utils
 from modelserve.models import repository as repositories
-from modelserve.server.server import model_servers
+from modelserve.server.application import find_drainables
 from modelserve.testing import lifespan, request
 
 ROOT = Path(__file__).parent.parent
@@ -279,8 +279,9 @@ async def ask(app: Any, name: str) -> Any:
 
 
 async def until_loaded(app: ModelServer) -> None:
+    registry = app.serving.registry
     with anyio.fail_after(5):
-        while app._serving.statistics().loading:  # noqa: ASYNC110
+        while registry.pending or any(entry.loading for entry in registry):  # noqa: ASYNC110
             await anyio.sleep(0.001)
 
 
@@ -349,12 +350,12 @@ async def test_a_repository_as_kserves_servers_have_it(tmp_path: Path) -> None:
 
 def test_the_arguments_are_kserves() -> None:
     server = kserve.ModelServer(8080, 8081, 1, 4, 7, None, True, False, True, None, "auto", 65, 12)
-    assert server._serving.limits.drain_timeout == 12
-    assert server._serving.workers.limit == 7
-    assert kserve.ModelServer()._serving.limits.drain_timeout == 30
-    assert kserve.ModelServer()._serving.limits.max_body_bytes == math.inf
+    assert server.serving.limits.drain_timeout == 12
+    assert server.serving.workers.limit == 7
+    assert kserve.ModelServer().serving.limits.drain_timeout == 30
+    assert kserve.ModelServer().serving.limits.max_body_bytes == math.inf
     given = Limits(queue=3, drain_timeout=5, max_body_bytes=6)
-    ours = kserve.ModelServer(limits=given, debug=True)._serving
+    ours = kserve.ModelServer(limits=given, debug=True).serving
     assert (ours.limits.queue, ours.limits.drain_timeout, ours.limits.max_body_bytes) == (3, 5, 6)
     assert ours.debug
     with pytest.raises(TypeError, match="no_such"):
@@ -411,7 +412,7 @@ async def test_middleware_is_put_around_the_server_that_is_started() -> None:
     with pytest.raises(RuntimeError, match="no ModelServer has been started"):
         await app({"type": "http"}, anyio.sleep_forever, anyio.sleep)  # type: ignore[arg-type]
     app.app = kserve.ModelServer()
-    assert model_servers(app) == [app.app]
+    assert find_drainables(app) == [app.app.serving]
     async with lifespan(app):
         response = await request(app, "GET", "/")
     assert response.headers.getlist("x-mark") == ["inner", "outer"]

@@ -41,7 +41,7 @@ BESIDE = ("kserve", "testing")
 IMPURE = {"asyncio", "socket", "threading", "time", "anyio", "trio", "httpx", "uvicorn"}
 PURE = ("wire", "tensors", "protocols")
 # Arrows that still run up, to be cut.
-OWED: set[tuple[str, str]] = {("server.server", "app")}
+OWED: set[tuple[str, str]] = set()
 
 
 def name_of(path: Path) -> str:

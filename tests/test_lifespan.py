@@ -28,7 +28,7 @@ async def test_the_statistics_follow_requests_and_threads() -> None:
     app = ModelServer(limits=Limits(concurrency=1))
     app.add_model(predict, "m")
     app.add_model(Model("n"))
-    serving = app._serving
+    serving = app.serving
     async with lifespan(app):
         async with exchange(app, *PREDICT, json=[]) as first:
             assert await anyio.to_thread.run_sync(started.wait, 5)
@@ -66,7 +66,7 @@ async def test_the_statistics_follow_what_is_loaded() -> None:
     app = ModelServer([Slow("m")])
 
     def loading() -> tuple[int, State]:
-        statistics = app._serving.statistics()
+        statistics = app.serving.statistics()
         return statistics.loading, statistics.models["m"].state
 
     assert loading() == (1, State.UNAVAILABLE)
@@ -77,4 +77,4 @@ async def test_the_statistics_follow_what_is_loaded() -> None:
         await anyio.wait_all_tasks_blocked()
         assert loading() == (0, State.READY)
         await request(app, "POST", "/v2/repository/models/m/unload")
-        assert app._serving.statistics().models == {}
+        assert app.serving.statistics().models == {}

@@ -14,12 +14,12 @@ from typing import Any
 
 import anyio
 import pytest
+from modelserve.quick import Attempt
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
 from modelserve.concurrency.flight import Flight
 from modelserve.errors import ResponseCut
 from modelserve.metrics.telemetry import DIRECTORY_VARIABLE
-from modelserve.quick import Attempt
 from modelserve.testing import App, Cut, Exchange, exchange, request
 
 pytestmark = pytest.mark.anyio
@@ -256,8 +256,8 @@ async def outcome(
             seen.lines.append(line | {"stages": sorted(record.stages)})
         else:
             seen.lines.append({"failure": record.msg, "of": repr(record.exc_info[1])})
-    assert not app._serving.flights
-    assert not app._serving.admission.gate.running
+    assert not app.serving.flights
+    assert not app.serving.admission.gate.running
     return seen
 
 
@@ -516,7 +516,7 @@ async def test_a_send_that_is_cancelled_at_once_is_counted() -> None:
     assert isinstance(client.error, ResponseCut)
     metrics = (await request(app, "GET", "/metrics")).body.decode()
     assert 'outcome="error",protocol="v1",status="200",verb="predict"} 1.0' in metrics
-    assert not app._serving.admission.gate.running
+    assert not app.serving.admission.gate.running
 
 
 async def test_a_hook_that_calls_its_own_application_has_its_slot() -> None:

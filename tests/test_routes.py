@@ -174,7 +174,7 @@ async def test_a_model_that_is_replaced_is_the_new_one() -> None:
 async def test_a_model_that_is_removed_is_unknown() -> None:
     app = serve()
     assert (await ask(app, "POST", "/v1/models/m:predict"))[0] == 200
-    app._serving.registry.remove("m")
+    app.serving.registry.remove("m")
     assert (await ask(app, "POST", "/v1/models/m:predict"))[0] == 404
 
 

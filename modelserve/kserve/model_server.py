@@ -31,7 +31,8 @@ from modelserve.limits import Limits
 from modelserve.models.model import Model
 from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
-from modelserve.server import server
+from modelserve.server.run import serve
+from modelserve.server.settings import Settings
 
 __all__ = ["ModelServer", "app", "parser"]
 
@@ -274,7 +275,7 @@ class ModelServer(_ModelServer):
         if options.max_asyncio_workers is not None:
             self._own["threads"] = options.max_asyncio_workers
             self.serving.reconfigure(Limits(), threads=options.max_asyncio_workers, debug=False)
-        settings = server.Settings(
+        settings = Settings(
             host="0.0.0.0",
             port=options.http_port,
             workers=options.workers,
@@ -286,7 +287,7 @@ class ModelServer(_ModelServer):
             },
             set_up_logging=set_up_logging,
         )
-        code = server.serve(self._loader(options.workers), settings)
+        code = serve(self._loader(options.workers), settings)
         if code:
             sys.exit(code)
 
@@ -313,7 +314,7 @@ class _App:
     """What KServe's global application is good for: middleware around the server that is started."""
 
     def __init__(self) -> None:
-        self.app: ModelServer | None = None  # the name by which `server.model_servers` finds it
+        self.app: ModelServer | None = None  # `find_drainables` looks here
         self.middleware: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
         self._outermost: ASGIApp | None = None
 

@@ -27,6 +27,7 @@ import orjson
 from modelserve.errors import InferenceError, InvalidInput, NestedTooDeep, UnsupportedProtocol
 from modelserve.models.predictor import PredictorConfig, config_of
 from modelserve.tensors import InferRequest, InferResponse
+from modelserve.wire.accept import framed_encoder
 from modelserve.wire.decoders import (
     ChunkReader,
     EventReader,
@@ -35,8 +36,8 @@ from modelserve.wire.decoders import (
     Reader,
     TextReader,
 )
-from modelserve.wire.encoders import to_json
 from modelserve.wire.head import HookHeaders, Scope
+from modelserve.wire.json import to_json
 
 if TYPE_CHECKING:
     import ssl

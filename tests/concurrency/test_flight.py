@@ -551,15 +551,15 @@ async def test_a_request_is_in_flight_from_its_first_suspension() -> None:
     seen: list[int] = []
 
     async def predict(payload: Any) -> Any:
-        seen.append(len(app._serving.flights))
+        seen.append(len(app.serving.flights))
         for _ in payload:
             await anyio.sleep(0.001)
-            seen.append(len(app._serving.flights))
+            seen.append(len(app.serving.flights))
 
     app.add_model(predict, "m")
     for payload in ([], [1, 2]):
         assert (await request(app, *PREDICT, json=payload)).status == 200
-        assert len(app._serving.flights) == 0
+        assert len(app.serving.flights) == 0
     if sniffio.current_async_library() == "asyncio":
         assert seen == [0, 0, 1, 1]  # before it, nobody could end it
     else:

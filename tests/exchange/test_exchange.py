@@ -313,7 +313,7 @@ async def test_a_request_that_is_answered_did_not_end_early() -> None:
     async def predict(payload: Any) -> AsyncIterator[Any]:
         try:
             await anyio.sleep(WATCHED)
-            flights.extend(server._serving.flights)
+            flights.extend(server.serving.flights)
             yield {"n": 1}
             yield {"n": 2}
         finally:
@@ -345,7 +345,7 @@ async def test_a_deadline_after_the_last_event_is_none() -> None:
             yield {"n": 2}
         finally:
             await anyio.sleep(0.2)
-            flights.extend(server._serving.flights)
+            flights.extend(server.serving.flights)
             cleaned.append(True)
 
     async def first(result: Any) -> Any:

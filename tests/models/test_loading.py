@@ -111,7 +111,7 @@ async def loaded(*models: Any) -> Registry:
 
 
 async def until_loaded(app: ModelServer) -> None:
-    for entry in app._serving.registry:
+    for entry in app.serving.registry:
         await attempted(entry)
 
 

@@ -129,7 +129,7 @@ def test_the_name_that_is_given_counts() -> None:
         app.add_model(Model("a"), "b")
     except ValueError:
         return  # refusing is as good as taking it
-    assert app._serving.registry.names == ["b"]
+    assert app.serving.registry.names == ["b"]
 
 
 @pytest.mark.parametrize("name", ["", "a:b", ":", "a\nb", "a\0", "\x7f"])

@@ -216,7 +216,7 @@ async def test_readiness_follows_what_the_model_sets() -> None:
     model = Model("m")
     app = ModelServer([model])
     assert await status(app) == 200
-    await attempted(app._serving.registry.get("m"))
+    await attempted(app.serving.registry.get("m"))
     model.ready = False
     assert await status(app) == 503
     assert await status(app, "/v2/health/ready") == 503

@@ -866,7 +866,7 @@ async def test_many_at_a_time(host: str) -> None:
 async def test_a_registered_model_can_be_pickled(host: str) -> None:
     app = transformer("echo", host)
     assert (await ask(app, "/v1/models/echo:predict", [1])).json() == [1]
-    other = ModelServer([pickle.loads(pickle.dumps(app._serving.registry.get("echo").model))])
+    other = ModelServer([pickle.loads(pickle.dumps(app.serving.registry.get("echo").model))])
     assert (await ask(other, "/v1/models/echo:predict", [2])).json() == [2]
 
 

@@ -128,7 +128,7 @@ def test_a_repository_is_pickled_without_its_server() -> None:
     repository = ModelRepository()
     repository.update(Model("m"))
     server = ModelServer()
-    server._serving.follow(repository)
+    server.serving.follow(repository)
     copy = pickle.loads(pickle.dumps(repository))
     assert copy.get_model("m").name == "m"
     assert copy._server is None
@@ -168,7 +168,7 @@ async def until(condition: Any) -> None:
 
 
 async def until_loaded(app: ModelServer) -> None:
-    await until(lambda: not app._serving.statistics().loading)
+    await until(lambda: not app.serving.statistics().loading)
 
 
 @pytest.mark.anyio
@@ -178,7 +178,7 @@ async def test_models_of_the_directory_are_served(tmp_path: Path, told: Told) ->
     app = ModelServer([Model("own")], repository=ModelRepository(tmp_path))
     async with lifespan(app):
         await until(told.began.is_set)
-        await until(lambda: app._serving.statistics().models["a"].state == "READY")
+        await until(lambda: app.serving.statistics().models["a"].state == "READY")
         assert await status(app, "/") == 200
         assert await status(app, "/v2/health/ready") == 503
         assert await status(app, "/v1/models/slow") == 503
@@ -368,7 +368,7 @@ async def test_a_client_that_leaves_does_not_stop_a_load(tmp_path: Path, told: T
             await until(told.began.is_set)
             client.hang_up()
             told.go_on.set()
-        await until(lambda: "m" in app._serving.statistics().models)
+        await until(lambda: "m" in app.serving.statistics().models)
         assert await ask(app, "m") == {"name": "m", "answer": 1}
 
 
@@ -388,7 +388,7 @@ async def test_unload_waits_for_the_models_requests(tmp_path: Path, told: Told) 
             await running.head()
             assert await running.chunk() == b"1"
             group.start_soon(take_out)
-            await until(lambda: "m" not in app._serving.statistics().models)
+            await until(lambda: "m" not in app.serving.statistics().models)
             assert await ask(app, "m") == {"error": "Model with name m does not exist."}
             assert await unload(app, "m") == (404, {"error": "Model with name m does not exist."})
             assert (await index(app))["m"] == ("UNLOADING", "")
@@ -603,7 +603,7 @@ async def test_what_a_repository_is_given_while_it_is_served(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["", "a:b", "a\nb"])
 def test_a_name_that_cannot_be_served(name: str) -> None:
     repository = ModelRepository()
-    ModelServer()._serving.follow(repository)
+    ModelServer().serving.follow(repository)
     with pytest.raises(ValueError, match="name"):
         repository.update(Model(name))
 
