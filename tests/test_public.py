@@ -16,14 +16,6 @@ from modelserve import errors
 # Names that a module passes on from another on purpose, beside those that it defines.
 PASSED_ON = {
     "modelserve.protocols.codec": {"Body"},
-    "modelserve.tensors.messages": {
-        "InferInput",
-        "InferOutput",
-        "InferRequest",
-        "InferResponse",
-        "RequestedOutput",
-        "generate_uuid",
-    },
 }
 # Modules that are run, or have nothing but a dunder or a docstring.
 WITHOUT_ALL = {

@@ -351,12 +351,6 @@ def is_array(value: Any) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
-def is_frame(value: Any) -> bool:
-    """Say whether a value is a pandas DataFrame, without importing pandas for it."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, pandas.DataFrame)
-
-
 def short(value: Any) -> str:
     """Return a client's value for a sentence, cut in length and in depth."""
     return _SHORT.repr(value)

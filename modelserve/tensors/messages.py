@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import orjson
 
-from modelserve.errors import InferenceError, InvalidInput, InvalidOutput, ServingError
-from modelserve.tensors.data import Buffer, flatten, is_array, is_frame, name_datatype, need, short
+from modelserve.errors import InvalidInput, InvalidOutput, ServingError
+from modelserve.tensors.data import Buffer, flatten, need, short
 from modelserve.tensors.tensor import (
     LENGTH_HEADER,
     InferInput,
@@ -43,16 +42,11 @@ from modelserve.tensors.tensor import (
 )
 
 __all__ = [
-    "InferInput",
-    "InferOutput",
     "InferRequest",
     "InferResponse",
-    "RequestedOutput",
     "decode_request",
     "encode_response",
     "generate_uuid",
-    "get_predict_input",
-    "get_predict_response",
     "response_document",
     "rest_document",
 ]
@@ -427,119 +421,9 @@ def _read_id(document: dict[str, Any]) -> str | None:
     return value
 
 
-# KServe's helpers (`kserve.utils.utils`), which take a V1 payload or a V2 request.
-
-
 def generate_uuid() -> str:
     """Return a new random id."""
     return str(uuid.uuid4())
-
-
-def get_predict_input(
-    payload: dict[str, Any] | InferRequest, columns: list[str] | None = None
-) -> Any:
-    """Return what a model of tables or arrays takes as its input.
-
-    That is a DataFrame for rows of objects and for a request whose parameter `content_type` is
-    "pd", else a list of str for text, else a numpy array; of a request, its first input. Raises
-    InvalidInput where the payload cannot be that.
-    """
-    if not isinstance(payload, InferRequest):
-        return _rows_input(payload, columns)
-    if (payload.parameters or {}).get("content_type") == "pd":
-        return payload.as_dataframe()
-    if not payload.inputs:
-        raise InvalidInput("The request has no inputs.")
-    first = payload.inputs[0]
-    return first.as_string() if first.datatype == "BYTES" else first.as_numpy()
-
-
-def _rows_input(payload: Any, columns: list[str] | None) -> Any:
-    key = "inputs" if isinstance(payload, dict) and "inputs" in payload else "instances"
-    rows = payload.get(key) if isinstance(payload, dict) else None
-    if not isinstance(rows, list):
-        raise InvalidInput(f'Expected "{key}" to be a list')
-    if rows and isinstance(rows[0], str):
-        return rows
-    try:
-        table = _frame(rows, columns) if _are_objects(rows) else need("numpy").array(rows)
-    except (ValueError, TypeError):
-        raise InvalidInput(f'Expected "{key}" to be rows of one kind and one length') from None
-    if is_array(table) and table.dtype.kind in "US" and not _are_text(rows):
-        raise InvalidInput(f'Expected "{key}" not to mix numeric and string values')
-    return table
-
-
-def _are_text(rows: list[Any]) -> bool:
-    """Say whether all values are text; numpy makes text of the numbers that stand beside it."""
-    return all(isinstance(value, str | bytes) for value in flatten(rows))
-
-
-def _are_objects(rows: list[Any]) -> bool:
-    first = rows[0] if rows else None
-    return isinstance(first[0] if isinstance(first, list) and first else first, dict)
-
-
-def _frame(rows: list[Any], columns: list[str] | None) -> Any:
-    """Return rows (an object of values, an object of lists, or a list of objects) as one table."""
-    records = list(chain.from_iterable(row if isinstance(row, list) else [row] for row in rows))
-    if set(map(type, records)) != {dict}:
-        raise ValueError("values beside objects")
-    pandas = need("pandas")
-    if not any(map(_is_columnar, records)):
-        return pandas.DataFrame(records, columns=columns)
-    tables = [record if _is_columnar(record) else [record] for record in records]
-    frames = [pandas.DataFrame(table, columns=columns) for table in tables]
-    return pandas.concat(frames, ignore_index=True)
-
-
-def _is_columnar(record: dict[str, Any]) -> bool:
-    return any(isinstance(value, list) for value in record.values())
-
-
-def get_predict_response(
-    payload: dict[str, Any] | InferRequest, result: Any, model_name: str
-) -> dict[str, Any] | InferResponse:
-    """Return a model's result (array, list, or DataFrame) in the protocol of its payload.
-
-    V1: `{"predictions": rows}`. V2: an output a column, or one called "output-0", in the form that
-    the request asks for. Raises InferenceError for a dtype that V2 does not have.
-    """
-    if not isinstance(payload, InferRequest):
-        return {"predictions": _rows(result)}
-    return InferResponse(
-        payload.id or generate_uuid(),
-        model_name,
-        [
-            _output(name, array, binary=payload.use_binary_outputs)
-            for name, array in _arrays(result).items()
-        ],
-        use_binary_outputs=payload.use_binary_outputs,
-        requested_outputs=payload.request_outputs,
-    )
-
-
-def _rows(result: Any) -> Any:
-    if is_frame(result):
-        return result.to_dict("records")
-    return result.tolist() if is_array(result) else result
-
-
-def _arrays(result: Any) -> dict[str, Any]:
-    if is_frame(result):
-        return {str(column): result[column].to_numpy() for column in result.columns}
-    return {"output-0": result if is_array(result) else need("numpy").array(result)}
-
-
-def _output(name: str, array: Any, *, binary: bool) -> InferOutput:
-    datatype = name_datatype(array.dtype)
-    if datatype is None:
-        raise InferenceError(
-            f"Output {name!r} has the dtype {array.dtype}, which V2 does not have."
-        )
-    tensor = InferOutput(name, list(array.shape), datatype)
-    tensor.set_data_from_numpy(array, binary)
-    return tensor
 
 
 def _column(tensor: InferInput) -> list[Any]:
