@@ -27,10 +27,12 @@ from modelserve.tensors import (
     InferOutput,
     InferRequest,
     InferResponse,
+    RequestedOutput,
     decode_request,
     encode_response,
     generate_uuid,
     response_document,
+    rest_document,
 )
 
 
@@ -49,21 +51,36 @@ def test_json_response_with_everything():
     )
 
 
-def test_binary_response_has_kserves_keys():
-    document, _ = encode_binary(InferOutput("o", [1], "INT8", [1], {"k": "v"}))
-    assert document == {
-        "id": "1",
-        "model_name": "m",
-        "model_version": None,
-        "outputs": [
-            {
-                "name": "o",
-                "shape": [1],
-                "datatype": "INT8",
-                "parameters": {"k": "v", "binary_data_size": 1},
-            }
-        ],
-    }
+def test_binary_response_has_kserves_order_without_nulls():
+    binary = RequestedOutput("o", {"binary_data": True})
+    outputs = [InferOutput("o", [1], "INT8", [1], {"k": "v"}), InferOutput("j", [1], "INT8", [2])]
+    response = InferResponse("1", "m", outputs, requested_outputs=[binary, RequestedOutput("j")])
+    (head, raw), length = encode_response(response)
+    assert head == (
+        b'{"id":"1","model_name":"m","model_version":null,"outputs":['
+        b'{"name":"o","shape":[1],"datatype":"INT8",'
+        b'"parameters":{"k":"v","binary_data_size":1}},'
+        b'{"name":"j","shape":[1],"datatype":"INT8","data":[2]}]}'
+    )
+    assert (raw, length) == (b"\1", len(head))
+    assert response.to_rest() == (head + raw, length)
+
+
+def test_to_rest_has_the_order_of_a_binary_response():
+    response = InferResponse("1", "m", two_outputs(), parameters={"p": 1})
+    document, _ = response.to_rest()
+    assert document == rest_document(response)
+    assert orjson.dumps(document) == (
+        b'{"id":"1","model_name":"m","model_version":null,"outputs":['
+        b'{"name":"a","shape":[1],"datatype":"INT8","data":[1]},'
+        b'{"name":"b","shape":[1],"datatype":"INT8","data":[2]}],"parameters":{"p":1}}'
+    )
+
+
+def test_inputs_that_a_model_returns_are_not_rounded():
+    request = decode(tensor([0.1]))
+    (body,), _ = encode_response(InferResponse("1", "m", request.inputs))
+    assert b'"data":[0.1]' in body
 
 
 def test_response_without_an_id_takes_the_requests_or_a_new_one():
@@ -134,11 +151,9 @@ def test_unknown_requested_output_is_the_clients_fault():
 
 def test_an_echoed_binary_tensor_is_not_copied():
     request = decode_binary(b"\1\2", sized(2, datatype="INT8", shape=[2]))
-    output = InferOutput("o", [2], "INT8")
-    output.set_data_from_numpy(request.inputs[0].as_numpy())
-    echo = InferResponse("1", "m", [output], raw_outputs=[request.inputs[0]._raw_data])
+    echo = InferResponse("1", "m", request.inputs)
     (_, raw), _ = encode_response(echo, decode(parameters={"binary_data_output": True}))
-    assert raw is request.inputs[0]._raw_data
+    assert np.shares_memory(np.frombuffer(raw, "i1"), request.inputs[0].as_numpy())
 
 
 def test_memory_of_a_binary_echo_is_one_copy():
@@ -189,6 +204,26 @@ def test_raw_inputs_and_from_grpc():
     assert request.inputs[0].as_numpy().tolist() == [5]
     assert request.use_binary_outputs
     assert not InferRequest("m", [], from_grpc=True).use_binary_outputs
+
+
+def test_equality():
+    assert decode(tensor([1])) == decode(tensor([1])) != decode(tensor([2]))
+    assert decode(parameters={}) == decode() != decode(parameters={"k": 1})
+    assert InferResponse("1", "m", two_outputs()) == InferResponse("1", "m", two_outputs())
+    assert InferResponse("1", "m", two_outputs()) != InferResponse("2", "m", two_outputs())
+    assert InferResponse("1", "m", []) != InferRequest("m", [])
+
+
+def test_repr_shows_the_tensors():
+    assert "inputs=[InferInput(" in repr(decode(tensor([1])))
+    assert "outputs=[InferOutput(" in repr(InferResponse("1", "m", two_outputs()))
+
+
+def test_attributes_are_settable():
+    request = InferRequest("m", [])
+    request.parameters, request.id, request.inputs = {"binary_data_output": True}, "i", []
+    assert request.use_binary_outputs
+    assert (request.id, request.inputs) == ("i", [])
 
 
 def test_to_dict():
@@ -327,7 +362,7 @@ def test_reads_what_tritonclient_sends(datatype, data, raw, dtype, binary):
     header = None if length is None else str(length)
     read = decode_request(bytes(body), header, model_name="m").inputs[0]
     assert read.is_binary == binary
-    assert bytes(read._bytes()) == raw
+    assert encode_binary(read)[1] == [raw]
     assert decode_request(bytes(body), header, model_name="m").use_binary_outputs
 
 
