@@ -105,7 +105,7 @@ class Datatype:
 
 def _integer(name: str, size: int, code: str) -> Datatype:
     dtype = f"<{'u' if name.startswith('U') else 'i'}{size}"
-    return Datatype(name, size, code, dtype, _INTEGER, "a whole number")
+    return Datatype(name, size, code, dtype, _INTEGER, "an integer")
 
 
 def _float(name: str, size: int, code: str) -> Datatype:
@@ -226,7 +226,7 @@ def _count_elements(shape: Sequence[Any], datatype: Datatype) -> int:
 
 def _wrong_type(values: list[Any], datatype: Datatype) -> Misfit:
     index, value = next((i, v) for i, v in enumerate(values) if type(v) not in datatype.json)
-    return Misfit(f"holds {short(value)} at index {index}, which is not {datatype.noun}")
+    return Misfit(f"holds {short(value)} at index {index}, not {datatype.noun}")
 
 
 # From any form to one of the three.

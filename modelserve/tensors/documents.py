@@ -251,7 +251,7 @@ def _check_flag(parameters: dict[str, Any] | None, key: str) -> None:
 def _check_distinct(names: list[str], noun: str, error: type[ServingError]) -> None:
     if len(set(names)) < len(names):
         [(name, _)] = Counter(names).most_common(1)
-        raise error(f"{noun} {short(name)} is there more than once.")
+        raise error(f"Duplicate {noun.lower()} {short(name)}.")
 
 
 # Writing.

@@ -160,9 +160,7 @@ def test_surrogates_are_refused_where_another_parser_lets_them_through():
 def test_a_deep_value_is_not_spelled_out():
     deep = b'[{"a":' * 500 + b"0" + b"}]" * 500
     body = orjson.dumps({"inputs": [tensor(["deep"])]}).replace(b'["deep"]', deep)
-    with pytest.raises(
-        InvalidInput, match=r"^Input 'x' holds \{'a': \[.*\.\.\..* at index 0, which"
-    ):
+    with pytest.raises(InvalidInput, match=r"^Input 'x' holds \{'a': \[.*\.\.\..* at index 0, not"):
         decode_request(body, None, model_name="m")
 
 

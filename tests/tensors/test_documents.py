@@ -31,7 +31,7 @@ BAD_DOCUMENTS = [
     (b'{"inputs":[],"outputs":5}', '^Expected "outputs" to be a list$'),
     (b'{"inputs":[],"outputs":[5]}', r"^Expected outputs\[0\] to be a JSON object$"),
     (b'{"inputs":[],"outputs":[{}]}', r'^Expected outputs\[0\] to have a "name" that is a string'),
-    (b'{"inputs":[],"outputs":[{"name":"a"},{"name":"a"}]}', "^Output 'a' is there more than once"),
+    (b'{"inputs":[],"outputs":[{"name":"a"},{"name":"a"}]}', "^Duplicate output 'a'\\.$"),
     (
         b'{"inputs":[],"outputs":[{"name":"a","parameters":{"binary_data":1}}]}',
         "^Output 'a' has the parameter \"binary_data\" that is not true or false",
@@ -94,22 +94,22 @@ BAD_TENSORS = [
     (tensor([[1, 2]]), r"has 2 elements where its shape \[1\] asks for 1"),
     (tensor([[1, 2], [3]], shape=[3]), "has rows of different lengths in its data"),
     (tensor([[1], 2], shape=[2]), "has values beside lists in its data"),
-    (tensor([1, [2]], shape=[2]), r"holds \[2\] at index 1, which is not a number"),
-    (tensor(["a"]), "holds 'a' at index 0, which is not a number"),
-    (tensor([True]), "holds True at index 0, which is not a number"),
-    (tensor([{}]), "holds {} at index 0, which is not a number"),
+    (tensor([1, [2]], shape=[2]), r"holds \[2\] at index 1, not a number"),
+    (tensor(["a"]), "holds 'a' at index 0, not a number"),
+    (tensor([True]), "holds True at index 0, not a number"),
+    (tensor([{}]), "holds {} at index 0, not a number"),
     (tensor([1e39]), r"holds 1e\+39 at index 0, which is out of range for FP32"),
     (tensor([None, 0, -1e39], shape=[3]), "holds -1e.39 at index 2, which is out of range"),
-    (tensor([1.5], datatype="INT32"), "holds 1.5 at index 0, which is not a whole number"),
-    (tensor([1.0], datatype="INT32"), "holds 1.0 at index 0, which is not a whole number"),
-    (tensor([None], datatype="INT32"), "holds None at index 0, which is not a whole number"),
-    (tensor([0, True], datatype="INT64", shape=[2]), "holds True at index 1, which is not a whole"),
-    (tensor(["1"], datatype="UINT8"), "holds '1' at index 0, which is not a whole number"),
-    (tensor([1], datatype="BOOL"), "holds 1 at index 0, which is not true or false"),
-    (tensor(["true"], datatype="BOOL"), "holds 'true' at index 0, which is not true or false"),
-    (tensor([1], datatype="BYTES"), "holds 1 at index 0, which is not a string"),
-    (tensor([None], datatype="BYTES"), "holds None at index 0, which is not a string"),
-    (tensor([[97]], datatype="BYTES"), "holds 97 at index 0, which is not a string"),
+    (tensor([1.5], datatype="INT32"), "holds 1.5 at index 0, not an integer"),
+    (tensor([1.0], datatype="INT32"), "holds 1.0 at index 0, not an integer"),
+    (tensor([None], datatype="INT32"), "holds None at index 0, not an integer"),
+    (tensor([0, True], datatype="INT64", shape=[2]), "holds True at index 1, not an integer"),
+    (tensor(["1"], datatype="UINT8"), "holds '1' at index 0, not an integer"),
+    (tensor([1], datatype="BOOL"), "holds 1 at index 0, not true or false"),
+    (tensor(["true"], datatype="BOOL"), "holds 'true' at index 0, not true or false"),
+    (tensor([1], datatype="BYTES"), "holds 1 at index 0, not a string"),
+    (tensor([None], datatype="BYTES"), "holds None at index 0, not a string"),
+    (tensor([[97]], datatype="BYTES"), "holds 97 at index 0, not a string"),
     (tensor([1], parameters=[]), 'has "parameters" that are not an object'),
     (tensor([1], parameters={"a": {}}), "has the parameter 'a' that is not a string, number"),
     (tensor([1], parameters={"binary_data_size": 4}), 'has both "data" and "binary_data_size"'),
@@ -124,7 +124,7 @@ def test_bad_tensors_are_named(entry, words):
 
 
 def test_duplicate_inputs():
-    with pytest.raises(InvalidInput, match=r"^Input 'x' is there more than once"):
+    with pytest.raises(InvalidInput, match=r"^Duplicate input 'x'\.$"):
         decode(tensor([1]), tensor([1]) | {"name": "y"}, tensor([1]))
 
 
