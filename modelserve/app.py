@@ -65,6 +65,19 @@ class ModelServer:
         if repository is not None:
             self.serving.use(repository)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        shared = self.serving.registry.shared
+        options = {
+            "limits": shared.limits,
+            "threads": shared.workers.limit,
+            "prefix": self._prefix,
+            "debug": self.serving.debug,
+            "token": self.serving.token,
+            "coalesce": shared.coalesce,
+            "repository": self._repository,
+        }
+        return _rebuilt, (options, self.serving.registry.models)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan.
 
@@ -142,3 +155,11 @@ class ModelServer:
             await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
             raise
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _rebuilt(options: dict[str, Any], models: list[tuple[str, Any]]) -> ModelServer:
+    """Return the application that was pickled, with its models under their names."""
+    app = ModelServer(**options)
+    for name, model in models:
+        app.serving.registry.adopt(name, model)
+    return app

@@ -13,17 +13,6 @@ import pytest
 import modelserve
 from modelserve import errors
 
-# Names that a module passes on from another on purpose, beside those that it defines.
-PASSED_ON = {
-    "modelserve.tensors.messages": {
-        "InferInput",
-        "InferOutput",
-        "InferRequest",
-        "InferResponse",
-        "RequestedOutput",
-        "generate_uuid",
-    },
-}
 # Modules that are run, or have nothing but a dunder or a docstring.
 WITHOUT_ALL = {
     "modelserve.__main__",
@@ -105,7 +94,7 @@ def test_a_module_has_the_names_that_it_says(name: str) -> None:
         owner = getattr(value, "__module__", name)
         if value is not Any and (inspect.isclass(value) or inspect.isfunction(value)):
             inside = owner == name or owner.startswith(f"{name}.")  # a package passes on its own
-            assert inside or public in PASSED_ON.get(name, ()), f"{public} is {owner}'s"
+            assert inside, f"{public} is {owner}'s"
 
 
 @pytest.mark.parametrize("public", modelserve.__all__)
