@@ -641,7 +641,7 @@ async def test_a_handler_is_told_once_though_host_and_client_both_leave() -> Non
     app.add_model(streaming(started, cleaning, go_on, log), "m")
     async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
         await started.wait()
-        await until(lambda: all(flight.watched for flight in app.serving.flights))
+        await until(lambda: all(flight.adopted for flight in app.serving.flights))
         assert client.task is not None
         client.task.cancel()
         await cleaning.wait()

@@ -12,8 +12,8 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
 from modelserve.errors import ResponseCut
-from modelserve.exchange.exchange import model_headers
 from modelserve.testing import Cut, exchange, request
+from modelserve.wire.headers import sendable_headers
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +134,7 @@ async def test_head_has_the_headers_of_get_and_no_body(path: str) -> None:
     ],
 )
 def test_which_headers_a_model_may_set(own: dict[str, str], sent: list[Any]) -> None:
-    assert model_headers(MutableHeaders(own)) == sent
+    assert sendable_headers(MutableHeaders(own)) == sent
 
 
 @pytest.mark.parametrize("kind", ["value", "stream", "collected"])
