@@ -20,7 +20,7 @@ from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.head import Scope
 from modelserve.wire.paths import segments_below
 
-__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes"]
+__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "match"]
 
 _REMEMBERED: Final = 4096
 
@@ -92,6 +92,10 @@ class Routes:
         self._registry = registry
         self._prefix = prefix.rstrip("/")
         self._known: dict[Any, Target] = {}
+
+    def __len__(self) -> int:
+        """Return how many paths are remembered."""
+        return len(self._known)
 
     def find(self, scope: Scope) -> Target:
         """Return what a path means; NOT_FOUND where it means nothing."""

@@ -677,9 +677,9 @@ async def test_a_host_task_is_left_alone_once_its_request_is_over() -> None:
     await started.wait()
     flights.cancel_all(ServerShuttingDown, cleanup_cap=0.15)
     young = list(flights)
-    assert not young[0].watched
+    assert not young[0].adopted
     await cleaning.wait()
-    await until(lambda: young[0].watched)
+    await until(lambda: young[0].adopted)
     go_on.set()
     with contextlib.suppress(asyncio.CancelledError):
         await task

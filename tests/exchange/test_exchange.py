@@ -327,7 +327,7 @@ async def test_a_request_that_is_answered_did_not_end_early() -> None:
     vars(model).update(predict=predict, postprocess=postprocess)
     server.add_model(model)
     assert (await request(server, *PREDICT, json=[])).status == 200
-    assert [flight.reason for flight in flights] == [None]
+    assert [flight.request.reason for flight in flights] == [None]
 
 
 async def test_a_deadline_after_the_last_event_is_none() -> None:
@@ -356,7 +356,7 @@ async def test_a_deadline_after_the_last_event_is_none() -> None:
     server.add_model(model)
     response = await request(server, *PREDICT, json=[])
     assert (response.status, cleaned) == (200, [True])
-    assert [flight.reason for flight in flights] == [None]
+    assert [flight.request.reason for flight in flights] == [None]
 
 
 # --- a request that ends early ------------------------------------------------------------------
