@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final
 
 from modelserve.models.model import LIFECYCLE, METADATA, STREAMING_HOOKS, defines
@@ -232,29 +233,36 @@ class _Signature:
             for name in ("payload", *_HEADERS)
             if self.declares(name) or (name in passed and self.accepts(name))
         ]
-        if self.has_args and not self.has_kwargs:
-            by_position = self._positions(names)
-        else:
-            by_position = [name for name in names if name == "payload"]
-            by_position += [p.name for p in self.positional if self._is_positional_only_header(p)]
-        return _Arguments(tuple(by_position), tuple(n for n in names if n not in by_position))
+        by_position = self._by_position(names)
+        others = (name for name in names if name not in by_position)
+        return _Arguments(tuple(by_position), tuple(n for n in others if self._goes_by_name(n)))
 
-    def _is_positional_only_header(self, p: inspect.Parameter) -> bool:
-        return p.kind is inspect.Parameter.POSITIONAL_ONLY and p.name in _HEADERS
-
-    def _positions(self, names: list[str]) -> list[str]:
-        """Order arguments by position: declared parameters first, the others into `*args`."""
+    def _by_position(self, names: list[str]) -> list[str]:
+        """Order what goes by position: the payload, what must, and what only `*args` takes."""
         declared = ["payload" if p is self.payload else p.name for p in self.positional]
-        by_keyword = {p.name for p in self.parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        filled = [name for name in declared if name in names]
-        if filled != declared:  # a default in between: nothing may go into `*args`
-            return filled
-        return filled + [n for n in names if n not in filled and n not in by_keyword]
+        filled = list(takewhile(names.__contains__, declared))  # up to one that has a default
+        if not self.has_args or self.has_kwargs:
+            must = [name for name in filled if not self._goes_by_name(name)]
+            return must if "payload" in must or "payload" not in names else ["payload", *must]
+        undeclared = [name for name in names if not self.declares(name)]
+        return filled + undeclared if filled == declared else filled
+
+    def _goes_by_name(self, name: str) -> bool:
+        """Return whether an argument can go by name, which the payload never does."""
+        if name == "payload":
+            return False
+        if not self.declares(name):
+            return self.has_kwargs
+        return any(p.name == name and p.kind in _BY_NAME for p in self.parameters)
 
 
 _POSITIONAL: Final = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+_BY_NAME: Final = (
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
 )
 _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

@@ -129,6 +129,18 @@ def with_default_and_arguments(payload: Any, temperature: float = 0.7, *args: An
     return payload, temperature, *args
 
 
+def with_default_headers_and_arguments(
+    payload: Any, temperature: float = 0.7, headers: Any = None, *args: Any
+) -> Any:
+    return payload, temperature, headers, *args
+
+
+def with_positional_only_default(
+    payload: Any, temperature: float = 0.7, headers: Any = None, /
+) -> Any:
+    return payload, temperature, headers
+
+
 def with_keyword_default(payload: Any, *, headers: Any, temperature: float = 0.7) -> Any:
     return payload, headers, temperature
 
@@ -194,6 +206,8 @@ SIGNATURES: list[tuple[Any, Any]] = [
     (everything, ("p", "h", "r")),
     (with_default, ("p", 0.7)),
     (with_default_and_arguments, ("p", 0.7)),
+    (with_default_headers_and_arguments, ("p", 0.7, "h")),
+    (with_positional_only_default, ("p", 0.7, None)),
     (with_keyword_default, ("p", "h", 0.7)),
     (functools.partial(bound_first, "e"), ("p", "h", "e")),
     (functools.partial(with_both, "e"), ("e", "h", "r")),
