@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Final, TypeAlias
 
 from modelserve.concurrency.flight import Phase
-from modelserve.endpoints import Endpoint, Target
+from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
     MethodNotAllowed,
     RouteNotFound,
@@ -71,8 +71,8 @@ def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint:
 async def run_model(serving: Serving, target: Target, exchange: Exchange) -> None:
     """Find the model, read and decode the request, admit it, and answer it; an endpoint."""
     codec, ref, headers = target.codec, target.ref, exchange.headers
-    body = payload = None
-    if codec.model_in_body:
+    is_named = ref is not NO_MODEL
+    if not is_named:  # the body names it
         body = await read_body(
             exchange.receive, serving.max_body_bytes, exchange.get(b"content-length")
         )
@@ -85,7 +85,7 @@ async def run_model(serving: Serving, target: Target, exchange: Exchange) -> Non
         exchange.deadlines = shortened(entry.deadlines, asked)
     if entry.checks_health or not entry.model.ready:
         await _wait_until_usable(serving, entry, exchange)
-    if not codec.model_in_body:
+    if is_named:
         limit = entry.max_body_bytes
         if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
             codec = codec_for(codec, exchange, serving.events)

@@ -19,11 +19,11 @@ from modelserve.version import __version__
 from modelserve.wire.headers import JSON
 from modelserve.wire.json import to_json
 
-__all__ = ["NO_CODEC", "Endpoint", "Target"]
+__all__ = ["NO_CODEC", "NO_MODEL", "Endpoint", "Target"]
 
 _INDEX_BYTES: Final = 1 << 16
 _EXTENSIONS: Final = ["model_repository_extension", "binary_tensor_data", "generate"]
-_NO_MODEL: Final = ModelRef("")
+NO_MODEL: Final = ModelRef("")  # of a path that names none
 NO_CODEC: Final = Codec()  # of paths that run no model: it writes errors alone
 
 
@@ -42,7 +42,7 @@ class Target:
     """
 
     endpoints: Mapping[str, "Endpoint"]
-    ref: ModelRef = _NO_MODEL
+    ref: ModelRef = NO_MODEL
     codec: Codec = NO_CODEC
     verb: str = ""
     hook: str = "predict"

@@ -217,8 +217,8 @@ def _drive(request: Watched, pipeline: Pipeline, trap: Any) -> Generator[Any, An
     resume: Any = pipeline.send
     try:
         while True:
-            if request.on_suspend is not None:
-                request.on_suspend()
+            if request.stream is not None:
+                request.stream.note_suspension()
             try:
                 value = yield trap
             except BaseException as exc:

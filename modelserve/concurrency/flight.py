@@ -11,7 +11,7 @@ cancelled and shielded is in `asyncio_flight` and `trio_flight`.
 """
 
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, ClassVar, Final, Protocol
 
 from starlette.types import Receive
@@ -43,6 +43,12 @@ class Phase:
     DONE: Final = 5  # all has been sent; only the drain limits what is still being closed
 
 
+class Suspending(Protocol):
+    """What wants to know when a pipeline suspends."""
+
+    def note_suspension(self) -> None: ...
+
+
 class Watched(Protocol):
     """A request, as far as its flight knows it.
 
@@ -58,7 +64,7 @@ class Watched(Protocol):
         answered: The last event of the answer is on its way.
         reason: What ends it early, once something does.
         flight: The request's own flight; None before its pipeline has suspended.
-        on_suspend: Called wherever the pipeline suspends.
+        stream: What is told wherever the pipeline suspends, if anything is.
     """
 
     arrived: float
@@ -70,7 +76,9 @@ class Watched(Protocol):
     answered: bool
     reason: Stopped | None
     flight: "Flight | None"
-    on_suspend: Callable[[], None] | None
+
+    @property
+    def stream(self) -> "Suspending | None": ...
 
     def report_early_end(self, reason: Stopped) -> Coroutine[Any, Any, None]:
         """Tell the client, while user code is still cleaning up."""

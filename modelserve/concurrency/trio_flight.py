@@ -196,8 +196,8 @@ def _drive(flight: TrioFlight, pipeline: Pipeline) -> Generator[Any, Any, None]:
             trap = step(value)
         except StopIteration:
             return
-        if request.on_suspend is not None:
-            request.on_suspend()
+        if request.stream is not None:
+            request.stream.note_suspension()
         if flight.is_delivered and not flight.is_leaving_nursery(task):
             flight.begin_clean_up()
         try:

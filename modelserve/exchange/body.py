@@ -15,7 +15,8 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     a content length; ClientGone if the client leaves before its end.
     """
     check_length(content_length, limit)
-    body = bytearray()
+    parts: list[bytes] = []
+    size = 0
     while True:
         try:
             message = await receive()
@@ -24,11 +25,9 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
         if message["type"] == "http.disconnect":
             raise ClientGone
         part: bytes = message.get("body", b"")
-        if len(body) + len(part) > limit:
+        size += len(part)
+        if size > limit:
             raise too_large(limit)
-        more = message.get("more_body")
-        if not (more or body):
-            return part  # the whole body in one message is not copied
-        body += part
-        if not more:
-            return body
+        if not message.get("more_body"):
+            return b"".join((*parts, part)) if parts else part  # one part is not copied
+        parts.append(part)

@@ -8,9 +8,9 @@ pipeline looks at the reason before it sends anything. Streams are written by `s
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 from starlette.types import Receive, Send
@@ -40,23 +40,39 @@ _NO_DEADLINES: Final = Deadlines()
 _NO_SECONDS: Final[Mapping[str, float]] = {}
 
 
+class StreamState(Protocol):
+    """The stream of an answer, as far as its exchange knows it.
+
+    Attributes:
+        encoder: None before the first item.
+        lock: Where a heartbeat sends as well: whoever sends holds it.
+        items: How many have been sent.
+        first_item: Seconds from arrival to the first; None before it.
+    """
+
+    encoder: Encoder | None
+    lock: anyio.Lock | None
+    items: int
+    first_item: float | None
+
+    def note_suspension(self) -> None:
+        """Note that the pipeline has suspended."""
+
+
 class Exchange(Head):
     """One request and its answer; one object from the first byte to the last.
 
     Attributes:
         codec: Writes the errors.
         receive, send: The host's.
-        arrived, since, phase, deadlines, body_read, answered, reason, flight, on_suspend: As for
+        arrived, since, phase, deadlines, body_read, answered, reason, flight, stream: As for
             `concurrency.flight.Watched`.
         status: That of the answer; 0 before its start.
         sending: A `send` has begun and not returned.
-        complete: The last event has been sent.
         cut: The answer must not look complete: the host has to cut the connection.
         headers_only: The request is a HEAD.
         closes_connection: The answer asks the client to close the connection.
-        encoder: That of a stream, once it is known.
-        stream: What a stream notes where it suspends.
-        series, error, admitted, seconds, items, first_item: What is recorded, as for
+        series, error, admitted, seconds, stream: What is recorded, as for
             `metrics.series.Ending`.
     """
 
@@ -67,17 +83,11 @@ class Exchange(Head):
         "body_read",
         "closes_connection",
         "codec",
-        "complete",
         "cut",
         "deadlines",
-        "encoder",
         "error",
-        "first_item",
         "flight",
         "headers_only",
-        "items",
-        "lock",
-        "on_suspend",
         "phase",
         "reason",
         "receive",
@@ -87,6 +97,7 @@ class Exchange(Head):
         "series",
         "since",
         "status",
+        "stream",
     )
 
     def __init__(
@@ -105,19 +116,14 @@ class Exchange(Head):
         self.flight: Flight | None = None
         # what has been sent
         self.status = 0
-        self.sending = self.complete = self.cut = False
+        self.sending = self.cut = self.closes_connection = False
         self.headers_only = scope["method"] == "HEAD"
-        self.closes_connection = False
-        self.encoder: Encoder | None = None
-        self.lock: anyio.Lock | None = None
-        self.on_suspend: Callable[[], None] | None = None
+        self.stream: StreamState | None = None
         # what is recorded
         self.series: ModelSeries | None = None
         self.error: BaseException | None = None
         self.admitted = False
         self.seconds = _NO_SECONDS
-        self.items = 0
-        self.first_item: float | None = None
 
     # -- what the request waits for
 
@@ -176,7 +182,6 @@ class Exchange(Head):
         except Exception as exc:
             raise ClientGone from exc
         self.sending = False
-        self.complete = True
         self.phase = _DONE
 
     async def _send_parts(
@@ -208,13 +213,13 @@ class Exchange(Head):
         """Send the end of the body."""
         self.answered = True
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
-        self.complete = True
         self.phase = _DONE
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
         """Send one event, in turn where a heartbeat sends as well."""
-        if self.lock is not None:
-            async with self.lock:
+        stream = self.stream
+        if stream is not None and stream.lock is not None:
+            async with stream.lock:
                 await self._send_now(message)
         else:
             await self._send_now(message)
@@ -236,22 +241,24 @@ class Exchange(Head):
             return
         if not is_expected(exc):
             self.log("Request %s failed", exc)
-        status, sentence, headers = describe(exc, debug=debug)
-        self.enter(_SEND)
-        await self._report(status, sentence, headers)
+        if self.phase != _DONE:
+            status, sentence, headers = describe(exc, debug=debug)
+            self.enter(_SEND)
+            await self._report(status, sentence, headers)
 
     async def report_early_end(self, reason: Stopped) -> None:
         """Tell the client why the request ends early, while user code is still cleaning up."""
         self.error = reason
         if self.sending:  # hosts differ in what they did with an interrupted event
-            self.cut = not self.complete
+            self.cut = self.phase != _DONE
             return
         with anyio.move_on_after(self.deadlines.cleanup_timeout):
             try:
-                await self._report(reason.status, reason.reason, reason.headers)
+                if self.phase != _DONE:
+                    await self._report(reason.status, reason.reason, reason.headers)
             except ClientGone:
                 return
-        self.cut = not self.complete
+        self.cut = self.phase != _DONE
 
     def log(self, text: str, exc: BaseException) -> None:
         """Log a failure with its traceback; `text` has a place for the request's id."""
@@ -259,13 +266,12 @@ class Exchange(Head):
         logger.error(text, number, exc_info=exc, extra={"request_id": number})
 
     async def _report(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
-        if self.complete:
-            return
+        encoder = None if self.stream is None else self.stream.encoder
         if not self.status:
             status, own, body = self.codec.error(status, sentence)
             await self._send_whole(status, [*own, *error_headers(headers)], body)
-        elif self.encoder is not None and self.encoder.failure is not None:
-            await self.send_part(self.encoder.failure(status, sentence))
+        elif encoder is not None and encoder.failure is not None:
+            await self.send_part(encoder.failure(status, sentence))
             await self.finish()
         else:
             self.cut = True

@@ -27,6 +27,7 @@ __all__ = ["Coalesced", "Stream", "Streaming"]
 _FIRST: Final = Phase.FIRST
 _ITEM: Final = Phase.ITEM
 _SEND: Final = Phase.SEND
+_DONE: Final = Phase.DONE
 # What a stream may run without giving way to other requests. It has to be more than the
 # interpreter's switch interval, 5 ms: a pause lets go of its lock for too short a time to be taken
 # by a thread that waits for it, and begins that thread's 5 ms anew.
@@ -77,12 +78,32 @@ class Coalesced:
 class Stream:
     """The items of one answer on their way to the client."""
 
-    __slots__ = ("_exchange", "_format", "_streaming")
+    __slots__ = (
+        "_exchange",
+        "_format",
+        "_observer",
+        "_streaming",
+        "encoder",
+        "first_item",
+        "items",
+        "lock",
+    )
 
     def __init__(self, exchange: Exchange, format: StreamFormat, streaming: Streaming) -> None:
         self._exchange = exchange
         self._format = format
         self._streaming = streaming
+        self._observer: _Progress | _Parts | None = None
+        self.encoder: Encoder | None = None
+        self.lock: anyio.Lock | None = None
+        self.items = 0
+        self.first_item: float | None = None
+        exchange.stream = self
+
+    def note_suspension(self) -> None:
+        """Note that the pipeline has suspended."""
+        if self._observer is not None:
+            self._observer.note_suspension()
 
     async def send(self, items: AsyncIterator[Any]) -> None:
         """Send all items, the first with the start of the answer.
@@ -99,7 +120,7 @@ class Stream:
             first = await anext(items)
         except StopAsyncIteration:
             first, empty = None, True
-        encoder = exchange.encoder or self._format.encoder(first, empty=empty)
+        encoder = self.encoder or self._format.encoder(first, empty=empty)
         if encoder.join is not None:
             await self._send_collected(items, [] if empty else [encoder.encode(first)], encoder)
             return
@@ -115,8 +136,8 @@ class Stream:
     def _record_first(self) -> Tick:
         exchange = self._exchange
         now = monotonic()
-        exchange.items = 1
-        exchange.first_item = now - exchange.arrived
+        self.items = 1
+        self.first_item = now - exchange.arrived
         return self._streaming.record_first(exchange.arrived, now)
 
     async def _start(self, encoder: Encoder) -> None:
@@ -124,7 +145,7 @@ class Stream:
         exchange = self._exchange
         exchange.check_reason()
         exchange.enter(_SEND)
-        exchange.encoder = encoder
+        self.encoder = encoder
         if not exchange.status:
             headers = _with_defaults(self._format.headers(), encoder, _UNBUFFERED)
             await exchange.start(200, headers)
@@ -134,17 +155,16 @@ class Stream:
     ) -> None:
         """Send the items after the first, while the driver tells of each suspension."""
         exchange, streaming = self._exchange, self._streaming
-        if streaming.heartbeat is not None and exchange.lock is None:
+        if streaming.heartbeat is not None and self.lock is None:
             await self._start_heartbeat()
         if streaming.coalesce and (exchange.flight is None or exchange.flight.spawns_tasks):
             await self._send_coalesced(items, encoder.encode, tick)
             return
-        progress = _Progress(exchange, tick)
-        exchange.on_suspend = progress.note_suspension
+        self._observer = progress = _Progress(self, exchange, tick)
         try:
             await self._send_each(items, encoder.encode, progress)
         finally:
-            exchange.on_suspend = None
+            self._observer = None
             progress.record()
 
     async def _send_each(
@@ -156,7 +176,7 @@ class Stream:
         pipeline is suspended; so both are noted there, instead of at every item.
         """
         exchange, send = self._exchange, self._exchange.send
-        sends_alone = exchange.lock is None
+        sends_alone = self.lock is None
         is_raw = encode is raw_item
         exchange.phase = _ITEM
         async for item in items:
@@ -174,7 +194,7 @@ class Stream:
             else:
                 await exchange.send_part(chunk)
             exchange.phase = _ITEM
-            exchange.items += 1
+            self.items += 1
             now = monotonic()
             if now >= progress.look_at and progress.turn_is_over(now):
                 await anyio.lowlevel.checkpoint()
@@ -190,18 +210,17 @@ class Stream:
         own, whose cancellation must not find this task in the middle of a `send`.
         """
         exchange = self._exchange
-        parts = _Parts(exchange, tick)
+        self._observer = parts = _Parts(self, exchange, tick)
         exchange.enter(_ITEM)
-        exchange.on_suspend = parts.note_suspension
         try:
             await self._gather(items, encode, parts)
         except BaseException as exc:
-            exchange.on_suspend = None
+            self._observer = None
             if not exchange.is_interrupted_by(exc):
                 await parts.send()  # what was made before the failure goes before its record
             raise
         finally:
-            exchange.on_suspend = None
+            self._observer = None
             parts.record()
             await parts.close()
 
@@ -239,7 +258,7 @@ class Stream:
             if now >= turn_ends:
                 await anyio.lowlevel.checkpoint()
                 turn_ends = monotonic() + _TURN_SECONDS
-        exchange.items = len(parts)
+        self.items = len(parts)
         headers = _with_defaults(self._format.headers(), encoder)
         await exchange.send_document(200, headers, [encoder.join(parts)])
 
@@ -249,15 +268,15 @@ class Stream:
         encoder = self._format.framed_encoder() if seconds is not None else None
         if encoder is None or seconds is None:
             return
-        exchange.lock = anyio.Lock()  # from now on two tasks send
+        self.lock = anyio.Lock()  # from now on two tasks send
         await self._start(encoder)
-        exchange.enter(_ITEM if exchange.items else _FIRST)
+        exchange.enter(_ITEM if self.items else _FIRST)
         flight = await exchange.ensure_flight()
         flight.start_companion(self._beat(encoder.idle or b"", seconds))
 
     async def _beat(self, idle: bytes, seconds: float) -> None:
         exchange, sent = self._exchange, monotonic()
-        while not exchange.complete:
+        while exchange.phase != _DONE:
             quiet = monotonic() - max(sent, exchange.since)
             if quiet < seconds:
                 await anyio.sleep(seconds - quiet)
@@ -276,12 +295,13 @@ class _Progress:
     say), other tasks may only see at the next one.
     """
 
-    __slots__ = ("_exchange", "_phase", "_recorded", "_tick", "_turn_ends", "look_at")
+    __slots__ = ("_exchange", "_phase", "_recorded", "_stream", "_tick", "_turn_ends", "look_at")
 
-    def __init__(self, exchange: Exchange, tick: Tick) -> None:
+    def __init__(self, stream: Stream, exchange: Exchange, tick: Tick) -> None:
+        self._stream = stream
         self._exchange = exchange
         self._tick = tick
-        self._recorded = exchange.items
+        self._recorded = stream.items
         self._phase = (0, 0)
         self.begin_turn()
         self.look_at = self._turn_ends
@@ -294,7 +314,7 @@ class _Progress:
         self.record()
         self.look_at = 0.0
         exchange = self._exchange
-        phase = (exchange.phase, exchange.items)
+        phase = (exchange.phase, self._stream.items)
         if phase != self._phase:
             self._phase = phase
             exchange.since = monotonic()
@@ -309,7 +329,7 @@ class _Progress:
 
     def record(self) -> None:
         """Record the items that came one right after the other."""
-        count = self._exchange.items - self._recorded
+        count = self._stream.items - self._recorded
         if count:
             self._tick(monotonic(), count)
             self._recorded += count
@@ -321,9 +341,10 @@ class _Parts:
     After a pause `_unrecorded` is -1: the next item is recorded by itself, at its own time.
     """
 
-    __slots__ = ("_exchange", "_parts", "_task", "_tick", "_unrecorded", "size")
+    __slots__ = ("_exchange", "_parts", "_stream", "_task", "_tick", "_unrecorded", "size")
 
-    def __init__(self, exchange: Exchange, tick: Tick) -> None:
+    def __init__(self, stream: Stream, exchange: Exchange, tick: Tick) -> None:
+        self._stream = stream
         self._exchange = exchange
         self._tick = tick
         self._unrecorded = 0
@@ -380,7 +401,7 @@ class _Parts:
             exchange.check_reason()
             exchange.enter(_SEND)
             await exchange.send_part(b"".join(parts))
-            exchange.items += len(parts)
+            self._stream.items += len(parts)
         exchange.enter(_ITEM)
 
 

@@ -218,14 +218,22 @@ class Ending(Protocol):
     Attributes:
         status, error, admitted: As for `outcome_of`; with no status sent, it is 499.
         seconds: What each hook took, a stream's to its end.
-        items, first_item: Of a stream, for the log alone: how many, and the seconds from arrival
-            to the first; None where there was none.
+        stream: For the log alone: `items`, how many were streamed, and `first_item`, the seconds
+            from arrival to the first; None where there was none.
     """
 
     status: int
     error: BaseException | None
     admitted: bool
     seconds: Mapping[str, float]
+
+    @property
+    def stream(self) -> "Streamed | None": ...
+
+
+class Streamed(Protocol):
+    """What is recorded of a stream."""
+
     items: int
     first_item: float | None
 
@@ -272,7 +280,9 @@ class ModelSeries:
                 stages[stage].observe(taken[stage])
         if access_logger.isEnabledFor(logging.INFO):
             labels = (self.name, protocol, verb, status, outcome)
-            _log(labels, seconds, taken, request_id, ending.items, ending.first_item)
+            stream = ending.stream
+            counts = (0, None) if stream is None else (stream.items, stream.first_item)
+            _log(labels, seconds, taken, request_id, *counts)
 
     def done(self, protocol: str, verb: str) -> "Done":
         """Return what counts the requests that the hook `verb` alone has answered."""
