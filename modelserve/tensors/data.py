@@ -5,8 +5,7 @@ extension); and a numpy array. Each fact about a datatype is a row of `DATATYPES
 library (`struct`, `memoryview.cast`) converts between lists and bytes, so that numpy is imported
 only for arrays and for BF16.
 
-Data that does not fit raises `Misfit`, whose text is the end of a sentence. The caller puts the
-tensor's name before it and knows whose error it is.
+Data that does not fit raises `Misfit`. The caller knows the tensor's name and whose error it is.
 """
 
 from __future__ import annotations
@@ -74,7 +73,10 @@ _SHORT.maxstring = 60
 
 
 class Misfit(ValueError):
-    """Raised for data that does not fit its datatype or shape; the end of a sentence."""
+    """Raised for data that does not fit its datatype or shape.
+
+    Its text is the end of a sentence that begins with the tensor's name.
+    """
 
 
 class NotJSON(Misfit):
@@ -82,7 +84,10 @@ class NotJSON(Misfit):
 
 
 class WrongArray(Misfit):
-    """Raised for an array of another datatype or shape than its tensor's."""
+    """Raised for an array of another datatype or shape than the tensor that it is set on.
+
+    This is the program's error, whichever tensor it is.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +215,7 @@ def _check_count(count: int, shape: Sequence[Any], datatype: Datatype) -> None:
 
 
 def _count_elements(shape: Sequence[Any], datatype: Datatype) -> int:
-    """Return how many elements a shape has, without allocating anything on its word."""
+    """Return how many elements a shape has, without allocating anything."""
     if not _INTEGER.issuperset(map(type, shape)):
         raise Misfit(f"has a shape that is not a list of whole numbers: {short(shape)}")
     if len(shape) > _MAX_DIMENSIONS:
@@ -379,7 +384,7 @@ def _pack_numbers(values: list[Any], datatype: Datatype) -> bytes:
 
 
 def _substitute(value: Any, datatype: Datatype) -> Any:
-    """Return what `struct` takes instead of the two values that it does not take as they are."""
+    """Return NaN for null, an int for a float without a fraction, and other values as they are."""
     if value is None and NoneType in datatype.json:
         return math.nan
     if isinstance(value, float) and datatype.json == _INTEGER and value.is_integer():

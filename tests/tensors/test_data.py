@@ -3,6 +3,7 @@
 import struct
 import sys
 import time
+from array import array
 
 import numpy as np
 import orjson
@@ -215,6 +216,7 @@ def test_output_bytes_that_are_not_utf8():
         (((1, 2),), [1.0, 2.0]),
         ((1, np.float64(2)), [1.0, 2.0]),
         ([None, 2], [None, 2.0]),
+        (array("d", [1, 2]), [1.0, 2.0]),
     ],
 )
 def test_what_models_put_into_lists(data, written):

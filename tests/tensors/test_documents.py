@@ -208,6 +208,7 @@ def test_raw_outputs_are_checked():
     ("document", "words"),
     [
         (5, "Expected the response to be a JSON object"),
+        ({"outputs": [], "parameters": []}, 'The response has "parameters" that are not an object'),
         ({}, 'Expected "outputs" to be a list'),
         ({"outputs": [5]}, r"Expected outputs\[0\] to be a JSON object"),
         ({"outputs": [{"name": "o"}]}, "Output 'o' has no \"shape\""),

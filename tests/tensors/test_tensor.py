@@ -64,7 +64,7 @@ def test_as_string():
     ],
 )
 def test_as_numpy_of_what_does_not_fit(tensor, fault):
-    with pytest.raises(fault, match=r"put '?x'? |'x' has "):
+    with pytest.raises(fault, match=r"^(Input|Output) 'x' has "):
         tensor.as_numpy()
 
 
