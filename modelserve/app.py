@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from modelserve.dispatch import dispatch
-from modelserve.endpoints import Target
 from modelserve.errors import ResponseCut, ServingError, Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
@@ -97,21 +96,16 @@ class ModelServer:
             if not isinstance(reason.__cause__, ServingError | None):
                 exchange.log("Request %s failed while it ended", reason)
         finally:
-            if target.verb:
-                self._record(target, exchange)
+            if target.verb:  # it ran a model, or would have
+                series = exchange.series or serving.telemetry.unknown
+                exchange.error = exchange.reason or exchange.error
+                seconds = monotonic() - exchange.arrived
+                series.record(target.codec.protocol, target.verb, exchange, seconds, exchange.id)
             if exchange.flight is not None or exchange.error is not None:
                 # References in a circle, which only the garbage collector would find.
                 exchange.flight = exchange.reason = exchange.error = None
         if exchange.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
-
-    def _record(self, target: Target, exchange: Exchange) -> None:
-        """Record a request that ran a model, or would have."""
-        if exchange.reason is not None:
-            exchange.error = exchange.reason
-        series = exchange.series or self.serving.telemetry.unknown
-        seconds = monotonic() - exchange.arrived
-        series.record(target.codec.protocol, target.verb, exchange, seconds, exchange.id)
 
     def add_model(self, model: Any, name: str | None = None) -> None:
         """Register a model; one of the same name is replaced. It is loaded in the background."""

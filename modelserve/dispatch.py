@@ -159,7 +159,10 @@ async def _respond(
         if plan.is_direct:
             codec.check(payload)
             try:
-                result = await plan.main.call(payload, headers, response_headers)
+                if plan.takes_payload_alone:
+                    result = await plan.main.function(payload)
+                else:
+                    result = await plan.main.call(payload, headers, response_headers)
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
