@@ -101,9 +101,8 @@ class ModelServer:
                 exchange.error = exchange.reason or exchange.error
                 seconds = monotonic() - exchange.arrived
                 series.record(target.codec.protocol, target.verb, exchange, seconds, exchange.id)
-            if exchange.flight is not None or exchange.error is not None:
-                # References in a circle, which only the garbage collector would find.
-                exchange.flight = exchange.reason = exchange.error = None
+            # References in a circle, which only the garbage collector would find.
+            exchange.flight = exchange.stream = exchange.reason = exchange.error = None
         if exchange.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
 
