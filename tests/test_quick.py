@@ -18,7 +18,7 @@ import pytest
 from modelserve import InvalidInput, Limits, Model, ModelServer
 from modelserve.concurrency.flight import Flight
 from modelserve.errors import ResponseCut
-from modelserve.metrics.telemetry import DIRECTORY_VARIABLE
+from modelserve.metrics.shared import DIRECTORY_VARIABLE
 from modelserve.quick import Attempt
 from modelserve.testing import App, Cut, Exchange, exchange, request
 

@@ -26,7 +26,7 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import ClientGone, Stopped, describe, is_expected
-from modelserve.metrics.telemetry import ModelSeries
+from modelserve.metrics.series import ModelSeries
 from modelserve.wire.encoders import Encoder, error_document
 
 __all__ = ["JSON", "Body", "Header", "Reply", "Send", "length_header", "model_headers"]

@@ -25,7 +25,7 @@ import anyio.lowlevel
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import ClientGone, CollectedTooLarge, Stopped
 from modelserve.exchange.exchange import Header, Reply
-from modelserve.metrics.telemetry import Tick
+from modelserve.metrics.series import Tick
 from modelserve.wire.encoders import Encoder, raw_item
 
 __all__ = ["Coalesced", "Stream", "StreamForm", "Streaming"]

@@ -44,7 +44,7 @@ from modelserve.errors import LoadError
 from modelserve.lifespan import CLEANUP_AFTER_DRAIN
 from modelserve.limits import DEFAULTS
 from modelserve.loader import users_traceback
-from modelserve.metrics.telemetry import DIRECTORY_VARIABLE, shared_directory
+from modelserve.metrics.shared import DIRECTORY_VARIABLE, shared_directory
 from modelserve.server.connections import StalledConnections, has_request, mended
 
 __all__ = ["Server", "Settings", "model_servers", "serve"]

@@ -1,0 +1,158 @@
+"""The series of one model: what its requests and streams record."""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+
+from modelserve.metrics.access import log_request
+from modelserve.metrics.access import logger as access_logger
+from modelserve.metrics.cells import BOUNDS, FIRST_BOUND, SUM, Counter, Gauge, Histogram
+from modelserve.metrics.ending import Ending, result_of
+from modelserve.metrics.store import Store
+
+__all__ = ["Done", "ModelSeries", "Tick"]
+
+
+class ModelSeries:
+    """The series of one model; hold it, or parts of it, for as long as the model is served.
+
+    Attributes:
+        name: The model's name, as a label can show it.
+        stages: A histogram for each hook that the model defines.
+    """
+
+    __slots__ = ("_seconds", "_store", "_streams", "name", "stages")
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name.encode("utf-8", "replace").decode()
+        self.stages: dict[str, Histogram] = {}
+        self._store = store
+        self._seconds = store.series(Histogram, "modelserve_request_seconds", self.name)
+        self._streams: tuple[Histogram, Histogram, Counter] | None = None
+
+    def record(
+        self, protocol: str, verb: str, ending: Ending, seconds: float, request_id: bytes = b""
+    ) -> None:
+        """Count a request that has ended, and write its line to the access log if that is on.
+
+        Args:
+            protocol, verb: What was asked for.
+            ending: How it ended, and how long its hooks took.
+            seconds: From arrival to end.
+            request_id: For the log.
+        """
+        if not self._store.opened:
+            self._store.open()
+        self._requests(protocol, verb, *result_of(ending)).cells[0] += 1.0
+        self._seconds.observe(seconds)
+        for stage, taken in ending.seconds.items():
+            if stage in self.stages:
+                self.stages[stage].observe(taken)
+        if access_logger.isEnabledFor(logging.INFO):
+            log_request(self.name, protocol, verb, ending, seconds, request_id)
+
+    def done(self, protocol: str, verb: str) -> "Done":
+        """Return what counts the requests that the hook `verb` alone has answered."""
+        return Done(self, protocol, verb)
+
+    def stream(self, arrived: float, now: float) -> "Tick":
+        """Record the first item of a stream; return what records the later ones.
+
+        Args:
+            arrived: When the request arrived, by `time.monotonic`.
+            now: When the item was there, by the same clock.
+        """
+        self._store.open()
+        if self._streams is None:
+            self._streams = (
+                self._store.series(Histogram, "modelserve_time_to_first_item_seconds", self.name),
+                self._store.series(Histogram, "modelserve_inter_item_seconds", self.name),
+                self._store.series(Counter, "modelserve_stream_items_total", self.name),
+            )
+        first_item, gaps, items = self._streams
+        first_item.observe(now - arrived)
+        items.cells[0] += 1.0
+        return Tick(gaps, items, now)
+
+    def add_stages(self, stages: Iterable[str]) -> None:
+        """Show a histogram for each of these hooks."""
+        for stage in stages:
+            family = f"request_{stage}_seconds"
+            self.stages[stage] = self._store.series(Histogram, family, self.name)
+
+    @property
+    def in_flight(self) -> Gauge:
+        """How many requests run; shown from the first use on."""
+        return self._store.series(Gauge, "modelserve_in_flight", self.name)
+
+    @property
+    def queued(self) -> Gauge:
+        """How many requests wait; shown from the first use on."""
+        return self._store.series(Gauge, "modelserve_queued", self.name)
+
+    def _requests(self, protocol: str, verb: str, status: int, outcome: str) -> Counter:
+        labels = (self.name, protocol, verb, str(status), outcome)
+        return self._store.series(Counter, "modelserve_requests_total", *labels)
+
+
+class Tick:
+    """Records the items of one stream after its first.
+
+    Call it with the time of an item; or, if several came one right after the other, with the time
+    of the last and their number. Not a closure, which would take more memory for each idle stream.
+    """
+
+    __slots__ = ("_gaps", "_items", "_last")
+
+    def __init__(self, gaps: Histogram, items: Counter, last: float) -> None:
+        self._gaps = gaps
+        self._items = items
+        self._last = last
+
+    def __call__(self, now: float, count: int = 1) -> None:
+        seconds = now - self._last
+        gap = seconds / count
+        cells = self._gaps.cells
+        cells[0 if gap <= FIRST_BOUND else bisect_left(BOUNDS, gap)] += count
+        cells[SUM] += seconds
+        self._items.cells[0] += count
+        self._last = now
+
+
+class Done:
+    """The same as `ModelSeries.record`, for requests that one hook alone has answered with 200."""
+
+    __slots__ = ("_protocol", "_requests", "_series", "_stage", "_verb")
+
+    def __init__(self, series: ModelSeries, protocol: str, verb: str) -> None:
+        self._series = series
+        self._protocol = protocol
+        self._verb = verb
+        self._requests: Counter | None = None  # there is no such series before the first
+        self._stage = series.stages[verb]
+
+    def add(self, seconds: float, taken: float, request_id: bytes) -> None:
+        """Count a request that took so long, its hook `taken` of that, and log it if that is on."""
+        series = self._series
+        if not series._store.opened:
+            series._store.open()
+        requests = self._requests
+        if requests is None:
+            requests = self._requests = series._requests(self._protocol, self._verb, 200, "done")
+        requests.cells[0] += 1.0
+        series._seconds.observe(seconds)
+        self._stage.observe(taken)
+        if access_logger.isEnabledFor(logging.INFO):
+            ending = _Answered({self._verb: taken})
+            log_request(series.name, self._protocol, self._verb, ending, seconds, request_id)
+
+
+class _Answered:
+    status = 200
+    error: BaseException | None = None
+    admitted = True
+    items = 0
+    first_item: float | None = None
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self.seconds = seconds
