@@ -12,6 +12,9 @@ from modelserve.metrics.store import Store
 
 __all__ = ["Done", "ModelSeries", "Tick"]
 
+# Whatever runs once a request or once an item writes to the cells itself, as
+# `Histogram.observe` does: the call would take longer than the rest of it.
+
 
 class ModelSeries:
     """The series of one model; hold it, or parts of it, for as long as the model is served.
@@ -21,13 +24,15 @@ class ModelSeries:
         stages: A histogram for each hook that the model defines.
     """
 
-    __slots__ = ("_seconds", "_store", "_streams", "name", "stages")
+    __slots__ = ("_done", "_seconds", "_store", "_streams", "name", "stages")
 
     def __init__(self, store: Store, name: str) -> None:
         self.name = name.encode("utf-8", "replace").decode()
         self.stages: dict[str, Histogram] = {}
         self._store = store
         self._seconds = store.series(Histogram, "modelserve_request_seconds", self.name)
+        # By protocol and verb: requests that ended with 200 and no error, as most do.
+        self._done: dict[str, dict[str, Counter]] = {}
         self._streams: tuple[Histogram, Histogram, Counter] | None = None
 
     def record(
@@ -43,11 +48,24 @@ class ModelSeries:
         """
         if not self._store.opened:
             self._store.open()
-        self._requests(protocol, verb, *result_of(ending)).cells[0] += 1.0
-        self._seconds.observe(seconds)
-        for stage, taken in ending.seconds.items():
-            if stage in self.stages:
-                self.stages[stage].observe(taken)
+        if ending.status == 200 and ending.error is None:
+            try:
+                requests = self._done[protocol][verb]
+            except KeyError:
+                requests = self._add_done(protocol, verb)
+        else:
+            requests = self._requests(protocol, verb, *result_of(ending))
+        requests.cells[0] += 1.0
+        cells = self._seconds.cells
+        cells[0 if seconds <= FIRST_BOUND else bisect_left(BOUNDS, seconds)] += 1.0
+        cells[SUM] += seconds
+        stages, seconds_by_stage = self.stages, ending.seconds
+        for stage in seconds_by_stage:
+            if stage in stages:
+                taken = seconds_by_stage[stage]
+                cells = stages[stage].cells
+                cells[0 if taken <= FIRST_BOUND else bisect_left(BOUNDS, taken)] += 1.0
+                cells[SUM] += taken
         if access_logger.isEnabledFor(logging.INFO):
             log_request(self.name, protocol, verb, ending, seconds, request_id)
 
@@ -89,6 +107,11 @@ class ModelSeries:
     def queued(self) -> Gauge:
         """How many requests wait; shown from the first use on."""
         return self._store.series(Gauge, "modelserve_queued", self.name)
+
+    def _add_done(self, protocol: str, verb: str) -> Counter:
+        counter = self._requests(protocol, verb, 200, "done")
+        self._done.setdefault(protocol, {})[verb] = counter
+        return counter
 
     def _requests(self, protocol: str, verb: str, status: int, outcome: str) -> Counter:
         labels = (self.name, protocol, verb, str(status), outcome)
@@ -138,7 +161,7 @@ class Done:
             series._store.open()
         requests = self._requests
         if requests is None:
-            requests = self._requests = series._requests(self._protocol, self._verb, 200, "done")
+            requests = self._requests = series._add_done(self._protocol, self._verb)
         requests.cells[0] += 1.0
         series._seconds.observe(seconds)
         self._stage.observe(taken)
