@@ -2,7 +2,7 @@
 
 import logging
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from modelserve.metrics.access import log_request
 from modelserve.metrics.access import logger as access_logger
@@ -10,7 +10,7 @@ from modelserve.metrics.cells import BOUNDS, FIRST_BOUND, SUM, Counter, Gauge, H
 from modelserve.metrics.ending import Ending, result_of
 from modelserve.metrics.store import Store
 
-__all__ = ["Done", "ModelSeries", "Tick"]
+__all__ = ["ModelSeries", "Tick"]
 
 # Whatever runs once a request or once an item writes to the cells itself, as
 # `Histogram.observe` does: the call would take longer than the rest of it.
@@ -68,10 +68,6 @@ class ModelSeries:
                 cells[SUM] += taken
         if access_logger.isEnabledFor(logging.INFO):
             log_request(self.name, protocol, verb, ending, seconds, request_id)
-
-    def done(self, protocol: str, verb: str) -> "Done":
-        """Return what counts the requests that the hook `verb` alone has answered."""
-        return Done(self, protocol, verb)
 
     def stream(self, arrived: float, now: float) -> "Tick":
         """Record the first item of a stream; return what records the later ones.
@@ -140,42 +136,3 @@ class Tick:
         cells[SUM] += seconds
         self._items.cells[0] += count
         self._last = now
-
-
-class Done:
-    """The same as `ModelSeries.record`, for requests that one hook alone has answered with 200."""
-
-    __slots__ = ("_protocol", "_requests", "_series", "_stage", "_verb")
-
-    def __init__(self, series: ModelSeries, protocol: str, verb: str) -> None:
-        self._series = series
-        self._protocol = protocol
-        self._verb = verb
-        self._requests: Counter | None = None  # there is no such series before the first
-        self._stage = series.stages[verb]
-
-    def add(self, seconds: float, taken: float, request_id: bytes) -> None:
-        """Count a request that took so long, its hook `taken` of that, and log it if that is on."""
-        series = self._series
-        if not series._store.opened:
-            series._store.open()
-        requests = self._requests
-        if requests is None:
-            requests = self._requests = series._add_done(self._protocol, self._verb)
-        requests.cells[0] += 1.0
-        series._seconds.observe(seconds)
-        self._stage.observe(taken)
-        if access_logger.isEnabledFor(logging.INFO):
-            ending = _Answered({self._verb: taken})
-            log_request(series.name, self._protocol, self._verb, ending, seconds, request_id)
-
-
-class _Answered:
-    status = 200
-    error: BaseException | None = None
-    admitted = True
-    items = 0
-    first_item: float | None = None
-
-    def __init__(self, seconds: Mapping[str, float]) -> None:
-        self.seconds = seconds

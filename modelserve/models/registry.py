@@ -18,7 +18,6 @@ from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
-from modelserve.metrics.series import Done
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.inference import call_hook
 from modelserve.models.model import (
