@@ -17,7 +17,8 @@ def log_request(
 ) -> None:
     """Log a request that has ended, `seconds` after its arrival."""
     status, outcome = result_of(ending)
-    first_item = ending.first_item
+    stream = ending.stream
+    items, first_item = (0, None) if stream is None else (stream.items, stream.first_item)
     fields = {
         "request_id": request_id.decode("latin-1"),
         "model": model,
@@ -27,7 +28,7 @@ def log_request(
         "outcome": outcome,
         "seconds": round(seconds, 6),
         "stages": {stage: round(taken, 6) for stage, taken in ending.seconds.items()},
-        "items": ending.items,
+        "items": items,
         "first_item_seconds": None if first_item is None else round(first_item, 6),
     }
     logger.info(_LINE, fields, extra=fields)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from modelserve.errors import BodyTimeout, ClientGone, Stopped
 
-__all__ = ["Ending", "outcome_of", "result_of"]
+__all__ = ["Ending", "Streamed", "outcome_of", "result_of"]
 
 
 class Ending(Protocol):
@@ -14,14 +14,26 @@ class Ending(Protocol):
     Attributes:
         status, error, admitted: As for `outcome_of`.
         seconds: How long each hook took; a stream's hook, to the stream's end.
-        items, first_item: For the access log: how many items were streamed, and the seconds from
-            arrival to the first; None if there was none.
+        stream: What was streamed, for the access log; None if nothing was.
     """
 
     status: int
     error: BaseException | None
     admitted: bool
     seconds: Mapping[str, float]
+
+    @property
+    def stream(self) -> "Streamed | None": ...
+
+
+class Streamed(Protocol):
+    """What the access log shows of a stream.
+
+    Attributes:
+        items: How many items were sent.
+        first_item: Seconds from the request's arrival to the first; None if there was none.
+    """
+
     items: int
     first_item: float | None
 

@@ -30,9 +30,8 @@ for line in sys.stdin:
 
 def ending(**extra: Any) -> Any:
     """How a request ended: with 200 and no error, unless something else is given."""
-    usual = {"status": 200, "error": None, "admitted": True}
-    without_stream = {"seconds": {}, "items": 0, "first_item": None}
-    return SimpleNamespace(**usual | without_stream | extra)
+    usual = {"status": 200, "error": None, "admitted": True, "seconds": {}, "stream": None}
+    return SimpleNamespace(**usual | extra)
 
 
 def record(

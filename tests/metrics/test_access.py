@@ -1,4 +1,6 @@
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from recording import record
@@ -12,8 +14,7 @@ def test_log_line(caplog: pytest.LogCaptureFixture) -> None:
         record(
             Telemetry().model("m"),
             stages={"predict": 0.20000004},
-            items=3,
-            first_item=0.1,
+            stream=SimpleNamespace(items=3, first_item=0.1),
             request_id=b"abc-1",
         )
     (line,) = caplog.records
@@ -34,15 +35,22 @@ def test_log_line(caplog: pytest.LogCaptureFixture) -> None:
     assert {name: getattr(line, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(("first_item", "logged"), [(None, None), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("stream", "items", "first_item"),
+    [
+        (None, 0, None),
+        (SimpleNamespace(items=0, first_item=None), 0, None),
+        (SimpleNamespace(items=1, first_item=0.0), 1, 0.0),
+    ],
+)
 def test_log_line_of_a_client_that_left(
-    first_item: float | None, logged: float | None, caplog: pytest.LogCaptureFixture
+    stream: Any, items: int, first_item: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="modelserve.access"):
-        record(Telemetry().model("m"), status=0, error=ClientGone(), first_item=first_item)
+        record(Telemetry().model("m"), status=0, error=ClientGone(), stream=stream)
     (line,) = caplog.records
     assert line.getMessage() == "v1 predict 'm': 499 disconnected in 0.2500 s"
-    assert vars(line)["first_item_seconds"] == logged
+    assert (vars(line)["items"], vars(line)["first_item_seconds"]) == (items, first_item)
 
 
 def test_no_log_line_unless_enabled(caplog: pytest.LogCaptureFixture) -> None:
