@@ -19,7 +19,7 @@ from modelserve import InvalidInput, Limits, Model, ModelServer
 from modelserve.concurrency.flight import Flight
 from modelserve.errors import ResponseCut
 from modelserve.exchange.exchange import Exchange as ServedExchange
-from modelserve.metrics.telemetry import DIRECTORY_VARIABLE
+from modelserve.metrics.shared import DIRECTORY_VARIABLE
 from modelserve.testing import App, Cut, Exchange, exchange, request
 
 pytestmark = pytest.mark.anyio

@@ -18,7 +18,7 @@ from starlette.types import Receive, Send
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import ClientGone, Stopped, describe, is_expected
 from modelserve.limits import Deadlines
-from modelserve.metrics.telemetry import ModelSeries
+from modelserve.metrics.series import ModelSeries
 from modelserve.protocols.codec import Codec
 from modelserve.wire.encoders import Encoder
 from modelserve.wire.head import Head, Scope

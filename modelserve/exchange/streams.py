@@ -16,7 +16,7 @@ import anyio.lowlevel
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import ClientGone, CollectedTooLarge, Stopped
 from modelserve.exchange.exchange import Exchange
-from modelserve.metrics.telemetry import Tick
+from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, raw_item
 from modelserve.wire.headers import Header

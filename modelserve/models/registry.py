@@ -14,7 +14,8 @@ from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
-from modelserve.metrics.telemetry import ModelSeries, Telemetry
+from modelserve.metrics.series import ModelSeries
+from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import HOOKS, Model, as_model, defines

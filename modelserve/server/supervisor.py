@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp
 
-from modelserve.metrics.telemetry import DIRECTORY_VARIABLE, shared_directory
+from modelserve.metrics.shared import DIRECTORY_VARIABLE, shared_directory
 from modelserve.server.logs import print_error
 from modelserve.server.process import ignore_signal, run_worker
 from modelserve.server.server import LONGEST_EXIT
