@@ -238,7 +238,7 @@ class ModelServer(_ModelServer):
             ModelRepository() if registered_models is None else registered_models
         )
         self.serving.follow(self.registered_models)
-        # KServe's default repository never loads a model by name; one that a program gives may.
+        # KServe's own repository finds nothing: only one that the program gives is asked.
         self.serving.registry.asks_repository = registered_models is not None
 
     def register_model(self, model: Any, name: str | None = None) -> None:
