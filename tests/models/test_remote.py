@@ -685,12 +685,12 @@ async def test_without_httpx(host: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert "pip install 'modelserve[predictor]'" in response.json()["error"]
 
 
-async def test_a_request_too_deep_to_be_sent_on(host: str) -> None:
+async def test_a_request_too_deep_to_be_sent_on(host: str, too_deep: int) -> None:
     body = b"[" * 1020 + b"]" * 1020
     app = transformer("echo", host)
     async with lifespan(app):
         response = await request(app, "POST", "/v1/models/echo:predict", body=body)
-    assert response.status == 400
+    assert response.status == (400 if too_deep <= 1020 else 200)
 
 
 # --- V2 -----------------------------------------------------------------------------------------

@@ -262,9 +262,11 @@ def test_a_deep_answer_is_written(levels: int) -> None:
         (None, NestedTooDeep),
     ],
 )
-def test_an_answer_too_deep_is_the_fault_of_who_made_it_deep(payload: Any, error: Any) -> None:
+def test_an_answer_too_deep_is_the_fault_of_who_made_it_deep(
+    payload: Any, error: Any, too_deep: int
+) -> None:
     with pytest.raises(error):
-        encode(nested(5000), payload, None)
+        encode(nested(too_deep), payload, None)
 
 
 # --- streams ------------------------------------------------------------------------------------
