@@ -1,28 +1,80 @@
 """Serve machine-learning models over ASGI, streaming first."""
 
-from modelserve.app import ModelServer
-from modelserve.errors import (
-    InferenceError,
-    InvalidInput,
-    ModelNotFound,
-    ModelNotReady,
-    ServingError,
-)
-from modelserve.exchange.streams import Coalesced
-from modelserve.limits import Limits
-from modelserve.models.model import Model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
 from modelserve.version import __version__ as __version__
-from modelserve.wire.encoders import ServerSentEvent
+
+if TYPE_CHECKING:
+    from modelserve.app import ModelServer
+    from modelserve.errors import (
+        InferenceError,
+        InvalidInput,
+        ModelNotFound,
+        ModelNotReady,
+        ServingError,
+    )
+    from modelserve.exchange.streams import Coalesced
+    from modelserve.limits import Limits
+    from modelserve.models.model import Model
+    from modelserve.models.repository import ModelRepository
+    from modelserve.tensors import (
+        InferInput,
+        InferOutput,
+        InferRequest,
+        InferResponse,
+        RequestedOutput,
+    )
+    from modelserve.wire.encoders import ServerSentEvent
 
 __all__ = [
     "Coalesced",
+    "InferInput",
+    "InferOutput",
+    "InferRequest",
+    "InferResponse",
     "InferenceError",
     "InvalidInput",
     "Limits",
     "Model",
     "ModelNotFound",
     "ModelNotReady",
+    "ModelRepository",
     "ModelServer",
+    "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
 ]
+
+# Where each name is defined; it is imported when it is first asked for (PEP 562).
+_MODULES: Final = {
+    "Coalesced": "exchange.streams",
+    "InferInput": "tensors",
+    "InferOutput": "tensors",
+    "InferRequest": "tensors",
+    "InferResponse": "tensors",
+    "InferenceError": "errors",
+    "InvalidInput": "errors",
+    "Limits": "limits",
+    "Model": "models.model",
+    "ModelNotFound": "errors",
+    "ModelNotReady": "errors",
+    "ModelRepository": "models.repository",
+    "ModelServer": "app",
+    "RequestedOutput": "tensors",
+    "ServerSentEvent": "wire.encoders",
+    "ServingError": "errors",
+}
+
+if not TYPE_CHECKING:  # a type checker would believe that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""`ModelServer`, the ASGI application, and the one walk that every request takes.
+"""`ModelServer`, the ASGI application.
 
 One instance owns models, limits and worker threads.
 """
@@ -8,24 +8,15 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, TypeVar
 
-from modelserve.concurrency.flight import Receive
-from modelserve.endpoints import Endpoint, Target
-from modelserve.errors import (
-    MethodNotAllowed,
-    ResponseCut,
-    RouteNotFound,
-    ServerShuttingDown,
-    ServingError,
-    Stopped,
-    Unauthorized,
-)
-from modelserve.exchange.exchange import Reply, Send
+from starlette.types import Receive, Scope, Send
+
+from modelserve.dispatch import dispatch
+from modelserve.errors import ResponseCut, ServingError, Stopped
+from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.repository import ModelRepository
-from modelserve.quick import DONE, Attempt, try_quickly
 from modelserve.routes import Routes
-from modelserve.wire.head import Request, Scope
 
 __all__ = ["ModelServer"]
 
@@ -46,6 +37,7 @@ class ModelServer:
             otherwise; off, one item is one event.
         repository: Models of a directory, loaded in the background and by name over HTTP.
 
+    It can be pickled: what is unpickled is a new application with the same arguments and models.
     Raises TypeError or ValueError for a model that cannot be served.
     """
 
@@ -61,88 +53,62 @@ class ModelServer:
         coalesce: bool = False,
         repository: ModelRepository | None = None,
     ) -> None:
-        self._serving = Serving(
+        self._prefix = prefix
+        self._repository = repository
+        self.serving = Serving(
             limits or Limits(), threads=threads, debug=debug, token=token, coalesce=coalesce
         )
-        self._routes = Routes(self._serving.registry, prefix=prefix)
+        self._routes = Routes(self.serving.registry, prefix=prefix)
         for model in models:
             self.add_model(model)
         if repository is not None:
-            self._serving.use(repository)
+            self.serving.use(repository)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        shared = self.serving.registry.shared
+        options = {
+            "limits": shared.limits,
+            "threads": shared.workers.limit,
+            "prefix": self._prefix,
+            "debug": self.serving.debug,
+            "token": self.serving.token,
+            "coalesce": shared.coalesce,
+            "repository": self._repository,
+        }
+        return _rebuilt, (options, self.serving.registry.models)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan.
 
-        Raises ResponseCut where only that can tell a failure.
+        Raises ResponseCut where only that can show a failure to the client.
         """
         if scope["type"] != "http":
             await self._run_other(scope, receive, send)
             return
-        arrived = monotonic()
+        serving = self.serving
         target = self._routes.find(scope)
-        attempt = None
-        if target is not None and target.is_quick:
-            attempt = try_quickly(self._serving, target, scope, receive, send, arrived)
-            if attempt is DONE:
-                return
-        request = Request(scope, receive)
-        flight = self._serving.flights.open(arrived, native=attempt is not None)
-        reply = Reply(send, flight, request.id)
+        exchange = Exchange(target.codec, scope, receive, send, monotonic())
         try:
-            rest = flight.begin(self._walk(target, request, reply, attempt))
+            rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:
-                flight.farewell = reply.farewell
                 await rest
         except Stopped as reason:
             if not isinstance(reason.__cause__, ServingError | None):
-                reply.log("Request %s failed while it ended", reason)
+                exchange.log("Request %s failed while it ended", reason)
         finally:
-            if target is not None and target.codec is not None:  # it ran a model, or would have
-                reply.error = flight.reason or reply.error
-                series = reply.series or self._serving.telemetry.unknown
-                seconds = monotonic() - arrived
-                series.record(target.codec.protocol, target.verb, reply, seconds, request.id)
-            # Cycles otherwise, which only the collector would find.
-            flight.farewell = flight.reason = reply.error = None
-        if reply.cut:
+            if target.verb:  # it ran a model, or would have
+                series = exchange.series or serving.telemetry.unknown
+                exchange.error = exchange.reason or exchange.error
+                seconds = monotonic() - exchange.arrived
+                series.record(target.codec.protocol, target.verb, exchange, seconds, exchange.id)
+            # References in a circle, which only the garbage collector would find.
+            exchange.flight = exchange.stream = exchange.reason = exchange.error = None
+        if exchange.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
-
-    async def _walk(
-        self, target: Target | None, request: Request, reply: Reply, attempt: Attempt | None
-    ) -> None:
-        """Go through the endpoint; whatever it raises becomes the answer."""
-        serving = self._serving
-        try:
-            reply.bodiless = request.scope["method"] == "HEAD"
-            if serving.registry.pending:
-                serving.load_pending()
-            if target is None:
-                raise RouteNotFound
-            endpoint = attempt.go_on if attempt is not None else self._endpoint(target, request)
-            rest = await endpoint(serving, target, request, reply)
-            if rest is not None:
-                await rest
-        except BaseException as exc:
-            if reply.flight.interrupted(exc):
-                raise
-            reply.closes_connection = serving.draining and request.has_connection
-            await reply.fail(exc, debug=serving.debug)
-
-    def _endpoint(self, target: Target, request: Request) -> Endpoint:
-        """Return the endpoint of a request that may have it; raises what is the answer otherwise."""
-        serving, method = self._serving, request.scope["method"]
-        endpoint = target.methods.get(method)
-        if endpoint is None:
-            raise MethodNotAllowed(sorted(target.methods))
-        if not (serving.token is None or target.public or request.may_pass(serving.token)):
-            raise Unauthorized
-        if serving.draining and not target.always:
-            raise ServerShuttingDown
-        return endpoint
 
     def add_model(self, model: Any, name: str | None = None) -> None:
         """Register a model; one of the same name is replaced. It is loaded in the background."""
-        self._serving.registry.add(model, name)
+        self.serving.registry.add(model, name)
 
     def model(self, name: str) -> Callable[[F], F]:
         """Register a function as the `predict` of a model, or a class as a model; a decorator."""
@@ -159,7 +125,7 @@ class ModelServer:
         For a host that mounts the application and runs no lifespan for it. It takes the host's
         application as an argument, as Starlette passes it, and ignores it.
         """
-        return self._serving.lifespan()
+        return self.serving.lifespan()
 
     async def _run_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -182,3 +148,11 @@ class ModelServer:
             await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
             raise
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _rebuilt(options: dict[str, Any], models: list[tuple[str, Any]]) -> ModelServer:
+    """Return the application that was pickled, with its models under their names."""
+    app = ModelServer(**options)
+    for name, model in models:
+        app.serving.registry.adopt(name, model)
+    return app

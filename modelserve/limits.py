@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Final, NamedTuple
 
-__all__ = ["BINARY_BYTES", "DEFAULTS", "Deadlines", "Limits"]
+from modelserve.errors import InvalidInput
+
+__all__ = ["BINARY_BYTES", "DEFAULTS", "Deadlines", "Limits", "shortened"]
 
 MEBIBYTE: Final = 1 << 20
 _MAY_BE_ZERO: Final = ("queue", "max_body_bytes", "max_collected_bytes", "drain_timeout")
@@ -114,3 +116,22 @@ DEFAULTS: Final = Limits(
     drain_timeout=30.0,
     cleanup_timeout=5.0,
 )
+
+
+def shortened(deadlines: Deadlines, asked: bytes) -> Deadlines:
+    """Return deadlines with the client's own time-out where it is shorter.
+
+    Args:
+        asked: The value of `x-request-timeout-seconds` (Ray Serve's header).
+
+    Raises InvalidInput for anything but a positive number.
+    """
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidInput("x-request-timeout-seconds must be a positive number.")
+    if deadlines.timeout is not None:
+        seconds = min(seconds, deadlines.timeout)
+    return deadlines._replace(timeout=seconds)

@@ -1,4 +1,4 @@
-"""Import what is to be served: `package.module:attr` or `path/to/file.py:attr`."""
+"""Import the application to serve: `package.module:attr` or `path/to/file.py:attr`."""
 
 import importlib
 import inspect
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from modelserve.errors import LoadError
 
-__all__ = ["load_target", "users_traceback"]
+__all__ = ["load_target", "source_folder", "users_traceback"]
 
 DEFAULT_ATTRIBUTE: Final = "app"
 _OUR_FRAMES: Final = (
@@ -23,14 +23,14 @@ _OUR_FRAMES: Final = (
 
 
 def load_target(target: str) -> ASGIApp:
-    """Import a target and return the ASGI application that it names.
+    """Import a target and return its ASGI application.
 
-    The attribute is `app` unless given, and may be dotted. A file's folder, or for a module the
-    current directory, goes to the front of `sys.path`: a file is importable under its own name, so
-    that pickle and worker processes find what it defines.
+    The attribute is `app` by default, and may be dotted. A file's folder, or for a module the
+    current directory, is put first in `sys.path`: a file becomes importable by its name, so that
+    pickle and worker processes find what it defines.
 
-    Raises LoadError for what is not there or is no ASGI application; whatever the module itself
-    raises passes through.
+    Raises LoadError for a missing target or one that is no ASGI application, and whatever the
+    module itself raises.
     """
     where, attribute = _split(target)
     module = _import_file(Path(where)) if _is_path(where) else _import_module(where)
@@ -40,9 +40,18 @@ def load_target(target: str) -> ASGIApp:
     return app  # type: ignore[no-any-return]
 
 
+def source_folder(target: str) -> Path:
+    """Return the folder that a target's code is in, which for a module is the current directory.
+
+    Raises LoadError where the target is a file that is not there.
+    """
+    where, _ = _split(target)
+    return _existing(Path(where)).parent if _is_path(where) else Path.cwd()
+
+
 def users_traceback(exc: BaseException) -> TracebackType | None:
-    """Return an exception's traceback from the first frame that is neither ours nor the import
-    system's; None if there is no such frame.
+    """Return an exception's traceback without the leading frames of ours and the import system;
+    None if no other is left.
     """
     found = exc.__traceback__
     while found is not None and found.tb_frame.f_code.co_filename.startswith(_OUR_FRAMES):
@@ -50,7 +59,7 @@ def users_traceback(exc: BaseException) -> TracebackType | None:
     return found
 
 
-# --- what is asked for --------------------------------------------------------------------------
+# --- parsing ------------------------------------------------------------------------------------
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -76,9 +85,7 @@ def _is_dotted_name(text: str) -> bool:
 
 
 def _import_file(path: Path) -> ModuleType:
-    path = path.absolute()
-    if not path.is_file():
-        raise LoadError(f"There is no file {path}.")
+    path = _existing(path)
     if path.suffix != ".py" or "." in path.stem:
         raise LoadError(f"The file {path} is not named like a Python module.")
     _put_first(path.parent)
@@ -87,6 +94,13 @@ def _import_file(path: Path) -> ModuleType:
     if found is None or not path.samefile(found):
         raise LoadError(f"The file {path} has the name of another module, {path.stem!r}.")
     return module
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    if not path.is_file():
+        raise LoadError(f"There is no file {path}.")
+    return path
 
 
 def _import_module(name: str) -> ModuleType:

@@ -1,53 +1,90 @@
-"""The route table, written by hand: from a method and a path to an endpoint. Pure.
+"""The table of routes, and the look-up in it: from a path to what it means. Pure.
 
-What a path means is remembered, so that a known path costs one look-up in a dictionary.
+Everything that has to know the paths is made from the table: the look-up, `Allow`, and whatever
+describes the API. What a path means is remembered, so that a known path costs one look-up in a
+dictionary.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from modelserve import endpoints
-from modelserve.endpoints import Endpoint, Target
+from modelserve.dispatch import run_model
+from modelserve.endpoints import NO_CODEC, Endpoint, Target
 from modelserve.models.registry import Registry
-from modelserve.protocols import generate, v1, v2
-from modelserve.protocols.codec import Named
+from modelserve.protocols.codec import Codec, ModelRef
+from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
+from modelserve.protocols.v1 import V1
+from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.head import Scope
 from modelserve.wire.paths import segments_below
 
-__all__ = ["Routes"]
+__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "match"]
 
 _REMEMBERED: Final = 4096
 
-
-def _get(endpoint: Endpoint) -> Mapping[str, Endpoint]:
-    return {"GET": endpoint, "HEAD": endpoint}
+NOT_FOUND: Final = Target({})
 
 
-_ALIVE: Final = Target(_get(endpoints.alive), always=True, public=True)
-_LIVE: Final = Target(_get(endpoints.live), always=True, public=True)
-_READY: Final = Target(_get(endpoints.ready), public=True)
-_METRICS: Final = Target(_get(endpoints.metrics), always=True)
-_MODELS: Final = Target(_get(endpoints.models))
-_SERVER: Final = Target(_get(endpoints.server))
-_INDEX: Final = Target({"POST": endpoints.index})
-_MODEL: Final = _get(endpoints.model)
-_METADATA: Final = _get(endpoints.metadata)
-_LOAD: Final = {"POST": endpoints.load}
-_UNLOAD: Final = {"POST": endpoints.unload}
-_RUN: Final = {"POST": endpoints.run_model}
-_V2_CODECS: Final = {
-    "infer": v2.INFER,
-    "infer_stream": v2.INFER_STREAM,
-    "generate": generate.GENERATE,
-    "generate_stream": generate.GENERATE_STREAM,
-}
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of the table.
+
+    Attributes:
+        method: HEAD goes with GET.
+        path: A template; a segment is literal, `{model}`, `{version}`, or one of these and `:verb`.
+        endpoint: What answers.
+        codec, verb, hook, always, public: As for `endpoints.Target`.
+    """
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    codec: Codec = NO_CODEC
+    verb: str = ""
+    hook: str = "predict"
+    always: bool = False
+    public: bool = False
+
+
+def _model(path: str, codec: Codec, verb: str, hook: str = "predict") -> Route:
+    return Route("POST", path, run_model, codec, verb, hook)
+
+
+def _v2_model(path: str) -> Iterable[Route]:
+    yield Route("GET", path, endpoints.metadata)
+    yield Route("GET", f"{path}/ready", endpoints.model, public=True)
+    yield _model(f"{path}/infer", INFER, "infer")
+    yield _model(f"{path}/infer_stream", INFER_STREAM, "infer_stream")
+    yield _model(f"{path}/generate", GENERATE, "generate")
+    yield _model(f"{path}/generate_stream", GENERATE_STREAM, "generate_stream")
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route("GET", "/", endpoints.alive, always=True, public=True),
+    Route("GET", "/metrics", endpoints.metrics, always=True),
+    Route("GET", "/v1/models", endpoints.models),
+    Route("GET", "/v1/models/{model}", endpoints.model, public=True),
+    _model("/v1/models/{model}:predict", V1, "predict"),
+    _model("/v1/models/{model}:explain", V1, "explain", "explain"),
+    Route("GET", "/v2", endpoints.server),
+    Route("GET", "/v2/health/live", endpoints.live, always=True, public=True),
+    Route("GET", "/v2/health/ready", endpoints.ready, public=True),
+    Route("GET", "/v2/models", endpoints.models),
+    *_v2_model("/v2/models/{model}"),
+    *_v2_model("/v2/models/{model}/versions/{version}"),
+    Route("POST", "/v2/repository/index", endpoints.index),
+    Route("POST", "/v2/repository/models/{model}/load", endpoints.load),
+    Route("POST", "/v2/repository/models/{model}/unload", endpoints.unload),
+)
 
 
 class Routes:
     """From a path to what it means.
 
     Args:
-        registry: The models that there are; of others nothing is remembered.
+        registry: The models that there are; paths of others are not remembered.
         prefix: The path below which the application is mounted, for hosts that do not say.
     """
 
@@ -56,21 +93,27 @@ class Routes:
         self._prefix = prefix.rstrip("/")
         self._known: dict[Any, Target] = {}
 
-    def find(self, scope: Scope) -> Target | None:
-        """Return what a path means; None where it means nothing."""
+    def __len__(self) -> int:
+        """Return how many paths are remembered."""
+        return len(self._known)
+
+    def find(self, scope: Scope) -> Target:
+        """Return what a path means; NOT_FOUND where it means nothing."""
         key = path = scope.get("raw_path") or scope["path"]
         root = scope.get("root_path")
         if root:
             key = (path, root, scope.get("app_root_path"))
         target = self._known.get(key)
         if target is None:
-            target = _target(segments_below(scope, self._prefix))
-            if target is not None and self._lasts(target):
+            target = match(segments_below(scope, self._prefix))
+            if self._may_remember(target):
                 self._remember(key, target)
         return target
 
-    def _lasts(self, target: Target) -> bool:
-        return not target.named.model or target.named.model in self._registry
+    def _may_remember(self, target: Target) -> bool:
+        if target is NOT_FOUND:
+            return False
+        return not target.ref.name or target.ref.name in self._registry
 
     def _remember(self, key: Any, target: Target) -> None:
         if len(self._known) >= _REMEMBERED:
@@ -78,59 +121,92 @@ class Routes:
         self._known[key] = target
 
 
-def _target(segments: list[str]) -> Target | None:
-    match segments:
-        case [""] | []:
-            return _ALIVE
-        case ["metrics"]:
-            return _METRICS
-        case ["v1", "models"]:
-            return _MODELS
-        case ["v1", "models", name] if name:
-            return _v1_target(name)
-        case ["v2", *rest]:
-            return _v2_target(rest)
-    return None
+def match(segments: list[str]) -> Target:
+    """Return what a path means, by its decoded segments; NOT_FOUND where it means nothing."""
+    segments = segments or [""]  # of a mount, without a slash
+    for template, target in _TARGETS.get(len(segments), ()):
+        found = template.match(segments)
+        if found is not None:
+            return target if not found else _with_ref(target, found)
+    return NOT_FOUND
 
 
-def _v1_target(name: str) -> Target | None:
-    model, colon, verb = name.rpartition(":")
-    if not colon:
-        return Target(_MODEL, Named(name), public=True)
-    if verb in ("predict", "explain"):
-        return Target(_RUN, Named(model), verb, v1.CODEC, verb, is_quick=True)
-    return None
+def _with_ref(target: Target, found: Mapping[str, str]) -> Target:
+    ref = ModelRef(found["model"], found.get("version"))
+    return Target(
+        target.endpoints, ref, target.codec, target.verb, target.hook, target.always, target.public
+    )
 
 
-def _v2_target(segments: list[str]) -> Target | None:
-    match segments:
-        case []:
-            return _SERVER
-        case ["health", "live"]:
-            return _LIVE
-        case ["health", "ready"]:
-            return _READY
-        case ["models"]:
-            return _MODELS
-        case ["models", name, "versions", version, *action] if name and version:
-            return _v2_model_target(Named(name, version), action)
-        case ["models", name, *action] if name:
-            return _v2_model_target(Named(name), action)
-        case ["repository", "index"]:
-            return _INDEX
-        case ["repository", "models", name, "load"] if name:
-            return Target(_LOAD, Named(name))
-        case ["repository", "models", name, "unload"] if name:
-            return Target(_UNLOAD, Named(name))
-    return None
+class _Segment(NamedTuple):
+    """One segment of a template: a literal, or a parameter that ends with `suffix`.
+
+    `lacks_colon` is for a parameter beside which the table has others with a suffix: there a colon
+    is what precedes a verb.
+    """
+
+    literal: str = ""
+    parameter: str = ""
+    suffix: str = ""
+    lacks_colon: bool = False
+
+    def match(self, text: str) -> str | None:
+        """Return the parameter's value, "" for a literal; None where the text does not match."""
+        if not self.parameter:
+            return "" if text == self.literal else None
+        if self.suffix:
+            return text.removesuffix(self.suffix) if text.endswith(self.suffix) else None
+        return None if not text or (self.lacks_colon and ":" in text) else text
 
 
-def _v2_model_target(named: Named, action: list[str]) -> Target | None:
-    match action:
-        case []:
-            return Target(_METADATA, named)
-        case ["ready"]:
-            return Target(_MODEL, named, public=True)
-        case [verb] if verb in _V2_CODECS:
-            return Target(_RUN, named, verb, _V2_CODECS[verb])
-    return None
+class _Template(NamedTuple):
+    segments: tuple[_Segment, ...]
+
+    def match(self, segments: list[str]) -> dict[str, str] | None:
+        found: dict[str, str] = {}
+        for segment, text in zip(self.segments, segments, strict=True):
+            value = segment.match(text)
+            if value is None:
+                return None
+            if segment.parameter:
+                found[segment.parameter] = value
+        return found
+
+
+def _compiled(path: str, paths: Iterable[str]) -> _Template:
+    has_verbs = any(other.startswith(f"{path}:") for other in paths)
+    return _Template(tuple(_segment(text, has_verbs) for text in path.split("/")[1:]))
+
+
+def _segment(text: str, has_verbs: bool) -> _Segment:
+    if not text.startswith("{"):
+        return _Segment(literal=text)
+    name, _, suffix = text[1:].partition("}")
+    return _Segment(parameter=name, suffix=suffix, lacks_colon=has_verbs)
+
+
+def _targets(routes: Iterable[Route]) -> dict[int, list[tuple[_Template, Target]]]:
+    """Put together the methods of each path, by the number of its segments."""
+    by_path: dict[str, list[Route]] = {}
+    for route in routes:
+        by_path.setdefault(route.path, []).append(route)
+    found: dict[int, list[tuple[_Template, Target]]] = {}
+    for path, rows in by_path.items():
+        methods = {row.method: row.endpoint for row in rows}
+        if "GET" in methods:
+            methods["HEAD"] = methods["GET"]
+        row = rows[0]
+        target = Target(
+            methods,
+            codec=row.codec,
+            verb=row.verb,
+            hook=row.hook,
+            always=row.always,
+            public=row.public,
+        )
+        template = _compiled(path, by_path)
+        found.setdefault(len(template.segments), []).append((template, target))
+    return found
+
+
+_TARGETS: Final = _targets(ROUTES)

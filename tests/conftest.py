@@ -1,13 +1,36 @@
+import json
+from typing import Any
+
 import pytest
 
 # These start servers and time clients on a machine that may be busy: each has one more try, and
 # pytest counts it as a rerun.
-OVER_SOCKETS = ("sockets/", "faults/", "test_server", "test_cli", "test_examples", "test_kserve")
+OVER_SOCKETS = ("sockets/", "faults/", "tests/server/", "test_cli", "test_examples", "test_kserve")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def too_deep() -> int:
+    """Return how many levels of JSON this Python's writer refuses: 1,000 on 3.11, more on others."""
+    levels = 1_000
+    while _is_written(levels):
+        levels *= 2
+    return levels
+
+
+def _is_written(levels: int) -> bool:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    try:
+        json.dumps(value)
+    except RecursionError:
+        return False
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

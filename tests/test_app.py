@@ -167,7 +167,7 @@ async def test_functions_and_classes_are_registered_by_decorator() -> None:
 
 def test_an_application_is_made_without_an_event_loop() -> None:
     app = ModelServer([Model("m"), Loaded("n")], limits=Limits(concurrency=1))
-    assert app._serving.registry.names == ["m", "n"]
+    assert app.serving.registry.names == ["m", "n"]
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ async def test_a_shutdown_waits_for_a_stream_and_lets_it_end_whole() -> None:
 
 
 async def release_when_draining(app: ModelServer, go_on: anyio.Event) -> None:
-    await until(lambda: app._serving.draining)
+    await until(lambda: app.serving.draining)
     response = await request(app, *PREDICT, json=[])
     assert response.status == 503
     assert response.headers["retry-after"]
@@ -544,7 +544,7 @@ async def test_a_drain_waits_for_the_farewell() -> None:
 
     async with exchange(app, *PREDICT, json=[]) as client, anyio.create_task_group() as group:
         group.start_soon(live)
-        await until(lambda: app._serving.draining)
+        await until(lambda: app.serving.draining)
         await anyio.wait_all_tasks_blocked()
         was_over = ended.is_set()
         client.resume()
@@ -584,7 +584,7 @@ async def test_two_who_wait_for_the_end_are_both_told() -> None:
 
     async def wait() -> None:
         with anyio.move_on_after(1):
-            await app._serving.flights.emptied()
+            await app.serving.flights.emptied()
             told.append(1)
 
     async with anyio.create_task_group() as group, exchange(app, *PREDICT, json=[]) as client:
@@ -610,7 +610,7 @@ async def test_a_second_life_has_the_whole_time_for_clean_up() -> None:
         await stack.enter_async_context(exchange(app, *PREDICT, json=[]))
         await running.wait()
     async with lifespan(app):
-        assert app._serving.flights.cleanup_bound(5.0) == 5.0
+        assert app.serving.flights.cleanup_bound(5.0) == 5.0
 
 
 # --- the host cancels ---------------------------------------------------------------------------
@@ -641,7 +641,7 @@ async def test_a_handler_is_told_once_though_host_and_client_both_leave() -> Non
     app.add_model(streaming(started, cleaning, go_on, log), "m")
     async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
         await started.wait()
-        await until(lambda: all(flight.watched for flight in app._serving.flights))
+        await until(lambda: all(flight.adopted for flight in app.serving.flights))
         assert client.task is not None
         client.task.cancel()
         await cleaning.wait()
@@ -660,7 +660,7 @@ async def test_a_host_task_is_left_alone_once_its_request_is_over() -> None:
     log: list[str] = []
     app = ModelServer(limits=Limits(cleanup_timeout=0.15))
     app.add_model(streaming(started, cleaning, go_on, log), "m")
-    flights = app._serving.flights
+    flights = app.serving.flights
     client = Exchange(app, _scope(*PREDICT, NDJSON), timeout=10)
     client.send_body(b"[]")
     cancelled: list[BaseException] = []
@@ -677,9 +677,9 @@ async def test_a_host_task_is_left_alone_once_its_request_is_over() -> None:
     await started.wait()
     flights.cancel_all(ServerShuttingDown, cleanup_cap=0.15)
     young = list(flights)
-    assert not young[0].watched
+    assert not young[0].adopted
     await cleaning.wait()
-    await until(lambda: young[0].watched)
+    await until(lambda: young[0].adopted)
     go_on.set()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -887,8 +887,7 @@ def test_an_application_can_be_pickled(used: bool, anyio_backend: str) -> None:
 
     async def use(server: ModelServer) -> bytes:
         async with lifespan(server):
-            await until(lambda: not server._serving.registry.pending)
-            await until(lambda: all(e.model.ready for e in server._serving.registry))
+            await until(lambda: not server.serving.statistics().loading)
             assert (await request(server, "POST", "/v1/models/f:predict", json=[1])).json() == [1]
             response = await request(server, "POST", "/v1/models/m:explain", json=[])
             return response.body
@@ -897,8 +896,8 @@ def test_an_application_can_be_pickled(used: bool, anyio_backend: str) -> None:
         anyio.run(use, app, backend=anyio_backend)
     copy = pickle.loads(pickle.dumps(app))
     assert anyio.run(use, copy, backend=anyio_backend) == b'{"agent":null}\n'
-    assert copy._serving.limits.timeout == 9
-    assert copy._serving.registry.get("m").gate.running == 0
+    assert copy.serving.limits.timeout == 9
+    assert copy.serving.statistics().models["m"].running == 0
 
 
 @pytest.mark.parametrize("with_lifespan", [True, False])
@@ -928,8 +927,8 @@ def test_an_application_serves_one_event_loop_after_another(
 
     for _ in range(3):
         anyio.run(use, backend=anyio_backend)
-    assert len(app._serving.flights) == 0
-    assert app._serving.admission.gate.running == 0
+    statistics = app.serving.statistics()
+    assert (statistics.in_flight, statistics.running) == (0, 0)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -954,8 +953,8 @@ def test_an_event_loop_that_ends_under_a_stream_leaves_nothing(anyio_backend: st
     for _ in range(2):
         anyio.run(start, backend=anyio_backend)
     assert cleaned == [True, True]
-    assert len(app._serving.flights) == 0
-    assert app._serving.admission.gate.running == 0
+    statistics = app.serving.statistics()
+    assert (statistics.in_flight, statistics.running) == (0, 0)
 
 
 # --- all of it at once --------------------------------------------------------------------------
@@ -1032,7 +1031,7 @@ class Crowd:
         headers = {"accept": choice(("*/*", "text/event-stream", "application/json"))}
         if some() < 0.3:
             headers["x-request-timeout-seconds"] = f"{some() * 0.1 + 0.001:.4f}"
-        path = f"/v1/models/{choice(app._serving.registry.names)}:predict"
+        path = f"/v1/models/{choice(app.serving.registry.names)}:predict"
         await anyio.sleep(some() * 0.1)
         async with exchange(app, "POST", path, json=payload, headers=headers) as client:
             with contextlib.suppress(Cut):
@@ -1057,9 +1056,9 @@ async def test_whatever_clients_do_nothing_is_left(seed: int) -> None:
     async with anyio.create_task_group() as group:
         for _ in range(80):
             group.start_soon(crowd.one, app)
-    serving = app._serving
+    statistics = app.serving.statistics()
     assert crowd.errors == []
     assert len(crowd.begun) == len(crowd.ended) > 40
-    assert (len(serving.flights), serving.workers.running) == (0, [])
-    gates = [serving.admission.gate, *(entry.gate for entry in serving.registry)]
-    assert [(gate.running, gate.waiting) for gate in gates] == [(0, 0)] * len(gates)
+    assert (statistics.in_flight, statistics.busy_threads) == (0, ())
+    queues = [statistics, *statistics.models.values()]
+    assert [(queue.running, queue.waiting) for queue in queues] == [(0, 0)] * len(queues)

@@ -1,8 +1,5 @@
-import json
-import logging
 import math
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -14,8 +11,7 @@ import pytest
 from starlette.middleware.cors import CORSMiddleware
 
 from modelserve import Limits, ModelServer, __version__, cli
-from modelserve.errors import LoadError, ResponseCut
-from modelserve.server import logs
+from modelserve.errors import LoadError
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,6 +73,7 @@ def built(*arguments: str) -> Any:
         ("a.py --http h3", "argument --http: invalid choice: 'h3'"),
         ("a.py --token-file gone", "cannot read the token file gone: No such file or directory"),
         ("a.py --token-file /dev/null", "the token file /dev/null is empty"),
+        ("a.py --reload --workers 2", "--reload serves with one worker: leave out --workers"),
         ("a.py --ssl-keyfile key.pem", "--ssl-keyfile needs --ssl-certfile"),
     ],
 )
@@ -86,10 +83,10 @@ def test_unusable_arguments(
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments.split())
     assert caught.value.code == 2
-    usage, told = capsys.readouterr().err.splitlines()
+    usage, error = capsys.readouterr().err.splitlines()
     assert usage == "usage: modelserve TARGET [options]"
-    assert told.startswith("modelserve: error: ")
-    assert sentence in told
+    assert error.startswith("modelserve: error: ")
+    assert sentence in error
 
 
 @pytest.mark.parametrize(
@@ -139,9 +136,9 @@ def test_help_names_every_limit(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_flags_take_precedence_over_the_applications_limits(served: str) -> None:
     app = built(served, "--concurrency", "2", "--timeout", "inf", "--threads", "9", "--debug")
-    serving = app._serving
+    serving = app.serving
     assert serving.limits == Limits(concurrency=2, queue=7, timeout=math.inf).with_defaults(
-        ModelServer()._serving.limits
+        ModelServer().serving.limits
     )
     assert serving.workers.limit == 9
     assert serving.debug is True
@@ -151,7 +148,7 @@ def test_flags_take_precedence_over_the_applications_limits(served: str) -> None
 
 
 def test_no_flags_change_nothing(served: str) -> None:
-    serving = built(served)._serving
+    serving = built(served).serving
     assert (serving.limits.queue, serving.limits.timeout) == (7, 5)
     assert serving.workers.limit == 3
     assert serving.debug is False
@@ -167,10 +164,20 @@ def test_flags_for_an_application_that_is_no_model_server(served: str) -> None:
     assert type(built(f"{served}:host")).__name__ == "Starlette"
 
 
+@pytest.mark.parametrize(
+    ("flags", "seconds"),
+    [((), 30), (("--reload",), 1), (("--reload", "--drain-timeout", "7"), 7)],
+)
+def test_requests_have_little_time_when_a_file_has_changed(
+    served: str, flags: tuple[str, ...], seconds: float
+) -> None:
+    assert built(served, *flags).serving.limits.drain_timeout == seconds
+
+
 def test_token(served: str, tmp_path: Path) -> None:
-    assert built(served)._serving.token is None
+    assert built(served).serving.token is None
     (tmp_path / "token").write_text("secret\n")
-    assert built(served, "--token-file", str(tmp_path / "token"))._serving.token == "secret"
+    assert built(served, "--token-file", str(tmp_path / "token")).serving.token == "secret"
 
 
 def test_cors_is_off_unless_asked_for(served: str) -> None:
@@ -188,8 +195,8 @@ def test_cors_is_off_unless_asked_for(served: str) -> None:
 def test_target_that_is_not_there(tmp_path: Path, workers: str) -> None:
     done = command("gone.py", "--port", "0", "--workers", workers, cwd=tmp_path)
     assert done.returncode == 2
-    told = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert told == [f"modelserve: There is no file {tmp_path}/gone.py."]
+    printed = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert printed == [f"modelserve: There is no file {tmp_path}/gone.py."]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -197,8 +204,8 @@ def test_module_that_fails_to_import(tmp_path: Path, workers: str) -> None:
     (tmp_path / "broken.py").write_text("import math\n\nimport not_there_at_all\n")
     done = command("broken.py", "--port", "0", "--workers", workers, cwd=tmp_path)
     assert done.returncode == 2
-    told = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert told == [
+    printed = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert printed == [
         "Traceback (most recent call last):",
         f'  File "{tmp_path}/broken.py", line 3, in <module>',
         "    import not_there_at_all",
@@ -222,114 +229,3 @@ def test_unusable_certificate(tmp_path: Path, served: str) -> None:
     done = command(served, "--port", "0", "--ssl-certfile", "cert.pem", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("modelserve: The TLS certificate or key cannot be used: ")
-
-
-# --- logs ---------------------------------------------------------------------------------------
-
-
-def test_what_python_only_prints_is_logged(tmp_path: Path) -> None:
-    (tmp_path / "served.py").write_text(
-        "import threading\n"
-        "class Ill:\n"
-        "    def __del__(self):\n"
-        "        1 / 0\n"
-        "Ill()\n"
-        "thread = threading.Thread(target=int, args=('x',), name='ill')\n"
-        "thread.start()\n"
-        "thread.join()\n"
-    )
-    done = command("served.py", "--port", "0", "--log-format", "json", cwd=tmp_path)
-    deleted, ended, told = done.stderr.splitlines()
-    assert "Ill.__del__" in json.loads(deleted)["message"]
-    assert "ZeroDivisionError" in json.loads(deleted)["exception"]
-    assert json.loads(ended)["message"] == "Exception in thread ill"
-    assert "ValueError" in json.loads(ended)["exception"]
-    assert told.startswith("modelserve: ")
-
-
-def record(message: str = "Served %s", *args: object, **extra: Any) -> logging.LogRecord:
-    made = logging.makeLogRecord({"name": "modelserve", "levelno": 20, "levelname": "INFO"})
-    made.msg, made.args = message, args
-    vars(made).update(extra)
-    return made
-
-
-def failed(exc: BaseException) -> logging.LogRecord:
-    try:
-        raise exc
-    except BaseException:
-        return record("Failed", exc_info=sys.exc_info())
-
-
-def test_json_line() -> None:
-    made = record("Served %s", "echo", request_id="r1", status=200, seconds=0.25, created=0.5)
-    assert logs.JsonFormatter().format(made) == (
-        '{"time":"1970-01-01T00:00:00.500Z","level":"info","logger":"modelserve",'
-        '"message":"Served echo","request_id":"r1","status":200,"seconds":0.25}'
-    )
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (1 << 70, 1 << 70),
-        ("\ud800", "\ud800"),
-        ("line\nline", "line\nline"),
-        (Path("/x"), "/x"),
-        ({1: "a"}, {"1": "a"}),
-        (math.nan, None),
-    ],
-)
-def test_json_line_takes_any_value(value: object, shown: object) -> None:
-    line = logs.JsonFormatter().format(record("x", extra_key=value))
-    assert "\n" not in line
-    assert json.loads(line)["extra_key"] == shown
-
-
-def test_json_line_keeps_the_exception_in_one_field() -> None:
-    line = logs.JsonFormatter().format(failed(ValueError("bad\nvalue")))
-    shown = json.loads(line)
-    assert "\n" not in line
-    assert shown["exception"].startswith("Traceback (most recent call last):\n")
-    assert shown["exception"].endswith("ValueError: bad\nvalue")
-
-
-def test_extra_cannot_replace_what_every_line_has() -> None:
-    shown = json.loads(logs.JsonFormatter().format(record("x", level="mine", time="never")))
-    assert shown["level"] == "info"
-    assert shown["time"] != "never"
-
-
-def test_human_line() -> None:
-    line = logs.HumanFormatter().format(record("Served %s", "echo", status=200))
-    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO    modelserve: Served echo", line)
-
-
-def test_human_line_names_the_request() -> None:
-    line = logs.HumanFormatter().format(record("Served %s", "echo", request_id="a1-7"))
-    assert line.endswith(": Served echo [a1-7]")
-    line = logs.HumanFormatter().format(record("Request %s failed", "a1-7", request_id="a1-7"))
-    assert line.endswith(": Request a1-7 failed")
-
-
-def test_human_line_with_an_exception() -> None:
-    lines = logs.HumanFormatter().format(failed(ValueError("bad"))).splitlines()
-    assert lines[0].endswith("modelserve: Failed")
-    assert lines[-1] == "ValueError: bad"
-
-
-@pytest.mark.parametrize(
-    ("exc", "news"),
-    [
-        (ResponseCut("on purpose"), False),
-        (ExceptionGroup("", [ResponseCut("on purpose")]), False),
-        (ValueError("x"), True),
-    ],
-)
-def test_a_response_cut_on_purpose_is_no_news(exc: Exception, news: bool) -> None:
-    assert logs.is_news(failed(exc)) is news
-
-
-def test_record_without_an_exception_is_news() -> None:
-    assert logs.is_news(record("x"))
-    assert logs.is_news(record("x", exc_info=(None, None, None)))

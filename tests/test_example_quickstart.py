@@ -150,13 +150,13 @@ def test_first_piece_brings_the_space_that_is_missing(model: Any, prompt: str, s
     assert first == space + first.strip()
 
 
-def test_wish_of_an_object(app: ModuleType) -> None:
-    wish = {"prompt": "The", "max_tokens": 3, "temperature": 0, "seed": 9}
-    assert app.read_wish({"instances": [wish]}) == app.Wish(**wish)
+def test_options_of_an_object(app: ModuleType) -> None:
+    options = {"prompt": "The", "max_tokens": 3, "temperature": 0, "seed": 9}
+    assert app.read_options({"instances": [options]}) == app.Options(**options)
 
 
-def test_wish_of_a_string(app: ModuleType) -> None:
-    assert app.read_wish({"instances": ["The"]}) == app.Wish(prompt="The")
+def test_options_of_a_string(app: ModuleType) -> None:
+    assert app.read_options({"instances": ["The"]}) == app.Options(prompt="The")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_wish_of_a_string(app: ModuleType) -> None:
 )
 def test_unusable_payload(app: ModuleType, payload: Any, sentence: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        app.read_wish(payload)
+        app.read_options(payload)
     assert caught.value.reason == sentence
 
 
@@ -196,13 +196,13 @@ def test_unusable_payload(app: ModuleType, payload: Any, sentence: str) -> None:
 )
 def test_unusable_field(app: ModuleType, field: str, value: Any, sentence: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        app.read_wish({"instances": [{field: value}]})
+        app.read_options({"instances": [{field: value}]})
     assert caught.value.reason == sentence
 
 
 def test_a_long_value_is_cut_in_the_sentence(app: ModuleType) -> None:
     with pytest.raises(InvalidInput) as caught:
-        app.read_wish({"instances": [{"prompt": ["x" * 10_000]}]})
+        app.read_options({"instances": [{"prompt": ["x" * 10_000]}]})
     assert len(caught.value.reason) < 100
 
 

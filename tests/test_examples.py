@@ -1,4 +1,4 @@
-"""Run each example as a user would, and what the README shows of the first."""
+"""Run each example as a user would, and all that the README and the guides show."""
 
 import ast
 import json
@@ -13,12 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import anyio
 import httpx
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
 
 
 @contextmanager
@@ -54,23 +57,41 @@ def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server did not become ready")
 
 
-def console_blocks() -> list[tuple[str, str]]:
-    """Return each command of the README's console blocks with what it prints."""
-    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    turns = [turn for block in blocks for turn in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+def blocks(text: str, language: str) -> list[str]:
+    """Return the blocks of code of a document in Markdown."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def shown(text: str) -> list[tuple[str, str]]:
+    """Return each command of the console blocks with what it prints."""
+    turns = [
+        turn
+        for block in blocks(text, "console")
+        for turn in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
+    ]
     return [(command, output) for command, _, output in (turn.partition("\n") for turn in turns)]
+
+
+def assert_prints(command: str, output: str, url: str) -> None:
+    words = shlex.split(command.replace("localhost:8080", url))
+    printed = subprocess.run([*words, "-s"], capture_output=True, text=True, check=False)
+    assert printed.stdout.strip() == output.strip(), command
+
+
+def files_named_in(text: str) -> list[str]:
+    """Return what the links of a document lead to in the checkout, without their anchors."""
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    return [path for link in links if (path := link.partition("#")[0]) and "://" not in path]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the text is that of Python 3.11")
 def test_the_readme_shows_what_one_sees() -> None:
-    commands = console_blocks()
+    commands = shown(README)
     assert len(commands) >= 3
     with served("examples/01_quickstart/app.py") as url:
         for command, output in commands:
-            words = shlex.split(command.replace("localhost:8080", url))
-            printed = subprocess.run([*words, "-s"], capture_output=True, text=True, check=True)
-            assert printed.stdout.strip() == output.strip()
+            assert_prints(command, output, url)
 
 
 def test_the_quickstart_streams_word_by_word() -> None:
@@ -121,15 +142,13 @@ def test_the_readmes_test_line_is_what_ci_runs() -> None:
 
 
 def test_each_python_block_of_the_readme_is_python() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
+    assert blocks(README, "python")
+    for block in blocks(README, "python"):
         compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_the_readmes_first_server_serves(tmp_path: Path) -> None:
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
-    (tmp_path / "first.py").write_text(code)
+    (tmp_path / "first.py").write_text(blocks(README, "python")[0])
     with served(str(tmp_path / "first.py")) as url:
         words = httpx.post(f"{url}/v1/models/writer:predict", json={"instances": ["a b"]})
         assert [json.loads(line) for line in words.text.splitlines()] == [
@@ -138,3 +157,57 @@ def test_the_readmes_first_server_serves(tmp_path: Path) -> None:
         ]
         double = httpx.post(f"{url}/v1/models/double:predict", json={"instances": [1]})
         assert double.json() == {"predictions": [2]}
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *GUIDES], ids=lambda path: path.name)
+def test_each_link_leads_to_a_file(document: Path) -> None:
+    for path in files_named_in(document.read_text()):
+        assert (document.parent / path).exists(), path
+
+
+def test_the_readme_links_to_each_guide() -> None:
+    assert GUIDES
+    for guide in GUIDES:
+        assert str(guide.relative_to(ROOT)) in README
+
+
+def test_each_line_of_the_contents_leads_to_a_heading() -> None:
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
+        for line in re.findall(r"^## (.*)$", README, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) == headings - {"contents"}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_the_python_of_a_guide_runs(guide: Path) -> None:
+    """Run the blocks one after the other, then the tests that they define."""
+    found: dict[str, Any] = {"__name__": guide.stem}
+    for block in blocks(guide.read_text(), "python"):
+        exec(compile(block, guide.name, "exec"), found)  # noqa: S102 - our own documents
+    for name, test in found.items():
+        if name.startswith("test_"):
+            anyio.run(test)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize(
+    "guide", [g for g in GUIDES if shown(g.read_text())], ids=lambda path: path.name
+)
+def test_a_guide_shows_what_one_sees(guide: Path, tmp_path: Path) -> None:
+    text = guide.read_text()
+    (tmp_path / "app.py").write_text(blocks(text, "python")[0])
+    with served(str(tmp_path / "app.py")) as url:
+        for command, output in shown(text):
+            assert_prints(command, output, url)
+
+
+def test_each_flag_that_a_document_shows_is_one() -> None:
+    command = [sys.executable, "-m", "modelserve", "--help"]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for document in [ROOT / "README.md", *GUIDES]:
+        for block in blocks(document.read_text(), "sh"):
+            for line in block.splitlines():
+                if line.startswith("modelserve "):
+                    used = re.findall(r"--[a-z-]+", line.partition("#")[0])
+                    assert [flag for flag in used if flag not in usage] == []

@@ -27,7 +27,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ("what a model is and how it is run", ["models"]),
     (
         "the application, and a process that serves one",
-        ["lifespan", "endpoints", "quick", "routes", "server", "app"],
+        ["lifespan", "endpoints", "dispatch", "routes", "server", "app"],
     ),
     ("the public names; the command line", ["modelserve", "cli", "__main__"]),
 ]
@@ -41,17 +41,7 @@ BESIDE = ("kserve", "testing")
 IMPURE = {"asyncio", "socket", "threading", "time", "anyio", "trio", "httpx", "uvicorn"}
 PURE = ("wire", "tensors", "protocols")
 # Arrows that still run up, to be cut.
-OWED: set[tuple[str, str]] = {
-    ("wire.head", "concurrency.flight"),
-    ("server.server", "app"),
-    ("protocols.codec", "exchange.exchange"),
-    ("protocols.codec", "exchange.streams"),
-    ("protocols.cloudevents", "exchange.exchange"),
-    ("protocols.cloudevents", "exchange.streams"),
-    ("protocols.generate", "exchange.exchange"),
-    ("protocols.v1", "exchange.exchange"),
-    ("protocols.v2", "exchange.exchange"),
-}
+OWED: set[tuple[str, str]] = set()
 
 
 def name_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from modelserve import Model, ModelServer
+from modelserve import Model, ModelServer, routes
 from modelserve.testing import request
 
 pytestmark = pytest.mark.anyio
@@ -174,20 +174,60 @@ async def test_a_model_that_is_replaced_is_the_new_one() -> None:
 async def test_a_model_that_is_removed_is_unknown() -> None:
     app = serve()
     assert (await ask(app, "POST", "/v1/models/m:predict"))[0] == 200
-    app._serving.registry.remove("m")
+    app.serving.registry.remove("m")
     assert (await ask(app, "POST", "/v1/models/m:predict"))[0] == 404
 
 
 async def test_what_is_remembered_is_bounded() -> None:
-    app = serve()
+    known = routes.Routes(serve().serving.registry)
     for number in range(200):
         scope = {"path": f"/{number}", "raw_path": b"/%d" % number, "method": "GET"}
-        assert app._routes.find(scope) is None
-    assert len(app._routes._known) == 0
+        assert known.find(scope) is routes.NOT_FOUND
+    assert len(known) == 0
     for number in range(5000):
         scope = {"path": "/", "raw_path": b"/", "root_path": f"/{number}", "method": "GET"}
-        app._routes.find(scope)
-    assert 0 < len(app._routes._known) <= 4096
+        known.find(scope)
+    assert 0 < len(known) <= 4096
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", routes.ROUTES, ids=lambda route: f"{route.method} {route.path}")
+async def test_every_row_is_found_and_its_method_allowed(route: routes.Route) -> None:
+    path = route.path.replace("{model}", "m").replace("{version}", "7")
+    target = routes.match(path.split("/")[1:])
+    assert target.endpoints[route.method] is route.endpoint
+    assert target.codec is route.codec
+    assert (target.verb, target.hook) == (route.verb, route.hook)
+    assert target.ref == (
+        "m" if "{model}" in route.path else "",
+        "7" if "{version}" in route.path else None,
+    )
+    response = await request(serve(), "OPTIONS", path)
+    assert response.status == 405
+    assert set(response.headers["allow"].split(", ")) == set(target.endpoints)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/models/a:predict", "a"),
+        ("/v1/models/a:b:predict", "a:b"),
+        ("/v1/models/:predict", ""),
+        ("/v2/models/a:b", "a:b"),
+        ("/v1/models/a b", "a b"),
+    ],
+)
+def test_how_a_path_names_a_model(path: str, name: str) -> None:
+    assert routes.match(path.split("/")[1:]).ref.name == name
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models/a:b", "/v1/models/", "/v1/models/a/", "/v2/models//ready", "/x"]
+)
+def test_a_path_that_means_nothing(path: str) -> None:
+    assert routes.match(path.split("/")[1:]) is routes.NOT_FOUND
 
 
 # --- mounted ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Shows: a model is a class with `load` and `predict`; an `async def predict` that yields is streamed
 piece by piece; a `def predict` that returns is answered whole; `load` and any other `def` hook run
-in a worker thread; `InvalidInput` tells the client of its mistake, as a 400 with that sentence.
+in a worker thread; `InvalidInput` is answered with 400 and its sentence.
 
 Leaves out: batching, limits, the V2 protocol, and a language model of any size. This one learns
 from Python's own documentation (textmodel.py): nothing to download, and not much sense.
@@ -44,9 +44,9 @@ class Writer(Model):
         return True
 
     async def predict(self, payload: Any) -> AsyncIterator[str]:
-        wish = read_wish(payload)
+        options = read_options(payload)
         for piece in self.text.write(
-            wish.prompt, wish.max_tokens, temperature=wish.temperature, seed=wish.seed
+            options.prompt, options.max_tokens, temperature=options.temperature, seed=options.seed
         ):
             await anyio.sleep(self.delay)
             yield piece
@@ -70,8 +70,8 @@ class NextWord(Model):
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a client may ask the writer for; the same wish gets the same text."""
+class Options:
+    """What a client may ask the writer for; the same options give the same text."""
 
     prompt: str = ""
     max_tokens: int = 40
@@ -81,22 +81,24 @@ class Wish:
     def __post_init__(self) -> None:
         length, heat, seed = self.max_tokens, self.temperature, self.seed
         require(isinstance(self.prompt, str), "prompt must be a string", got=self.prompt)
-        require(whole(length) and 1 <= length <= 1000, "max_tokens must be 1 to 1000", got=length)
-        number = whole(heat) or isinstance(heat, float)
+        require(
+            is_whole(length) and 1 <= length <= 1000, "max_tokens must be 1 to 1000", got=length
+        )
+        number = is_whole(heat) or isinstance(heat, float)
         require(number and 0 <= heat <= 5, "temperature must be a number from 0 to 5", got=heat)
-        require(whole(seed), "seed must be a whole number", got=seed)
+        require(is_whole(seed), "seed must be a whole number", got=seed)
 
 
-def read_wish(payload: Any) -> Wish:
-    """Read the one instance of a payload: an object with a wish's fields, or just a prompt."""
+def read_options(payload: Any) -> Options:
+    """Read the one instance of a payload: an object with these fields, or only a prompt."""
     found = instances(payload)
     require(len(found) == 1, "the writer takes one instance a request", got=len(found))
-    wish = {"prompt": found[0]} if isinstance(found[0], str) else found[0]
-    require(isinstance(wish, dict), "an instance must be an object or a string", got=wish)
-    known = Wish.__match_args__
-    for name in wish:
+    options = {"prompt": found[0]} if isinstance(found[0], str) else found[0]
+    require(isinstance(options, dict), "an instance must be an object or a string", got=options)
+    known = Options.__match_args__
+    for name in options:
         require(name in known, f"a field must be one of {', '.join(known)}", got=name)
-    return Wish(**wish)
+    return Options(**options)
 
 
 def instances(payload: Any) -> list[Any]:
@@ -106,7 +108,7 @@ def instances(payload: Any) -> list[Any]:
     return list(found)
 
 
-def whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

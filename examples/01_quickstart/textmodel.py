@@ -3,7 +3,7 @@
 The text is the language reference as `help()` shows it, cut down to plain sentences. The model
 counts which words followed each run of up to four words, and mixes the counts of long and short
 runs into one distribution over the next word. With so little text it often recites. Another
-version of Python has another text. Nothing here knows of serving.
+version of Python has another text. Nothing in this file is about serving.
 """
 
 import functools
@@ -54,7 +54,7 @@ def sentences() -> list[str]:
 
 
 class TextModel:
-    """Learn from sentences; then tell, and write, what is likely to follow a text."""
+    """Learn from sentences what is likely to follow a text, and write it."""
 
     def __init__(self, text: list[str]) -> None:
         lines = [TOKEN.findall(sentence) for sentence in text]

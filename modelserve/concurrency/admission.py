@@ -16,7 +16,7 @@ import anyio
 
 from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
-from modelserve.metrics.telemetry import Gauge
+from modelserve.metrics.cells import Gauge
 
 __all__ = ["Admission", "Gate"]
 

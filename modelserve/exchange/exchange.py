@@ -1,258 +1,277 @@
-"""Write one answer: what has been sent of it, a whole document, and how a failure is told.
+"""One request and the answer to it: what came, what has been sent, what is recorded.
 
-One `Reply` is the answer to one request. It knows what has been sent, so it alone decides how a
-failure is told: an ordinary status before the start, an error record or a cut after it. Two tasks
-may use it, never at once: the walk, and, once the flight has a reason to end, the farewell.
-Every `send` of the walk looks at the reason first. Streams are written by `streams`.
+An exchange knows what has been sent, so it alone decides how a failure is reported: as an ordinary
+status before the start, as an error record or a cut connection after it. Two tasks may write to it,
+never at once: the pipeline and, once the request has a reason to end early, `report_early_end`. The
+pipeline looks at the reason before it sends anything. Streams are written by `streams`.
 """
 
+import asyncio
 import logging
-import re
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Coroutine,
-    Mapping,
-    MutableMapping,
-    Sequence,
-)
-from contextlib import suppress
+from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
-import anyio.lowlevel
-from starlette.datastructures import MutableHeaders
+from starlette.types import Receive, Send
 
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import ClientGone, Stopped, describe, is_expected
-from modelserve.metrics.telemetry import ModelSeries
-from modelserve.wire.encoders import Encoder, error_document
+from modelserve.limits import Deadlines
+from modelserve.metrics.series import ModelSeries
+from modelserve.protocols.codec import Codec
+from modelserve.wire.encoders import Encoder
+from modelserve.wire.head import Head, Scope
+from modelserve.wire.headers import Body, Header, error_headers, length_header
 
-__all__ = ["JSON", "Body", "Header", "Reply", "Send", "length_header", "model_headers"]
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Header = tuple[bytes, bytes]
-Body = bytes | bytearray | memoryview
+__all__ = ["Exchange"]
 
 logger = logging.getLogger("modelserve")
 
-_SEND: Final = Phase.SEND  # as globals they are found six times as fast
+# Module-level names, since the attributes of a class are looked up at every request.
+_BODY: Final = Phase.BODY
+_SEND: Final = Phase.SEND
 _DONE: Final = Phase.DONE
 _PART_BYTES: Final = 1 << 20
-JSON: Final[Header] = (b"content-type", b"application/json")
 _ID: Final = b"x-request-id"
 _CLOSE: Final[Header] = (b"connection", b"close")
-_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-_FIELD: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
-_HOST_HEADERS: Final = frozenset((b"content-length", b"transfer-encoding", b"connection", _ID))
-
-
+_LENGTHS: Final = [length_header(size) for size in range(1024)]  # those of most answers
+_NO_DEADLINES: Final = Deadlines()
 _NO_SECONDS: Final[Mapping[str, float]] = {}
 
 
-class Reply:
-    """The answer to one request, what has been sent of it, and what is recorded of it."""
+class StreamState(Protocol):
+    """The stream of an answer, as far as its exchange knows it.
+
+    Attributes:
+        encoder: None before the first item.
+        lock: Where a heartbeat sends as well: whoever sends holds it.
+        items: How many have been sent.
+        first_item: Seconds from arrival to the first; None before it.
+    """
+
+    encoder: Encoder | None
+    lock: anyio.Lock | None
+    items: int
+    first_item: float | None
+
+    def note_suspension(self) -> None:
+        """Note that the pipeline has suspended."""
+
+
+class Exchange(Head):
+    """One request and its answer; one object from the first byte to the last.
+
+    Attributes:
+        codec: Writes the errors.
+        receive, send: The host's.
+        arrived, since, phase, deadlines, body_read, answered, reason, flight, stream: As for
+            `concurrency.flight.Watched`.
+        status: That of the answer; 0 before its start.
+        sending: A `send` has begun and not returned.
+        cut: The answer must not look complete: the host has to cut the connection.
+        headers_only: The request is a HEAD.
+        closes_connection: The answer asks the client to close the connection.
+        series, error, admitted, seconds, stream: What is recorded, as for
+            `metrics.series.Ending`.
+    """
 
     __slots__ = (
         "admitted",
-        "bodiless",
+        "answered",
+        "arrived",
+        "body_read",
         "closes_connection",
-        "complete",
+        "codec",
         "cut",
-        "encoder",
+        "deadlines",
         "error",
-        "first_item",
         "flight",
-        "items",
-        "lock",
-        "request_id",
+        "headers_only",
+        "phase",
+        "reason",
+        "receive",
         "seconds",
         "send",
         "sending",
         "series",
-        "started",
+        "since",
         "status",
+        "stream",
     )
 
-    def __init__(self, send: Send, flight: Flight, request_id: bytes) -> None:
+    def __init__(
+        self, codec: Codec, scope: Scope, receive: Receive, send: Send, arrived: float
+    ) -> None:
+        Head.__init__(self, scope)
+        self.codec = codec
+        self.receive = receive
         self.send = send
-        self.flight = flight
-        self.request_id = request_id
-        self.bodiless = self.closes_connection = False  # the first is for HEAD
-        self.encoder: Encoder | None = None
-        self.lock: anyio.Lock | None = None
+        # what the flight reads
+        self.arrived = self.since = arrived
+        self.phase: int = _BODY
+        self.deadlines = _NO_DEADLINES
+        self.body_read = self.answered = False
+        self.reason: Stopped | None = None
+        self.flight: Flight | None = None
         # what has been sent
         self.status = 0
-        self.started = self.sending = self.complete = self.cut = False
+        self.sending = self.cut = self.closes_connection = False
+        self.headers_only = scope["method"] == "HEAD"
+        self.stream: StreamState | None = None
         # what is recorded
         self.series: ModelSeries | None = None
         self.error: BaseException | None = None
         self.admitted = False
         self.seconds = _NO_SECONDS
-        self.items = 0
-        self.first_item: float | None = None
 
-    # -- a whole document
+    # -- what the request waits for
 
-    def document(
+    def enter(self, phase: int) -> None:
+        """Note what the request waits for from now on."""
+        self.phase = phase
+        self.since = monotonic()
+
+    def check_reason(self) -> None:
+        """Raise the reason if the request is being ended early: another task reports it."""
+        if self.reason is not None:
+            raise self.reason
+
+    def is_interrupted_by(self, exc: BaseException) -> bool:
+        """Return whether an exception comes from the request's early end, not from a hook."""
+        return self.flight is not None and self.flight.is_interrupted_by(exc)
+
+    async def ensure_flight(self) -> Flight:
+        """Return the flight; a pipeline that has not suspended yet does so here."""
+        if self.flight is None:
+            await asyncio.sleep(0)
+        assert self.flight is not None
+        return self.flight
+
+    # -- the answer
+
+    def send_document(
         self, status: int, headers: list[Header], buffers: Sequence[Body]
     ) -> Coroutine[Any, Any, None]:
-        """Send a whole answer, in order; large buffers in parts, so that none is copied whole.
+        """Send a whole answer, to be awaited; large buffers in parts, so that none is copied whole.
 
         Raises ClientGone if the client has left.
         """
-        self.go_on(_SEND)
-        if len(buffers) == 1 and type(buffers[0]) is bytes:
-            return self.whole(status, headers, buffers[0])
-        return self._parts(status, headers, buffers)
+        if self.reason is not None:
+            raise self.reason
+        self.phase = _SEND
+        self.since = monotonic()
+        body = buffers[0]
+        if len(buffers) == 1 and type(body) is bytes:
+            return self._send_whole(status, headers, body)
+        return self._send_parts(status, headers, buffers)
 
-    async def _parts(self, status: int, headers: list[Header], buffers: Sequence[Body]) -> None:
+    async def _send_whole(self, status: int, headers: list[Header], body: bytes) -> None:
+        size = len(body)
+        length = _LENGTHS[size] if size < 1024 else length_header(size)
+        headers = [*headers, length, (_ID, self.id)]
+        if self.closes_connection:
+            headers.append(_CLOSE)
+        if self.headers_only:
+            body = b""
+        self.sending = self.answered = True
+        self.status = status
+        try:
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body, "more_body": False})
+        except Exception as exc:
+            raise ClientGone from exc
+        self.sending = False
+        self.phase = _DONE
+
+    async def _send_parts(
+        self, status: int, headers: list[Header], buffers: Sequence[Body]
+    ) -> None:
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         await self.start(status, [*headers, length_header(sum(map(len, views)))])
-        for view in () if self.bodiless else views:
+        for view in () if self.headers_only else views:
             for start in range(0, len(view), _PART_BYTES):
-                self.go_on(_SEND)
-                await self.part(bytes(view[start : start + _PART_BYTES]))
-        await self.end()
+                self.check_reason()
+                self.enter(_SEND)
+                await self.send_part(bytes(view[start : start + _PART_BYTES]))
+        await self.finish()
+
+    async def start(self, status: int, headers: list[Header]) -> None:
+        """Send the start of an answer whose body comes in parts."""
+        self.status = status
+        headers.append((_ID, self.id))
+        if self.closes_connection:
+            headers.append(_CLOSE)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send_part(self, body: bytes) -> None:
+        """Send a part of the body. Raises ClientGone if the client has left."""
+        self.answered = False
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def finish(self, body: bytes = b"") -> None:
+        """Send the end of the body."""
+        self.answered = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self.phase = _DONE
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        """Send one event, in turn where a heartbeat sends as well."""
+        stream = self.stream
+        if stream is not None and stream.lock is not None:
+            async with stream.lock:
+                await self._send_now(message)
+        else:
+            await self._send_now(message)
+
+    async def _send_now(self, message: MutableMapping[str, Any]) -> None:
+        self.sending = True
+        try:
+            await self.send(message)
+        except Exception as exc:  # whatever it is, the client has left
+            raise ClientGone from exc
+        self.sending = False
 
     # -- failures
 
     async def fail(self, exc: BaseException, *, debug: bool) -> None:
-        """Tell an exception: as the whole answer, as a last record, or by a cut."""
+        """Report an exception: as the response, as a final record, or by cutting the connection."""
         self.error = exc
         if isinstance(exc, ClientGone):
             return
         if not is_expected(exc):
             self.log("Request %s failed", exc)
-        status, sentence, headers = describe(exc, debug=debug)
-        self.flight.enter(_SEND)
-        await self._tell(status, sentence, headers)
+        if self.phase != _DONE:
+            status, sentence, headers = describe(exc, debug=debug)
+            self.enter(_SEND)
+            await self._report(status, sentence, headers)
 
-    def log(self, text: str, exc: BaseException) -> None:
-        """Log a failure; the text has a place for the request's id."""
-        number = self.request_id.decode()
-        logger.error(text, number, exc_info=exc, extra={"request_id": number})
-
-    async def farewell(self, reason: Stopped) -> None:
-        """Tell at once why the request ends early, while user code is still cleaning up."""
+    async def report_early_end(self, reason: Stopped) -> None:
+        """Tell the client why the request ends early, while user code is still cleaning up."""
         self.error = reason
         if self.sending:  # hosts differ in what they did with an interrupted event
-            self.cut = not self.complete
+            self.cut = self.phase != _DONE
             return
-        with anyio.move_on_after(self.flight.deadlines.cleanup_timeout):
+        with anyio.move_on_after(self.deadlines.cleanup_timeout):
             try:
-                await self._tell(reason.status, reason.reason, reason.headers)
+                if self.phase != _DONE:
+                    await self._report(reason.status, reason.reason, reason.headers)
             except ClientGone:
                 return
-        self.cut = not self.complete
+        self.cut = self.phase != _DONE
 
-    async def _tell(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
-        if self.complete:
-            return
-        if not self.started:
-            body = error_document(sentence)
-            await self.whole(status, [JSON, *_error_headers(headers)], body)
-        elif self.encoder is not None and self.encoder.failure is not None:
-            await self.part(self.encoder.failure(sentence))
-            await self.end()
+    def log(self, text: str, exc: BaseException) -> None:
+        """Log a failure with its traceback; `text` has a place for the request's id."""
+        number = self.id.decode()
+        logger.error(text, number, exc_info=exc, extra={"request_id": number})
+
+    async def _report(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
+        encoder = None if self.stream is None else self.stream.encoder
+        if not self.status:
+            status, own, body = self.codec.error(status, sentence)
+            await self._send_whole(status, [*own, *error_headers(headers)], body)
+        elif encoder is not None and encoder.failure is not None:
+            await self.send_part(encoder.failure(status, sentence))
+            await self.finish()
         else:
             self.cut = True
-
-    # -- messages
-
-    def go_on(self, phase: int) -> None:
-        """Enter a phase, unless the flight has a reason to end: then the farewell has the word."""
-        flight = self.flight
-        if flight.reason is not None:
-            raise flight.reason
-        flight.phase = phase
-        flight.since = monotonic()
-
-    async def whole(self, status: int, headers: list[Header], body: bytes) -> None:
-        """Send the start and all of the body in one go.
-
-        The same as `start`, `part` and `end`, in one coroutine instead of six: 3 us of a small
-        request.
-        """
-        headers = [*headers, length_header(len(body)), (_ID, self.request_id)]
-        if self.closes_connection:
-            headers.append(_CLOSE)
-        if self.bodiless:
-            body = b""
-        self.started = self.sending = self.flight.answered = True
-        self.status = status
-        send = self.send
-        try:
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body, "more_body": False})
-        except Exception as exc:
-            raise ClientGone from exc
-        self.sending = False
-        self.complete = True
-        self.flight.phase = _DONE
-
-    def start(self, status: int, headers: list[Header]) -> Coroutine[Any, Any, None]:
-        """Send the start alone."""
-        self.started = True
-        self.status = status
-        headers.append((_ID, self.request_id))
-        if self.closes_connection:
-            headers.append(_CLOSE)
-        return self.event({"type": "http.response.start", "status": status, "headers": headers})
-
-    def part(self, body: bytes) -> Coroutine[Any, Any, None]:
-        """Send a part of the body."""
-        self.flight.answered = False
-        return self.event({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def end(self) -> None:
-        """End the body."""
-        self.flight.answered = True
-        await self.event({"type": "http.response.body", "body": b"", "more_body": False})
-        self.complete = True
-        self.flight.phase = _DONE
-
-    def event(self, message: MutableMapping[str, Any]) -> Coroutine[Any, Any, None]:
-        """Send one event, one task after the other where a heartbeat sends as well."""
-        return self._send_now(message) if self.lock is None else self._send_in_turn(message)
-
-    async def _send_in_turn(self, message: MutableMapping[str, Any]) -> None:
-        assert self.lock is not None
-        async with self.lock:
-            await self._send_now(message)
-
-    async def _send_now(self, message: MutableMapping[str, Any]) -> None:
-        """Send one event; any exception means that the client has left."""
-        self.sending = True
-        try:
-            await self.send(message)
-        except Exception as exc:
-            raise ClientGone from exc
-        self.sending = False
-
-
-def model_headers(headers: MutableHeaders) -> list[Header]:
-    """Return the response headers that a model has set, less those that only the host may set.
-
-    Raises ValueError for a name or a value that cannot go over the wire.
-    """
-    for name, value in headers.raw:
-        if not _TOKEN.fullmatch(name) or not _FIELD.fullmatch(value):
-            raise ValueError(f"The model set a response header that cannot be sent: {name!r}")
-    own = ((name, value.strip(b" \t")) for name, value in headers.raw)
-    return [pair for pair in own if pair[0] not in _HOST_HEADERS]
-
-
-def length_header(size: int) -> Header:
-    """Return the header that tells the size of a body, in bytes."""
-    return (b"content-length", b"%d" % size)
-
-
-def _error_headers(headers: Mapping[str, str]) -> list[Header]:
-    """Return the headers of an error, less those that cannot be sent."""
-    pairs: list[Header] = []
-    for name, value in headers.items():
-        with suppress(ValueError):
-            pairs += model_headers(MutableHeaders({str(name): str(value)}))
-    return [pair for pair in pairs if pair[0] != b"content-type"]

@@ -1,5 +1,5 @@
 """`PredictorConfig` at KServe's path."""
 
-from modelserve.models.remote import PredictorConfig
+from modelserve.models.predictor import PredictorConfig
 
 __all__ = ["PredictorConfig"]

@@ -1,7 +1,7 @@
 """Run the hooks of one request in order: preprocess, predict or explain, postprocess.
 
-The only caller of hooks. Whatever a hook returns becomes a value or an async iterator here, so
-that nothing after it asks what it was.
+Whatever a hook returns becomes a value or an async iterator here, so that no later code has to ask
+what it was.
 """
 
 import inspect
@@ -14,15 +14,15 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve.concurrency.threads import ThreadStream, Workers
 from modelserve.exchange.streams import Coalesced
-from modelserve.models.model import Hook, Plan
+from modelserve.models.hooks import Hook, Plan
 from modelserve.tensors import InferResponse
 
-__all__ = ["Call", "infer"]
+__all__ = ["PLAIN", "Call", "call_hook", "infer"]
 
 logger = logging.getLogger("modelserve")
 
-# Types of values that are seen at once to be no stream, nor to be awaited.
-_PLAIN: Final = frozenset(
+# Types whose values are neither streams nor awaitable, which spares a closer look.
+PLAIN: Final = frozenset(
     (dict, list, str, bytes, tuple, int, float, bool, type(None), InferResponse)
 )
 
@@ -30,7 +30,8 @@ _PLAIN: Final = frozenset(
 class Call:
     """One run of a model's hooks: what they share, and the streams that they have opened.
 
-    `coalesces` says that a hook has returned `Coalesced`. `seconds` has what each hook took; the time of one that streams or fails runs until `close`.
+    `coalesces` is true once a hook has returned `Coalesced`. `seconds` has the duration of each
+    hook; that of one that streams or fails lasts until `finish`.
     """
 
     __slots__ = (
@@ -51,7 +52,6 @@ class Call:
         workers: Workers,
         headers: MutableHeaders | None = None,
         response_headers: MutableHeaders | None = None,
-        *,
         request_id: bytes = b"",
     ) -> None:
         self.label = label
@@ -59,21 +59,21 @@ class Call:
         self.workers = workers
         self.headers = headers
         self.response_headers = response_headers
-        self._running: tuple[tuple[str, float], ...] = ()  # which hooks, since when
+        self._running: tuple[tuple[str, float], ...] = ()  # hooks by name, with their start
         self.seconds: dict[str, float] = {}
         self.coalesces = False
         self._open: list[AsyncIterator[Any]] = []
 
-    def streams(self, result: Any) -> bool:
-        """Say whether what `run` returned last is a stream."""
+    def is_stream(self, result: Any) -> bool:
+        """Return whether what `run` or `resolve` returned last is a stream."""
         return bool(self._open) and result is self._open[-1]
 
     async def run(self, hook: Hook, value: Any) -> Any:
         """Call one hook; return its value, or an async iterator if it streams.
 
-        Cancellation reaches the hook; a sync one is waited for.
+        Cancellation reaches an async hook; a sync one is waited for.
         """
-        self.begin(hook, monotonic())
+        self.note_started(hook, monotonic())
         if hook.is_async_generator:
             stream = hook.call(value, self.headers, self.response_headers)
             self._open.append(stream)
@@ -84,39 +84,44 @@ class Call:
             result = await self.workers.call(
                 self.label, hook.call, value, self.headers, self.response_headers
             )
-        return await self.settle(result)
+        return await self.resolve(result)
 
-    def begin(self, hook: Hook, now: float) -> None:
-        """Note that a hook has been called."""
+    async def adopt(self, hook: Hook, started: float, result: Any) -> Any:
+        """Take over from here a hook that was called without this object; otherwise as `run`."""
+        self.note_started(hook, started)
+        return await self.resolve(result)
+
+    def note_started(self, hook: Hook, now: float) -> None:
+        """Start the clock of a hook."""
         self._running = (*self._running, (hook.name, now))
 
-    async def settle(self, result: Any) -> Any:
-        """Note that the latest hook has returned; return its value, or an async iterator."""
-        if type(result) not in _PLAIN:
-            result = await self._opened(result)
-            if self.streams(result):
+    async def resolve(self, result: Any) -> Any:
+        """Make what the latest hook has returned a value or an async iterator; stop its clock."""
+        if type(result) not in PLAIN:
+            result = await self._open_stream(result)
+            if self.is_stream(result):
                 return result
-        name, began = self._running[-1]
+        name, started = self._running[-1]
         self._running = self._running[:-1]
-        self.seconds[name] = monotonic() - began
+        self.seconds[name] = monotonic() - started
         return result
 
     @property
-    def has_ended(self) -> bool:
-        """Whether nothing is left to close, or to be timed."""
+    def is_finished(self) -> bool:
+        """Whether no stream is open and no clock is running."""
         return not self._open and not self._running
 
-    async def close(self) -> None:
-        """Close the streams that were opened, the last first; log what their closing raises."""
+    async def finish(self) -> None:
+        """Close the open streams, the last first, and stop the clocks; log what closing raises."""
         if self._open:
             stream = self._open.pop()
             try:
                 await self._close(stream)
             finally:
-                await self.close()
+                await self.finish()
         now = monotonic()
-        for name, began in self._running:
-            self.seconds[name] = now - began
+        for name, started in self._running:
+            self.seconds[name] = now - started
         self._running = ()
 
     async def _close(self, stream: AsyncIterator[Any]) -> None:
@@ -128,8 +133,8 @@ class Call:
                 extra = {"request_id": self.request_id.decode()}
                 logger.error("Closing a stream of %s failed", self.label, exc_info=exc, extra=extra)
 
-    async def _opened(self, result: Any) -> Any:
-        """Await what is awaitable; make what iterates an async iterator."""
+    async def _open_stream(self, result: Any) -> Any:
+        """Await what is awaitable; make what iterates an open async iterator."""
         while inspect.isawaitable(result):
             result = await result
         if isinstance(result, Coalesced):
@@ -149,7 +154,8 @@ async def infer(plan: Plan, payload: Any, call: Call, check: Callable[[Any], Non
     """Run a model's hooks; return a value, or an async iterator of items.
 
     Args:
-        check: Raises InvalidInput for a payload that may not go on; called after preprocess.
+        check: Raises InvalidInput for a payload that the protocol does not allow; called after
+            preprocess.
     """
     if plan.preprocess is not None:
         payload = await call.run(plan.preprocess, payload)
@@ -161,7 +167,10 @@ async def infer(plan: Plan, payload: Any, call: Call, check: Callable[[Any], Non
 
 
 async def call_hook(label: str, workers: Workers, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a hook that is not part of a request, `load` say: on the loop or in a thread."""
+    """Call a hook outside requests, such as `load`: on the event loop or in a thread.
+
+    Raises TypeError for a generator.
+    """
     if inspect.iscoroutinefunction(function):
         return await function(*args)
     result = await workers.call(label, function, *args)

@@ -1,43 +1,30 @@
-"""Which models exist and in what state: registering, loading and stopping them.
-
-Loading is done in the background by whoever owns a task for it (the lifespan, or, without one, a
-task of the event loop's own); a failed load leaves the process up and that model not ready.
-"""
+"""Which models exist, and what is settled about each when it is registered."""
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import anyio
 
-from modelserve.concurrency.admission import Gate
+from modelserve.concurrency.admission import Admission, Gate
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
-from modelserve.metrics.telemetry import Done, Telemetry
+from modelserve.metrics.series import ModelSeries
+from modelserve.metrics.telemetry import Telemetry
+from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
-from modelserve.models.model import (
-    HOOKS,
-    Hook,
-    Model,
-    Plan,
-    as_model,
-    check_lifecycle,
-    defines,
-    plan_of,
-)
-from modelserve.models.remote import disconnect
-from modelserve.models.repository import ModelRepository
+from modelserve.models.model import HOOKS, Model, as_model, defines
 
-__all__ = ["Direct", "Entry", "Registry", "State"]
+__all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
 logger = logging.getLogger("modelserve")
 
-_HEALTHY_SECONDS = 5.0
+_HEALTHY_SECONDS: Final = 5.0
 
 
 class State(StrEnum):
@@ -49,88 +36,68 @@ class State(StrEnum):
     UNLOADING = "UNLOADING"
 
 
-class Direct(NamedTuple):
-    """A hook that the quick walk may run, and what counts its requests."""
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the models of one application share. `limits` are those that were set, without defaults."""
 
-    hook: Hook
-    done: Done
-    function: Callable[[Any], Any] | None  # of the payload, if that is all that the hook takes
+    limits: Limits
+    workers: Workers
+    telemetry: Telemetry
+    admission: Admission
+    coalesce: bool = False
 
 
 class Entry:
-    """One registered model, with all that registration settled.
+    """One registered model: what registration settles about it, and where it is in its life.
 
-    `direct` has what the quick walk needs, for each verb that it may run. `is_awaited` says that the model is still to be made, by the repository. `is_retired` says that
-    the name has another model by now, or none.
+    `is_awaited`: the repository has not built the model yet; `model` is a placeholder. `is_retired`:
+    the name leads to another model by now, or to none. `attempted` is set once the load under way
+    has succeeded or failed, and `failure` says why it failed.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: Any,
-        limits: Limits,
-        telemetry: Telemetry,
-        workers: Workers,
-        *,
-        coalesce: bool,
-    ) -> None:
+    def __init__(self, name: str, model: Any, shared: Shared) -> None:
         self.name = name
-        self._workers = workers
+        self._shared = shared
         self.started = False
         self.loading = False
         self.unloading = False
         self.attempted: anyio.Event | None = None
         self.failure: str | None = None
         self.is_retired = False
-        self._surroundings = (limits, telemetry, coalesce)
-        self.take(Model(name) if model is None else model)
-        self.is_awaited = model is None
-        if self.is_awaited:
+        self.settle(Model(name) if model is None else model)
+        if model is None:
+            self.is_awaited = True
             self.model.ready = False
 
-    def take(self, model: Any) -> None:
-        """Settle all that can be known of the model."""
-        limits, telemetry, coalesce = self._surroundings
+    def settle(self, model: Any) -> None:
+        """Find out all that requests need to know of the model, so that none has to ask again.
+
+        Raises TypeError for a hook that cannot be served; the entry is then as it was.
+        """
+        shared, plans = self._shared, plans_of(model)
+        check_lifecycle(model)
+        limits = (model.limits or Limits()).within(shared.limits)
+
         self.model = model
         self.is_awaited = False
-        own = model.limits or Limits()
-        both = own.within(limits)
-        self.limits = both.with_defaults(DEFAULTS)
-        self.deadlines = self.limits.deadlines()
-        self.max_body_bytes = _or_none_at_all(self.limits.max_body_bytes)
-        unset = both.max_body_bytes is None
-        self.max_binary_bytes = BINARY_BYTES if unset else self.max_body_bytes
-        self.series = telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
-        self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
-        self.streaming = Streaming(
-            self.series.stream,
-            _or_none_at_all(self.limits.max_collected_bytes),
-            coalesce if model.coalesce is None else model.coalesce,
-            model.heartbeat,
-            model.heartbeat_before_first,
-        )
-        self.plans: dict[str, Plan] = {
-            verb: plan_of(model, verb) for verb in ("predict", "explain")
-        }
-        check_lifecycle(model)
+        self.plans = plans
         self.checks_health = defines(model, "healthy")
-        self.direct = {} if self.checks_health else self._direct()
-        self.versions = [str(version) for version in getattr(model, "versions", None) or ()]
-        self.needs_loading = model.engine or any(defines(model, h) for h in ("load", "start"))
+        self.needs_loading = bool(model.engine) or defines(model, "load") or defines(model, "start")
+        self.versions = [str(version) for version in model.versions or ()]
+
+        self.limits = limits.with_defaults(DEFAULTS)
+        self.deadlines = self.limits.deadlines()
+        self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
+        is_default = limits.max_body_bytes is None
+        self.max_binary_bytes = BINARY_BYTES if is_default else self.max_body_bytes
+
+        self.series = shared.telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
+        self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
+        self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
+
+        _connect(model)
         if not self.needs_loading:
             model.ready = True
-
-    def _direct(self) -> dict[str, Direct]:
-        hooks = [plan.main for plan in self.plans.values() if plan.is_direct]
-        return {
-            hook.name: Direct(
-                hook,
-                self.series.done("v1", hook.name),
-                hook.function if hook.wants_payload_alone else None,
-            )
-            for hook in hooks
-            if defines(self.model, hook.name)
-        }
 
     @property
     def state(self) -> State:
@@ -141,7 +108,7 @@ class Entry:
         return State.LOADING if self.loading else State.UNAVAILABLE
 
     async def is_ready(self) -> bool:
-        """Ask the model's own `healthy` where it has one; one that fails or hangs is not."""
+        """Ask the model's `healthy` if it has one; False where that fails or hangs."""
         if not self.checks_health:
             return bool(self.model.ready)
         healthy = False
@@ -153,37 +120,54 @@ class Entry:
         return healthy
 
     async def call(self, hook: str) -> Any:
-        """Call a hook that is not part of a request: on the event loop or in a thread."""
+        """Call a hook outside requests: on the event loop or in a thread."""
         label = f"{hook} of {self.name}"
-        return await call_hook(label, self._workers, getattr(self.model, hook))
+        return await call_hook(label, self._shared.workers, getattr(self.model, hook))
 
     def not_ready(self, *, debug: bool) -> ModelNotReady:
-        """Return the answer for a request; why loading failed is told when debugging only."""
+        """Return the error for a request; it says why loading failed when debugging only."""
         return ModelNotReady(self.name, self.failure if debug else None)
 
 
-class Registry:
-    """The models of one application, in the order in which they were registered.
+def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: bool) -> Streaming:
+    return Streaming(
+        series.stream,
+        infinite_if_none(limits.max_collected_bytes),
+        coalesce if model.coalesce is None else model.coalesce,
+        model.heartbeat,
+        model.heartbeat_before_first,
+    )
 
-    `repository`, if there is one, is told of what is loaded and unloaded; with `asks_repository`
-    it is where models that are loaded by name come from. `leaving` are the entries whose models
-    are to be stopped after their last request.
+
+def _connect(model: Any) -> None:
+    from modelserve.models.remote import connect  # imported once there is a model
+
+    connect(model)
+
+
+def infinite_if_none(limit: float | None) -> float:
+    """Return a limit as a number."""
+    return math.inf if limit is None else limit
+
+
+class Registry:
+    """The models of one application by name, in the order in which they were registered.
+
+    Attributes:
+        entries: The models by name; a model may have several names.
+        pending: Entries that no one has tried to load yet.
+        leaving: Entries without a name, whose models are to be stopped after their last request.
+        unloaded: Entries that were taken out by name and can be loaded again.
+        locks: One for each name that is being loaded or unloaded.
     """
 
-    def __init__(
-        self, limits: Limits, workers: Workers, telemetry: Telemetry, *, coalesce: bool = False
-    ) -> None:
-        self.coalesce = coalesce
-        self._limits = limits
-        self._telemetry = telemetry
-        self._workers = workers
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
         self.entries: dict[str, Entry] = {}
-        self._busy: dict[str, anyio.Lock] = {}
         self.pending: list[Entry] = []
         self.leaving: set[Entry] = set()
         self.unloaded: dict[str, Entry] = {}
-        self.repository: ModelRepository | None = None
-        self.asks_repository = False
+        self.locks: dict[str, anyio.Lock] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries.values())
@@ -191,79 +175,14 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
-    def add(self, target: Any, name: str | None = None) -> Entry:
-        """Register a model; one of the same name is replaced.
+    @property
+    def names(self) -> list[str]:
+        return list(self.entries)
 
-        Raises TypeError or ValueError, in one sentence, for what cannot be served.
-        """
-        model = as_model(target, name)
-        label = getattr(model, "name", None)
-        if name is not None and label != name:
-            raise ValueError(f"The model's name is {label!r}, and cannot be {name!r} as well")
-        return self._register(_checked_name(label, target), model)
-
-    def adopt(self, name: str, model: Any) -> None:
-        """Register a repository's model, under its own name or another one.
-
-        What is put in under a name that is being loaded is left to whoever loads it.
-        """
-        known = self.entries.get(name)
-        if name not in self._busy and (known is None or known.model is not model):
-            same = next((entry for entry in self if entry.model is model), None)
-            if same is not None:
-                self._put(name, same)
-            else:
-                self._register(_checked_name(name, model), as_model(model, name))
-
-    def forget(self, name: str) -> None:
-        """Take out a model that its repository has no more; nothing where there is none."""
-        if name in self.entries:
-            self._leave(self.remove(name))
-
-    def expect(self, name: str) -> None:
-        """Register a model that is made, by the repository, when it is loaded."""
-        if name not in self.entries:
-            self._register(name, None)
-
-    def reconfigure(self, limits: Limits, workers: Workers) -> None:
-        """Register all models anew, under other limits, before any is loaded."""
-        self._limits, self._workers = limits, workers
-        anew = {e: self._entry(e.name, None if e.is_awaited else e.model) for e in self}
-        self.entries = {name: anew[entry] for name, entry in self.entries.items()}
-        self.pending = list(anew.values())
-
-    def remove(self, name: str) -> Entry:
-        """Forget a model. Raises ModelNotFound."""
-        entry = self.get(name)
-        del self.entries[name]
-        return entry
-
-    def _register(self, name: str, model: Any) -> Entry:
-        entry = self._entry(name, model)
-        self._put(name, entry)
-        self.pending.append(entry)
-        return entry
-
-    def _entry(self, name: str, model: Any) -> Entry:
-        return Entry(
-            name, model, self._limits, self._telemetry, self._workers, coalesce=self.coalesce
-        )
-
-    def _put(self, name: str, entry: Entry) -> None:
-        old = self.entries.get(name)
-        self.entries[name] = entry
-        self.unloaded.pop(name, None)
-        entry.is_retired = False
-        if old is not None:
-            self._leave(old)
-
-    def _leave(self, entry: Entry) -> None:
-        """Have an entry stopped that no name leads to any more."""
-        if entry not in self.entries.values():
-            entry.is_retired = True
-            self.leaving.add(entry)
-            if entry in self.pending:
-                self.pending.remove(entry)
+    @property
+    def models(self) -> list[tuple[str, Any]]:
+        """Each name with its model, except where the repository has not built the model yet."""
+        return [(name, e.model) for name, e in self.entries.items() if not e.is_awaited]
 
     def get(self, name: str, version: str | None = None) -> Entry:
         """Return a model's entry. Raises ModelNotFound, for an unknown version too."""
@@ -274,11 +193,82 @@ class Registry:
             raise ModelNotFound(f"{name} and version {version}")
         return entry
 
-    @property
-    def names(self) -> list[str]:
-        return list(self.entries)
+    # -- registering
+
+    def add(self, target: Any, name: str | None = None) -> Entry:
+        """Register a model; one of the same name is replaced.
+
+        Raises TypeError or ValueError, in one sentence, for what cannot be served.
+        """
+        model = as_model(target, name)
+        model_name = getattr(model, "name", None)
+        if name is not None and model_name != name:
+            raise ValueError(f"The model's name is {model_name!r}, and cannot be {name!r} as well")
+        return self._register(_checked_name(model_name, target), model)
+
+    def adopt(self, name: str, model: Any) -> None:
+        """Register a repository's model, under its own name or another one.
+
+        While the name is being loaded this does nothing: whoever loads it will register the model.
+        """
+        known = self.entries.get(name)
+        if name not in self.locks and (known is None or known.model is not model):
+            same = next((entry for entry in self if entry.model is model), None)
+            if same is not None:
+                self.put(name, same)
+            else:
+                self._register(_checked_name(name, model), as_model(model, name))
+
+    def forget(self, name: str) -> None:
+        """Remove a model that its repository no longer has, if it is registered."""
+        if name in self.entries:
+            self.remove(name)
+
+    def expect(self, name: str) -> None:
+        """Register a name whose model the repository builds when it is loaded."""
+        if name not in self.entries:
+            self._register(name, None)
+
+    def remove(self, name: str) -> Entry:
+        """Take a name out; its model leaves unless it has another name. Raises ModelNotFound."""
+        entry = self.get(name)
+        del self.entries[name]
+        self._retire_if_unnamed(entry)
+        return entry
+
+    def put(self, name: str, entry: Entry) -> None:
+        """Let a name lead to an entry; the one it led to leaves unless it has another name."""
+        old = self.entries.get(name)
+        self.entries[name] = entry
+        self.unloaded.pop(name, None)
+        entry.is_retired = False
+        if old is not None:
+            self._retire_if_unnamed(old)
+
+    def reconfigure(self, shared: Shared) -> None:
+        """Register all models again, before any is loaded."""
+        self.shared = shared
+        renewed = {e: Entry(e.name, None if e.is_awaited else e.model, shared) for e in self}
+        self.entries = {name: renewed[entry] for name, entry in self.entries.items()}
+        self.pending = list(renewed.values())
+
+    def _register(self, name: str, model: Any) -> Entry:
+        entry = Entry(name, model, self.shared)
+        self.put(name, entry)
+        self.pending.append(entry)
+        return entry
+
+    def _retire_if_unnamed(self, entry: Entry) -> None:
+        if entry not in self.entries.values():
+            entry.is_retired = True
+            self.leaving.add(entry)
+            if entry in self.pending:
+                self.pending.remove(entry)
+
+    # -- documents
 
     async def all_ready(self) -> bool:
+        """Ask every model at the same time whether it is ready."""
         answers: list[bool] = []
 
         async def ask(entry: Entry) -> None:
@@ -289,11 +279,21 @@ class Registry:
                 group.start_soon(ask, entry)
         return all(answers)
 
+    async def metadata(self, entry: Entry) -> dict[str, Any]:
+        """Return V2's metadata of a model, from the model's hooks."""
+        return {
+            "name": entry.name,
+            "versions": entry.versions or None,
+            "platform": entry.model.platform,
+            "inputs": await entry.call("get_input_types"),
+            "outputs": await entry.call("get_output_types"),
+        }
+
     def index(self, found: Collection[str] = ()) -> list[dict[str, str]]:
-        """Return Triton's repository index: what is registered, what was unloaded, what is found.
+        """Return Triton's repository index: registered models, unloaded ones, then those in `found`.
 
         Args:
-            found: The names of models that the repository has, registered or not.
+            found: The names of all models that the repository has, registered or not.
         """
         rows = [
             self._row(name, entry, version)
@@ -306,209 +306,10 @@ class Registry:
 
     def _row(self, name: str, entry: Entry | None, version: str) -> dict[str, str]:
         state = State.UNAVAILABLE if entry is None else entry.state
-        if state is State.UNAVAILABLE and name in self._busy:
+        if state is State.UNAVAILABLE and name in self.locks:
             state = State.LOADING
         reason = "" if entry is None or entry.failure is None else "loading failed"
         return {"name": name, "version": version, "state": str(state), "reason": reason}
-
-    async def metadata(self, entry: Entry) -> dict[str, Any]:
-        """Return V2's metadata of a model, from its own hooks."""
-        return {
-            "name": entry.name,
-            "versions": entry.versions or None,
-            "platform": getattr(entry.model, "platform", ""),
-            "inputs": await entry.call("get_input_types"),
-            "outputs": await entry.call("get_output_types"),
-        }
-
-    async def load_pending(self) -> None:
-        """Start and load the models registered since the last time, all at the same time."""
-        await self.load_all(self.take_pending())
-
-    def take_pending(self) -> list[Entry]:
-        """Return the models registered since the last time, as being loaded from now on."""
-        entries, self.pending = self.pending, []
-        for entry in entries:
-            entry.loading = True
-            entry.attempted = anyio.Event()
-        return entries
-
-    async def load_all(self, entries: list[Entry]) -> None:
-        """Start and load models at the same time."""
-        async with anyio.create_task_group() as group:
-            for entry in entries:
-                group.start_soon(self.load, entry)
-
-    async def load(self, entry: Entry) -> None:
-        """Start a model and load it if it is not ready; what it raises is kept as its failure."""
-        entry.loading = True
-        try:
-            async with self._alone(entry.name):
-                with self._noting(entry):
-                    if entry.is_awaited:
-                        entry.take(await self._provided(entry.name))
-                    await self._start(entry)
-                    if not entry.model.ready:
-                        await self._load(entry)
-        except BaseException:
-            self.pending.append(entry)  # whoever needs it next tries again
-            raise
-        finally:
-            entry.loading = False
-            if entry.attempted is not None:
-                entry.attempted.set()
-        if entry.model.ready and not entry.is_retired:
-            self._record(entry.name, entry)
-
-    async def reload(self, name: str) -> None:
-        """Load a model again, one that was unloaded, or one that the repository has by now.
-
-        One load at a time for each name. A load that fails leaves what was serving before. Raises
-        ModelNotFound, ModelNotReady.
-        """
-        async with self._alone(name):
-            known = self.entries.get(name) or self.unloaded.get(name)
-            if await self._is_provided(name):
-                await self._renew(name, known)
-            elif known is not None:
-                await self._load_again(name, known)
-            else:
-                raise ModelNotFound(name)
-
-    async def _renew(self, name: str, known: Entry | None) -> None:
-        """Put a new model, of the repository, in the place of the one known."""
-        entry = self._entry(name, None)
-        with self._noting(entry):
-            model = await self._provided(name)
-            if known is not None and model is known.model:
-                entry = known  # the repository has loaded it where it is
-            else:
-                entry.take(model)
-            await self._start(entry)
-            if not entry.model.ready:
-                await self._load(entry)
-        if entry.model.ready:
-            self._put(name, entry)
-            self._record(name, entry)
-            return
-        if entry is not known:
-            await self.stop(entry)
-        if known is not None:
-            known.failure = entry.failure
-            self._record(name, known)
-        raise ModelNotReady(name, entry.failure)
-
-    async def _load_again(self, name: str, entry: Entry) -> None:
-        was_ready = entry.model.ready
-        with self._noting(entry):
-            await self._start(entry)
-            await self._load(entry)
-        if not entry.model.ready:
-            entry.model.ready = was_ready
-            raise ModelNotReady(name, entry.failure)
-        self._put(name, entry)
-        self._record(name, entry)
-
-    async def unload(self, name: str, retire: Callable[[Entry], Awaitable[None]]) -> None:
-        """Take a model out: it is unknown at once, and stopped after its last request.
-
-        Args:
-            retire: Waits for that request and stops the model.
-
-        Raises ModelNotFound.
-        """
-        self.get(name)
-        async with self._alone(name):
-            entry = self.remove(name)
-            self._leave(entry)
-            if self.repository is not None:
-                self.repository.models.pop(name, None)
-            if not entry.is_retired:
-                return  # it has another name
-            self.unloaded[name] = entry
-            entry.unloading = True
-            await retire(entry)
-            entry.unloading = False
-            entry.model.ready = False
-
-    @asynccontextmanager
-    async def _alone(self, name: str) -> AsyncIterator[None]:
-        """Be the only one that loads or unloads models of a name."""
-        lock = self._busy.setdefault(name, anyio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked():
-                self._busy.pop(name, None)
-
-    @contextmanager
-    def _noting(self, entry: Entry) -> Iterator[None]:
-        """Keep what a load raises as the entry's failure."""
-        entry.failure = None
-        try:
-            yield
-        except (Exception, SystemExit, KeyboardInterrupt) as exc:
-            logger.error("Loading model %s failed", entry.name, exc_info=exc)
-            entry.model.ready = False
-            entry.failure = f"Error type: {type(exc)} error msg: {exc}"
-
-    async def _is_provided(self, name: str) -> bool:
-        if self.repository is None or not self.asks_repository:
-            return False
-        return bool(await self._workers.call(f"look for {name}", self.repository.has, name))
-
-    async def _provided(self, name: str) -> Any:
-        assert self.repository is not None
-        model = await call_hook(f"load of {name}", self._workers, self.repository.provide, name)
-        return as_model(model, name)
-
-    def _record(self, name: str, entry: Entry) -> None:
-        if self.repository is not None:
-            self.repository.models[name] = entry.model
-
-    async def stop(self, entry: Entry) -> None:
-        """Stop one model, if it was started, and close what it has open to its predictor."""
-        hooks = [h for h in ("stop_engine", "stop") if defines(entry.model, h)]
-        if not entry.model.engine and "stop_engine" in hooks:
-            hooks.remove("stop_engine")
-        for hook in hooks if entry.started else ():
-            try:
-                await entry.call(hook)
-            except Exception as exc:
-                logger.error("Stopping model %s failed (%s)", entry.name, hook, exc_info=exc)
-        entry.started = False
-        await disconnect(entry.model)
-
-    def rest(self, entry: Entry) -> None:
-        """Have a model that was stopped started and loaded again, should there be another life."""
-        if not entry.started and entry.needs_loading and entry not in self.pending:
-            entry.model.ready = False
-            self.pending.append(entry)
-
-    async def _start(self, entry: Entry) -> None:
-        if entry.started:
-            return
-        if defines(entry.model, "start"):
-            await entry.call("start")
-        if entry.model.engine:
-            await entry.call("start_engine")
-        entry.started = True
-
-    async def _load(self, entry: Entry) -> None:
-        """Call `load`. One that returns nothing is believed, unless it has set `ready` to False."""
-        model = entry.model
-        if not model.ready:
-            model.ready = None
-        loaded = await entry.call("load")
-        if loaded is None:
-            model.ready = model.ready is None or bool(model.ready)
-        else:
-            model.ready = bool(loaded)
-
-
-def _or_none_at_all(limit: float | None) -> float:
-    return math.inf if limit is None else limit
 
 
 def _checked_name(name: Any, target: Any) -> str:

@@ -1,13 +1,13 @@
-"""Send a model's payloads on to a predictor, or an explainer, over HTTP (KServe's transformers).
+"""Forward a model's payloads to a predictor or an explainer over HTTP (KServe's transformers).
 
 The answer comes back as a hook would have returned it: a JSON document as a value, an
-`InferResponse` on V2, text and bytes as they are, and a stream as an iterator of its items, read
-no faster than they are taken. What a stream is, its media type says: NDJSON has an item a line, SSE
-a `ServerSentEvent` an event, and anything else that comes without a length an item a chunk. A
-record that tells of an error is raised as one.
+`InferResponse` on V2, text and bytes as they are, and a stream as an iterator of its items, which
+reads no faster than it is asked. The media type decides what an item is: a line of NDJSON, an event
+of SSE (a `ServerSentEvent`), otherwise a chunk of a response without a length. An error record is
+raised as an error.
 
-What the predictor says of an error reaches the client with its status; where it is, never does.
-httpx, an extra, is imported by the first call.
+The predictor's error sentence and status reach the client, its address never does. httpx, an extra,
+is imported by the first call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
@@ -26,7 +25,9 @@ from weakref import WeakKeyDictionary
 import orjson
 
 from modelserve.errors import InferenceError, InvalidInput, NestedTooDeep, UnsupportedProtocol
+from modelserve.models.predictor import PredictorConfig, config_of
 from modelserve.tensors import InferRequest, InferResponse
+from modelserve.wire.accept import framed_encoder
 from modelserve.wire.decoders import (
     ChunkReader,
     EventReader,
@@ -35,15 +36,15 @@ from modelserve.wire.decoders import (
     Reader,
     TextReader,
 )
-from modelserve.wire.encoders import named_encoder, to_json
 from modelserve.wire.head import HookHeaders, Scope
+from modelserve.wire.json import to_json
 
 if TYPE_CHECKING:
     import ssl
 
     import httpx
 
-__all__ = ["PredictorConfig", "PredictorError", "Remote", "config_of", "disconnect"]
+__all__ = ["PredictorError", "Remote", "connect", "disconnect"]
 
 logger = logging.getLogger("modelserve")
 
@@ -62,7 +63,7 @@ _FORWARDED: Final = (
     "x-b3-traceid",
     "x-request-id",
 )
-# What of the predictor's headers is of its own answer, its connection or itself.
+# Hop-by-hop and body headers of the predictor, not copied to our response.
 _NOT_COPIED: Final = frozenset(
     (
         "connection",
@@ -84,61 +85,18 @@ _EVENTS: Final = "text/event-stream, application/json;q=0.9"
 _OCTETS: Final = b"application/octet-stream"
 _VISIBLE: Final = bytes((*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)))
 _NDJSON: Final = re.compile(r"application/(x-)?(ndjson|jsonl|jsonlines)")
-# Types that a result of ours has, or gets, by itself.
-_NATURAL: Final = frozenset(
+# Content types that our response gets by default.
+_USUAL_TYPES: Final = frozenset(
     ("", "application/octet-stream", "application/x-ndjson", "text/event-stream", "text/plain")
 )
-_NOTHING: Final = object()
+_NO_ITEM: Final = object()
 _CONNECT_SECONDS: Final = 10.0
 _IDLE_SECONDS: Final = 4.0  # less than the 5 s after which uvicorn closes a connection
-_LONGEST: Final = 2000
-
-
-@dataclass(frozen=True)
-class PredictorConfig:
-    """Where a predictor is and how it is called; the names are KServe's.
-
-    Args:
-        predictor_host: `host[:port]`, and a path below it if need be.
-        predictor_protocol: "v1" or "v2".
-        predictor_request_timeout_seconds: For the start of the answer, and for each part of it.
-        predictor_request_retries: Of connections that could not be made.
-        predictor_health_check: Taken, but not used: readiness is the model's own.
-    """
-
-    predictor_host: str
-    predictor_protocol: str = "v1"
-    predictor_use_ssl: bool = False
-    predictor_request_timeout_seconds: float = 600
-    predictor_request_retries: int = 0
-    predictor_health_check: bool = False
-
-    @property
-    def predictor_base_url(self) -> str:
-        host = self.predictor_host.rstrip("/")
-        if "://" in host:
-            return host
-        return f"{'https' if self.predictor_use_ssl else 'http'}://{host}"
-
-    @property
-    def protocol(self) -> str:
-        return self.predictor_protocol
-
-    @property
-    def use_ssl(self) -> bool:
-        return self.predictor_use_ssl
-
-    @property
-    def timeout(self) -> float:
-        return self.predictor_request_timeout_seconds
-
-    @property
-    def retries(self) -> int:
-        return self.predictor_request_retries
+_SENTENCE_LENGTH: Final = 2000
 
 
 class PredictorError(InferenceError):
-    """What came from the predictor instead of a result, with its status."""
+    """An error of the predictor or on the way to it, with the status for the client."""
 
     def __init__(self, reason: str, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason, status)
@@ -153,45 +111,45 @@ class PredictorError(InferenceError):
 
 
 class Remote:
-    """The predictor and the explainer of one model, where its attributes say that they are.
+    """The connections of one model to its predictor and its explainer.
 
-    There is one httpx client an event loop, made by the first call in it.
+    There is one httpx client for each event loop, created by the first call in it.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self) -> None:
         self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
 
     def __reduce__(self) -> Any:
-        return Remote, (self._model,)
+        return Remote, ()  # models go to worker processes by pickle; connections do not
 
     async def predict(
-        self, payload: Any, headers: Any, response_headers: Any, *, sets_type: bool
+        self, model: Any, payload: Any, headers: Any, response_headers: Any, *, sets_type: bool
     ) -> Any:
-        """Send a payload to the predictor; return its answer, or an async iterator of its items.
+        """Send a payload to a model's predictor; return the answer, or an async iterator of items.
 
-        With `sets_type`, `response_headers` gets the type of an answer that is bytes of some kind.
-        Cancellation closes the connection. Raises NotImplementedError where the model names no
-        predictor or httpx is missing, UnsupportedProtocol, PredictorError.
+        With `sets_type`, `response_headers` gets the content type of an answer that is bytes.
+        Cancellation closes the connection. Raises NotImplementedError if httpx is missing,
+        UnsupportedProtocol, PredictorError.
         """
-        config = config_of(self._model)
-        if config is None:
-            raise NotImplementedError(f"Model {self._model.name} does not implement predict.")
-        wish = _Wish.of(headers)
-        answer = await self._post(config, _action(config, payload, wish), payload, wish)
+        config = config_of(model)
+        assert config is not None
+        forwarded = _Forwarded.of(headers)
+        answer = await self._post(
+            config, model.name, _action(config, payload, forwarded), payload, forwarded
+        )
         if response_headers is not None:
-            if sets_type and answer.own_type is not None:
-                response_headers.setdefault("content-type", answer.own_type)
-            if self._model.return_response_headers:
+            if sets_type and answer.content_type is not None:
+                response_headers.setdefault("content-type", answer.content_type)
+            if model.return_response_headers:
                 response_headers.update(answer.headers)
         return answer.result
 
-    async def explain(self, payload: Any, headers: Any) -> Any:
-        """Send a payload to the explainer, which speaks V1; otherwise as `predict`."""
-        config = config_of(self._model, explainer=True)
-        if config is None:
-            raise NotImplementedError(f"Model {self._model.name} does not implement explain.")
-        return (await self._post(config, ":explain", payload, _Wish.of(headers))).result
+    async def explain(self, model: Any, payload: Any, headers: Any) -> Any:
+        """Send a payload to a model's explainer, which speaks V1; otherwise as `predict`."""
+        config = config_of(model, explainer=True)
+        assert config is not None
+        forwarded = _Forwarded.of(headers)
+        return (await self._post(config, model.name, ":explain", payload, forwarded)).result
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
@@ -200,20 +158,19 @@ class Remote:
             await client.aclose()
 
     async def _post(
-        self, config: PredictorConfig, action: str, payload: Any, wish: _Wish
+        self, config: PredictorConfig, name: str, action: str, payload: Any, forwarded: _Forwarded
     ) -> _Answer:
-        headers, content = _described(payload, wish)
-        name = quote(self._model.name, safe="")
+        headers, content = _encode(payload, forwarded)
         seconds = config.timeout
         client = self._client(config)
         request = client.build_request(
             "POST",
-            f"{config.predictor_base_url}/{config.protocol}/models/{name}{action}",
+            f"{config.predictor_base_url}/{config.protocol}/models/{quote(name, safe='')}{action}",
             content=content,
             headers=list(headers.items()),
             timeout=(min(seconds, _CONNECT_SECONDS), seconds, seconds, None),
         )
-        with _telling(config):
+        with _translated_errors(config):
             response = await client.send(request, stream=True)
         try:
             return await _read(response, config)
@@ -229,26 +186,23 @@ class Remote:
         return client
 
 
+def connect(model: Any) -> None:
+    """Enable a model to call its predictor. No connection is made before the first call."""
+    if vars(model).get("_remote") is None:
+        model._remote = Remote()
+
+
 async def disconnect(model: Any) -> None:
-    """Close the connections that a model has made to its predictor, if it has made any."""
+    """Close the connections of this event loop to a model's predictor, if there are any."""
     remote = vars(model).get("_remote")
     if remote is not None:
         await remote.close()
 
 
-def config_of(model: Any, *, explainer: bool = False) -> PredictorConfig | None:
-    """Return what a model's attributes say of its predictor; None where they name no host."""
-    host = model.explainer_host if explainer else model.predictor_host
-    if not host:
-        return None
-    protocol = "v1" if explainer else model.protocol
-    return PredictorConfig(host, protocol, model.use_ssl, model.timeout, model.retries)
-
-
 def _new_client(config: PredictorConfig) -> httpx.AsyncClient:
-    """Return a client that keeps nothing of one request for another but the connection.
+    """Create a client that shares nothing between requests but connections.
 
-    How many connections there may be is for the model's own limit on concurrency to say.
+    The number of connections is bounded by the model's limit on concurrency.
     """
     from http.cookiejar import CookieJar, DefaultCookiePolicy
 
@@ -268,7 +222,7 @@ def _new_client(config: PredictorConfig) -> httpx.AsyncClient:
 
 
 def _trusted() -> ssl.SSLContext | bool:
-    """Return the certificates to trust: KServe's controller names a file of its own."""
+    """Return the certificates to trust: KServe's controller may name a file."""
     import ssl
 
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
@@ -285,8 +239,8 @@ def _this_loop() -> Any:
 
 
 @contextmanager
-def _telling(config: PredictorConfig, *, begun: bool = False) -> Iterator[None]:
-    """Tell what went wrong on the way, without where that leads; the log has the whole of it."""
+def _translated_errors(config: PredictorConfig, *, started: bool = False) -> Iterator[None]:
+    """Translate transport errors without leaking the address; the full error is logged."""
     import httpx
 
     try:
@@ -296,7 +250,7 @@ def _telling(config: PredictorConfig, *, begun: bool = False) -> Iterator[None]:
         if isinstance(exc, httpx.ReadTimeout | httpx.WriteTimeout):
             problem = f"The predictor did not answer within {config.timeout:g} s."
             raise PredictorError(problem, 504) from None
-        if begun:
+        if started:
             raise PredictorError("The answer of the predictor was cut short.", 502) from None
         raise PredictorError("The predictor cannot be reached.", 503) from None
 
@@ -304,15 +258,15 @@ def _telling(config: PredictorConfig, *, begun: bool = False) -> Iterator[None]:
 # --- the request --------------------------------------------------------------------------------
 
 
-class _Wish(NamedTuple):
-    """What our client's request means for the predictor's."""
+class _Forwarded(NamedTuple):
+    """What of our client's request goes into the request to the predictor."""
 
     headers: dict[bytes, bytes]
     version: str | None
     streams: bool
 
     @classmethod
-    def of(cls, headers: Any) -> _Wish:
+    def of(cls, headers: Any) -> _Forwarded:
         """Read the headers that a hook was given: the server's own, a dict, or None."""
         given = {name.lower(): text for name, text in headers.items()} if headers else {}
         sent = {name: given[name] for name in _FORWARDED if name in given}
@@ -324,49 +278,49 @@ class _Wish(NamedTuple):
             version, verb = _version_and_verb(headers.scope)
         if verb.endswith("_stream"):
             sent["accept"] = _EVENTS
-        streams = verb != "generate" and named_encoder(sent["accept"]) is not None
-        return cls(_encoded(sent), version, streams)
+        streams = verb != "generate" and framed_encoder(sent["accept"]) is not None
+        return cls(_as_bytes(sent), version, streams)
 
 
 def _version_and_verb(scope: Scope) -> tuple[str | None, str]:
-    """Return how a path ends: in `/versions/VERSION/VERB`, or just a verb."""
+    """Return the last parts of a path that ends in `/versions/VERSION/VERB` or `/VERB`."""
     path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     segments = ["", "", *path.decode("latin-1").partition("?")[0].split("/")]
     above, version, verb = segments[-3:]
     return (unquote(version) if above == "versions" else None), verb
 
 
-def _encoded(headers: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Return headers as they are sent, without those that cannot be."""
+def _as_bytes(headers: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Encode headers, without those that HTTP does not allow."""
     pairs = ((name.encode(), text.encode("latin-1", "replace")) for name, text in headers.items())
     return {name: value for name, value in pairs if not value.translate(None, _VISIBLE)}
 
 
-def _action(config: PredictorConfig, payload: Any, wish: _Wish) -> str:
-    """Return what follows the model's name in the path."""
+def _action(config: PredictorConfig, payload: Any, forwarded: _Forwarded) -> str:
+    """Return what follows the model's name in the predictor's path."""
     if config.protocol == "v1":
         return ":predict"
     if config.protocol != "v2":
         raise UnsupportedProtocol(config.protocol)
-    version = getattr(payload, "model_version", None) or wish.version
+    version = getattr(payload, "model_version", None) or forwarded.version
     inside = f"/versions/{quote(str(version), safe='')}" if version else ""
     if not isinstance(payload, dict) or "text_input" not in payload:
         return f"{inside}/infer"
-    return f"{inside}/generate_stream" if wish.streams else f"{inside}/generate"
+    return f"{inside}/generate_stream" if forwarded.streams else f"{inside}/generate"
 
 
-def _described(payload: Any, wish: _Wish) -> tuple[dict[bytes, bytes], bytes]:
-    """Return a payload's headers and body; bytes have the client's type, or what a hook made it.
+def _encode(payload: Any, forwarded: _Forwarded) -> tuple[dict[bytes, bytes], bytes]:
+    """Return a payload's headers and body; bytes keep the content type among the hook's headers.
 
     Raises InvalidInput for what cannot be sent.
     """
-    headers = {name: value for name, value in wish.headers.items() if name != b"content-type"}
+    headers = {name: value for name, value in forwarded.headers.items() if name != b"content-type"}
     if isinstance(payload, InferRequest):
         payload, length = payload.to_rest()
         if length is not None:
             return headers | {b"content-type": _OCTETS, _LENGTH.encode(): b"%d" % length}, payload
     elif isinstance(payload, bytes | bytearray | memoryview):
-        return {b"content-type": _OCTETS, **wish.headers}, bytes(payload)
+        return {b"content-type": _OCTETS, **forwarded.headers}, bytes(payload)
     try:
         return headers | {b"content-type": b"application/json"}, to_json(payload)
     except NestedTooDeep:
@@ -377,44 +331,43 @@ def _described(payload: Any, wish: _Wish) -> tuple[dict[bytes, bytes], bytes]:
 
 
 class _Answer(NamedTuple):
-    """What a hook returns, the content type that it should go out with, and other headers."""
+    """What the hook returns, its content type unless that is a usual one, and other headers."""
 
     result: Any
-    own_type: str | None
+    content_type: str | None
     headers: dict[str, str]
 
 
 async def _read(response: httpx.Response, config: PredictorConfig) -> _Answer:
-    """Return an answer; one that streams is read later. Raises PredictorError."""
-    response.headers.encoding = "latin-1"  # as ours go out
+    """Read a response, unless it streams. Raises PredictorError."""
+    response.headers.encoding = "latin-1"  # as our response's headers are encoded
     if not response.is_success:
-        raise await _refusal(response, config)
+        raise await _error_in(response, config)
     headers = {name: text for name, text in response.headers.items() if name not in _NOT_COPIED}
-    content_type = response.headers.get("content-type", "")
-    kind = _kind(content_type)
-    own_type = None if kind in _NATURAL else content_type
+    media_type = _media_type(response.headers.get("content-type", ""))
+    content_type = None if media_type in _USUAL_TYPES else response.headers["content-type"]
     reader = _reader(
-        kind, sized=_LENGTH in response.headers or "content-length" in response.headers
+        media_type, sized=_LENGTH in response.headers or "content-length" in response.headers
     )
     if reader is not None:
-        return _Answer(_Items(response, reader, config), own_type, headers)
-    with _telling(config, begun=True):
+        return _Answer(_Items(response, reader, config), content_type, headers)
+    with _translated_errors(config, started=True):
         body = await response.aread()
     try:
-        value = _value(kind, body, response.headers.get(_LENGTH), config.protocol)
+        value = _value(media_type, body, response.headers.get(_LENGTH), config.protocol)
     except (ValueError, InferenceError) as exc:
         logger.warning("The answer of %s cannot be read: %r", config.predictor_base_url, exc)
         raise PredictorError("The answer of the predictor cannot be read.", 502) from None
-    return _Answer(value, own_type if isinstance(value, bytes) else None, headers)
+    return _Answer(value, content_type if isinstance(value, bytes) else None, headers)
 
 
-def _value(kind: str, body: bytes, length: str | None, protocol: str) -> Any:
-    """Return the value in a body. Raises ValueError or InferenceError for one that is broken."""
+def _value(media_type: str, body: bytes, length: str | None, protocol: str) -> Any:
+    """Decode a body. Raises ValueError or InferenceError for one that is broken."""
     if length is not None:
         return InferResponse.from_bytes(body, int(length))
-    if kind == "text/plain":
+    if media_type == "text/plain":
         return body.decode()
-    if not _is_json(kind):
+    if not _is_json(media_type):
         return body
     document = orjson.loads(body)
     if protocol == "v2" and isinstance(document, dict) and "outputs" in document:
@@ -422,69 +375,69 @@ def _value(kind: str, body: bytes, length: str | None, protocol: str) -> Any:
     return document
 
 
-def _reader(kind: str, *, sized: bool) -> Reader | None:
-    """Return what reads a stream of this kind; None for an answer that is whole."""
-    if kind in ("text/event-stream", "application/x-ndjson"):
-        return EventReader() if kind == "text/event-stream" else LineReader()
-    if sized or _is_json(kind):
+def _reader(media_type: str, *, sized: bool) -> Reader | None:
+    """Choose what reads the items of a stream; None for an answer that does not stream."""
+    if media_type in ("text/event-stream", "application/x-ndjson"):
+        return EventReader() if media_type == "text/event-stream" else LineReader()
+    if sized or _is_json(media_type):
         return None
-    return TextReader() if kind == "text/plain" else ChunkReader()
+    return TextReader() if media_type == "text/plain" else ChunkReader()
 
 
-def _kind(content_type: str) -> str:
-    """Return a media type by its one name; text that is not UTF-8 has none."""
-    kind, _, parameters = content_type.lower().partition(";")
-    kind = kind.strip()
-    if kind == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
+def _media_type(content_type: str) -> str:
+    """Return the media type, one for all spellings of NDJSON; text that is not UTF-8 has none."""
+    media_type, _, parameters = content_type.lower().partition(";")
+    media_type = media_type.strip()
+    if media_type == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
         return "text"
-    return "application/x-ndjson" if _NDJSON.fullmatch(kind) else kind
+    return "application/x-ndjson" if _NDJSON.fullmatch(media_type) else media_type
 
 
-def _is_json(kind: str) -> bool:
-    return kind == "application/json" or (
-        kind.startswith("application/") and kind.endswith("+json")
+def _is_json(media_type: str) -> bool:
+    return media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
     )
 
 
-async def _refusal(response: httpx.Response, config: PredictorConfig) -> PredictorError:
-    """Return an answer that is no success as an error."""
+async def _error_in(response: httpx.Response, config: PredictorConfig) -> PredictorError:
+    """Make an error of an unsuccessful response."""
     status = response.status_code
-    words = f"The predictor answered with status {status}."
+    sentence = f"The predictor answered with status {status}."
     if not 400 <= status <= 599:
-        return PredictorError(words, 502)
+        return PredictorError(sentence, 502)
     document = None
-    with suppress(Exception):  # what cannot be read says nothing more than its status
+    with suppress(Exception):  # without a readable body, the status is all there is to say
         document = orjson.loads(await response.aread())
     copied = {
         name: response.headers[name] for name in _COPIED_OF_ERRORS if name in response.headers
     }
-    return PredictorError(_sentence(document, config) or words, status, copied)
+    return PredictorError(_sentence_in(document, config) or sentence, status, copied)
 
 
-def _sentence(document: Any, config: PredictorConfig) -> str | None:
-    """Return what a document says of an error, unless it says where the predictor is."""
+def _sentence_in(document: Any, config: PredictorConfig) -> str | None:
+    """Return the error sentence in a document, unless it reveals the predictor's address."""
     if not isinstance(document, dict):
         return None
     for key in ("error", "detail", "message"):
         text = document.get(key)
         if isinstance(text, str) and text:
-            return None if _tells_place(text, config) else text[:_LONGEST]
+            return None if _reveals_address(text, config) else text[:_SENTENCE_LENGTH]
     return None
 
 
-def _tells_place(text: str, config: PredictorConfig) -> bool:
-    """Say whether a sentence has the predictor's address; a name alone may be any word."""
-    place = urlsplit(config.predictor_base_url).netloc
-    return f"//{place}" in text or (place in text and any(sign in place for sign in ".:"))
+def _reveals_address(text: str, config: PredictorConfig) -> bool:
+    """Look for the predictor's address; a host name without a dot or port may be any word."""
+    address = urlsplit(config.predictor_base_url).netloc
+    return f"//{address}" in text or (address in text and any(sign in address for sign in ".:"))
 
 
 # --- the items of a stream ----------------------------------------------------------------------
 
 
 class _Items:
-    """The items of an answer, each read when it is asked for; close it, or the connection stays.
+    """The items of a stream, each read when it is asked for; `aclose` frees the connection.
 
-    A record of an error is raised, as is what happens to the connection.
+    An error record is raised, and so is an error of the connection.
     """
 
     def __init__(self, response: httpx.Response, reader: Reader, config: PredictorConfig) -> None:
@@ -505,7 +458,7 @@ class _Items:
                 return item[0]
             if self._ended:
                 raise StopAsyncIteration
-            with _telling(self._config, begun=True):
+            with _translated_errors(self._config, started=True):
                 chunk = await anext(self._chunks, None)
             self._ended = chunk is None
             self._ready = self._reader.finish() if chunk is None else self._reader.feed(chunk)
@@ -513,8 +466,8 @@ class _Items:
     async def aclose(self) -> None:
         """Close the connection, unless all has been read.
 
-        httpx's generators, one inside another, are then run to their end, which comes at once:
-        trio warns of those that are left to the garbage collector.
+        httpx's nested generators are run to their end, which then comes at once: trio warns of
+        generators that are left to the garbage collector.
         """
         self._ended, self._ready = True, iter(())
         await self._response.aclose()
@@ -523,12 +476,12 @@ class _Items:
                 pass
 
     def _next_ready(self) -> tuple[Any] | None:
-        """Return the next item of what has been read, if there is one."""
+        """Return the next item of what has been read, in a tuple, since an item may be None."""
         try:
-            item = next(self._ready, _NOTHING)
+            item = next(self._ready, _NO_ITEM)
         except ValueError:
             raise PredictorError("The answer of the predictor cannot be read.", 502) from None
         if isinstance(item, Failure):
-            words = "The predictor failed in the middle of its answer."
-            raise PredictorError(_sentence(item.document, self._config) or words, 502)
-        return None if item is _NOTHING else (item,)
+            sentence = "The predictor failed in the middle of its answer."
+            raise PredictorError(_sentence_in(item.document, self._config) or sentence, 502)
+        return None if item is _NO_ITEM else (item,)

@@ -9,46 +9,29 @@ A directory holds a folder for each model, of the model's name, and in each fold
 
 `model.py` has one subclass of `Model`, which is called with the name; or a function
 `load(path, name)`, which is called with the folder (a `Path`) and the name and returns a model: a
-`Model`, an object with a `predict`, or a function. The other modules of a folder are imported with
+`Model`, an object with a `predict`, or a function. It imports other modules of its folder by
 `from . import helper`.
 
-Every load runs `model.py` anew and makes a new model, so that what has changed in the folder
-counts; a server goes on with the old model until the new one is ready.
-
-A name is one component of a path. Names that are something else, that begin with a dot, or whose
-folder or `model.py` is a link that leaves the directory, are those of no model.
+Every load runs `model.py` again and makes a new model, so that changes in the folder take effect;
+a server goes on with the old model until the new one is ready.
 """
 
 import inspect
-import logging
 import os
-import re
-import sys
 from collections.abc import Awaitable
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
-from itertools import count
 from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Any, Final, Protocol
 
 from modelserve.errors import ModelNotFound, ModelNotReady
-from modelserve.models.model import Model, as_model
+from modelserve.models.directory import Imports, file_of, folder_of, model_in
 
 __all__ = ["MODEL_MOUNT_DIRS", "ModelRepository"]
 
-logger = logging.getLogger("modelserve")
-
 MODEL_MOUNT_DIRS: Final = "/mnt/models"
-
-_PLAIN_NAME: Final = re.compile(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*")
-_NUMBERS: Final = count(1)
-# The files of the model that serves, and of the one before it, whose last requests may be running.
-_IMPORTS_KEPT: Final = 2
 
 
 class Server(Protocol):
-    """What a repository tells of its models."""
+    """What serves a repository's models, and is kept up to date on them."""
 
     def adopt(self, name: str, model: Any) -> None: ...
 
@@ -59,9 +42,9 @@ class ModelRepository:
     """The models of a directory, and any others that `update` is given.
 
     The methods are KServe's. As there, a subclass may override `load` (sync or async) or
-    `load_model` to get its models in a way of its own, and `update` the repository with them; names
-    that would lead out of the directory do not reach either from a server. A server stops a model
-    itself, after its last request: it does not call `unload`.
+    `load_model` to load models in its own way, and `update` the repository with them; a server
+    passes neither a name that leads out of the directory. A server stops a model itself, after its
+    last request: it does not call `unload`.
     """
 
     _server: Server | None = None
@@ -69,9 +52,10 @@ class ModelRepository:
     def __init__(self, models_dir: str | os.PathLike[str] = MODEL_MOUNT_DIRS) -> None:
         self.models: dict[str, Any] = {}
         self.models_dir = models_dir
-        self._imported: dict[str, list[str]] = {}
+        self._imports = Imports()
 
     def __getstate__(self) -> dict[str, Any]:
+        # An argument of an application goes to worker processes by pickle, without its server.
         return {key: value for key, value in vars(self).items() if key != "_server"}
 
     # -- KServe's
@@ -95,7 +79,7 @@ class ModelRepository:
         return bool(await healthy if isinstance(healthy, Awaitable) else healthy)
 
     def update(self, model: Any, name: str | None = None) -> None:
-        """Put a model in, under its own name or another one; one of that name is replaced."""
+        """Add a model, under its own name or another one; one of that name is replaced."""
         name = name or str(model.name)
         self.models[name] = model
         if self._server is not None:
@@ -111,10 +95,10 @@ class ModelRepository:
         return self.load_model(name)
 
     def load_model(self, name: str) -> bool:
-        """Make a model of the directory, load it, and put it in unless it says that it is not ready.
+        """Make a model of the directory, load it, and add it if it is ready.
 
-        A model whose `load` is async is put in as it is: loading it is left to the server. Raises
-        ModelNotFound, TypeError for a `model.py` without a model, and what that raises itself.
+        A model whose `load` is async is added as it is: loading it is left to the server. Raises
+        ModelNotFound, TypeError for a `model.py` without a model, and what its code raises.
         """
         model = self.make(name)
         if not inspect.iscoroutinefunction(model.load):
@@ -126,7 +110,7 @@ class ModelRepository:
         return bool(model.ready)
 
     def unload(self, name: str) -> None:
-        """Take a model out and stop it; if it is served, after its last request.
+        """Remove a model and stop it; if it is served, after its last request.
 
         Raises KeyError for a name that has no model.
         """
@@ -143,25 +127,26 @@ class ModelRepository:
     # -- for servers
 
     def names(self) -> list[str]:
-        """Return the names that the directory has a model for now. Raises OSError for no directory.
+        """Return the names of the models in the directory. Raises OSError for no directory.
 
-        For a subclass that loads in a way of its own, that is each folder.
+        For a subclass that loads in its own way, each folder is a model.
         """
         names = sorted(path.name for path in Path(self.models_dir).iterdir() if path.is_dir())
         return [name for name in names if self.has(name)]
 
     def has(self, name: str) -> bool:
-        """Say whether `provide` can be asked for a name.
+        """Return whether `provide` can be called with a name.
 
-        For a subclass that loads in a way of its own, that is any name that cannot lead elsewhere.
+        For a subclass that loads in its own way, with any name that stays in the directory.
         """
+        find = folder_of if self._overrides_load else file_of
         try:
-            return bool(self._folder(name) if self._has_own_load else self._file(name))
+            return bool(find(self.models_dir, name))
         except ModelNotFound:
             return False
 
     def serve_on(self, server: Server) -> None:
-        """Tell a server of the models, now and from now on."""
+        """Give a server the models, those that there are and those that are added later."""
         self._server = server
         for name, model in self.models.items():
             server.adopt(name, model)
@@ -169,12 +154,12 @@ class ModelRepository:
     def provide(self, name: str) -> Any:
         """Return a model for a server to start, load and serve, or an awaitable of one.
 
-        Where a subclass loads in a way of its own, it has done so. Raises ModelNotFound,
-        ModelNotReady, and what the model's code raises.
+        A subclass that loads in its own way has loaded it. Raises ModelNotFound, ModelNotReady, and
+        what the model's code raises.
         """
-        if not self._has_own_load:
+        if not self._overrides_load:
             return self.make(name)
-        self._folder(name)
+        folder_of(self.models_dir, name)  # raises for a name that leads elsewhere
         loaded = self.load(name)
         if isinstance(loaded, Awaitable):
             return self._await(name, loaded)
@@ -183,15 +168,15 @@ class ModelRepository:
     def make(self, name: str) -> Any:
         """Return a new model of the directory, not loaded.
 
-        Raises ModelNotFound, TypeError for a `model.py` without a model, and what it raises itself.
+        Raises ModelNotFound, TypeError for a `model.py` without a model, and what its code raises.
         """
-        path = self._file(name)
-        return _model_in(self._import(path, name), path.parent, name)
+        path = file_of(self.models_dir, name)
+        return model_in(self._imports.run(path, name), path.parent, name)
 
     @property
-    def _has_own_load(self) -> bool:
-        own, base = type(self), ModelRepository
-        return own.load is not base.load or own.load_model is not base.load_model
+    def _overrides_load(self) -> bool:
+        kind, base = type(self), ModelRepository
+        return kind.load is not base.load or kind.load_model is not base.load_model
 
     async def _await(self, name: str, loading: Awaitable[Any]) -> Any:
         return self._loaded(name, await loading)
@@ -201,91 +186,3 @@ class ModelRepository:
         if model is None or not (loaded is None or loaded):
             raise ModelNotReady(name)
         return model
-
-    # -- the directory
-
-    def _file(self, name: str) -> Path:
-        path = self._folder(name) / "model.py"
-        self._check_inside(path, name)
-        try:
-            if path.is_file():
-                return path
-        except OSError:  # a name that is too long, a folder that we may not read
-            pass
-        raise ModelNotFound(name)
-
-    def _folder(self, name: str) -> Path:
-        """Return the folder of a model, there or not. Raises ModelNotFound."""
-        if not _PLAIN_NAME.fullmatch(name):
-            raise ModelNotFound(name)
-        folder = Path(self.models_dir) / name
-        self._check_inside(folder, name)
-        return folder
-
-    def _check_inside(self, path: Path, name: str) -> None:
-        try:
-            inside = path.resolve().is_relative_to(Path(self.models_dir).resolve())
-        except (OSError, RuntimeError):  # links in a circle
-            inside = False
-        if not inside:
-            raise ModelNotFound(name)
-
-    def _import(self, path: Path, name: str) -> ModuleType:
-        """Run a `model.py` as a module of a package of its own, whose path is the folder."""
-        package = ModuleType(f"modelserve_{re.sub(r'[^0-9a-zA-Z]', '_', name)}_{next(_NUMBERS)}")
-        package.__path__ = [str(path.parent)]
-        sys.modules[package.__name__] = package
-        try:
-            module = _run(f"{package.__name__}.model", path)
-        except BaseException:
-            _forget_import(package.__name__)
-            raise
-        kept = self._imported.setdefault(name, [])
-        kept.append(package.__name__)
-        while len(kept) > _IMPORTS_KEPT:
-            _forget_import(kept.pop(0))
-        return module
-
-
-class _Loader(SourceFileLoader):
-    """Compile the file as it is now; compiled files are told apart by size and whole seconds."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        code: CodeType = self.source_to_code(self.get_data(path), path)
-        return code
-
-
-def _run(module_name: str, path: Path) -> ModuleType:
-    spec = spec_from_file_location(module_name, path, loader=_Loader(module_name, str(path)))
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[module_name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _forget_import(package: str) -> None:
-    for module in list(sys.modules):
-        if module == package or module.startswith(f"{package}."):
-            del sys.modules[module]
-
-
-def _model_in(module: ModuleType, folder: Path, name: str) -> Any:
-    load = getattr(module, "load", None)
-    if callable(load):
-        if inspect.iscoroutinefunction(load):
-            raise TypeError(f"The function load in {module.__file__} must not be async")
-        return as_model(load(folder, name), name)
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Model)
-        if value.__module__ == module.__name__
-    ]
-    last = [kind for kind in classes if not any(issubclass(c, kind) for c in classes if c != kind)]
-    if len(last) != 1:
-        raise TypeError(
-            f"{module.__file__} needs a function load(path, name) or one subclass of Model, "
-            f"and has {len(last)} subclasses"
-        )
-    return last[0](name)

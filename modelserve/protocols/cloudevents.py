@@ -1,63 +1,75 @@
 """CloudEvents 1.0 around any codec, in binary and in structured mode. Pure.
 
-A request that is an event is decoded by the codec of its path from the event's data, and answered
-by an event in the same mode: in binary mode the attributes are headers of an answer that is
-otherwise as it always is, in structured mode attributes and data are one JSON document, and each
-item of a stream is an event of its own.
+A request that is an event is decoded from the event's data by the codec of its path, and answered
+by an event in the same mode. In binary mode the attributes are headers of an otherwise ordinary
+response. In structured mode attributes and data are one JSON document, and each item of a stream is
+an event of its own.
 
-Written by hand: the `cloudevents` package has one interface in 1.x and another in 2.x, takes data
-apart and writes it with the standard json module where a codec has the bytes already, writes a
-list in binary mode as Python's repr, and raises AttributeError or TypeError for some bad requests.
+Written by hand: the `cloudevents` package has one interface in 1.x and another in 2.x, parses data
+and writes it with the standard json module where a codec has the bytes already, writes a list in
+binary mode as Python's repr, and raises AttributeError or TypeError for some bad requests.
 
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
 """
 
 import base64
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import orjson
-from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NestedTooDeep
-from modelserve.exchange.exchange import Header
-from modelserve.exchange.streams import StreamForm
-from modelserve.protocols.codec import Body, Codec, Named
+from modelserve.protocols.codec import (
+    Codec,
+    Encoded,
+    Item,
+    ModelRef,
+    Payload,
+    SetHeaders,
+    StreamFormat,
+)
 from modelserve.tensors import InferResponse
 from modelserve.tensors.data import short
-from modelserve.wire.encoders import NDJSON, SSE, Encoder, ServerSentEvent, to_json
-from modelserve.wire.head import Request
+from modelserve.wire.encoders import NDJSON, SSE, Encoder, encode_documents
+from modelserve.wire.head import Head
+from modelserve.wire.headers import Header
+from modelserve.wire.json import parse_json, to_json
+from modelserve.wire.media import is_json, media_type
 
-__all__ = ["EventSettings", "around"]
+__all__ = ["EventSettings", "codec_for"]
 
 _VERSION: Final = "1.0"
 _REQUIRED: Final = ("specversion", "id", "source", "type")
 _REQUIRED_HEADERS: Final = tuple(f"ce-{name}".encode() for name in _REQUIRED)
 _STRUCTURED: Final = "application/cloudevents+json"
 _DATA: Final = ("data", "data_base64")
-# What is the request's own, or tells of its data, is never merged into a reply.
+# Attributes that identify the request or describe its data are never merged into a reply.
 _NOT_MERGED: Final = frozenset(
     (*_REQUIRED, *_DATA, "time", "datacontenttype", "content-type", "dataschema")
 )
-# What a header's value holds as it is; the rest is percent-encoded (HTTP binding, 3.1.3.2).
-_PLAIN: Final = "".join(set(map(chr, range(0x21, 0x7F))) - set('"%'))
+# Characters that a header holds unescaped; others are percent-encoded (HTTP binding, 3.1.3.2).
+_UNESCAPED: Final = "".join(set(map(chr, range(0x21, 0x7F))) - set('"%'))
 
 
 class EventSettings(NamedTuple):
-    """What replies say of themselves, by KServe's environment variables.
+    """The attributes of replies, by KServe's environment variables.
 
     `source` is CE_SOURCE and `type` CE_TYPE. With `merge`, CE_MERGE, a reply has the request's
-    other attributes too.
+    other attributes too. Each reply gets a new id and the time from `new_id` and `now`.
     """
 
     source: str | None = None
     type: str = "io.kserve.inference.response"
     merge: bool = False
+    new_id: Callable[[], object] = uuid4
+    now: Callable[[], datetime] = partial(datetime.now, UTC)
 
     @classmethod
     def from_environment(cls) -> "EventSettings":
@@ -65,29 +77,69 @@ class EventSettings(NamedTuple):
         return cls(os.environ.get("CE_SOURCE"), os.environ.get("CE_TYPE", cls().type), merge)
 
 
-def around(codec: Codec, request: Request, settings: EventSettings) -> Codec:
+def codec_for(codec: Codec, head: Head, settings: EventSettings) -> Codec:
     """Return the codec for a request: the one given or, for an event, one around it."""
-    mode: _Binary | _Structured
-    content_type = request.get(b"content-type")
-    if content_type != b"application/json" and _is_structured(content_type):
-        mode = _Structured(_Event(codec, settings))
-    elif request.has(b"ce-specversion") and all(map(request.has, _REQUIRED_HEADERS)):
-        mode = _Binary(_Event(codec, settings))
-    else:
+    if codec.model_in_body:
         return codec
-    return replace(codec, decode=mode.decode, encode=mode.encode, form=mode.form)
+    content_type = head.get(b"content-type")
+    if content_type != b"application/json" and _is_structured(content_type):
+        return _StructuredCodec(codec, settings)
+    if all(name in head.headers for name in _REQUIRED_HEADERS):
+        return _BinaryCodec(codec, settings)
+    return codec
 
 
-class _Event:
-    """One request that is an event, and what both modes have in common."""
+class _EventFormat(StreamFormat):
+    """The stream of a reply, around the one that its path makes."""
+
+    def __init__(self, codec: "_EventCodec", inner: StreamFormat, head: Head) -> None:
+        super().__init__(head, inner.payload, inner.response_headers, inner.ref)
+        self.codec = codec
+        self.inner = inner
+
+    def headers(self) -> list[Header]:
+        return self.inner.headers()
+
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        return self.inner.encoder(first, empty=empty)
+
+    def framed_encoder(self) -> Encoder | None:
+        return self.inner.framed_encoder()
+
+
+class _EventCodec(Codec):
+    """What both modes share: one request that is an event, around the codec of its path."""
+
+    event_format: type[_EventFormat]
 
     def __init__(self, inner: Codec, settings: EventSettings) -> None:
         self.inner = inner
         self.settings = settings
+        self.protocol = inner.protocol
+        self.always_streams = inner.always_streams
         self.attributes: dict[str, Any] = {}
 
-    def take(self, attributes: dict[str, Any]) -> None:
-        """Keep the attributes. Raises InvalidInput unless they are those of a CloudEvent 1.0."""
+    def json_length(self, head: Head) -> bytes | None:
+        return self.inner.json_length(head)
+
+    def check(self, payload: Payload) -> None:
+        self.inner.check(payload)
+
+    def stream_format(
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> StreamFormat:
+        head = _accepting_json(head)
+        inner = self.inner.stream_format(head, payload, response_headers, ref)
+        return self.event_format(self, inner, head)
+
+    def document(self, item: Item, payload: Payload, ref: ModelRef) -> Any:
+        return self.inner.document(item, payload, ref)
+
+    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
+        return self.inner.error(status, sentence)
+
+    def keep_attributes(self, attributes: dict[str, Any]) -> None:
+        """Keep the request's attributes. Raises InvalidInput for those of no CloudEvent 1.0."""
         self.attributes = attributes
         for name in _REQUIRED:
             value = attributes.get(name)
@@ -97,31 +149,34 @@ class _Event:
         if version != _VERSION:
             raise InvalidInput(f"The CloudEvent's specversion must be 1.0, not {short(version)}.")
 
-    def decode(
-        self, data: bytes | bytearray, content_type: str, request: Request, named: Named
-    ) -> Any:
-        """Return the payload in bytes; on V1 what is not JSON, nor claims to be, is bytes still."""
-        if self.inner.protocol != "v1":
-            return self.inner.decode(data, request, named)
+    def decode_data(
+        self, data: bytes | bytearray, content_type: str, head: Head, ref: ModelRef
+    ) -> Payload:
+        """Return the payload in the bytes of an event's data.
+
+        On V1, data that neither is JSON nor claims to be stays bytes.
+        """
+        if self.protocol != "v1":
+            return self.inner.decode(data, head, ref)
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError as exc:
-            if not _is_json(content_type):
+            if not is_json(media_type(content_type)):
                 return bytes(data)
-            problem = _not_text(data) or exc
+            problem = _unicode_error(data) or exc
             raise InvalidInput(
                 f"Failed to decode or parse binary json cloudevent: {problem}"
             ) from None
 
-    def reply(self, named: Named) -> dict[str, Any]:
+    def reply_attributes(self, ref: ModelRef) -> dict[str, Any]:
         """Return the attributes of a new event."""
         merged = self.attributes if self.settings.merge else {}
         return {
             "specversion": _VERSION,
-            "id": str(uuid4()),
-            "source": self.settings.source or f"io.kserve.inference.{named.model}",
+            "id": str(self.settings.new_id()),
+            "source": self.settings.source or f"io.kserve.inference.{ref.name}",
             "type": self.settings.type,
-            "time": datetime.now(UTC).isoformat(),
+            "time": self.settings.now().isoformat(),
             **{name: value for name, value in merged.items() if name not in _NOT_MERGED},
         }
 
@@ -129,159 +184,127 @@ class _Event:
 # --- binary mode: attributes in headers, the data is the body -----------------------------------
 
 
-class _Binary:
-    def __init__(self, event: _Event) -> None:
-        self.event = event
+class _BinaryFormat(_EventFormat):
+    """The stream that the path makes; the attributes are among its headers."""
 
-    def decode(self, body: bytes | bytearray, request: Request, named: Named) -> Any:
+    def headers(self) -> list[Header]:
+        return _with_attributes(self.inner.headers(), self.codec.reply_attributes(self.ref))
+
+
+class _BinaryCodec(_EventCodec):
+    event_format = _BinaryFormat
+
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         attributes = {
             name[3:].decode("latin-1"): unquote(value.decode("latin-1"))
-            for name, value in request.scope["headers"]
+            for name, value in head.scope["headers"]
             if name.startswith(b"ce-")
         }
-        self.event.take(attributes)
-        claimed = attributes.get("content-type") or request.get(b"content-type").decode("latin-1")
-        return self.event.decode(body, claimed, request, named)
+        self.keep_attributes(attributes)
+        claimed = attributes.get("content-type") or head.get(b"content-type").decode("latin-1")
+        return self.decode_data(body, claimed, head, ref)
 
     def encode(
-        self, value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-    ) -> tuple[list[Header], list[Body]]:
-        headers, buffers = self.event.inner.encode(value, request, payload, own, named)
-        return self.with_attributes(headers, named), buffers
-
-    def form(
-        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-    ) -> StreamForm:
-        inner = self.event.inner.form(_accepting_json(request), payload, own, named)
-        return _BinaryForm(self, inner, named)
-
-    def with_attributes(self, headers: list[Header], named: Named) -> list[Header]:
-        """Add the attributes to the headers, those apart that the model has set itself."""
-        taken = {name for name, _ in headers}
-        added = [
-            (f"ce-{name}".encode("latin-1"), quote(value, safe=_PLAIN).encode())
-            for name, value in self.event.reply(named).items()
-        ]
-        return [*headers, *(header for header in added if header[0] not in taken)]
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
+        headers, buffers = self.inner.encode(value, head, payload, response_headers, ref)
+        return _with_attributes(headers, self.reply_attributes(ref)), buffers
 
 
-class _BinaryForm:
-    """A stream in the form that it would have anyway; its headers have the attributes."""
-
-    def __init__(self, mode: _Binary, inner: StreamForm, named: Named) -> None:
-        self.encoder = inner.encoder
-        self.named_encoder = inner.named_encoder
-        self.headers = lambda: mode.with_attributes(inner.headers(), named)
+def _with_attributes(headers: list[Header], attributes: dict[str, Any]) -> list[Header]:
+    """Add the attributes to the headers, except those that the model has set."""
+    present = {name for name, _ in headers}
+    added = [
+        (f"ce-{name}".encode("latin-1"), quote(value, safe=_UNESCAPED).encode())
+        for name, value in attributes.items()
+    ]
+    return [*headers, *(header for header in added if header[0] not in present)]
 
 
 # --- structured mode: attributes and data in one JSON document ----------------------------------
 
 
-class _Structured:
-    def __init__(self, event: _Event) -> None:
-        self.event = event
-
-    def decode(self, body: bytes | bytearray, request: Request, named: Named) -> Any:
-        document = _parse_object(body)
-        scalars = {key: value for key, value in document.items() if not _is_nested(value)}
-        self.event.take({key: value for key, value in scalars.items() if key not in _DATA})
-        if ("data" in document) is ("data_base64" in document):
-            raise InvalidInput('Expected the CloudEvent to have either "data" or "data_base64"')
-        if "data_base64" in document:
-            claimed = str(scalars.get("datacontenttype", ""))
-            return self.event.decode(_decoded(document["data_base64"]), claimed, request, named)
-        if self.event.inner.protocol == "v1":
-            return document["data"]
-        return self.event.inner.decode(_written(document["data"]), request, named)
-
-    def encode(
-        self, value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-    ) -> tuple[list[Header], list[Body]]:
-        if isinstance(value, InferResponse):  # as JSON, though the client may ask for binary data
-            value = self.event.inner.document(value, payload, named)
-        headers, buffers = self.event.inner.encode(value, request, payload, own, named)
-        data = b"".join(buffers)
-        content_type = dict(headers)[b"content-type"].decode("latin-1")
-        others = [header for header in headers if header[0] != b"content-type"]
-        document = self.event.reply(named) | _members(data, content_type)
-        return [(b"content-type", _STRUCTURED.encode()), *others], [to_json(document)]
-
-    def form(
-        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-    ) -> StreamForm:
-        inner = self.event.inner.form(_accepting_json(request), payload, own, named)
-        return _StructuredForm(self.event, inner, payload, named)
-
-
-class _StructuredForm:
-    """A stream of structured events, framed as its items would be, as NDJSON if they would not.
+class _StructuredFormat(_EventFormat):
+    """A stream of structured events: SSE where the path makes that, else NDJSON.
 
     What is collected is one event.
     """
 
-    def __init__(self, event: _Event, inner: StreamForm, payload: Any, named: Named) -> None:
-        self.event = event
-        self.inner = inner
-        self.payload = payload
-        self.named = named
-        self.headers = inner.headers
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        encoder = self.inner.encoder(first, empty=empty)
+        join = encoder.join
+        if join is None:
+            return self._of_events(NDJSON if encoder.idle is None else encoder)
+        return replace(
+            encoder, media_type=_STRUCTURED, join=lambda items: self._collected(join(items))
+        )
 
-    def named_encoder(self) -> Encoder | None:
-        chosen = self.inner.named_encoder()
-        return None if chosen is None else self._framed(chosen)
+    def framed_encoder(self) -> Encoder | None:
+        encoder = self.inner.framed_encoder()
+        return None if encoder is None else self._of_events(encoder)
 
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
-        chosen = self.inner.encoder(first, empty=empty)
-        if chosen.join is None:
-            return self._framed(NDJSON if chosen.idle is None else chosen)
-        join = chosen.join
-        return replace(chosen, media_type=_STRUCTURED, join=lambda items: self._whole(join(items)))
+    def _of_events(self, encoder: Encoder) -> Encoder:
+        """Return an encoder that frames as this one does, and writes an event for each item."""
+        framed = SSE if media_type(encoder.media_type) == SSE.media_type else NDJSON
+        return replace(encoder, encode=encode_documents(framed.encode, self._event))
 
-    def _framed(self, frame: Encoder) -> Encoder:
-        write = SSE.encode if frame.idle == SSE.idle else NDJSON.encode
-
-        def encode(item: Any) -> bytes:
-            if not isinstance(item, ServerSentEvent):
-                return write(self._document(item))
-            document = self._document(item.data)
-            return write(ServerSentEvent(document, event=item.event, id=item.id, retry=item.retry))
-
-        return replace(frame, encode=encode)
-
-    def _document(self, item: Any) -> dict[str, Any]:
-        data = self.event.inner.document(item, self.payload, self.named)
-        attributes = self.event.reply(self.named)
+    def _event(self, item: Item) -> dict[str, Any]:
+        data = self.codec.document(item, self.payload, self.ref)
+        attributes = self.codec.reply_attributes(self.ref)
         if not isinstance(data, bytes | bytearray | memoryview):
             return attributes | {"data": data}
         content_type = dict(self.headers()).get(b"content-type", b"application/octet-stream")
-        return attributes | _members(bytes(data), content_type.decode("latin-1"))
+        return attributes | _data_members(bytes(data), content_type.decode("latin-1"))
 
-    def _whole(self, data: bytes) -> bytes:
-        return to_json(self.event.reply(self.named) | _members(data, "application/json"))
+    def _collected(self, data: bytes) -> bytes:
+        attributes = self.codec.reply_attributes(self.ref)
+        return to_json(attributes | _data_members(data, "application/json"))
 
 
-def _members(data: bytes, content_type: str) -> dict[str, Any]:
-    """Return data as members of a document: as JSON, which may be a model's own, text or base64."""
-    if _is_json(content_type):
-        with suppress(orjson.JSONDecodeError):
+class _StructuredCodec(_EventCodec):
+    event_format = _StructuredFormat
+
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
+        document = _parse_object(body)
+        scalars = {key: value for key, value in document.items() if not _is_nested(value)}
+        self.keep_attributes({key: value for key, value in scalars.items() if key not in _DATA})
+        if ("data" in document) is ("data_base64" in document):
+            raise InvalidInput('Expected the CloudEvent to have either "data" or "data_base64"')
+        if "data_base64" in document:
+            claimed = str(scalars.get("datacontenttype", ""))
+            return self.decode_data(_from_base64(document["data_base64"]), claimed, head, ref)
+        if self.protocol == "v1":
+            return document["data"]
+        return self.inner.decode(_encoded_again(document["data"]), head, ref)
+
+    def encode(
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
+        if isinstance(value, InferResponse):  # as JSON, though the client may ask for binary data
+            value = self.document(value, payload, ref)
+        headers, buffers = self.inner.encode(value, head, payload, response_headers, ref)
+        content_type = dict(headers)[b"content-type"].decode("latin-1")
+        others = [header for header in headers if header[0] != b"content-type"]
+        members = _data_members(b"".join(buffers), content_type)
+        event = self.reply_attributes(ref) | members
+        return [(b"content-type", _STRUCTURED.encode()), *others], [to_json(event)]
+
+
+def _data_members(data: bytes, content_type: str) -> dict[str, Any]:
+    """Return the members of an event that hold its data: as JSON, as text or in base64."""
+    described = {} if content_type == "application/json" else {"datacontenttype": content_type}
+    if is_json(media_type(content_type)):
+        with suppress(orjson.JSONDecodeError):  # the model may have set the type itself
             orjson.loads(data)
-            return _described(content_type) | {"data": orjson.Fragment(data)}
+            return described | {"data": orjson.Fragment(data)}
     if content_type.startswith("text/"):
         with suppress(UnicodeDecodeError):
-            return _described(content_type) | {"data": data.decode()}
-    return _described(content_type) | {"data_base64": base64.b64encode(data).decode()}
-
-
-def _described(content_type: str) -> dict[str, Any]:
-    """Name the type of an event's data, unless it is what goes without saying."""
-    return {} if content_type == "application/json" else {"datacontenttype": content_type}
+            return described | {"data": data.decode()}
+    return described | {"data_base64": base64.b64encode(data).decode()}
 
 
 def _parse_object(body: bytes | bytearray) -> dict[str, Any]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise InvalidInput(f"Unrecognized request format: {exc}") from None
+    document = parse_json(body)
     if not isinstance(document, dict):
         raise InvalidInput("Expected the CloudEvent to be a JSON object")
     return document
@@ -291,8 +314,23 @@ def _is_nested(value: Any) -> bool:
     return value is None or isinstance(value, dict | list)
 
 
-def _not_text(data: bytes | bytearray) -> UnicodeDecodeError | None:
-    """Return what keeps data from being text, in words that say where (KServe's)."""
+def _from_base64(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError):
+        raise InvalidInput('Expected "data_base64" of the CloudEvent to be base64') from None
+
+
+def _encoded_again(data: Any) -> bytes:
+    """Return data as the bytes that the codec of the path decodes."""
+    try:
+        return to_json(data)
+    except NestedTooDeep:
+        raise InvalidInput("The data of the CloudEvent is nested too deep.") from None
+
+
+def _unicode_error(data: bytes | bytearray) -> UnicodeDecodeError | None:
+    """Return why data is no text; KServe shows these words for JSON that is not UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as exc:
@@ -300,41 +338,18 @@ def _not_text(data: bytes | bytearray) -> UnicodeDecodeError | None:
     return None
 
 
-def _decoded(text: Any) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (TypeError, ValueError):
-        raise InvalidInput('Expected "data_base64" of the CloudEvent to be base64') from None
-
-
-def _written(data: Any) -> bytes:
-    try:
-        return to_json(data)
-    except NestedTooDeep:
-        raise InvalidInput("The data of the CloudEvent is nested too deep.") from None
-
-
-# --- headers ------------------------------------------------------------------------------------
+# --- headers of the request ---------------------------------------------------------------------
 
 
 def _is_structured(content_type: bytes) -> bool:
-    return _media_type(content_type.decode("latin-1")) == _STRUCTURED
+    return media_type(content_type.decode("latin-1")) == _STRUCTURED
 
 
-def _is_json(content_type: str) -> bool:
-    name = _media_type(content_type)
-    return name == "application/json" or name.endswith("+json")
-
-
-def _media_type(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
-
-
-def _accepting_json(request: Request) -> Request:
-    """Return a request whose `Accept` calls JSON what it calls a structured event."""
-    accept = (request.accept or "").lower()
+def _accepting_json(head: Head) -> Head:
+    """Return a head whose `Accept` says application/json where it named a structured event."""
+    accept = (head.accept or "").lower()
     if _STRUCTURED not in accept:
-        return request
-    others = [header for header in request.scope["headers"] if header[0] != b"accept"]
+        return head
+    others = [header for header in head.scope["headers"] if header[0] != b"accept"]
     accepted = accept.replace(_STRUCTURED, "application/json").encode("latin-1")
-    return Request({**request.scope, "headers": [*others, (b"accept", accepted)]})
+    return Head({**head.scope, "headers": [*others, (b"accept", accepted)]})

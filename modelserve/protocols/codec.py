@@ -1,88 +1,179 @@
-"""What a protocol is to the walk, and what all of them share. Pure.
+"""What a protocol is to the pipeline, and what all protocols share. Pure.
 
-A protocol's module turns bytes and headers into a payload, and a hook's result into headers and
-bytes. The walk knows it by its `Codec` alone.
+A codec turns a head and bytes into the name of a model and a payload, and a hook's result into
+headers and bytes. It also writes the protocol's errors and ends its streams. The pipeline knows a
+protocol by its codec alone; a codec knows neither the pipeline nor the exchange.
+
+For a request, the pipeline calls `json_length` before it reads the body; `decode`, or `open` where
+the body names the model; `check`; and `encode`, or `stream_format`. Whatever fails before the
+response has started becomes what `error` says, and later the last record of the stream's encoder.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NestedTooDeep
-from modelserve.exchange.exchange import JSON, Body, Header, model_headers
-from modelserve.exchange.streams import StreamForm
 from modelserve.tensors import InferResponse, rest_document
-from modelserve.wire.encoders import to_json
-from modelserve.wire.head import Request
+from modelserve.wire.encoders import Encoder, Item
+from modelserve.wire.head import Head
+from modelserve.wire.headers import JSON, Body, Header, sendable_headers
+from modelserve.wire.json import error_document, to_json
 
-__all__ = ["Body", "Codec", "Named", "encode_value", "with_own"]
+__all__ = [
+    "OCTETS",
+    "Codec",
+    "Encoded",
+    "Item",
+    "ModelRef",
+    "Payload",
+    "SetHeaders",
+    "StreamFormat",
+    "encode_value",
+    "with_model_headers",
+]
 
+Payload: TypeAlias = Any  # what a codec decodes and a hook takes
+Encoded: TypeAlias = tuple[list[Header], list[Body]]  # the headers and the body of a response
+SetHeaders: TypeAlias = MutableHeaders | None  # what the model has set, if it asked for any
+
+OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 _TEXT: Final[Header] = (b"content-type", b"text/plain; charset=utf-8")
-_OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """The model that a path names, and its version where it names one."""
+class ModelRef(NamedTuple):
+    """The model that a request is for, and its version where the request names one."""
 
-    model: str
+    name: str
     version: str | None = None
 
 
-def _as_it_is(item: Any, payload: Any, named: Named) -> Any:
-    return item
+class StreamFormat:
+    """How one stream goes out, and what its records have in common.
+
+    It is made for one response, so it may keep state: what the last record says, for example.
+
+    Args:
+        head: The request's.
+        payload: As it was decoded.
+        response_headers: Those that the model has set.
+        ref: The model.
+    """
+
+    def __init__(
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> None:
+        self.accept = head.accept
+        self.payload = payload
+        self.response_headers = response_headers
+        self.ref = ref
+
+    def headers(self) -> list[Header]:
+        """Return the headers that the model has set, its content type included."""
+        return sendable_headers(self.response_headers) if self.response_headers else []
+
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        """Choose the encoder by the first item; `empty` is a stream without any.
+
+        Raises NotAcceptable where nothing that the client accepts can be sent.
+        """
+        raise NotImplementedError
+
+    def framed_encoder(self) -> Encoder | None:
+        """Return the encoder if it is known before the first item and can carry a heartbeat.
+
+        A client that has not asked for such a stream gets no heartbeats: None.
+        """
+        return None
 
 
-@dataclass(frozen=True, slots=True)
 class Codec:
     """One protocol, or one endpoint of it.
 
-    `decode(body, request, named)` returns the payload or raises InvalidInput. `check(payload)`
-    looks at what goes to `predict`. `encode(value, request, payload, own, named)` returns headers
-    and buffers, where `payload` is the decoded one and `own` the headers that the model has set.
-    `form(request, payload, own, named)` is how a stream goes out. With `always_streams` a value is
-    a stream of one. `document(item, payload, named)` is what one item is, for an envelope.
+    One codec serves many requests. What it needs beside their bytes, such as the time or new ids,
+    it is given when it is made.
+
+    Attributes:
+        protocol: The name of the protocol in metrics and in the log.
+        always_streams: A value that is no stream is sent as a stream of one item.
+        model_in_body: The body names the model, not the path: `open` is called, not `decode`.
+        format_class: How streams go out.
     """
 
     protocol: str
-    decode: Callable[[bytes | bytearray, Request, Named], Any]
-    check: Callable[[Any], None]
-    encode: Callable[
-        [Any, Request, Any, MutableHeaders | None, Named], tuple[list[Header], list[Body]]
-    ]
-    form: Callable[[Request, Any, MutableHeaders | None, Named], StreamForm]
     always_streams: bool = False
-    document: Callable[[Any, Any, Named], Any] = _as_it_is
+    model_in_body: bool = False
+    format_class: type[StreamFormat] = StreamFormat
+
+    def json_length(self, head: Head) -> bytes | None:
+        """Return the declared length of the JSON in front of binary tensors.
+
+        A body of binary tensors may be larger than others, unless a limit is set; None is for the
+        others.
+        """
+        return None
+
+    def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
+        """Return the model that a body names, and the payload. Raises InvalidInput."""
+        raise NotImplementedError
+
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
+        """Return the payload of a request whose path names the model. Raises InvalidInput."""
+        raise NotImplementedError
+
+    def check(self, payload: Payload) -> None:
+        """Check what goes to the main hook, after preprocess. Raises InvalidInput."""
+
+    def encode(
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
+        """Return the headers and the body of a value that is no stream.
+
+        Raises TypeError or ValueError for a value that the protocol cannot carry.
+        """
+        raise NotImplementedError
+
+    def stream_format(
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> StreamFormat:
+        """Return how a stream goes out; the arguments are `StreamFormat`'s."""
+        return self.format_class(head, payload, response_headers, ref)
+
+    def document(self, item: Item, payload: Payload, ref: ModelRef) -> Any:
+        """Return what one item is, for an envelope around it; the item itself by default."""
+        return item
+
+    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
+        """Return the status, the headers and the body of an error that is the whole response."""
+        return status, [JSON], error_document(sentence)
 
 
 def encode_value(
-    value: Any, payload: Any, own: MutableHeaders | None
+    value: Any, payload: Payload, response_headers: SetHeaders
 ) -> tuple[list[Header], bytes]:
     """Return the headers and the body of a value; text and bytes are the body as they are.
 
-    Raises TypeError for a value that JSON cannot hold. A value too deep to be written is the
+    Raises TypeError for a value that JSON cannot hold. A value nested too deep to be written is the
     client's fault where its request was as deep: InvalidInput, else NestedTooDeep.
     """
     content_type, body = _body(value, payload)
-    return with_own(content_type, own), body
+    return with_model_headers(content_type, response_headers), body
 
 
-def with_own(content_type: Header, own: MutableHeaders | None) -> list[Header]:
-    """Return the headers that the model has set, with this content type where it set none."""
-    if not own:
+def with_model_headers(content_type: Header, response_headers: SetHeaders) -> list[Header]:
+    """Return the headers that the model has set, with this content type if it has set none."""
+    if not response_headers:
         return [content_type]
-    headers = model_headers(own)
+    headers = sendable_headers(response_headers)
     return headers if b"content-type" in dict(headers) else [content_type, *headers]
 
 
-def _body(value: Any, payload: Any) -> tuple[Header, bytes]:
+def _body(value: Any, payload: Payload) -> tuple[Header, bytes]:
     if type(value) is not dict:
         if isinstance(value, str):
             return _TEXT, value.encode()
         if isinstance(value, bytes | bytearray | memoryview):
-            return _OCTETS, bytes(value)
+            return OCTETS, bytes(value)
         if isinstance(value, InferResponse):
             value = rest_document(value)
     try:
@@ -94,7 +185,7 @@ def _body(value: Any, payload: Any) -> tuple[Header, bytes]:
 
 
 def _is_deep(value: Any, levels: int = 254) -> bool:
-    """Say whether a JSON value has more levels of nesting than this."""
+    """Return whether a JSON value has more levels of nesting than this."""
     level = [value]
     for _ in range(levels):
         level = [child for node in level for child in _children(node)]

@@ -8,102 +8,98 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 from dataclasses import replace
 from typing import Any, Final
 
-import orjson
-from starlette.datastructures import MutableHeaders
-
 from modelserve.errors import InferenceError, InvalidInput
-from modelserve.exchange.exchange import JSON, Header, model_headers
-from modelserve.protocols.codec import Body, Codec, Named, with_own
-from modelserve.tensors import InferResponse
-from modelserve.wire.encoders import (
-    COLLECTED,
-    SSE,
-    Encoder,
-    ServerSentEvent,
-    error_document,
-    named_encoder,
-    to_json,
+from modelserve.protocols.codec import (
+    Codec,
+    Encoded,
+    Item,
+    ModelRef,
+    Payload,
+    SetHeaders,
+    StreamFormat,
+    with_model_headers,
 )
-from modelserve.wire.head import Request
+from modelserve.tensors import InferResponse
+from modelserve.wire.accept import framed_encoder
+from modelserve.wire.encoders import COLLECTED, SSE, Encoder, ServerSentEvent
+from modelserve.wire.head import Head
+from modelserve.wire.headers import JSON
+from modelserve.wire.json import error_document, parse_json, to_json
 
 __all__ = ["GENERATE", "GENERATE_STREAM"]
 
 
-def decode(body: bytes | bytearray, request: Request, named: Named) -> dict[str, Any]:
-    """Return the document. Raises InvalidInput where it is none, or has no text."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise InvalidInput(f"Unrecognized request format: {exc}") from None
-    if not isinstance(document, dict):
-        raise InvalidInput("Expected the request to be a JSON object")
-    if not isinstance(document.get("text_input"), str):
-        raise InvalidInput('Expected "text_input" to be a string')
-    if not isinstance(document.get("parameters", {}), dict):
-        raise InvalidInput('Expected "parameters" to be an object')
-    return document
-
-
-def check(payload: Any) -> None:
-    """Let every payload go on: `decode` has looked at it."""
-
-
-def encode(
-    value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-) -> tuple[list[Header], list[Body]]:
-    """Return a value as one document."""
-    return with_own(JSON, own), [to_json(_document(value, named))]
-
-
-class _Form:
-    """How generated text goes out."""
-
-    def __init__(
-        self, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-    ) -> None:
-        self.own = own
-        self.named = named
-        self.asks_for_events = named_encoder(request.accept) is not None
-
-    def headers(self) -> list[Header]:
-        return model_headers(self.own) if self.own else []
-
-
-class WholeForm(_Form):
+class WholeTextFormat(StreamFormat):
     """All the text as one document."""
 
-    def named_encoder(self) -> Encoder | None:
-        return None
-
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
         return replace(
             COLLECTED,
             encode=lambda item: _text(item).encode(),
-            join=lambda texts: to_json(_document(b"".join(texts).decode(), self.named)),
+            join=lambda texts: to_json(_document(b"".join(texts).decode(), self.ref)),
         )
 
 
-class EventsForm(_Form):
+class TextEventFormat(StreamFormat):
     """One document an event; an error is a document too, as Triton writes it."""
 
-    def named_encoder(self) -> Encoder | None:
-        return self.encoder(None, empty=False) if self.asks_for_events else None
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        return self._events()
 
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
+    def framed_encoder(self) -> Encoder | None:
+        return None if framed_encoder(self.accept) is None else self._events()
+
+    def _events(self) -> Encoder:
         return replace(
             SSE,
-            encode=lambda item: SSE.encode(_document(item, self.named)),
-            failure=lambda sentence: SSE.encode(error_document(sentence)),
+            encode=lambda item: SSE.encode(_document(item, self.ref)),
+            failure=lambda status, sentence: SSE.encode(error_document(sentence)),
         )
 
 
-def _document(item: Any, named: Named) -> dict[str, Any]:
-    item = item.data if isinstance(item, ServerSentEvent) else item
-    own = item if isinstance(item, dict) and "text_output" in item else {"text_output": _text(item)}
-    return own | {"model_name": named.model, "model_version": named.version}
+class GenerateCodec(Codec):
+    """Triton's generate: the whole text in one document."""
+
+    protocol = "v2"
+    format_class: type[StreamFormat] = WholeTextFormat
+
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> dict[str, Any]:
+        """Return the document. Raises InvalidInput for anything else, or one without text."""
+        document = parse_json(body)
+        if not isinstance(document, dict):
+            raise InvalidInput("Expected the request to be a JSON object")
+        if not isinstance(document.get("text_input"), str):
+            raise InvalidInput('Expected "text_input" to be a string')
+        if not isinstance(document.get("parameters", {}), dict):
+            raise InvalidInput('Expected "parameters" to be an object')
+        return document
+
+    def encode(
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
+        """Return a value as one document."""
+        return with_model_headers(JSON, response_headers), [to_json(_document(value, ref))]
+
+    def document(self, item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
+        return _document(item, ref)
 
 
-def _text(item: Any) -> str:
+class GenerateStreamCodec(GenerateCodec):
+    """Triton's generate_stream: server-sent events."""
+
+    always_streams = True
+    format_class = TextEventFormat
+
+
+def _document(item: Item, ref: ModelRef) -> dict[str, Any]:
+    if isinstance(item, ServerSentEvent):
+        item = item.data
+    is_document = isinstance(item, dict) and "text_output" in item
+    document = item if is_document else {"text_output": _text(item)}
+    return document | {"model_name": ref.name, "model_version": ref.version}
+
+
+def _text(item: Item) -> str:
     """Return the text of an item; what is neither text nor a response is written as JSON."""
     if isinstance(item, ServerSentEvent):
         item = item.data
@@ -122,17 +118,12 @@ def _text_of_response(response: InferResponse) -> str:
         if output.datatype == "BYTES":
             try:
                 return "".join(output.as_string())
-            except InvalidInput as exc:  # a client of this route has no say in tensors
+            except (
+                InvalidInput
+            ) as exc:  # the model's fault: a client of this route sends no tensors
                 raise InferenceError(exc.reason) from None
     raise InferenceError("The model's response has no BYTES output to be the text.")
 
 
-GENERATE: Final = Codec(
-    "v2",
-    decode,
-    check,
-    encode,
-    WholeForm,
-    document=lambda item, payload, named: _document(item, named),
-)
-GENERATE_STREAM: Final = replace(GENERATE, form=EventsForm, always_streams=True)
+GENERATE: Final = GenerateCodec()
+GENERATE_STREAM: Final = GenerateStreamCodec()

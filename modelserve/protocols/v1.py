@@ -6,23 +6,31 @@ Pure.
 from typing import Any, Final
 
 import orjson
-from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NotAcceptable
-from modelserve.exchange.exchange import JSON, Header, model_headers
-from modelserve.protocols.codec import Body, Codec, Named, encode_value
-from modelserve.wire.encoders import (
-    JSON_OPTIONS,
-    Encoder,
-    choose_encoder,
-    named_encoder,
-    not_acceptable,
-    own_encoder,
-    to_builtin,
+from modelserve.protocols.codec import (
+    Codec,
+    Encoded,
+    Item,
+    ModelRef,
+    Payload,
+    SetHeaders,
+    StreamFormat,
+    encode_value,
 )
-from modelserve.wire.head import Request
+from modelserve.wire.accept import (
+    NOT_ACCEPTABLE,
+    choose_encoder,
+    encoder_for_type,
+    framed_encoder,
+)
+from modelserve.wire.encoders import Encoder
+from modelserve.wire.head import Head
+from modelserve.wire.headers import JSON
+from modelserve.wire.json import JSON_OPTIONS, parse_json, to_builtin
+from modelserve.wire.media import is_json, media_type
 
-__all__ = ["CODEC", "Form"]
+__all__ = ["V1"]
 
 # What is read as JSON, beside `application/*+json`: curl -d sends the form type, many send none.
 _JSON_TYPES: Final = frozenset(
@@ -30,75 +38,63 @@ _JSON_TYPES: Final = frozenset(
 )
 
 
-def decode(body: bytes | bytearray, request: Request, named: Named) -> Any:
-    """Return the payload: any JSON value, or the raw bytes of any other type.
+class V1StreamFormat(StreamFormat):
+    """The model's own content type, else what `Accept` allows."""
 
-    Raises InvalidInput, with the parser's words, for what should be JSON and is not.
-    """
-    content_type = request.headers.get(b"content-type", b"")
-    if content_type != b"application/json" and not is_json(content_type):
-        return bytes(body)
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise InvalidInput(f"Unrecognized request format: {exc}") from None
-
-
-def is_json(content_type: bytes) -> bool:
-    """Say whether a body of this media type is read as JSON; parameters are ignored."""
-    name = content_type.partition(b";")[0].strip().lower()
-    return name in _JSON_TYPES or (name.startswith(b"application/") and name.endswith(b"+json"))
-
-
-def check(payload: Any) -> None:
-    """Check what goes to `predict` or `explain`. Raises InvalidInput."""
-    if isinstance(payload, dict) and not isinstance(payload.get("instances", []), list):
-        raise InvalidInput('Expected "instances" to be a list')
-
-
-class Form:
-    """How a V1 stream goes out: the model's own content type, else what `Accept` allows."""
-
-    __slots__ = ("accept", "response_headers")
-
-    def __init__(
-        self,
-        request: Request,
-        payload: Any,
-        response_headers: MutableHeaders | None,
-        named: Named | None = None,
-    ) -> None:
-        self.accept = request.accept
-        self.response_headers = response_headers
-
-    def headers(self) -> list[Header]:
-        return model_headers(self.response_headers) if self.response_headers else []
-
-    def named_encoder(self) -> Encoder | None:
-        own = self.response_headers and self.response_headers.get("content-type")
-        return None if own else named_encoder(self.accept)
-
-    def encoder(self, first: Any, *, empty: bool) -> Encoder:
-        own = self.response_headers.get("content-type") if self.response_headers else None
-        if own is not None:
-            return own_encoder(own)
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        content_type = self._content_type()
+        if content_type is not None:
+            return encoder_for_type(content_type)
         encoder = choose_encoder(self.accept, first, empty=empty)
         if encoder is None:
-            raise NotAcceptable(not_acceptable())
+            raise NotAcceptable(NOT_ACCEPTABLE)
         return encoder
 
+    def framed_encoder(self) -> Encoder | None:
+        return None if self._content_type() else framed_encoder(self.accept)
 
-def encode(
-    value: Any, request: Request, payload: Any, own: MutableHeaders | None, named: Named
-) -> tuple[list[Header], list[Body]]:
-    """Return the headers and the body of a value; text and bytes are the body as they are."""
-    if own is None and type(value) is dict:  # most are: 0.5 us less
-        try:
-            return [JSON], [orjson.dumps(value, to_builtin, JSON_OPTIONS)]
-        except orjson.JSONEncodeError:
-            pass  # what is wrong with it, if anything is, `encode_value` knows
-    headers, body = encode_value(value, payload, own)
-    return headers, [body]
+    def _content_type(self) -> str | None:
+        return self.response_headers.get("content-type") if self.response_headers else None
 
 
-CODEC: Final = Codec("v1", decode, check, encode, Form)
+class V1Codec(Codec):
+    """KServe V1."""
+
+    protocol = "v1"
+    format_class = V1StreamFormat
+
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
+        """Return any JSON value, or the raw bytes of a body of another type.
+
+        Raises InvalidInput, with the parser's words, for what should be JSON and is not.
+        """
+        content_type = head.headers.get(b"content-type", b"")
+        if content_type == b"application/json" or _is_read_as_json(content_type):
+            return parse_json(body)
+        return bytes(body)
+
+    def check(self, payload: Payload) -> None:
+        if isinstance(payload, dict) and not isinstance(payload.get("instances", []), list):
+            raise InvalidInput('Expected "instances" to be a list')
+
+    def encode(
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
+        """Return the headers and the body of a value; text and bytes are the body as they are."""
+        if response_headers is None and type(value) is dict:
+            try:
+                return [JSON], [orjson.dumps(value, to_builtin, JSON_OPTIONS)]
+            except orjson.JSONEncodeError:
+                pass  # `encode_value` tries harder, or names what is wrong
+        headers, body = encode_value(value, payload, response_headers)
+        return headers, [body]
+
+
+def _is_read_as_json(content_type: bytes) -> bool:
+    if content_type in _JSON_TYPES:
+        return True
+    name = media_type(content_type.decode("latin-1"))
+    return name.encode() in _JSON_TYPES or (name.startswith("application/") and is_json(name))
+
+
+V1: Final = V1Codec()

@@ -14,14 +14,19 @@ import orjson
 
 from modelserve.errors import ResponseCut, single_cause
 
-__all__ = ["HumanFormatter", "JsonFormatter", "configure", "is_news"]
+__all__ = ["HumanFormatter", "JsonFormatter", "configure", "no_response_cut", "print_error"]
 
 logger = logging.getLogger("modelserve")
 
-# What every record has, and what uvicorn adds for its own formatter.
+# Attributes of every record, and what uvicorn adds for its own formatter.
 _NOT_EXTRA: Final = frozenset(
     (*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message")
 )
+
+
+def print_error(text: str) -> None:
+    """Print to stderr why the command cannot serve, whatever form the log has."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def configure(*, form: str, level: str) -> None:
@@ -30,30 +35,29 @@ def configure(*, form: str, level: str) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # Python would print these as plain text, which whoever collects JSON lines cannot read.
     sys.unraisablehook = _log_unraisable
-    threading.excepthook = _log_end_of_thread
-    logging.getLogger("uvicorn.error").addFilter(is_news)
+    threading.excepthook = _log_thread_failure
+    logging.getLogger("uvicorn.error").addFilter(no_response_cut)
+
+
+def no_response_cut(record: logging.LogRecord) -> bool:
+    """Filter out the host's traceback of a response that was cut on purpose: it has been logged."""
+    exc = record.exc_info[1] if record.exc_info else None
+    return exc is None or not isinstance(single_cause(exc), ResponseCut)
 
 
 def _log_unraisable(failure: "sys.UnraisableHookArgs") -> None:
-    """Log what Python would print, for want of somebody to raise it to (in `__del__`, say)."""
     text, exc = failure.err_msg or "Exception ignored in", failure.exc_value
     trace = (failure.exc_type, exc, failure.exc_traceback) if exc is not None else None
     logger.error("%s: %r", text, failure.object, exc_info=trace)
 
 
-def _log_end_of_thread(failure: threading.ExceptHookArgs) -> None:
-    """Log what has ended a thread, as Python would print it."""
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
     exc = failure.exc_value
     if exc is not None and not isinstance(exc, SystemExit):
         name = failure.thread.name if failure.thread is not None else "a thread"
         logger.error("Exception in thread %s", name, exc_info=exc)
-
-
-def is_news(record: logging.LogRecord) -> bool:
-    """Say whether a record of the host's tells more than that we have cut a response on purpose."""
-    exc = record.exc_info[1] if record.exc_info else None
-    return exc is None or not isinstance(single_cause(exc), ResponseCut)
 
 
 class JsonFormatter(logging.Formatter):
@@ -74,11 +78,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class HumanFormatter(logging.Formatter):
-    """Format a record as a line for a terminal; of `extra` messages say what matters but the id."""
+    """Format a record as a line for a terminal; of its `extra` attributes, only the request id."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = _time(record).astimezone().strftime("%H:%M:%S")
-        name = record.name.removesuffix(".error")  # uvicorn calls its own so
+        name = record.name.removesuffix(".error")  # uvicorn.error is its main logger, errors or not
         message = record.getMessage()
         request_id = getattr(record, "request_id", None)
         if request_id is not None and request_id not in message:

@@ -1,17 +1,17 @@
 """The data of one V2 tensor: its datatype, and its three forms. Pure.
 
-The forms are a flat, row-major list of what JSON has; little-endian bytes (Triton's binary tensor
-extension); and a numpy array. Every fact about a datatype is a row of `DATATYPES`. The standard
-library does what it can (`struct`, `memoryview.cast`), so that numpy is imported only for arrays
-and for BF16.
+The forms are a flat, row-major list of JSON values; little-endian bytes (Triton's binary tensor
+extension); and a numpy array. Each fact about a datatype is a row of `DATATYPES`. The standard
+library (`struct`, `memoryview.cast`) converts between lists and bytes, so that numpy is imported
+only for arrays and for BF16.
 
-What does not fit raises `Misfit`, whose text is the end of a sentence that begins with the
-tensor's name: only the caller knows that, and whose fault it is.
+Data that does not fit raises `Misfit`. The caller knows the tensor's name and whose error it is.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,31 +25,79 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DATATYPES", "Buffer", "Datatype", "Misfit", "NotJSON"]
+__all__ = [
+    "BUFFERS",
+    "DATATYPES",
+    "LISTS",
+    "Buffer",
+    "Datatype",
+    "Misfit",
+    "NotJSON",
+    "WrongArray",
+    "check_array",
+    "check_bytes",
+    "check_json",
+    "find_datatype",
+    "find_dtype",
+    "flatten",
+    "is_array",
+    "name_datatype",
+    "need",
+    "pack_array",
+    "plain_shape",
+    "short",
+    "to_array",
+    "to_bytes",
+    "to_json",
+    "to_json_as_given",
+    "to_text",
+    "unpack",
+]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-# numpy before 2 has no more; and the product of a million dimensions would take hours.
+# Tuples, since `isinstance` of a union written in place makes the union anew each time.
+BUFFERS: Final = (bytes, bytearray, memoryview)
+LISTS: Final = (list, tuple)
+_SCALARS: Final = (str, bytes, int, float)
+_INTEGER: Final[frozenset[type]] = frozenset({int})
+# null is how JSON holds NaN, here in both directions: orjson writes it, numpy reads it so.
+_NUMBER: Final[frozenset[type]] = frozenset({int, float, NoneType})
+
+# numpy before 2 has no more, and the product of a million dimensions would take hours.
 _MAX_DIMENSIONS: Final = 32
-_WHOLE: Final = "a whole number"
 _LENGTH: Final = struct.Struct("<I")
+_SHORT: Final = Repr()
+_SHORT.maxlist = _SHORT.maxtuple = 8
+_SHORT.maxstring = 60
 
 
 class Misfit(ValueError):
-    """Raised for data that does not fit its datatype or shape; the end of a sentence."""
+    """Raised for data that does not fit its datatype or shape.
+
+    Its text is the end of a sentence that begins with the tensor's name.
+    """
 
 
 class NotJSON(Misfit):
     """Raised for good data that JSON cannot carry: FP16, BF16, bytes that are not UTF-8."""
 
 
+class WrongArray(Misfit):
+    """Raised for an array of another datatype or shape than the tensor that it is set on.
+
+    This is the program's error, whichever tensor it is.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Datatype:
     """One datatype of the Open Inference Protocol.
 
-    `size` is the bytes of an element, 0 where each element brings its length. `code` is `struct`'s
-    letter, empty where it has none; `dtype` is numpy's name. `json` holds the types that an
-    element may have in JSON and `words` says so to a client.
+    `size` is the bytes of an element, 0 where each element has its length before it. `code` is
+    `struct`'s letter, empty where it has none; `dtype` is numpy's name. `json` holds the types that
+    an element may have in JSON, none where JSON cannot carry the datatype; `noun` names them in
+    sentences.
     """
 
     name: str
@@ -57,36 +105,34 @@ class Datatype:
     code: str
     dtype: str
     json: frozenset[type] = frozenset()
-    words: str = ""
+    noun: str = ""
 
 
-def _whole(name: str, size: int, code: str) -> Datatype:
+def _integer(name: str, size: int, code: str) -> Datatype:
     dtype = f"<{'u' if name.startswith('U') else 'i'}{size}"
-    return Datatype(name, size, code, dtype, frozenset({int}), _WHOLE)
+    return Datatype(name, size, code, dtype, _INTEGER, "an integer")
 
 
-def _real(name: str, size: int, code: str) -> Datatype:
-    # null is how JSON holds NaN, here in both directions: orjson writes it, numpy reads it so.
-    json: frozenset[type] = frozenset({int, float, NoneType})
-    return Datatype(name, size, code, f"<f{size}", json, "a number")
+def _float(name: str, size: int, code: str) -> Datatype:
+    return Datatype(name, size, code, f"<f{size}", _NUMBER, "a number")
 
 
 DATATYPES: Final = {
     row.name: row
     for row in (
         Datatype("BOOL", 1, "?", "?", frozenset({bool}), "true or false"),
-        _whole("INT8", 1, "b"),
-        _whole("INT16", 2, "h"),
-        _whole("INT32", 4, "i"),
-        _whole("INT64", 8, "q"),
-        _whole("UINT8", 1, "B"),
-        _whole("UINT16", 2, "H"),
-        _whole("UINT32", 4, "I"),
-        _whole("UINT64", 8, "Q"),
+        _integer("INT8", 1, "b"),
+        _integer("INT16", 2, "h"),
+        _integer("INT32", 4, "i"),
+        _integer("INT64", 8, "q"),
+        _integer("UINT8", 1, "B"),
+        _integer("UINT16", 2, "H"),
+        _integer("UINT32", 4, "I"),
+        _integer("UINT64", 8, "Q"),
         Datatype("FP16", 2, "e", "<f2"),
         Datatype("BF16", 2, "", "bfloat16"),
-        _real("FP32", 4, "f"),
-        _real("FP64", 8, "d"),
+        _float("FP32", 4, "f"),
+        _float("FP64", 8, "d"),
         Datatype("BYTES", 0, "", "O", frozenset({str}), "a string"),
     )
 }
@@ -96,37 +142,175 @@ _BYTES_KINDS: Final = frozenset("OSUTM")  # numpy's objects, bytes, strings and 
 
 def find_datatype(name: str) -> Datatype:
     """Return the row of an upper-case name; raise Misfit for one that does not exist."""
+    row = DATATYPES.get(name)
+    if row is None:
+        raise Misfit(f"has the unknown datatype {short(name)}")
+    return row
+
+
+# Checks of what came from outside.
+
+
+def check_json(data: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
+    """Return the data of a JSON document as a flat list; raise Misfit for what does not fit."""
+    _refuse_binary_only(datatype)
+    values = flatten(data)
+    _check_count(len(values), shape, datatype)
+    if not datatype.json.issuperset(map(type, values)):
+        raise _wrong_type(values, datatype)
+    if datatype.size:
+        _pack(values, datatype)  # checks the ranges, much faster than a loop could
+    else:
+        _check_unicode(values)
+    return values
+
+
+def check_bytes(raw: Buffer, shape: Sequence[Any], datatype: Datatype) -> None:
+    """Raise Misfit unless the bytes are exactly the elements that the shape asks for."""
+    if not datatype.size:
+        return _check_count(sum(1 for _ in _spans(memoryview(raw))), shape, datatype)
+    if len(raw) != (expected := _count_elements(shape, datatype) * datatype.size):
+        raise Misfit(
+            f"has {len(raw)} bytes of binary data where its shape {short(shape)} "
+            f"of {datatype.name} asks for {expected}"
+        )
+    # numpy takes the byte 2 for a bool that is neither True nor False.
+    if datatype.code == "?" and bytes(raw).strip(b"\0\1"):
+        raise Misfit("holds bytes other than 0 and 1, which BOOL does not have")
+    return None
+
+
+def check_array(array: NDArray[Any], shape: Iterable[Any], datatype: str) -> None:
+    """Raise WrongArray unless the array has exactly this shape and the datatype of this name."""
+    if name_datatype(array.dtype) != datatype:
+        raise WrongArray(f"is {datatype}, and the array is {array.dtype}")
+    if list(array.shape) != list(shape):
+        raise WrongArray(f"has the shape {list(shape)}, and the array {list(array.shape)}")
+
+
+def plain_shape(shape: Iterable[Any]) -> list[int]:
+    """Return a shape that a model has set, numpy's integers included, as a list of int."""
     try:
-        return DATATYPES[name]
-    except KeyError:
-        raise Misfit(f"has the unknown datatype {short(name)}") from None
+        return list(map(operator.index, shape))
+    except TypeError:
+        raise Misfit(f"has a shape that is not a list of whole numbers: {shape}") from None
 
 
-def refuse_json(datatype: Datatype) -> None:
-    """Raise NotJSON for the datatypes that only binary data carries."""
+def _refuse_binary_only(datatype: Datatype) -> None:
     if not datatype.json:
         raise NotJSON(f"is {datatype.name}, which goes as binary data only, not in JSON")
 
 
-def count_elements(shape: Sequence[Any], datatype: Datatype) -> int:
-    """Return how many elements a shape has, without allocating anything by its claim."""
-    if any(type(size) is not int for size in shape):
+def _check_unicode(values: list[str]) -> None:
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        raise Misfit("holds text with surrogates, which is not Unicode") from None
+
+
+def _check_count(count: int, shape: Sequence[Any], datatype: Datatype) -> None:
+    expected = _count_elements(shape, datatype)
+    if count != expected:
+        raise Misfit(f"has {count} elements where its shape {short(shape)} asks for {expected}")
+
+
+def _count_elements(shape: Sequence[Any], datatype: Datatype) -> int:
+    """Return how many elements a shape has, without allocating anything."""
+    if not _INTEGER.issuperset(map(type, shape)):
         raise Misfit(f"has a shape that is not a list of whole numbers: {short(shape)}")
     if len(shape) > _MAX_DIMENSIONS:
         raise Misfit(f"has {len(shape)} dimensions, and {_MAX_DIMENSIONS} is the most there can be")
-    if min(shape, default=0) < 0:
+    if shape and min(shape) < 0:
         raise Misfit(f"has a negative dimension in its shape {short(shape)}")
+    count: int = math.prod(shape)
     # numpy refuses a shape by the product of its dimensions other than 0.
-    if math.prod(size or 1 for size in shape) * (datatype.size or 8) > sys.maxsize:
+    if (count or math.prod(filter(None, shape))) * (datatype.size or 8) > sys.maxsize:
         raise Misfit(f"has a shape that is too large: {short(shape)}")
-    return math.prod(shape)
+    return count
 
 
-def check_count(count: int, shape: Sequence[int], datatype: Datatype) -> None:
-    """Raise Misfit unless `shape` has `count` elements."""
-    expected = count_elements(shape, datatype)
-    if count != expected:
-        raise Misfit(f"has {count} elements where its shape {short(shape)} asks for {expected}")
+def _wrong_type(values: list[Any], datatype: Datatype) -> Misfit:
+    index, value = next((i, v) for i, v in enumerate(values) if type(v) not in datatype.json)
+    return Misfit(f"holds {short(value)} at index {index}, not {datatype.noun}")
+
+
+# From any form to one of the three.
+
+
+def to_json(form: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
+    """Return data in any form as a flat list for JSON, each number as the datatype holds it.
+
+    Raises Misfit where the data does not fit, NotJSON where it cannot be JSON.
+    """
+    _refuse_binary_only(datatype)
+    if datatype.size or not isinstance(form, LISTS):
+        return unpack(to_bytes(form, shape, datatype), datatype)
+    text = to_text(form)
+    _check_count(len(text), shape, datatype)
+    return text
+
+
+def to_json_as_given(form: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
+    """Return data as `to_json` does, but leave the numbers of a list unrounded (KServe's rule)."""
+    if datatype.size and isinstance(form, LISTS):
+        values = flatten(form)
+        if datatype.json.issuperset(map(type, values)):
+            _refuse_binary_only(datatype)
+            _check_count(len(values), shape, datatype)
+            _pack(values, datatype)
+            return values
+    return to_json(form, shape, datatype)
+
+
+def to_bytes(form: Any, shape: Sequence[Any], datatype: Datatype) -> Buffer:
+    """Return data in any form as little-endian bytes; raise Misfit where it does not fit.
+
+    Binary data is checked, not copied.
+    """
+    if isinstance(form, BUFFERS):
+        check_bytes(form, shape, datatype)
+        return form
+    if is_array(form):
+        check_array(form, shape, datatype.name)
+        return pack_array(form, datatype)
+    values = flatten(form)
+    _check_count(len(values), shape, datatype)
+    return _pack(values, datatype)
+
+
+def to_array(form: Any, shape: Sequence[Any], datatype: Datatype) -> NDArray[Any]:
+    """Return data in any form as an array; bytes and arrays are viewed, not copied.
+
+    BYTES become objects: of type `bytes` where they came in binary, else as they are (from JSON
+    `str`, KServe's rule). Raises Misfit where data and shape or datatype disagree, ImportError
+    without numpy.
+    """
+    numpy = need("numpy")
+    raw = isinstance(form, BUFFERS)
+    if not datatype.size:
+        elements = _split_elements(form) if raw else flatten(form)
+        form, raw = numpy.array(elements, dtype=object), False
+    dtype = find_dtype(datatype)
+    try:
+        array = numpy.frombuffer(form, dtype) if raw else numpy.asarray(form, dtype)
+        shaped: NDArray[Any] = array.reshape(shape)
+    except (ValueError, TypeError, OverflowError):
+        words = f"has data that does not fit its shape {short(shape)} of {datatype.name}"
+        raise Misfit(words) from None
+    return shaped
+
+
+def to_text(form: Any) -> list[str]:
+    """Return the elements of BYTES in any form as text; raise NotJSON if they are not UTF-8."""
+    elements = _split_elements(form) if isinstance(form, BUFFERS) else flatten(form)
+    try:
+        return [str(item, "utf-8") if isinstance(item, bytes) else str(item) for item in elements]
+    except UnicodeDecodeError:
+        words = "holds bytes that are not UTF-8: they can be binary data, but not text"
+        raise NotJSON(words) from None
+
+
+# Lists.
 
 
 def flatten(data: Any) -> list[Any]:
@@ -135,13 +319,14 @@ def flatten(data: Any) -> list[Any]:
     Raises Misfit where rows differ in length or in depth. The work is linear in the size of the
     data, and there is no recursion.
     """
-    data = data.tolist() if hasattr(data, "tolist") else data
-    if not isinstance(data, list | tuple):
-        raise Misfit(f"has data that is not a list: {short(data)}")
-    while data and not isinstance(data[0], str | bytes | int | float):
+    if not isinstance(data, LISTS):
+        data = data.tolist() if hasattr(data, "tolist") else data
+        if not isinstance(data, LISTS):
+            raise Misfit(f"has data that is not a list: {short(data)}")
+    while data and not isinstance(data[0], _SCALARS):
         if hasattr(data[0], "tolist"):
             data = [item.tolist() if hasattr(item, "tolist") else item for item in data]
-        elif isinstance(data[0], list | tuple):
+        elif isinstance(data[0], LISTS):
             data = _join_rows(data)
         else:
             break
@@ -156,44 +341,28 @@ def _join_rows(rows: Sequence[Any]) -> list[Any]:
     return list(chain.from_iterable(rows))
 
 
-def check_json(values: list[Any], datatype: Datatype) -> None:
-    """Raise Misfit unless each value, as JSON has it, is one that the datatype can hold.
+# Bytes.
 
-    A million numbers take about 40 ms: one pass over the types, one through `struct` for ranges.
+
+def unpack(raw: Buffer, datatype: Datatype) -> list[Any]:
+    """Return little-endian bytes as a flat list of JSON values, BYTES as `str`.
+
+    Raises NotJSON for BYTES that are not UTF-8.
     """
-    strange = set(map(type, values)) - datatype.json
-    if strange:
-        index, value = next((i, v) for i, v in enumerate(values) if type(v) in strange)
-        raise Misfit(f"holds {short(value)} at index {index}, which is not {datatype.words}")
-    if datatype.size:
-        pack(values, datatype)
-    else:
-        _check_text(values)
-
-
-def _check_text(values: list[str]) -> None:
-    try:
-        "".join(values).encode()
-    except UnicodeEncodeError:
-        raise Misfit("holds text with surrogates, which is not Unicode") from None
-
-
-def check_bytes(raw: memoryview, shape: Sequence[int], datatype: Datatype) -> None:
-    """Raise Misfit unless the bytes are exactly the elements that the shape asks for."""
     if not datatype.size:
-        return check_count(sum(1 for _ in _spans(raw)), shape, datatype)
-    if len(raw) != (expected := count_elements(shape, datatype) * datatype.size):
-        raise Misfit(
-            f"has {len(raw)} bytes of binary data where its shape {short(shape)} "
-            f"of {datatype.name} asks for {expected}"
-        )
-    # numpy takes the byte 2 for a bool that is neither True nor False.
-    if datatype.code == "?" and raw.tobytes().strip(b"\0\1"):
-        raise Misfit("holds bytes other than 0 and 1, which BOOL does not have")
+        return to_text(raw)
+    if not datatype.code:
+        values: list[Any] = to_array(raw, [-1], datatype).astype("f4").tolist()
+        return values
+    if sys.byteorder == "little" and datatype.code != "e" and len(raw):
+        view: Any = memoryview(raw).cast("B")  # faster than struct; takes no "e", nothing empty
+        numbers: list[Any] = view.cast(datatype.code).tolist()
+        return numbers
+    return list(struct.unpack(f"<{len(raw) // datatype.size}{datatype.code}", raw))
 
 
-def pack(values: list[Any], datatype: Datatype) -> bytes:
-    """Return flat values as little-endian bytes; raise Misfit for one that does not fit."""
+def _pack(values: list[Any], datatype: Datatype) -> bytes:
+    """Return a flat list as little-endian bytes; raise Misfit for a value that does not fit."""
     if not datatype.size:
         return _pack_elements(values)
     if not datatype.code:
@@ -215,10 +384,10 @@ def _pack_numbers(values: list[Any], datatype: Datatype) -> bytes:
 
 
 def _substitute(value: Any, datatype: Datatype) -> Any:
-    """Return what `struct` takes for the two values that it does not take as they are."""
-    if value is None and float in datatype.json:
+    """Return NaN for null, an int for a float without a fraction, and other values as they are."""
+    if value is None and NoneType in datatype.json:
         return math.nan
-    if isinstance(value, float) and datatype.words == _WHOLE and value.is_integer():
+    if isinstance(value, float) and datatype.json == _INTEGER and value.is_integer():
         return int(value)
     return value
 
@@ -237,48 +406,18 @@ def _find_misfit(values: list[Any], datatype: Datatype) -> int:
 
 
 def _pack_elements(values: Iterable[Any]) -> bytes:
-    elements = as_elements(values)
+    """Return elements of BYTES in binary form: bytes, str, or anything with a `str`."""
+    elements = [item if isinstance(item, bytes) else str(item).encode() for item in values]
     return b"".join(chain.from_iterable((_LENGTH.pack(len(item)), item) for item in elements))
 
 
-def as_elements(values: Iterable[Any]) -> list[bytes]:
-    """Return what a model may put into BYTES (bytes, str, or anything with a `str`) as bytes."""
-    return [item if isinstance(item, bytes) else str(item).encode() for item in values]
-
-
-def as_text(values: Iterable[Any]) -> list[str]:
-    """Return the elements of BYTES as JSON has them; raise NotJSON where they are not UTF-8."""
-    try:
-        return [str(item, "utf-8") if isinstance(item, bytes) else str(item) for item in values]
-    except UnicodeDecodeError:
-        words = "holds bytes that are not UTF-8: they can be binary data, but not text"
-        raise NotJSON(words) from None
-
-
-def unpack(raw: Buffer, datatype: Datatype) -> list[Any]:
-    """Return little-endian bytes as a flat list of what JSON has, BYTES as `str`.
-
-    Raises NotJSON for BYTES that are not UTF-8.
-    """
-    if not datatype.size:
-        return as_text(split_elements(raw))
-    if not datatype.code:
-        values: list[Any] = to_array(raw, [-1], datatype).astype("f4").tolist()
-        return values
-    if sys.byteorder == "little" and datatype.code != "e" and len(raw):
-        view: Any = memoryview(raw).cast("B")  # twice as fast as struct; no "e", nothing empty
-        numbers: list[Any] = view.cast(datatype.code).tolist()
-        return numbers
-    return list(struct.unpack(f"<{len(raw) // datatype.size}{datatype.code}", raw))
-
-
-def split_elements(raw: Buffer) -> list[bytes]:
-    """Return the elements of BYTES in binary form, each `<u32 length><bytes>`."""
+def _split_elements(raw: Buffer) -> list[bytes]:
     view = memoryview(raw)
     return [bytes(view[start:end]) for start, end in _spans(view)]
 
 
 def _spans(raw: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield where each element of BYTES, `<u32 length><bytes>`, starts and ends."""
     end, index = 0, 0
     while end < len(raw):
         start = end + _LENGTH.size
@@ -290,29 +429,10 @@ def _spans(raw: memoryview) -> Iterator[tuple[int, int]]:
         index += 1
 
 
-def to_array(data: Any, shape: Sequence[int], datatype: Datatype) -> NDArray[Any]:
-    """Return values, bytes or an array as an array; bytes are viewed, not copied.
-
-    BYTES become objects: of type `bytes` where they came in binary, else as they are (from JSON
-    `str`, KServe's rule). Raises Misfit where data and shape or datatype disagree, ImportError
-    without numpy.
-    """
-    numpy = need("numpy")
-    raw = isinstance(data, bytes | bytearray | memoryview)
-    if not datatype.size:
-        elements = split_elements(data) if raw else flatten(data)
-        data, raw = numpy.array(elements, dtype=object), False
-    dtype = find_dtype(datatype)
-    try:
-        array = numpy.frombuffer(data, dtype) if raw else numpy.asarray(data, dtype)
-        shaped: NDArray[Any] = array.reshape(shape)
-    except (ValueError, TypeError, OverflowError):
-        words = f"has data that does not fit its shape {short(shape)} of {datatype.name}"
-        raise Misfit(words) from None
-    return shaped
+# Arrays.
 
 
-def array_bytes(array: NDArray[Any], datatype: Datatype) -> bytes:
+def pack_array(array: NDArray[Any], datatype: Datatype) -> bytes:
     """Return a copy of an array of the datatype as little-endian bytes, row-major."""
     if datatype.size:
         return array.astype(find_dtype(datatype), copy=False).tobytes()
@@ -336,6 +456,12 @@ def find_dtype(datatype: Datatype) -> Any:
     return need("numpy").dtype(datatype.dtype)
 
 
+def is_array(value: Any) -> bool:
+    """Return whether a value is a numpy array, without importing numpy."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
 def need(module: str) -> Any:
     """Import an optional module; raise ImportError with the command that installs it."""
     try:
@@ -345,23 +471,6 @@ def need(module: str) -> Any:
         raise ImportError(f"This needs {module}: pip install {package}") from None
 
 
-def is_array(value: Any) -> bool:
-    """Say whether a value is a numpy array, without importing numpy for it."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
-
-
-def is_frame(value: Any) -> bool:
-    """Say whether a value is a pandas DataFrame, without importing pandas for it."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, pandas.DataFrame)
-
-
 def short(value: Any) -> str:
-    """Return a client's value for a sentence, cut in length and in depth."""
+    """Return a value for a sentence, cut in length and in depth."""
     return _SHORT.repr(value)
-
-
-_SHORT: Final = Repr()
-_SHORT.maxlist = _SHORT.maxtuple = 8
-_SHORT.maxstring = 60

@@ -1,67 +1,51 @@
-"""V2 requests and responses (the Open Inference Protocol) and their codecs. Pure.
+"""V2 requests and responses (the Open Inference Protocol), and the bodies they travel in. Pure.
 
 The types have the names, constructors and methods of KServe's `kserve.protocol.infer_type`, so
-that code written for it runs unchanged. Three modules, each on top of the one before:
-`tensor_data` (the data of a tensor in its three forms), `tensor_types` (one tensor, and its entry
-in a JSON document), and this one (a whole request or response; what others import).
+that code written for it runs unchanged.
 
 Two rules decide what is raised. What only the sender of a request can have got wrong is
 `InvalidInput` and names the tensor. What a model, or a predictor behind it, got wrong in a
 response is `InvalidOutput`; but what a client asked for in JSON and cannot be JSON (FP16, bytes
 that are not UTF-8) is again `InvalidInput`.
-
-Binary data is Triton's extension: a JSON part, whose length is in a header, then the tensors.
-https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
-from modelserve.errors import InferenceError, InvalidInput, InvalidOutput, ServingError
-from modelserve.tensors.data import Buffer, flatten, is_array, is_frame, name_datatype, need, short
-from modelserve.tensors.tensor import (
+from modelserve.errors import InvalidInput, InvalidOutput
+from modelserve.tensors.data import Buffer, flatten, need, short
+from modelserve.tensors.documents import (
     LENGTH_HEADER,
-    InferInput,
-    InferOutput,
-    RequestedOutput,
-    attach,
-    binary_entry,
-    expect_flag,
-    expect_object,
-    json_entry,
-    read_parameters,
-    read_requested,
-    read_tensors,
+    parse,
+    read_request,
+    read_response,
     requested_entry,
-    same,
+    tensor_entry,
+    without_null,
 )
+from modelserve.tensors.tensor import InferInput, InferOutput, RequestedOutput, Tensor
 
 __all__ = [
-    "InferInput",
-    "InferOutput",
     "InferRequest",
     "InferResponse",
-    "RequestedOutput",
     "decode_request",
     "encode_response",
     "generate_uuid",
-    "get_predict_input",
-    "get_predict_response",
     "response_document",
     "rest_document",
 ]
 
 
 class InferRequest:
-    """One V2 inference request. `from_grpc` and `raw_inputs` are there for KServe's signature.
+    """One V2 inference request.
 
-    `raw_inputs` are the binary data of the inputs, in order.
+    `raw_inputs` are the binary data of the inputs, in order; `from_grpc` is there for KServe's
+    signature.
     """
 
     def __init__(
@@ -83,44 +67,31 @@ class InferRequest:
         self.request_outputs = request_outputs
         self.from_grpc = from_grpc
         self._raw_inputs = bool(raw_inputs)
-        attach(infer_inputs, raw_inputs)
+        _set_raw(infer_inputs, raw_inputs)
 
     @classmethod
     def from_rest(cls, model_name: str, request: Any) -> InferRequest:
-        """Return the request that a JSON document is; raise InvalidInput for any other document."""
-        return cls._read(request, None, model_name)
+        """Return the request in a JSON document; raise InvalidInput if it is not one."""
+        return cls(model_name, **read_request(request))
 
     @classmethod
     def from_bytes(cls, req_bytes: Buffer, json_length: int, model_name: str) -> InferRequest:
-        """Return the request of a body whose first `json_length` bytes are JSON, the rest tensors.
+        """Return the request in a body whose first `json_length` bytes are JSON, the rest tensors.
 
-        The tensors are views into the body. Raises InvalidInput for a body that is not so, bytes
-        left over included.
+        The tensors are views into the body. Raises InvalidInput for any other body, bytes left over
+        included.
         """
         view = memoryview(req_bytes)
         if not 0 <= json_length <= len(view):
             raise InvalidInput(
                 f"{LENGTH_HEADER} is {json_length}, and the body has {len(view)} bytes."
             )
-        document = _parse(view[:json_length], "request", fault=InvalidInput)
-        return cls._read(document, view[json_length:], model_name)
-
-    @classmethod
-    def _read(cls, document: Any, tail: memoryview | None, model_name: str) -> InferRequest:
-        expect_object(document, "the request", fault=InvalidInput)
-        parameters = read_parameters(document, "The request", fault=InvalidInput)
-        expect_flag(parameters, "binary_data_output", "The request")
-        return cls(
-            model_name,
-            read_tensors(InferInput, document, tail),
-            request_id=_read_id(document),
-            parameters=parameters,
-            request_outputs=read_requested(document),
-        )
+        document = parse(view[:json_length], "request", InvalidInput)
+        return cls(model_name, **read_request(document, view[json_length:]))
 
     @property
     def use_binary_outputs(self) -> bool:
-        """Whether the client wants every output as binary data, outputs that it names apart."""
+        """Whether the client wants the outputs that it does not name as binary data."""
         if self.from_grpc:
             return self._raw_inputs
         return bool((self.parameters or {}).get("binary_data_output", False))
@@ -142,14 +113,14 @@ class InferRequest:
     def to_rest(self) -> tuple[dict[str, Any] | bytes, int | None]:
         """Return what a client sends: (document, None), or (body, length of its JSON part).
 
-        Inputs that are bytes go as binary data. Raises InvalidInput for an input that cannot go.
+        Inputs that are bytes go as binary data. Raises InvalidInput for an input that does not fit.
         """
-        raws: list[Buffer] = []
+        buffers: list[Buffer] = []
         document: dict[str, Any] = {
             "id": self.id or generate_uuid(),
             "model_name": self.model_name,
             "inputs": [
-                binary_entry(tensor, raws) if tensor.is_binary else json_entry(tensor)
+                without_null(tensor_entry(tensor, buffers if tensor.is_binary else None))
                 for tensor in self.inputs
             ],
         }
@@ -157,7 +128,7 @@ class InferRequest:
             document["outputs"] = [requested_entry(output) for output in self.request_outputs]
         if self.parameters:
             document["parameters"] = self.parameters
-        return _joined(document, raws)
+        return _join(document, buffers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as a dict."""
@@ -170,8 +141,15 @@ class InferRequest:
         }
 
     def __eq__(self, other: object) -> bool:
-        names = "model_name id from_grpc parameters inputs request_outputs"
-        return isinstance(other, InferRequest) and same(self, other, names)
+        return (
+            isinstance(other, InferRequest)
+            and self.model_name == other.model_name
+            and self.id == other.id
+            and self.from_grpc == other.from_grpc
+            and (self.parameters or None) == (other.parameters or None)
+            and self.inputs == other.inputs
+            and self.request_outputs == other.request_outputs
+        )
 
     def __repr__(self) -> str:
         return (
@@ -184,8 +162,9 @@ class InferResponse:
     """One V2 inference response.
 
     `requested_outputs`, where given, are the outputs that are sent, in that order, each in its own
-    form; otherwise all are, as binary data with `use_binary_outputs`, else as JSON. `from_grpc`
-    and `raw_outputs` are there for KServe's signature.
+    form; otherwise all are sent, as binary data with `use_binary_outputs`, else as JSON.
+    `raw_outputs` are the binary data of the outputs, in order; `from_grpc` is there for KServe's
+    signature.
     """
 
     def __init__(
@@ -208,40 +187,29 @@ class InferResponse:
         self.from_grpc = from_grpc
         self.use_binary_outputs = use_binary_outputs
         self.requested_outputs = requested_outputs
-        attach(infer_outputs, raw_outputs)
+        _set_raw(infer_outputs, raw_outputs)
 
     @classmethod
     def from_rest(cls, response: Any) -> InferResponse:
-        """Return the response that a JSON document is; raise InvalidOutput for any other one.
+        """Return the response in a JSON document; raise InvalidOutput if it is not one.
 
-        Values are not looked at: `as_numpy` and `to_rest` do that.
+        Values are not checked: `as_numpy` and `to_rest` do that.
         """
-        return cls._read(response, None)
+        return cls(**read_response(response))
 
     @classmethod
     def from_bytes(cls, res_bytes: Buffer, json_length: int) -> InferResponse:
-        """Return the response of a body whose first `json_length` bytes are JSON.
+        """Return the response in a body whose first `json_length` bytes are JSON, the rest tensors.
 
-        The tensors are views into the body. Raises InvalidOutput for a body that is not so.
+        The tensors are views into the body. Raises InvalidOutput for any other body.
         """
         view = memoryview(res_bytes)
         if not 0 <= json_length <= len(view):
             raise InvalidOutput(
                 f"{LENGTH_HEADER} is {json_length}, and the response has {len(view)} bytes."
             )
-        document = _parse(view[:json_length], "response", fault=InvalidOutput)
-        return cls._read(document, view[json_length:])
-
-    @classmethod
-    def _read(cls, document: Any, tail: memoryview | None) -> InferResponse:
-        expect_object(document, "the response", fault=InvalidOutput)
-        return cls(
-            document.get("id"),
-            document.get("model_name"),
-            read_tensors(InferOutput, document, tail),
-            model_version=document.get("model_version"),
-            parameters=read_parameters(document, "The response", fault=InvalidOutput),
-        )
+        document = parse(view[:json_length], "response", InvalidOutput)
+        return cls(**read_response(document, view[json_length:]))
 
     def get_output_by_name(self, name: str) -> InferOutput | None:
         """Return the output of that name, or None."""
@@ -253,8 +221,9 @@ class InferResponse:
         Raises InvalidInput for a requested output that does not exist or cannot be JSON,
         InvalidOutput for data that does not fit its shape or datatype.
         """
-        raws: list[Buffer] = []
-        return _joined(_rest_document(self, _chosen(self, None), raws), raws)
+        buffers: list[Buffer] = []
+        document = _wire_document(self, None, buffers)
+        return _join(_in_rest_order(document), buffers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the response as a dict."""
@@ -267,8 +236,15 @@ class InferResponse:
         }
 
     def __eq__(self, other: object) -> bool:
-        names = "model_name model_version id from_grpc parameters outputs"
-        return isinstance(other, InferResponse) and same(self, other, names)
+        return (
+            isinstance(other, InferResponse)
+            and self.model_name == other.model_name
+            and self.model_version == other.model_version
+            and self.id == other.id
+            and self.from_grpc == other.from_grpc
+            and (self.parameters or None) == (other.parameters or None)
+            and self.outputs == other.outputs
+        )
 
     def __repr__(self) -> str:
         return (
@@ -277,22 +253,22 @@ class InferResponse:
         )
 
 
-# The codec: a request's body to an InferRequest, an InferResponse to a body.
+# Bodies.
 
 
 def decode_request(body: Buffer, length_header: str | None, *, model_name: str) -> InferRequest:
     """Return the request in a body; `length_header` is `inference-header-content-length`'s value.
 
     Without the header the whole body is JSON, whatever the content type; with it, the arrays of the
-    tensors may be written to. Raises InvalidInput, and nothing else, for anything that a client can
+    tensors are writable. Raises InvalidInput, and nothing else, for anything that a client can
     send.
     """
     if length_header is None:
-        return InferRequest.from_rest(model_name, _parse(body, "request", fault=InvalidInput))
+        return InferRequest.from_rest(model_name, parse(body, "request", InvalidInput))
     digits = length_header.strip()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
         raise InvalidInput(f"{LENGTH_HEADER} is not a number of bytes: {short(length_header)}.")
-    if isinstance(body, bytes):  # came in one piece, which is small; in pieces it is writable
+    if isinstance(body, bytes):  # in one piece, so small; one gathered from pieces is writable
         body = bytearray(body)
     return InferRequest.from_bytes(body, int(digits), model_name)
 
@@ -306,43 +282,82 @@ def encode_response(
     """Return the pieces of a response's body and, where it is binary, its JSON part's length.
 
     The pieces are the JSON and then the tensors, not joined, so that nothing large is copied.
-    What `request` asks of outputs holds where the response itself says nothing about them.
-    `to_json` writes documents, orjson unless given. Raises as `InferResponse.to_rest` does.
+    What `request` asks of outputs counts where the response itself says nothing about them.
+    `to_json` writes documents, orjson unless given. Raises what `InferResponse.to_rest` raises.
     """
-    raws: list[Buffer] = []
-    document = _rest_document(response, _chosen(response, request), raws)
-    document["id"] = document["id"] or (request and request.id) or generate_uuid()
+    buffers: list[Buffer] = []
+    document = _wire_document(response, request, buffers)
+    document["id"] = _id(response, request)
     write = to_json or _dumps
-    if not raws:
-        return [write(_wire_document(document))], None
-    head = write(document)
-    return [head, *raws], len(head)
-
-
-def rest_document(response: InferResponse) -> dict[str, Any]:
-    """Return a response as `to_rest` does, with no binary data whatever was asked for."""
-    return _rest_document(response, [(tensor, False) for tensor, _ in _chosen(response, None)], [])
+    if not buffers:
+        return [write(document)], None
+    head = write(_in_rest_order(document))
+    return [head, *buffers], len(head)
 
 
 def response_document(
     response: InferResponse, request: InferRequest | None = None
 ) -> dict[str, Any]:
-    """Return a response as JSON has it, with no binary data whatever was asked for.
+    """Return a response as a JSON document, without binary data even if it was asked for.
 
-    This is for where only JSON can go: an event of a stream, a CloudEvent.
+    This is for places where only JSON can go: an event of a stream, a CloudEvent.
     """
-    outputs = [(tensor, False) for tensor, _ in _chosen(response, request)]
-    document = _rest_document(response, outputs, [])
-    document["id"] = document["id"] or (request and request.id) or generate_uuid()
-    return _wire_document(document)
+    document = _wire_document(response, request, None)
+    document["id"] = _id(response, request)
+    return document
 
 
-def _chosen(
+def rest_document(response: InferResponse) -> dict[str, Any]:
+    """Return a response as `to_rest` does, without binary data even if it was asked for."""
+    return _in_rest_order(_wire_document(response, None, None))
+
+
+def generate_uuid() -> str:
+    """Return a new random id."""
+    return str(uuid.uuid4())
+
+
+def _id(response: InferResponse, request: InferRequest | None) -> str:
+    return response.id or (request and request.id) or generate_uuid()
+
+
+def _wire_document(
+    response: InferResponse, request: InferRequest | None, buffers: list[Buffer] | None
+) -> dict[str, Any]:
+    """Return a response's document with KServe's keys, order and nulls, byte for byte.
+
+    Binary data is appended to `buffers`; where there are none, all data is JSON.
+    """
+    return {
+        "model_name": response.model_name,
+        "model_version": response.model_version,
+        "id": response.id,
+        "parameters": response.parameters or None,
+        "outputs": [
+            tensor_entry(tensor, buffers if binary else None)
+            for tensor, binary in _choose_outputs(response, request)
+        ],
+    }
+
+
+def _in_rest_order(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a response's document in the form of KServe's `to_rest` and binary responses."""
+    ordered = {
+        "id": document["id"],
+        "model_name": document["model_name"],
+        "model_version": document["model_version"],
+        "outputs": [without_null(entry) for entry in document["outputs"]],
+        "parameters": document["parameters"],
+    }
+    return without_null(ordered)
+
+
+def _choose_outputs(
     response: InferResponse, request: InferRequest | None
 ) -> list[tuple[InferOutput, bool]]:
     """Return the outputs to send, each with whether it goes as binary data.
 
-    Where outputs are named, what is said about all of them does not count (KServe's rule).
+    Where outputs are named, settings for all of them do not count (KServe's rule).
     """
     requested = response.requested_outputs or (request and request.request_outputs)
     if requested:
@@ -362,185 +377,23 @@ def _find_output(response: InferResponse, name: str) -> InferOutput:
     return tensor
 
 
-def _rest_document(
-    response: InferResponse, outputs: Iterable[tuple[InferOutput, bool]], raws: list[Buffer]
-) -> dict[str, Any]:
-    """Return what `to_rest` does, KServe's keys and order; binary data is appended to `raws`."""
-    document: dict[str, Any] = {
-        "id": response.id,
-        "model_name": response.model_name,
-        "model_version": response.model_version,
-        "outputs": [
-            binary_entry(tensor, raws) if binary else json_entry(tensor)
-            for tensor, binary in outputs
-        ],
-    }
-    if response.parameters:
-        document["parameters"] = response.parameters
-    return document
-
-
-def _wire_document(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a document without binary data as it is sent: another order, and nulls."""
-    return {
-        "model_name": document["model_name"],
-        "model_version": document["model_version"],
-        "id": document["id"],
-        "parameters": document.get("parameters"),
-        "outputs": [
-            {
-                "name": output["name"],
-                "shape": output["shape"],
-                "datatype": output["datatype"],
-                "parameters": output.get("parameters"),
-                "data": output["data"],
-            }
-            for output in document["outputs"]
-        ],
-    }
-
-
-def _joined(
-    document: dict[str, Any], raws: list[Buffer]
-) -> tuple[dict[str, Any] | bytes, int | None]:
-    if not raws:
-        return document, None
-    head = _dumps(document)
-    return b"".join([head, *raws]), len(head)
-
-
-def _dumps(document: dict[str, Any]) -> bytes:
-    return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _parse(body: Buffer, noun: str, *, fault: type[ServingError]) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise fault(f"Unrecognized {noun} format: {exc}") from None
-
-
-def _read_id(document: dict[str, Any]) -> str | None:
-    value = document.get("id")
-    if not isinstance(value, str | None):
-        raise InvalidInput('Expected "id" to be a string')
-    return value
-
-
-# KServe's helpers (`kserve.utils.utils`), which take a V1 payload or a V2 request.
-
-
-def generate_uuid() -> str:
-    """Return a new random id."""
-    return str(uuid.uuid4())
-
-
-def get_predict_input(
-    payload: dict[str, Any] | InferRequest, columns: list[str] | None = None
-) -> Any:
-    """Return what a model of tables or arrays takes as its input.
-
-    That is a DataFrame for rows of objects and for a request whose parameter `content_type` is
-    "pd", else a list of str for text, else a numpy array; of a request, its first input. Raises
-    InvalidInput where the payload cannot be that.
-    """
-    if not isinstance(payload, InferRequest):
-        return _rows_input(payload, columns)
-    if (payload.parameters or {}).get("content_type") == "pd":
-        return payload.as_dataframe()
-    if not payload.inputs:
-        raise InvalidInput("The request has no inputs.")
-    first = payload.inputs[0]
-    return first.as_string() if first.datatype == "BYTES" else first.as_numpy()
-
-
-def _rows_input(payload: Any, columns: list[str] | None) -> Any:
-    key = "inputs" if isinstance(payload, dict) and "inputs" in payload else "instances"
-    rows = payload.get(key) if isinstance(payload, dict) else None
-    if not isinstance(rows, list):
-        raise InvalidInput(f'Expected "{key}" to be a list')
-    if rows and isinstance(rows[0], str):
-        return rows
-    try:
-        table = _frame(rows, columns) if _are_objects(rows) else need("numpy").array(rows)
-    except (ValueError, TypeError):
-        raise InvalidInput(f'Expected "{key}" to be rows of one kind and one length') from None
-    if is_array(table) and table.dtype.kind in "US" and not _are_text(rows):
-        raise InvalidInput(f'Expected "{key}" not to mix numeric and string values')
-    return table
-
-
-def _are_text(rows: list[Any]) -> bool:
-    """Say whether all values are text; numpy makes text of the numbers that stand beside it."""
-    return all(isinstance(value, str | bytes) for value in flatten(rows))
-
-
-def _are_objects(rows: list[Any]) -> bool:
-    first = rows[0] if rows else None
-    return isinstance(first[0] if isinstance(first, list) and first else first, dict)
-
-
-def _frame(rows: list[Any], columns: list[str] | None) -> Any:
-    """Return rows (an object of values, an object of lists, or a list of objects) as one table."""
-    records = list(chain.from_iterable(row if isinstance(row, list) else [row] for row in rows))
-    if set(map(type, records)) != {dict}:
-        raise ValueError("values beside objects")
-    pandas = need("pandas")
-    if not any(map(_is_columnar, records)):
-        return pandas.DataFrame(records, columns=columns)
-    tables = [record if _is_columnar(record) else [record] for record in records]
-    frames = [pandas.DataFrame(table, columns=columns) for table in tables]
-    return pandas.concat(frames, ignore_index=True)
-
-
-def _is_columnar(record: dict[str, Any]) -> bool:
-    return any(isinstance(value, list) for value in record.values())
-
-
-def get_predict_response(
-    payload: dict[str, Any] | InferRequest, result: Any, model_name: str
-) -> dict[str, Any] | InferResponse:
-    """Return a model's result (array, list, or DataFrame) in the protocol of its payload.
-
-    V1: `{"predictions": rows}`. V2: an output a column, or one called "output-0", in the form that
-    the request asks for. Raises InferenceError for a dtype that V2 does not have.
-    """
-    if not isinstance(payload, InferRequest):
-        return {"predictions": _rows(result)}
-    return InferResponse(
-        payload.id or generate_uuid(),
-        model_name,
-        [
-            _output(name, array, binary=payload.use_binary_outputs)
-            for name, array in _arrays(result).items()
-        ],
-        use_binary_outputs=payload.use_binary_outputs,
-        requested_outputs=payload.request_outputs,
-    )
-
-
-def _rows(result: Any) -> Any:
-    if is_frame(result):
-        return result.to_dict("records")
-    return result.tolist() if is_array(result) else result
-
-
-def _arrays(result: Any) -> dict[str, Any]:
-    if is_frame(result):
-        return {str(column): result[column].to_numpy() for column in result.columns}
-    return {"output-0": result if is_array(result) else need("numpy").array(result)}
-
-
-def _output(name: str, array: Any, *, binary: bool) -> InferOutput:
-    datatype = name_datatype(array.dtype)
-    if datatype is None:
-        raise InferenceError(
-            f"Output {name!r} has the dtype {array.dtype}, which V2 does not have."
-        )
-    tensor = InferOutput(name, list(array.shape), datatype)
-    tensor.set_data_from_numpy(array, binary)
-    return tensor
+def _set_raw(tensors: Sequence[Tensor], raws: Sequence[Buffer] | None) -> None:
+    for tensor, raw in zip(tensors, raws or (), strict=False):
+        tensor._data, tensor._raw_data = None, raw
 
 
 def _column(tensor: InferInput) -> list[Any]:
     return tensor.as_string() if tensor.datatype == "BYTES" else flatten(tensor.data)
+
+
+def _join(
+    document: dict[str, Any], buffers: list[Buffer]
+) -> tuple[dict[str, Any] | bytes, int | None]:
+    if not buffers:
+        return document, None
+    head = _dumps(document)
+    return b"".join([head, *buffers]), len(head)
+
+
+def _dumps(document: dict[str, Any]) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)

@@ -1,7 +1,7 @@
-"""The items of a stream from its bytes, in whatever pieces these come: the way back from encoders.
+"""The items of a stream from its bytes, however these are cut: the reverse of encoders. Pure.
 
-Pure. A reader is fed the pieces one by one and yields the items that each completes. A record that
-tells of an error is no item but a `Failure`.
+A reader is fed the pieces one by one and yields the items that each completes. The record of an
+error is not an item but a `Failure`.
 """
 
 import codecs
@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from modelserve.wire.encoders import ServerSentEvent
+from modelserve.wire.encoders import Item, ServerSentEvent
 
 __all__ = ["ChunkReader", "EventReader", "Failure", "LineReader", "Reader", "TextReader"]
 
 _ENDS: Final = re.compile(rb"\r\n|\r|\n")
-# The fields there are, and which values count.
+# The fields of an event, and the values that are not ignored.
 _VALUES: Final = {
     "data": re.compile(r".*", re.DOTALL),
     "event": re.compile(r"[^\0]*"),
@@ -27,92 +27,92 @@ _VALUES: Final = {
 
 
 class Failure(NamedTuple):
-    """A record of an error among the items of a stream."""
+    """The record of an error that ended a stream."""
 
     document: Any
 
 
 class Reader(Protocol):
-    """How the bytes of a stream become items. Raises ValueError where they cannot."""
+    """How the bytes of a stream become items. Raises ValueError for bytes that cannot."""
 
-    def feed(self, chunk: bytes) -> Iterator[Any]:
+    def feed(self, chunk: bytes) -> Iterator[Item]:
         """Yield the items that end in this piece."""
 
-    def finish(self) -> Iterator[Any]:
-        """Yield what is left once the last piece has come."""
+    def finish(self) -> Iterator[Item]:
+        """Yield what is left after the last piece."""
 
 
 class ChunkReader:
-    """An item a piece, whatever the pieces are."""
+    """Each piece is an item."""
 
-    def feed(self, chunk: bytes) -> Iterator[Any]:
+    def feed(self, chunk: bytes) -> Iterator[Item]:
         yield chunk
 
-    def finish(self) -> Iterator[Any]:
+    def finish(self) -> Iterator[Item]:
         return iter(())
 
 
 class TextReader:
-    """An item a piece, as text; a character cut in two goes with its second half."""
+    """Each piece is an item, as text; a character cut in two comes with its second half."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def feed(self, chunk: bytes) -> Iterator[Any]:
+    def feed(self, chunk: bytes) -> Iterator[Item]:
         text = self._decoder.decode(chunk)
         if text:
             yield text
 
-    def finish(self) -> Iterator[Any]:
+    def finish(self) -> Iterator[Item]:
         text = self._decoder.decode(b"", final=True)
         if text:
             yield text
 
 
 class LineReader:
-    """NDJSON: an item a line; blank lines keep a connection alive."""
+    """NDJSON: each line is an item, except the blank ones that keep a connection alive."""
 
     def __init__(self) -> None:
         self._lines = _Lines()
 
-    def feed(self, chunk: bytes) -> Iterator[Any]:
+    def feed(self, chunk: bytes) -> Iterator[Item]:
         return self._items(self._lines.feed(chunk))
 
-    def finish(self) -> Iterator[Any]:
-        return self._items([self._lines.rest()])
+    def finish(self) -> Iterator[Item]:
+        return self._items([self._lines.finish()])
 
-    def _items(self, lines: list[bytes]) -> Iterator[Any]:
+    def _items(self, lines: list[bytes]) -> Iterator[Item]:
         for line in lines:
             if line and not line.isspace():
                 item = orjson.loads(line)
-                yield Failure(item) if _tells_failure(item) else item
+                yield Failure(item) if _is_failure(item) else item
 
 
 class EventReader:
     """Server-sent events, as browsers read them (WHATWG HTML, 9.2.6).
 
-    Data that is a JSON object or array is taken as that, any other as text. Comments are skipped.
+    Data that is a JSON object or array is parsed, any other is text. Comments are skipped.
     """
 
     def __init__(self) -> None:
         self._lines = _Lines()
         self._fields: dict[str, str] = {}
 
-    def feed(self, chunk: bytes) -> Iterator[Any]:
+    def feed(self, chunk: bytes) -> Iterator[Item]:
         return self._events(self._lines.feed(chunk))
 
-    def finish(self) -> Iterator[Any]:
-        return self._events([self._lines.rest(), b""])
+    def finish(self) -> Iterator[Item]:
+        return self._events([self._lines.finish(), b""])
 
-    def _events(self, lines: list[bytes]) -> Iterator[Any]:
+    def _events(self, lines: list[bytes]) -> Iterator[Item]:
         for line in lines:
             if line:
-                self._take(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace"))
+                self._read_field(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace"))
             elif self._fields:
                 fields, self._fields = self._fields, {}
                 yield _event(fields)
 
-    def _take(self, line: str) -> None:
+    def _read_field(self, line: str) -> None:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "data" and "data" in self._fields:
@@ -127,22 +127,21 @@ def _event(fields: dict[str, str]) -> ServerSentEvent | Failure:
         with suppress(orjson.JSONDecodeError):
             data = orjson.loads(data)
     name = fields.get("event")
-    if name == "error" or _tells_failure(data):
+    if name == "error" or _is_failure(data):
         return Failure(data if isinstance(data, dict) else {"error": data})
     retry = int(fields["retry"]) if "retry" in fields else None
     return ServerSentEvent(data, event=name, id=fields.get("id"), retry=retry)
 
 
-def _tells_failure(item: Any) -> bool:
-    """Say whether an item is the record of an error that ends a stream."""
+def _is_failure(item: Item) -> bool:
     return isinstance(item, dict) and item.keys() == {"error"} and isinstance(item["error"], str)
 
 
 class _Lines:
-    """Pieces of bytes as whole lines, which end in LF, CR or both."""
+    """Whole lines from pieces of bytes; they end in LF, CR or both."""
 
     def __init__(self) -> None:
-        self._begun: list[bytes] = []
+        self._unfinished: list[bytes] = []
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
@@ -153,14 +152,14 @@ class _Lines:
             chunk = chunk.removeprefix(b"\n")
         self._after_cr = chunk.endswith(b"\r")
         lines = _ENDS.split(chunk)
-        self._begun.append(lines[0])
+        self._unfinished.append(lines[0])
         if len(lines) > 1:
-            lines[0] = b"".join(self._begun)
-            self._begun = [lines.pop()]
+            lines[0] = b"".join(self._unfinished)
+            self._unfinished = [lines.pop()]
             return lines
         return []
 
-    def rest(self) -> bytes:
-        """Return the line that has not ended."""
-        rest, self._begun = b"".join(self._begun), []
-        return rest
+    def finish(self) -> bytes:
+        """Return the last line, which has no end."""
+        line, self._unfinished = b"".join(self._unfinished), []
+        return line

@@ -1,28 +1,35 @@
-"""The items of a stream as bytes, and the choice of a form from `Accept`. Pure.
+"""The items of a stream as bytes. Pure.
 
-A form is an `Encoder`: three functions of the same shape for raw bytes, NDJSON and SSE, chosen
-once a stream. Collected JSON is a fourth form; it has no framing of its own and is put together
-with `join`.
-
-The choice (RFC 9110, section 12.5.1): ranges are tried by quality, then specificity, then the
-client's order; the first that any form of the first item fits wins; `q=0` excludes.
+An `Encoder` is a few functions of one shape, the same for raw bytes, NDJSON and server-sent events.
+Collected JSON is an encoder too; its items are put together with `join`. Which encoder a stream
+gets, `accept` chooses once.
 """
 
-import json
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 import orjson
 
-from modelserve.errors import NestedTooDeep
+from modelserve.wire.json import JSON_OPTIONS, error_document, to_builtin, to_json
 
-__all__ = ["Encoder", "ServerSentEvent", "choose_encoder", "to_json"]
+__all__ = [
+    "COLLECTED",
+    "NDJSON",
+    "OCTETS",
+    "SSE",
+    "TEXT",
+    "Encoder",
+    "Item",
+    "ServerSentEvent",
+    "encode_documents",
+    "json_item",
+    "ndjson_item",
+    "raw_item",
+    "sse_item",
+]
 
-_ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian", "64-bit")
-JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+Item: TypeAlias = Any  # what a hook yields
 
 
 class ServerSentEvent:
@@ -63,103 +70,45 @@ class ServerSentEvent:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """How the items of one stream are framed.
+    """How the items of one stream are written.
 
-    `encode` raises TypeError or ValueError for an item that does not fit. `failure` frames the
-    sentence of an error after the start; without it the connection has to be cut. `idle` is what
-    may be sent between items to keep a connection alive. With `join` the encoded items are
-    collected and sent as one document.
+    Attributes:
+        media_type: The content type of the response.
+        encode: Writes one item as a record, or as none or several. Raises TypeError or ValueError
+            for an item that does not fit.
+        failure: Writes the last record of a stream that failed, from the status and the sentence
+            that the error would have had before the start; without it the connection has to be cut.
+        finish: Returns the last bytes of a stream that is complete.
+        idle: What may be sent between items to keep a connection alive.
+        join: Makes one document of all encoded items, which are collected instead of streamed.
     """
 
     media_type: str
-    encode: Callable[[Any], bytes]
-    failure: Callable[[str], bytes] | None = None
+    encode: Callable[[Item], bytes]
+    failure: Callable[[int, str], bytes] | None = None
+    finish: Callable[[], bytes] | None = None
     idle: bytes | None = None
     join: Callable[[list[bytes]], bytes] | None = None
 
 
-# --- JSON ---------------------------------------------------------------------------------------
+def encode_documents(
+    encode: Callable[[Item], bytes], document: Callable[[Item], Any]
+) -> Callable[[Item], bytes]:
+    """Return `encode` for items that become documents first; an event keeps its fields."""
 
+    def encode_item(item: Item) -> bytes:
+        if not isinstance(item, ServerSentEvent):
+            return encode(document(item))
+        data = document(item.data)
+        return encode(ServerSentEvent(data, event=item.event, id=item.id, retry=item.retry))
 
-def to_json(value: Any) -> bytes:
-    """Write compact JSON: NaN as null, numpy, dataclasses and datetimes included.
-
-    orjson writes 254 levels of nesting, integers of 64 bits, and no numpy array of foreign byte
-    order; other such values go to the standard library's writer.
-
-    Raises TypeError for a value that JSON cannot hold, NestedTooDeep for one too deep.
-    """
-    try:
-        return orjson.dumps(value, to_builtin, JSON_OPTIONS)
-    except orjson.JSONEncodeError as exc:
-        if not any(word in str(exc) for word in _ONLY_ORJSON_REFUSES):
-            raise
-    try:
-        try:
-            return _dumps(value)
-        except ValueError:  # NaN or an infinity
-            return _dumps(_with_nulls(value))
-    except RecursionError:
-        raise NestedTooDeep("The value is nested too deep to be written as JSON.") from None
-
-
-def _dumps(value: Any) -> bytes:
-    return json.dumps(
-        value, default=_to_plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
-
-
-def _with_nulls(value: Any) -> Any:
-    """Return a copy in which no number is NaN or infinite: those are null in JSON."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _with_nulls(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_nulls(item) for item in value]
-    return value
-
-
-def error_document(sentence: str) -> bytes:
-    """Write the one shape of an error; what is no Unicode in the sentence becomes '?'."""
-    return orjson.dumps({"error": sentence.encode("utf-8", "replace").decode()})
-
-
-def json_item(item: Any) -> bytes:
-    """Write one item of a stream as JSON; bytes must be UTF-8 and become a string."""
-    if isinstance(item, ServerSentEvent):
-        item = item.data
-    if isinstance(item, bytes | bytearray | memoryview):
-        item = bytes(item).decode()
-    return to_json(item)
-
-
-def join_predictions(items: list[bytes]) -> bytes:
-    """Put encoded items together as one V1 answer."""
-    return b'{"predictions":[' + b",".join(items) + b"]}"
-
-
-def to_builtin(value: Any) -> Any:
-    """Help with what orjson does not know: tensors and arrays of other libraries."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
-
-
-def _to_plain(value: Any) -> Any:
-    """Help the standard library with what it does not know and orjson does: dataclasses, dates."""
-    if hasattr(value, "tolist"):
-        return _with_nulls(value.tolist())
-    if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value) if not field.name.startswith("_")]
-        return _with_nulls({name: getattr(value, name) for name in names})
-    return orjson.loads(orjson.dumps(value, to_builtin, JSON_OPTIONS))
+    return encode_item
 
 
 # --- raw ----------------------------------------------------------------------------------------
 
 
-def raw_item(item: Any) -> bytes:
+def raw_item(item: Item) -> bytes:
     """Pass bytes as they are and text as UTF-8."""
     if type(item) is bytes:
         return item
@@ -172,43 +121,55 @@ def raw_item(item: Any) -> bytes:
     raise TypeError(f"An item of a raw stream must be str or bytes, not {type(item).__name__}")
 
 
-# --- NDJSON -------------------------------------------------------------------------------------
+TEXT: Final = Encoder("text/plain; charset=utf-8", raw_item)
+OCTETS: Final = Encoder("application/octet-stream", raw_item)
+
+# --- JSON, collected or a line an item ----------------------------------------------------------
 
 
-def ndjson_item(item: Any) -> bytes:
+def json_item(item: Item) -> bytes:
+    """Write one item as JSON; bytes must be UTF-8 and become a string."""
+    if isinstance(item, ServerSentEvent):
+        item = item.data
+    if isinstance(item, bytes | bytearray | memoryview):
+        item = bytes(item).decode()
+    return to_json(item)
+
+
+def ndjson_item(item: Item) -> bytes:
     """Write one item as one line of JSON."""
-    if type(item) is dict:  # most are: 0.15 us instead of 0.5
+    if type(item) is dict:  # most are
         try:
             return orjson.dumps(item, to_builtin, JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError:
-            pass  # what is wrong with it, if anything is, `json_item` knows
+            pass  # `json_item` tries harder, or names what is wrong
     return json_item(item) + b"\n"
 
 
-def ndjson_failure(sentence: str) -> bytes:
-    """Write the last line of a stream that failed."""
+def _ndjson_failure(status: int, sentence: str) -> bytes:
     return error_document(sentence) + b"\n"
 
 
-# --- SSE ----------------------------------------------------------------------------------------
+def _join_predictions(items: list[bytes]) -> bytes:
+    return b'{"predictions":[' + b",".join(items) + b"]}"
 
 
-def sse_item(item: Any) -> bytes:
-    """Write one item as one event: text a `data:` field a line, the rest as JSON."""
-    if type(item) is dict:  # most are: 0.3 us instead of 0.6
+NDJSON: Final = Encoder("application/x-ndjson", ndjson_item, _ndjson_failure, idle=b"\n")
+COLLECTED: Final = Encoder("application/json", json_item, join=_join_predictions)
+
+# --- server-sent events -------------------------------------------------------------------------
+
+
+def sse_item(item: Item) -> bytes:
+    """Write one item as one event: text with a `data:` field a line, the rest as JSON."""
+    if type(item) is dict:  # most are
         return b"data: %b\n\n" % to_json(item)
     if isinstance(item, ServerSentEvent):
         return b"".join(_sse_fields(item)) + b"\n"
     return _sse_data(item) + b"\n"
 
 
-def sse_event_item(item: Any) -> bytes:
-    """Write an item under the model's own SSE type: what is framed already passes as it is."""
-    return sse_item(item) if isinstance(item, ServerSentEvent) else raw_item(item)
-
-
-def sse_failure(sentence: str) -> bytes:
-    """Write the last event of a stream that failed."""
+def _sse_failure(status: int, sentence: str) -> bytes:
     return b"event: error\ndata: " + error_document(sentence) + b"\n\n"
 
 
@@ -236,171 +197,4 @@ def _sse_data(value: Any) -> bytes:
     return b"data: " + text.replace(b"\n", b"\ndata: ") + b"\n"
 
 
-# --- the forms, and which the first item fits ---------------------------------------------------
-
-SSE: Final = Encoder("text/event-stream", sse_item, sse_failure, b":\n\n")
-NDJSON: Final = Encoder("application/x-ndjson", ndjson_item, ndjson_failure, b"\n")
-TEXT: Final = Encoder("text/plain; charset=utf-8", raw_item)
-OCTETS: Final = Encoder("application/octet-stream", raw_item)
-COLLECTED: Final = Encoder("application/json", json_item, join=join_predictions)
-
-_NDJSON_NAMES: Final = (
-    "application/x-ndjson",
-    "application/jsonl",
-    "application/ndjson",
-    "application/jsonlines",
-    "application/x-jsonlines",
-)
-# What a client may call each form by; the first name decides what a wildcard matches.
-_NAMES: Final = {
-    SSE: ("text/event-stream",),
-    NDJSON: _NDJSON_NAMES,
-    TEXT: ("text/plain", "application/octet-stream"),
-    OCTETS: ("application/octet-stream", "text/plain"),
-    COLLECTED: ("application/json",),
-}
-_OFFERED: Final = "application/x-ndjson, text/event-stream, application/json"
-
-
-class Range(NamedTuple):
-    """One media range of `Accept`: `type/subtype`, `type/*` or `*/*`."""
-
-    name: str
-    quality: float
-
-    @property
-    def specificity(self) -> int:
-        return 2 - self.name.count("*")
-
-    def matches(self, name: str) -> bool:
-        if self.name == "*/*":
-            return True
-        return self.name == name or (
-            self.name.endswith("/*") and name.startswith(self.name.removesuffix("*"))
-        )
-
-
-def choose_encoder(accept: str | None, first: Any, *, empty: bool = False) -> Encoder | None:
-    """Choose the form of a stream from `Accept` and its first item; None where none will do.
-
-    A stream without items is `empty`: then any form fits, NDJSON where the client leaves it open.
-    """
-    if not accept or accept == "*/*":
-        return _forms_of(first)[0] if not empty else NDJSON
-    forms = _ANY_FORM if empty else _forms_of(first)
-    return _best(parse_accept(accept), forms)
-
-
-def choose_form(accept: str | None, forms: tuple[Encoder, ...]) -> Encoder | None:
-    """Choose among some forms, the first of them where `Accept` leaves it open."""
-    return _best(parse_accept(accept), forms) if accept else forms[0]
-
-
-def named_encoder(accept: str | None) -> Encoder | None:
-    """Return the framed form, SSE or NDJSON, that `Accept` wants most and names."""
-    ranges = parse_accept(accept) if accept else ()
-    if not ranges or ranges[0].name not in (*_NAMES[SSE], *_NAMES[NDJSON]):
-        return None
-    return _best(ranges[:1], (SSE, NDJSON))
-
-
-def not_acceptable() -> str:
-    """Name what there is, for a 406."""
-    return (
-        f"Nothing that Accept allows can be sent. This stream is available as {_OFFERED}, "
-        "and as text/plain or application/octet-stream where its items are text or bytes."
-    )
-
-
-def own_encoder(content_type: str) -> Encoder:
-    """Pass items as they are under the content type that the model set itself."""
-    name = content_type.partition(";")[0].strip().lower()
-    if name == "text/event-stream":
-        return replace(SSE, media_type=content_type, encode=sse_event_item)
-    if name in _NDJSON_NAMES:
-        return replace(NDJSON, media_type=content_type, encode=raw_item)
-    return Encoder(content_type, raw_item)
-
-
-_ANY_FORM: Final = (NDJSON, SSE, COLLECTED, TEXT, OCTETS)
-_TEXT_FORMS: Final = (TEXT, NDJSON, SSE, COLLECTED)
-_BYTES_FORMS: Final = (OCTETS, NDJSON, SSE, COLLECTED)
-_OTHER_FORMS: Final = (NDJSON, SSE, COLLECTED)
-
-
-def _forms_of(first: Any) -> tuple[Encoder, ...]:
-    """Return the forms that an item like this fits, the natural one first."""
-    if isinstance(first, ServerSentEvent):
-        return _forms_of(first.data)
-    if isinstance(first, str):
-        return _TEXT_FORMS
-    if isinstance(first, bytes | bytearray | memoryview):
-        return _BYTES_FORMS
-    return _OTHER_FORMS
-
-
-def _best(ranges: tuple[Range, ...], forms: tuple[Encoder, ...]) -> Encoder | None:
-    if not ranges:
-        return forms[0]
-    for wanted in ranges:
-        if wanted.quality <= 0:
-            break
-        for form in forms:
-            name = _name_under(wanted, form)
-            if name and _quality(ranges, name) > 0:
-                return form if name == _NAMES[form][0] else _called(form, name)
-    return None
-
-
-def _called(form: Encoder, name: str) -> Encoder:
-    """Return a form under another of its names, since that is the one that is acceptable."""
-    return replace(form, media_type=TEXT.media_type if name == "text/plain" else name)
-
-
-def _name_under(wanted: Range, form: Encoder) -> str | None:
-    """Return the name that a range gives a form: its own, or the first of the form's."""
-    names = _NAMES[form]
-    if wanted.name in names:
-        return wanted.name
-    return names[0] if wanted.matches(names[0]) else None
-
-
-def _quality(ranges: tuple[Range, ...], name: str) -> float:
-    """Return the quality of the most specific range that matches."""
-    matching = [r for r in ranges if r.matches(name)]
-    return max(matching, key=lambda r: r.specificity).quality if matching else 0.0
-
-
-def parse_accept(header: str) -> tuple[Range, ...]:
-    """Return the ranges of an `Accept` header, the most wanted first; what is not one is skipped."""
-    return _parse_short(header) if len(header) <= 256 else _parse(header)
-
-
-def _parse(header: str) -> tuple[Range, ...]:
-    ranges = [r for part in header.split(",") if (r := _parse_range(part))]
-    return tuple(sorted(ranges, key=lambda r: (-r.quality, -r.specificity)))
-
-
-_parse_short = lru_cache(maxsize=256)(_parse)
-
-
-def _parse_range(text: str) -> Range | None:
-    name, *parameters = (part.strip().lower() for part in text.split(";"))
-    if name == "*":
-        name = "*/*"
-    kind, slash, subtype = name.partition("/")
-    if not (kind and slash and subtype) or (kind == "*" and subtype != "*"):
-        return None
-    return Range(name, _parse_quality(parameters))
-
-
-def _parse_quality(parameters: list[str]) -> float:
-    for parameter in parameters:
-        key, _, value = parameter.partition("=")
-        if key.strip() == "q":
-            try:
-                quality = float(value)
-            except ValueError:
-                return 1.0
-            return 1.0 if math.isnan(quality) else min(max(quality, 0.0), 1.0)
-    return 1.0
+SSE: Final = Encoder("text/event-stream", sse_item, _sse_failure, idle=b":\n\n")

@@ -1,23 +1,25 @@
-"""The path of a request, below where the application is mounted, as decoded segments. Pure.
+"""The path of a request below the mount of the application, as decoded segments. Pure.
 
-Hosts differ in what they tell of a mount: the whole path with `root_path`, the path without its
-prefix, or nothing. Segments are split before they are decoded, so that `%2F` is no slash.
+Hosts differ in how they describe a mount: by the whole path and `root_path`, by the path without its
+prefix, or not at all. Segments are split before they are decoded, so that `%2F` is no slash.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 __all__ = ["segments_below"]
 
-Scope = Mapping[str, Any]
+Scope: TypeAlias = Mapping[str, Any]
 
 
 def segments_below(scope: Scope, prefix: str) -> list[str]:
-    """Return the decoded segments of a path below where we are mounted.
+    """Return the decoded segments of a path below the mount.
 
-    `raw_path` decides, where there is one: `path` has lost what was encoded, and some hosts
-    append a slash to it.
+    Args:
+        scope: The ASGI scope. Its `raw_path` is preferred, since `path` has lost what was encoded
+            and some hosts append a slash to it.
+        prefix: The mount, for hosts that do not say.
     """
     path: str = scope["path"]
     raw_path: bytes = (scope.get("raw_path") or b"").partition(b"?")[0]
@@ -31,7 +33,7 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
     if mount and segments[: len(mount)] == mount:
         return segments[len(mount) :]
     hidden = len(segments) - (len(path.split("/")) - 1)
-    return segments[max(hidden, 0) :]  # a host that took its prefix off `path` alone
+    return segments[max(hidden, 0) :]  # the host took its prefix off `path` only
 
 
 def _decoded(segment: bytes) -> str:
@@ -39,7 +41,7 @@ def _decoded(segment: bytes) -> str:
 
 
 def _mount(scope: Scope, path: str, prefix: str) -> str:
-    """Return the part of the path that leads to us: what the host says, else what we were told."""
+    """Return the part of the path above the application: what the host says, else the prefix."""
     root = scope.get("root_path", "").rstrip("/")
     outer = scope.get("app_root_path", "").rstrip("/")
     for candidate in (root, root.removeprefix(outer), prefix):

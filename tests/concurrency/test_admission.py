@@ -461,7 +461,7 @@ async def test_no_more_run_than_may(where: str) -> None:
         for client in (first, second, third):
             assert (await client.response()).status == 200
     assert predict.most == 2
-    assert (app._serving.admission.gate.running, app._serving.admission.gate.waiting) == (0, 0)
+    assert (app.serving.admission.gate.running, app.serving.admission.gate.waiting) == (0, 0)
 
 
 @pytest.mark.anyio
@@ -577,7 +577,7 @@ async def test_a_drain_refuses_the_queue_and_lets_the_rest_finish() -> None:
         await anyio.wait_all_tasks_blocked()
         async with exchange(app, *PREDICT, json=2) as last:
             await anyio.wait_all_tasks_blocked()
-            app._serving.refuse_new()
+            app.serving.refuse_new()
             refused = await last.response()
         assert refused.status == 503
         assert refused.json() == {"error": "server shutting down"}
@@ -595,7 +595,7 @@ async def test_during_a_drain_nobody_begins_to_wait() -> None:
         exchange(app, *PREDICT, body=None, timeout=1) as late,
     ):
         await anyio.wait_all_tasks_blocked()
-        app._serving.refuse_new()
+        app.serving.refuse_new()
         late.send_body(b"2")
         await anyio.wait_all_tasks_blocked()
         try:
@@ -609,7 +609,7 @@ async def test_during_a_drain_nobody_begins_to_wait() -> None:
 @pytest.mark.parametrize("path", ["/v1/models/m:predict", "/v1/models/m", "/v2/health/ready"])
 async def test_a_refusal_during_a_drain_says_when_to_come_back(path: str) -> None:
     app = serve(Blocking())
-    app._serving.refuse_new()
+    app.serving.refuse_new()
     method = "POST" if "predict" in path else "GET"
     response = await request(app, method, path, json=1)
     assert response.status == 503
@@ -620,7 +620,7 @@ async def test_a_refusal_during_a_drain_says_when_to_come_back(path: str) -> Non
 @pytest.mark.parametrize("path", ["/", "/v2/health/live", "/metrics"])
 async def test_during_a_drain_liveness_and_metrics_are_200(path: str) -> None:
     app = serve(Blocking())
-    app._serving.refuse_new()
+    app.serving.refuse_new()
     assert (await request(app, "GET", path)).status == 200
 
 
@@ -651,5 +651,5 @@ async def test_many_requests_come_through_a_narrow_gate() -> None:
             group.start_soon(one, number)
     assert statuses == [200] * 160
     assert max(most) <= 2
-    gate = app._serving.admission.gate
+    gate = app.serving.admission.gate
     assert (gate.running, gate.waiting) == (0, 0)

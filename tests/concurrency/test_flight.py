@@ -12,9 +12,13 @@ import pytest
 import sniffio
 
 from modelserve import Limits, Model, ModelServer
-from modelserve.concurrency.flight import BodyTimedOut, Flights, Phase
+from modelserve.concurrency.asyncio_flight import AsyncioFlight
+from modelserve.concurrency.flight import BodyTimedOut, Phase
+from modelserve.concurrency.flights import Flights
 from modelserve.errors import ClientGone, DeadlineExceeded
+from modelserve.exchange.exchange import Exchange as Request
 from modelserve.limits import Deadlines
+from modelserve.protocols.codec import Codec
 from modelserve.testing import Cut, Exchange, exchange, request
 
 pytestmark = pytest.mark.anyio
@@ -488,6 +492,13 @@ async def test_no_cancellation_is_left_behind() -> None:
 # --- the clock ----------------------------------------------------------------------------------
 
 
+def new_flight() -> AsyncioFlight:
+    async def nothing(*message: Any) -> Any: ...
+
+    scope = {"type": "http", "method": "POST", "headers": []}
+    return AsyncioFlight(Request(Codec(), scope, nothing, nothing, arrived=0.0), Flights())
+
+
 @pytest.mark.parametrize(
     ("deadlines", "phase", "since", "now", "reason"),
     [
@@ -506,8 +517,9 @@ async def test_no_cancellation_is_left_behind() -> None:
 async def test_the_clock(
     deadlines: Deadlines, phase: int, since: float, now: float, reason: Any
 ) -> None:
-    flight = Flights().open(0.0)
-    flight.deadlines, flight.phase, flight.since = deadlines, phase, since
+    flight = new_flight()
+    request = flight.request
+    request.deadlines, request.phase, request.since = deadlines, phase, since
     expired = flight.expired(now)
     assert type(expired) is (reason or type(None))
     if reason is None:
@@ -516,10 +528,10 @@ async def test_the_clock(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_cancelling_what_is_over_does_nothing() -> None:
-    flight = Flights().open(0.0)
+    flight = new_flight()
     flight.over = True
     flight.cancel(ClientGone())
-    assert flight.reason is None
+    assert flight.request.reason is None
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
@@ -551,15 +563,15 @@ async def test_a_request_is_in_flight_from_its_first_suspension() -> None:
     seen: list[int] = []
 
     async def predict(payload: Any) -> Any:
-        seen.append(len(app._serving.flights))
+        seen.append(len(app.serving.flights))
         for _ in payload:
             await anyio.sleep(0.001)
-            seen.append(len(app._serving.flights))
+            seen.append(len(app.serving.flights))
 
     app.add_model(predict, "m")
     for payload in ([], [1, 2]):
         assert (await request(app, *PREDICT, json=payload)).status == 200
-        assert len(app._serving.flights) == 0
+        assert len(app.serving.flights) == 0
     if sniffio.current_async_library() == "asyncio":
         assert seen == [0, 0, 1, 1]  # before it, nobody could end it
     else:

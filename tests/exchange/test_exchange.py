@@ -12,8 +12,8 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
 from modelserve.errors import ResponseCut
-from modelserve.exchange.exchange import model_headers
 from modelserve.testing import Cut, exchange, request
+from modelserve.wire.headers import sendable_headers
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +134,7 @@ async def test_head_has_the_headers_of_get_and_no_body(path: str) -> None:
     ],
 )
 def test_which_headers_a_model_may_set(own: dict[str, str], sent: list[Any]) -> None:
-    assert model_headers(MutableHeaders(own)) == sent
+    assert sendable_headers(MutableHeaders(own)) == sent
 
 
 @pytest.mark.parametrize("kind", ["value", "stream", "collected"])
@@ -313,7 +313,7 @@ async def test_a_request_that_is_answered_did_not_end_early() -> None:
     async def predict(payload: Any) -> AsyncIterator[Any]:
         try:
             await anyio.sleep(WATCHED)
-            flights.extend(server._serving.flights)
+            flights.extend(server.serving.flights)
             yield {"n": 1}
             yield {"n": 2}
         finally:
@@ -327,7 +327,7 @@ async def test_a_request_that_is_answered_did_not_end_early() -> None:
     vars(model).update(predict=predict, postprocess=postprocess)
     server.add_model(model)
     assert (await request(server, *PREDICT, json=[])).status == 200
-    assert [flight.reason for flight in flights] == [None]
+    assert [flight.request.reason for flight in flights] == [None]
 
 
 async def test_a_deadline_after_the_last_event_is_none() -> None:
@@ -345,7 +345,7 @@ async def test_a_deadline_after_the_last_event_is_none() -> None:
             yield {"n": 2}
         finally:
             await anyio.sleep(0.2)
-            flights.extend(server._serving.flights)
+            flights.extend(server.serving.flights)
             cleaned.append(True)
 
     async def first(result: Any) -> Any:
@@ -356,7 +356,7 @@ async def test_a_deadline_after_the_last_event_is_none() -> None:
     server.add_model(model)
     response = await request(server, *PREDICT, json=[])
     assert (response.status, cleaned) == (200, [True])
-    assert [flight.reason for flight in flights] == [None]
+    assert [flight.request.reason for flight in flights] == [None]
 
 
 # --- a request that ends early ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -10,8 +11,8 @@ import pytest
 
 from modelserve import InvalidInput, Model
 from modelserve.concurrency.threads import ThreadStream, Workers
+from modelserve.models.hooks import plan_of
 from modelserve.models.inference import Call, call_hook, infer
-from modelserve.models.model import plan_of
 from modelserve.wire.head import HookHeaders
 
 pytestmark = pytest.mark.anyio
@@ -36,9 +37,9 @@ async def run(
     plan, call = call_for(**hooks)
     try:
         result = await infer(plan, payload, call, check)
-        return [item async for item in result] if call.streams(result) else result
+        return [item async for item in result] if call.is_stream(result) else result
     finally:
-        await call.close()
+        await call.finish()
 
 
 def add_sync(mark: str) -> Any:
@@ -153,8 +154,8 @@ async def test_a_value_is_no_stream(value: Any, kind: str) -> None:
     plan, call = call_for(predict=in_loop if kind == "async" else lambda payload: value)
     result = await infer(plan, None, call, unchecked)
     assert result is value
-    assert not call.streams(result)
-    await call.close()
+    assert not call.is_stream(result)
+    await call.finish()
 
 
 # --- streams ------------------------------------------------------------------------------------
@@ -257,7 +258,7 @@ async def test_every_stream_is_closed_the_last_first(taken: int) -> None:
     result = await infer(plan, None, call, unchecked)
     for _ in range(taken):
         await anext(result, None)
-    await call.close()
+    await call.finish()
     started = [] if taken == 0 else ["predict", "postprocess"]
     assert sorted(closed) == sorted(started)
     if taken == 1:
@@ -331,7 +332,7 @@ async def test_a_failure_to_close_is_logged_and_the_rest_is_closed(
     predict = fails_sync if kind == "sync" else fails_async
     plan, call = call_for(predict=predict, postprocess=postprocess)
     assert await anext(await infer(plan, None, call, unchecked)) == 1
-    await call.close()
+    await call.finish()
     assert closed.is_set()
     logged = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
     assert logged == ["'of the outer'", "of the inner"]
@@ -357,8 +358,34 @@ async def test_the_time_of_a_stream_runs_until_it_is_closed() -> None:
     result = await infer(plan, 2, call, unchecked)
     assert list(call.seconds) == ["preprocess"]
     assert [item async for item in result] == [0, 1]
-    await call.close()
+    await call.finish()
     assert list(call.seconds) == ["preprocess", "predict"]
+
+
+@pytest.mark.parametrize("value", [[1], object()])
+async def test_a_value_of_a_hook_that_was_called_elsewhere_is_taken_over(value: Any) -> None:
+    plan, call = call_for(predict=add_async("a"))
+    assert await call.adopt(plan.main, monotonic() - 1, value) is value
+    assert call.is_finished and not call.is_stream(value)
+    assert 1 <= call.seconds["predict"] < 2
+
+
+async def test_a_stream_of_a_hook_that_was_called_elsewhere_is_taken_over() -> None:
+    closed: list[bool] = []
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(True)
+
+    plan, call = call_for(predict=add_async("a"))
+    stream = await call.adopt(plan.main, monotonic(), items())
+    assert call.is_stream(stream) and not call.is_finished
+    assert await anext(stream) == 1
+    await call.finish()
+    assert (closed, call.is_finished, list(call.seconds)) == ([True], True, ["predict"])
 
 
 @pytest.mark.parametrize("failing", ["preprocess", "predict"])
@@ -369,7 +396,7 @@ async def test_the_time_of_a_hook_that_fails_is_known(failing: str) -> None:
     plan, call = call_for(**{"predict": add_async("a"), failing: fails})
     with pytest.raises(ValueError):
         await infer(plan, [], call, unchecked)
-    await call.close()
+    await call.finish()
     assert list(call.seconds) == [failing]
 
 
@@ -435,7 +462,7 @@ async def test_an_iterator_that_no_thread_came_to_is_closed() -> None:
                 group.start_soon(infer, plan, None, call, unchecked)
                 await anyio.wait_all_tasks_blocked()
                 group.cancel_scope.cancel()
-            await call.close()
+            await call.finish()
             release.set()
     assert closed.is_set()
 
@@ -487,4 +514,4 @@ async def test_a_thread_stream_comes_from_a_sync_iterator_only() -> None:
     plan, call = call_for(predict=numbers)
     result = await infer(plan, 1, call, unchecked)
     assert isinstance(result, ThreadStream)
-    await call.close()
+    await call.finish()

@@ -1,91 +1,49 @@
-"""Registering, starting, loading, checking and stopping models."""
+"""Which models there are, what is settled about each, and whether they are healthy."""
 
-import logging
-import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import math
+import pickle
 from typing import Any
 
 import anyio
 import pytest
 
 from modelserve import Limits, Model, ModelServer
+from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
-from modelserve.limits import DEFAULTS
+from modelserve.limits import BINARY_BYTES, DEFAULTS
 from modelserve.metrics.telemetry import Telemetry
-from modelserve.models.registry import Registry, State
-from modelserve.testing import exchange, lifespan, request
+from modelserve.models.registry import Entry, Registry, Shared, State
+from modelserve.testing import exchange, request
 
 pytestmark = pytest.mark.anyio
 
 PREDICT = ("POST", "/v1/models/m:predict")
 
 
-class Loading(Model):
-    """A model whose load a test lets go on, and which notes what is called."""
-
-    def __init__(self, name: str = "m", *, result: Any = True) -> None:
-        super().__init__(name)
-        self.log: list[str] = []
-        self.began = anyio.Event()
-        self.go_on = anyio.Event()
-        self.result = result
-
-    async def load(self) -> Any:
-        self.log.append("load")
-        self.began.set()
-        try:
-            await self.go_on.wait()
-        except BaseException:
-            self.log.append("load cancelled")
-            raise
-        if isinstance(self.result, BaseException):
-            raise self.result
-        return self.result
-
-    async def predict(self, payload: Any) -> Any:
-        return payload
+class WithLoad(Model):
+    def load(self) -> bool:
+        raise NotImplementedError
 
 
-class Noting(Model):
-    """A model with all that may be called around its life."""
+class WithStart(Model):
+    def start(self) -> None:
+        raise NotImplementedError
 
+
+class WithEngine(Model):
     engine = True
 
-    def __init__(self, name: str = "m", *, failing: str = "") -> None:
-        super().__init__(name)
-        self.log: list[str] = []
-        self.failing = failing
 
-    def note(self, what: str) -> None:
-        self.log.append(what)
-        if what == self.failing:
-            raise RuntimeError("no disk")
+class Broken(Model):
+    """It has no hook that can be served."""
 
-    def start(self) -> None:
-        self.note("start")
-
-    async def start_engine(self) -> None:
-        self.note("start_engine")
-
-    def load(self) -> bool:
-        self.note("load")
-        self.ready = True
-        return True
-
-    async def stop_engine(self) -> None:
-        self.note("stop_engine")
-
-    async def stop(self) -> None:
-        self.note("stop")
-
-    async def predict(self, payload: Any) -> Any:
-        return payload
+    def predict(self, payload: Any, temperature: float) -> Any:
+        raise NotImplementedError
 
 
-def registry(*models: Any) -> Registry:
-    made = Registry(DEFAULTS, Workers(4), Telemetry())
+def registry(*models: Any, limits: Limits = DEFAULTS) -> Registry:
+    made = Registry(Shared(limits, Workers(4), Telemetry(), Admission(DEFAULTS)))
     for model in models:
         made.add(model)
     return made
@@ -93,6 +51,13 @@ def registry(*models: Any) -> Registry:
 
 async def predict(payload: Any) -> Any:
     return payload
+
+
+async def attempted(entry: Entry) -> None:
+    """Wait for the load in the background, which would set `ready` once more."""
+    assert entry.attempted is not None
+    with anyio.fail_after(5):
+        await entry.attempted.wait()
 
 
 async def status(app: ModelServer, path: str = "/v1/models/m") -> int:
@@ -134,8 +99,7 @@ def test_an_entry_has_the_limits_of_both() -> None:
     model = Model("m")
     model.limits = Limits(timeout=9, concurrency=3)
     limits = Limits(timeout=5, concurrency=1).with_defaults(DEFAULTS)
-    made = Registry(limits, Workers(1), Telemetry())
-    entry = made.add(model)
+    entry = registry(limits=limits).add(model)
     assert (entry.limits.timeout, entry.limits.concurrency) == (5, 3)
     assert (entry.deadlines.timeout, entry.gate.concurrency) == (5, 3)
     assert entry.max_body_bytes == DEFAULTS.max_body_bytes
@@ -143,8 +107,8 @@ def test_an_entry_has_the_limits_of_both() -> None:
 
 @pytest.mark.parametrize(
     ("model", "ready"),
-    [(Model("m"), True), (Loading(), False), (Noting(), False)],
-    ids=["nothing to load", "load", "all"],
+    [(Model("m"), True), (WithLoad("m"), False), (WithStart("m"), False), (WithEngine("m"), False)],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_nothing_to_load_is_ready_at_once(model: Model, ready: bool) -> None:
     entry = registry(model).get("m")
@@ -156,239 +120,65 @@ def test_states_are_tritons() -> None:
     assert [str(state) for state in State] == ["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 
-# --- loading ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(
-    ("returned", "ready"),
-    [(True, True), (False, False), (None, True), (1, True), (0, False), ("", False)],
+    ("limits", "own", "max_body_bytes", "max_binary_bytes"),
+    [
+        (Limits(), Limits(), DEFAULTS.max_body_bytes, BINARY_BYTES),
+        (Limits(max_body_bytes=5), Limits(), 5, 5),
+        (Limits(), Limits(max_body_bytes=7), 7, 7),
+        (Limits(max_body_bytes=5), Limits(max_body_bytes=7), 5, 5),
+        (Limits(max_body_bytes=math.inf), Limits(), math.inf, math.inf),
+    ],
 )
-async def test_what_load_returns_decides(kind: str, returned: Any, ready: bool) -> None:
-    async def in_loop() -> Any:
-        return returned
-
+def test_binary_tensors_may_be_larger_unless_a_limit_is_set(
+    limits: Limits, own: Limits, max_body_bytes: float, max_binary_bytes: float
+) -> None:
     model = Model("m")
-    vars(model)["load"] = in_loop if kind == "async" else lambda: returned
-    made = registry(model)
-    await made.load_pending()
-    assert model.ready is ready
-    assert made.get("m").state == (State.READY if ready else State.UNAVAILABLE)
-    assert made.get("m").failure is None
+    model.limits = own
+    entry = registry(limits=limits).add(model)
+    assert (entry.max_body_bytes, entry.max_binary_bytes) == (max_body_bytes, max_binary_bytes)
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_where_load_runs(kind: str) -> None:
-    threads: list[threading.Thread] = []
-
-    async def in_loop() -> None:
-        threads.append(threading.current_thread())
-
-    def in_thread() -> None:
-        threads.append(threading.current_thread())
-
-    model = Model("m")
-    vars(model)["load"] = in_loop if kind == "async" else in_thread
-    await registry(model).load_pending()
-    assert (threads[0] is threading.current_thread()) == (kind == "async")
+def test_a_model_that_cannot_be_served_leaves_an_entry_as_it_was() -> None:
+    entry = registry(Model("m")).get("m")
+    before = dict(vars(entry))
+    with pytest.raises(TypeError, match="takes 'temperature'"):
+        entry.settle(Broken("m"))
+    assert vars(entry) == before
 
 
-async def test_a_load_that_fails_is_logged_and_kept(caplog: pytest.LogCaptureFixture) -> None:
-    def load() -> bool:
-        raise RuntimeError("no disk")
-
-    model = Model("m")
-    vars(model)["load"] = load
-    made = registry(model, Model("n"))
-    await made.load_pending()
-    assert model.ready is False
-    assert made.get("m").failure == "Error type: <class 'RuntimeError'> error msg: no disk"
-    assert made.get("n").model.ready
-    (record,) = caplog.records
-    assert record.levelno == logging.ERROR and record.exc_info is not None
-
-
-@pytest.mark.parametrize("debug", [True, False])
-async def test_why_a_load_failed_is_told_when_debugging(debug: bool) -> None:
-    def load() -> bool:
-        raise RuntimeError("no disk")
-
-    model = Model("m")
-    vars(model).update(load=load, predict=predict)
-    app = ModelServer([model], debug=debug)
-    async with lifespan(app):
-        await anyio.wait_all_tasks_blocked()
-        await until_loaded(app)
-        response = await request(app, *PREDICT, json=[])
-    assert response.status == 503
-    told = " Error type: <class 'RuntimeError'> error msg: no disk" if debug else ""
-    assert response.json() == {"error": "Model with name m is not ready." + told}
+def test_a_model_without_a_name_leaves_and_one_with_another_name_stays() -> None:
+    made = registry()
+    one, other = Model("one"), Model("other")
+    made.adopt("one", one)
+    made.adopt("alias", one)
+    entry = made.get("one")
+    assert made.get("alias") is entry
+    made.adopt("one", other)
+    assert (entry.is_retired, made.leaving) == (False, set())
+    made.forget("alias")
+    assert (entry.is_retired, made.leaving) == (True, {entry})
+    assert made.models == [("one", other)]
 
 
-async def until_loaded(app: ModelServer) -> None:
-    with anyio.fail_after(5):
-        while app._serving.registry.pending or any(  # noqa: ASYNC110 - its own task says so
-            entry.loading for entry in app._serving.registry
-        ):
-            await anyio.sleep(0.001)
+def test_models_can_be_pickled_and_registered_again() -> None:
+    made = registry(Model("one"))
+    made.add(predict, "function")
+    made.adopt("alias", made.get("one").model)
+    copies = registry()
+    for name, model in pickle.loads(pickle.dumps(made.models)):
+        copies.adopt(name, model)
+    assert copies.names == ["one", "function", "alias"]
+    assert copies.get("alias") is copies.get("one")
+    assert copies.get("function").plans["predict"].main.function is predict
 
 
-async def test_models_load_at_the_same_time_and_one_that_fails_stops_no_other() -> None:
-    first, second = Loading("a", result=RuntimeError("no disk")), Loading("b")
-    made = registry(first, second)
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as group:
-            group.start_soon(made.load_pending)
-            await first.began.wait()
-            await second.began.wait()
-            assert [entry.state for entry in made] == [State.LOADING, State.LOADING]
-            first.go_on.set()
-            await anyio.wait_all_tasks_blocked()
-            assert [entry.state for entry in made] == [State.UNAVAILABLE, State.LOADING]
-            second.go_on.set()
-    assert [entry.state for entry in made] == [State.UNAVAILABLE, State.READY]
-    assert made.pending == []
-
-
-async def test_a_model_that_says_it_is_ready_is_not_loaded() -> None:
-    model = Loading()
-    model.ready = True
-    await registry(model).load_pending()
-    assert model.log == []
-
-
-async def test_what_is_registered_later_is_loaded_on_its_own() -> None:
-    made = registry(Noting("a"))
-    await made.load_pending()
-    made.add(Noting("b"))
-    await made.load_pending()
-    assert [entry.model.log.count("load") for entry in made] == [1, 1]
-
-
-async def test_a_load_may_be_tried_again() -> None:
-    model = Noting(failing="load")
-    made = registry(model)
-    await made.load_pending()
-    assert made.get("m").failure is not None
-    model.failing = ""
-    await made.load(made.get("m"))
-    assert model.ready
-    assert made.get("m").failure is None
-    assert model.log == ["start", "start_engine", "load", "load"]
-
-
-@pytest.mark.parametrize("failing", ["start", "start_engine"])
-async def test_a_start_that_failed_is_tried_again(failing: str) -> None:
-    model = Noting(failing=failing)
-    made = registry(model)
-    await made.load_pending()
-    assert not model.ready
-    assert "load" not in model.log
-    model.failing = ""
-    model.log.clear()
-    await made.load(made.get("m"))
-    assert model.log[-3:] == ["start", "start_engine", "load"] or model.log[-2:] == [
-        "start_engine",
-        "load",
-    ]
-    assert failing in model.log
-
-
-@pytest.mark.parametrize("kind", ["sync", "async"])
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-def test_a_load_that_exits_does_not_end_the_process(kind: str, anyio_backend: str) -> None:
-    """Think of argparse in a model's code."""
-
-    def load() -> bool:
-        raise SystemExit(1)
-
-    async def load_in_loop() -> bool:
-        raise SystemExit(1)
-
-    model = Model("m")
-    vars(model).update(load=load_in_loop if kind == "async" else load, predict=predict)
-    app = ModelServer([model])
-    statuses: list[int] = []
-
-    async def main() -> None:
-        async with lifespan(app, timeout=2):
-            await until_loaded(app)
-            await anyio.sleep(0.01)
-            statuses.append(await status(app))
-            statuses.append(await status(app, "/"))
-
-    error: BaseException | None = None
-    try:
-        anyio.run(main, backend=anyio_backend)
-    except BaseException as exc:
-        error = exc
-    assert (error, statuses) == (None, [503, 200])
-
-
-# --- the background -----------------------------------------------------------------------------
-
-
-async def test_liveness_answers_while_a_model_loads() -> None:
-    model = Loading()
-    app = ModelServer([model, Model("n")])
-    async with lifespan(app):
-        await model.began.wait()
-        assert await status(app, "/") == 200
-        assert await status(app, "/v2/health/live") == 200
-        assert await status(app, "/v2/health/ready") == 503
-        assert await status(app) == 503
-        assert await status(app, "/v1/models/n") == 200
-        assert (await request(app, *PREDICT, json=[1])).status == 503
-        assert (await request(app, "GET", "/v1/models")).json() == {"models": ["m", "n"]}
-        model.go_on.set()
-        await until_loaded(app)
-        assert await status(app, "/v2/health/ready") == 200
-        assert await status(app) == 200
-        assert (await request(app, *PREDICT, json=[1])).json() == [1]
-
-
-@pytest.mark.parametrize("result", [False, RuntimeError("no disk")])
-async def test_a_failed_load_leaves_the_others_served(result: Any) -> None:
-    model = Loading(result=result)
-    model.go_on.set()
-    app = ModelServer([model])
-    app.add_model(predict, "n")
-    async with lifespan(app):
-        await until_loaded(app)
-        assert await status(app) == 503
-        ready = await request(app, "GET", "/v2/health/ready")
-        assert (ready.status, ready.json()) == (503, {"error": "Server is not ready."})
-        response = await request(app, *PREDICT, json=[])
-        assert response.json() == {"error": "Model with name m is not ready."}
-        assert (await request(app, "POST", "/v1/models/n:predict", json=[1])).json() == [1]
-
-
-async def test_a_model_that_is_added_while_serving_is_loaded() -> None:
-    app = ModelServer()
-    async with lifespan(app):
-        model = Loading()
-        model.go_on.set()
-        app.add_model(model)
-        await status(app, "/")
-        await until_loaded(app)
-        assert await status(app) == 200
-
-
-async def test_shutting_down_ends_a_load_that_is_not_done() -> None:
-    class Both(Loading):
-        def stop(self) -> None:
-            self.log.append("stop")
-
-        def start(self) -> None:
-            self.log.append("start")
-
-    model = Both()
-    async with lifespan(ModelServer([model])):
-        await model.began.wait()
-    seen = list(model.log)
-    model.go_on.set()
-    await anyio.wait_all_tasks_blocked()
-    assert seen == ["start", "load", "load cancelled", "stop"]
+def test_a_name_whose_model_is_still_to_be_built_is_unavailable() -> None:
+    made = registry()
+    made.expect("m")
+    assert made.get("m").state is State.UNAVAILABLE
+    assert made.models == []
+    assert made.index() == [{"name": "m", "version": "", "state": "UNAVAILABLE", "reason": ""}]
 
 
 # --- health -------------------------------------------------------------------------------------
@@ -426,7 +216,7 @@ async def test_readiness_follows_what_the_model_sets() -> None:
     model = Model("m")
     app = ModelServer([model])
     assert await status(app) == 200
-    await until_loaded(app)
+    await attempted(app.serving.registry.get("m"))
     model.ready = False
     assert await status(app) == 503
     assert await status(app, "/v2/health/ready") == 503
@@ -466,306 +256,3 @@ async def test_checks_of_health_run_at_the_same_time(monkeypatch: pytest.MonkeyP
         all_asked.set()
         assert (await client.response()).status == 200
     assert sorted(seen) == ["m", "n"]
-
-
-# --- the order of a life ------------------------------------------------------------------------
-
-
-async def test_a_model_is_started_loaded_and_stopped_in_order() -> None:
-    model = Noting()
-    app = ModelServer([model])
-    async with lifespan(app):
-        await until_loaded(app)
-        assert model.log == ["start", "start_engine", "load"]
-        assert (await request(app, *PREDICT, json=[1])).json() == [1]
-    assert model.log == ["start", "start_engine", "load", "stop_engine", "stop"]
-
-
-async def test_an_engine_is_left_alone_unless_asked_for() -> None:
-    model = Noting()
-    model.engine = False
-    app = ModelServer([model])
-    async with lifespan(app):
-        await until_loaded(app)
-    assert model.log == ["start", "load", "stop"]
-
-
-@pytest.mark.parametrize("failing", ["start", "start_engine", "load"])
-async def test_what_fails_on_the_way_up_makes_the_model_not_ready(failing: str) -> None:
-    model = Noting(failing=failing)
-    app = ModelServer([model])
-    async with lifespan(app):
-        await until_loaded(app)
-        assert model.log[-1] == failing
-        assert await status(app) == 503
-
-
-@pytest.mark.parametrize("failing", ["stop", "stop_engine"])
-async def test_what_fails_on_the_way_down_stops_no_other(
-    failing: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    model, other = Noting(failing=failing), Noting("n")
-    app = ModelServer([model, other])
-    async with lifespan(app):
-        await until_loaded(app)
-    assert other.log[-1] == "stop"
-    (record,) = caplog.records
-    assert model.name in record.getMessage() and failing in record.getMessage()
-    assert record.exc_info is not None
-
-
-async def test_a_stop_engine_that_fails_does_not_keep_stop_from_running() -> None:
-    model = Noting(failing="stop_engine")
-    app = ModelServer([model])
-    async with lifespan(app):
-        await until_loaded(app)
-    assert model.log[-2:] == ["stop_engine", "stop"]
-
-
-async def test_stop_waits_for_the_last_request() -> None:
-    log: list[str] = []
-    release, running = anyio.Event(), anyio.Event()
-
-    class Slow(Model):
-        def start(self) -> None:
-            log.append("start")
-
-        async def predict(self, payload: Any) -> AsyncIterator[Any]:
-            running.set()
-            yield {"n": 1}
-            await release.wait()
-            yield {"n": 2}
-            log.append("done")
-
-        def stop(self) -> None:
-            log.append("stop")
-
-    app = ModelServer([Slow("m")])
-    async with anyio.create_task_group() as group, held_open(app, group) as close:
-        await until_loaded(app)
-        group.start_soon(ask_into, app, log)
-        await running.wait()
-        close()
-        await anyio.wait_all_tasks_blocked()
-        assert log == ["start"]
-        release.set()
-    assert log == ["start", "done", "answered 200", "stop"] or log == [
-        "start",
-        "done",
-        "stop",
-        "answered 200",
-    ]
-
-
-async def ask_into(app: ModelServer, log: list[str]) -> None:
-    response = await request(app, *PREDICT, json=[])
-    assert len(response.chunks) == 2
-    log.append(f"answered {response.status}")
-
-
-@asynccontextmanager
-async def held_open(app: ModelServer, group: Any) -> AsyncIterator[Any]:
-    """Run a lifespan in a task of its own; what is given ends it."""
-    up, down = anyio.Event(), anyio.Event()
-
-    async def run() -> None:
-        async with lifespan(app):
-            up.set()
-            await down.wait()
-
-    group.start_soon(run)
-    await up.wait()
-    yield down.set
-
-
-async def test_a_second_life_starts_and_loads_again() -> None:
-    """Each `with TestClient(app)` is a life of its own."""
-    model = Noting()
-    app = ModelServer([model])
-    for _ in range(2):
-        model.log.clear()
-        async with lifespan(app):
-            await until_loaded(app)
-            assert await status(app) == 200
-        assert model.log == ["start", "start_engine", "load", "stop_engine", "stop"]
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-def test_a_load_that_an_event_loop_took_with_it_is_begun_again(anyio_backend: str) -> None:
-    """TestClient without `with` makes an event loop for each request."""
-    loads: list[int] = []
-
-    class Slow(Model):
-        async def load(self) -> bool:
-            loads.append(1)
-            if len(loads) == 1:
-                await anyio.sleep(60)
-            return True
-
-        async def predict(self, payload: Any) -> Any:
-            return payload
-
-    app = ModelServer([Slow("m")])
-
-    async def first() -> int:
-        answer = await status(app, "/")
-        await anyio.wait_all_tasks_blocked()
-        return answer
-
-    assert anyio.run(first, backend=anyio_backend) == 200
-    assert loads == [1]
-
-    async def later() -> int:
-        await status(app)
-        await until_loaded(app)
-        return await status(app)
-
-    assert anyio.run(later, backend=anyio_backend) == 200
-
-
-# --- Triton's repository --------------------------------------------------------------------------
-
-
-async def load(app: ModelServer, name: str = "m") -> Any:
-    return await request(app, "POST", f"/v2/repository/models/{name}/load", body=b"{}")
-
-
-async def unload(app: ModelServer, name: str = "m") -> Any:
-    return await request(app, "POST", f"/v2/repository/models/{name}/unload", body=b"{}")
-
-
-async def index(app: ModelServer) -> list[tuple[str, str]]:
-    response = await request(app, "POST", "/v2/repository/index", body=b"{}")
-    return [(row["name"], row["state"]) for row in response.json()]
-
-
-async def test_a_model_is_unloaded_and_loaded_again() -> None:
-    model = Noting()
-    app = ModelServer([model])
-    async with lifespan(app):
-        await until_loaded(app)
-        response = await unload(app)
-        assert (response.status, response.json()) == (200, {"name": "m", "unload": True})
-        assert model.log[-2:] == ["stop_engine", "stop"]
-        assert await index(app) == [("m", "UNAVAILABLE")]
-        assert (await request(app, *PREDICT, json=[])).status == 404
-        assert (await unload(app)).status == 404
-        model.log.clear()
-        response = await load(app)
-        assert (response.status, response.json()) == (200, {"name": "m", "load": True})
-        assert model.log == ["start", "start_engine", "load"]
-        assert await index(app) == [("m", "READY")]
-        assert (await request(app, *PREDICT, json=[1])).json() == [1]
-
-
-@pytest.mark.parametrize("verb", ["load", "unload"])
-async def test_an_unknown_model_is_404_in_the_repository(verb: str) -> None:
-    app = ModelServer()
-    response = await (load if verb == "load" else unload)(app, "zz")
-    assert response.status == 404
-    assert response.json() == {"error": "Model with name zz does not exist."}
-
-
-async def test_a_load_that_fails_over_http_leaves_what_was_serving() -> None:
-    model = Noting()
-    app = ModelServer([model])
-    async with lifespan(app):
-        await until_loaded(app)
-        model.failing = "load"
-        response = await load(app)
-        assert response.status == 503
-        assert response.json()["error"].startswith("Model with name m is not ready.")
-        assert (await request(app, *PREDICT, json=[1])).json() == [1]
-
-
-async def test_an_unload_waits_for_the_running_requests() -> None:
-    running, release = anyio.Event(), anyio.Event()
-    log: list[str] = []
-
-    class Slow(Model):
-        def start(self) -> None:
-            pass
-
-        async def predict(self, payload: Any) -> Any:
-            running.set()
-            await release.wait()
-            log.append("answered")
-            return payload
-
-        def stop(self) -> None:
-            log.append("stopped")
-
-    app = ModelServer([Slow("m")])
-    async with lifespan(app):
-        await until_loaded(app)
-        async with exchange(app, *PREDICT, json=[1]) as client:
-            await running.wait()
-            async with exchange(app, "POST", "/v2/repository/models/m/unload") as unloading:
-                await anyio.wait_all_tasks_blocked()
-                assert (await request(app, *PREDICT, json=[])).status == 404
-                assert log == []
-                release.set()
-                assert (await client.response()).json() == [1]
-                assert (await unloading.response()).status == 200
-    assert log == ["answered", "stopped"]
-
-
-async def test_a_client_that_leaves_does_not_stop_a_load() -> None:
-    model = Loading()
-    model.ready = True
-    app = ModelServer([model])
-    async with exchange(app, "POST", "/v2/repository/models/m/load") as client:
-        await model.began.wait()
-        client.hang_up()
-        await anyio.wait_all_tasks_blocked()
-        assert model.log == ["load"]
-        model.go_on.set()
-        await client.ended()
-    assert model.log == ["load"]
-    assert await status(app) == 200
-
-
-@pytest.mark.parametrize("first", ["background", "http"])
-async def test_a_model_is_loaded_once_at_a_time(first: str) -> None:
-    model = Loading()
-    model.ready = first == "http"
-    app = ModelServer([model])
-    async with anyio.create_task_group() as group:
-        await status(app, "/")
-        if first == "http":
-            group.start_soon(load, app)
-        await model.began.wait()
-        group.start_soon(load, app)
-        await anyio.wait_all_tasks_blocked()
-        began = list(model.log)
-        model.go_on.set()
-    assert began == ["load"]
-
-
-async def test_the_index_has_each_model_once() -> None:
-    app = ModelServer([Model("m")])
-    await unload(app)
-    app.add_model(predict, "m")
-    assert await index(app) == [("m", "READY")]
-
-
-async def test_an_unload_does_not_wait_for_one_that_has_left_the_queue() -> None:
-    release, running = anyio.Event(), anyio.Event()
-
-    async def slow(payload: Any) -> Any:
-        running.set()
-        await release.wait()
-
-    app = ModelServer([Model("m")], limits=Limits(concurrency=1))
-    app.add_model(slow, "slow")
-    async with exchange(app, "POST", "/v1/models/slow:predict", json=[]):
-        await running.wait()
-        async with exchange(app, *PREDICT, json=[]) as waiting:
-            await anyio.wait_all_tasks_blocked()
-            async with exchange(app, "POST", "/v2/repository/models/m/unload", timeout=2) as taking:
-                await anyio.wait_all_tasks_blocked()
-                waiting.hang_up()
-                try:
-                    assert (await taking.response()).status == 200
-                finally:
-                    release.set()

@@ -1,4 +1,4 @@
-"""Models of a directory: what is found there, what leads out of it, loads and unloads over HTTP."""
+"""A repository, KServe's methods, and a directory behind a server, also loaded over HTTP."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import anyio.lowlevel
 import pytest
 
 from modelserve import Limits, Model, ModelServer
-from modelserve.errors import ModelNotFound, ModelNotReady
+from modelserve.errors import ModelNotReady
 from modelserve.models.repository import MODEL_MOUNT_DIRS, ModelRepository
 from modelserve.testing import exchange, lifespan, request
 
@@ -31,18 +31,6 @@ from modelserve import Model
 class Echo(Model):
     def predict(self, payload):
         return {"name": self.name, "answer": 1}
-"""
-
-OBJECT = """
-class Echo:
-    def __init__(self, name):
-        self.name = name
-
-    def predict(self, payload):
-        return {"name": self.name, "answer": 1}
-
-def load(path, name):
-    return Echo(name)
 """
 
 
@@ -74,167 +62,6 @@ def put(folder: Path, name: str, text: str = ECHO, file: str = "model.py") -> Pa
 
 def answer_of(model: Any) -> Any:
     return model.predict({})
-
-
-# --- what is found ------------------------------------------------------------------------------
-
-
-def test_folders_with_a_model_are_found(tmp_path: Path) -> None:
-    for name in ("b", "a", ".git", "..data", "x:y"):
-        put(tmp_path, name)
-    put(tmp_path, "__pycache__", file="other.py")
-    (tmp_path / "model.py").write_text(ECHO)
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert ModelRepository(tmp_path).names() == ["a", "b", "link"]
-
-
-def test_the_folders_of_a_mounted_config_map_are_found(tmp_path: Path) -> None:
-    put(tmp_path, "..2024_01_01/a")
-    (tmp_path / "..data").symlink_to("..2024_01_01")
-    (tmp_path / "a").symlink_to("..data/a")
-    assert ModelRepository(tmp_path).names() == ["a"]
-    assert answer_of(ModelRepository(tmp_path).make("a"))["answer"] == 1
-
-
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    repository = ModelRepository(tmp_path / "none")
-    for ask in (repository.names, repository.load_models):
-        with pytest.raises(FileNotFoundError):
-            ask()
-    assert not repository.has("m")
-    with pytest.raises(FileNotFoundError):
-        ModelServer(repository=repository)
-
-
-STRANGE = [
-    "",
-    ".",
-    "..",
-    "../m",
-    "../../etc",
-    "m/../m",
-    "./m",
-    "m/",
-    "/m",
-    "/etc/passwd",
-    "a/b",
-    "a\\b",
-    "\\\\host\\m",
-    "c:m",
-    ".hidden",
-    "m\0",
-    "\0",
-    "m\n",
-    "x" * 5000,
-    "\ufffd" * 300,
-]
-
-
-@pytest.mark.parametrize("name", STRANGE)
-def test_names_that_lead_elsewhere_are_not_found(name: str, tmp_path: Path) -> None:
-    put(tmp_path, "m")
-    put(tmp_path, "dir/m")
-    put(tmp_path, "dir/a/b")
-    put(tmp_path, "dir/.hidden")
-    repository = ModelRepository(tmp_path / "dir")
-    assert not repository.has(name)
-    for ask in (repository.make, repository.provide, repository.load, repository.load_model):
-        with pytest.raises(ModelNotFound):
-            ask(name)
-
-
-def test_an_absolute_name_is_not_found(tmp_path: Path) -> None:
-    put(tmp_path, "dir/m")
-    with pytest.raises(ModelNotFound):
-        ModelRepository(tmp_path / "dir").make(str(tmp_path / "dir" / "m"))
-
-
-def test_links_that_leave_the_directory_are_not_followed(tmp_path: Path) -> None:
-    outside = put(tmp_path, "outside")
-    put(tmp_path, "dir/file").unlink()
-    (tmp_path / "dir/file/model.py").symlink_to(outside)
-    (tmp_path / "dir/folder").symlink_to(outside.parent)
-    (tmp_path / "dir/up").symlink_to("..")
-    (tmp_path / "dir/round").symlink_to("round")
-    repository = ModelRepository(tmp_path / "dir")
-    assert repository.names() == []
-    for name in ("file", "folder", "up", "round"):
-        with pytest.raises(ModelNotFound):
-            repository.make(name)
-
-
-# --- what a model.py may have -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        ECHO,
-        "def load(path, name):\n    return lambda payload: {'name': name, 'answer': 1}",
-        ECHO + "def load(path, name):\n    return Echo(name)",
-        ECHO + "class Other(Model): pass\ndef load(path, name):\n    return Echo(name)",
-        OBJECT,
-        "from modelserve import Model\nclass Base(Model): pass\n"
-        + ECHO.replace("(Model)", "(Base)"),
-        "from .other import answer\n" + ECHO.replace("1", "answer"),
-    ],
-    ids=["class", "function", "both", "several", "object", "derived", "relative import"],
-)
-def test_what_makes_a_model(text: str, tmp_path: Path) -> None:
-    put(tmp_path, "m", text)
-    put(tmp_path, "m", "answer = 1", file="other.py")
-    put(tmp_path, "n", "answer = 2", file="other.py")
-    model = ModelRepository(tmp_path).make("m")
-    assert isinstance(model, Model)
-    assert not model.ready
-    assert answer_of(model) == {"name": "m", "answer": 1}
-
-
-def test_load_is_given_the_folder_and_the_name(tmp_path: Path) -> None:
-    put(tmp_path, "m", "def load(path, name):\n    text = (path / 'x.txt').read_text()\n"
-        "    return lambda payload: [name, text]")  # fmt: skip
-    put(tmp_path, "m", "weights", file="x.txt")
-    assert answer_of(ModelRepository(str(tmp_path)).make("m")) == ["m", "weights"]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "needs a function load(path, name) or one subclass of Model, and has 0 subclasses"),
-        ("from modelserve import Model", "and has 0 subclasses"),
-        (ECHO + "class Other(Model): pass", "and has 2 subclasses"),
-        ("async def load(path, name): pass", "must not be async"),
-        ("def load(path, name): return 5", "5 is no model"),
-        ("def load(path): return 5", "load() takes 1 positional argument"),
-    ],
-)
-def test_what_makes_no_model(text: str, problem: str, tmp_path: Path) -> None:
-    put(tmp_path, "m", text)
-    with pytest.raises(TypeError) as caught:
-        ModelRepository(tmp_path).make("m")
-    assert problem in str(caught.value)
-
-
-def test_a_model_py_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    put(tmp_path, "broken", "from . import other\n1 / 0")
-    put(tmp_path, "broken", "", file="other.py")
-    with pytest.raises(ZeroDivisionError):
-        ModelRepository(tmp_path).make("broken")
-    assert imported("broken") == []
-
-
-def test_each_load_runs_the_files_anew(tmp_path: Path) -> None:
-    repository = ModelRepository(tmp_path)
-    times = (1_000_000_000,) * 2
-    for number in range(5):  # of the same size, and within the same second
-        os.utime(put(tmp_path, "again", ECHO.replace("1", str(number))), times)
-        assert repository.load("again") is True
-        assert answer_of(repository.get_model("again"))["answer"] == number
-    assert len(imported("again")) == 4  # two packages, each with its model.py
-
-
-def imported(name: str) -> list[str]:
-    return [module for module in sys.modules if module.startswith(f"modelserve_{name}_")]
 
 
 # --- KServe's methods ---------------------------------------------------------------------------
@@ -301,7 +128,7 @@ def test_a_repository_is_pickled_without_its_server() -> None:
     repository = ModelRepository()
     repository.update(Model("m"))
     server = ModelServer()
-    server._serving.follow(repository)
+    server.serving.follow(repository)
     copy = pickle.loads(pickle.dumps(repository))
     assert copy.get_model("m").name == "m"
     assert copy._server is None
@@ -341,8 +168,7 @@ async def until(condition: Any) -> None:
 
 
 async def until_loaded(app: ModelServer) -> None:
-    registry = app._serving.registry
-    await until(lambda: not (registry.pending or any(entry.loading for entry in registry)))
+    await until(lambda: not app.serving.statistics().loading)
 
 
 @pytest.mark.anyio
@@ -352,7 +178,7 @@ async def test_models_of_the_directory_are_served(tmp_path: Path, told: Told) ->
     app = ModelServer([Model("own")], repository=ModelRepository(tmp_path))
     async with lifespan(app):
         await until(told.began.is_set)
-        await until(lambda: app._serving.registry.get("a").model.ready)
+        await until(lambda: app.serving.statistics().models["a"].state == "READY")
         assert await status(app, "/") == 200
         assert await status(app, "/v2/health/ready") == 503
         assert await status(app, "/v1/models/slow") == 503
@@ -542,7 +368,7 @@ async def test_a_client_that_leaves_does_not_stop_a_load(tmp_path: Path, told: T
             await until(told.began.is_set)
             client.hang_up()
             told.go_on.set()
-        await until(lambda: "m" in app._serving.registry)
+        await until(lambda: "m" in app.serving.statistics().models)
         assert await ask(app, "m") == {"name": "m", "answer": 1}
 
 
@@ -562,7 +388,7 @@ async def test_unload_waits_for_the_models_requests(tmp_path: Path, told: Told) 
             await running.head()
             assert await running.chunk() == b"1"
             group.start_soon(take_out)
-            await until(lambda: "m" not in app._serving.registry)
+            await until(lambda: "m" not in app.serving.statistics().models)
             assert await ask(app, "m") == {"error": "Model with name m does not exist."}
             assert await unload(app, "m") == (404, {"error": "Model with name m does not exist."})
             assert (await index(app))["m"] == ("UNLOADING", "")
@@ -777,7 +603,7 @@ async def test_what_a_repository_is_given_while_it_is_served(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["", "a:b", "a\nb"])
 def test_a_name_that_cannot_be_served(name: str) -> None:
     repository = ModelRepository()
-    ModelServer()._serving.follow(repository)
+    ModelServer().serving.follow(repository)
     with pytest.raises(ValueError, match="name"):
         repository.update(Model(name))
 

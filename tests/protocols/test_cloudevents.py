@@ -13,11 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelserve import InvalidInput, Model, ModelServer, ServerSentEvent
-from modelserve.protocols import v1
-from modelserve.protocols.cloudevents import EventSettings, around
+from modelserve.protocols.cloudevents import EventSettings, codec_for
+from modelserve.protocols.codec import Codec, ModelRef
+from modelserve.protocols.generate import GENERATE
+from modelserve.protocols.v1 import V1
+from modelserve.protocols.v2 import INFER
 from modelserve.tensors import InferOutput, InferResponse
 from modelserve.testing import Cut, Response, exchange, lifespan, request
-from modelserve.wire.head import Request
+from modelserve.wire.head import Head
 
 pytestmark = pytest.mark.anyio
 
@@ -308,7 +311,7 @@ async def test_what_becomes_of_values(value: Any, content_type: str | None, memb
     assert {k: v for k, v in response.json().items() if k not in EVENT} == members
 
 
-async def test_a_deep_request_is_answered() -> None:
+async def test_a_deep_request_is_answered(too_deep: int) -> None:
     body = b'{"specversion":"1.0","id":"1","source":"s","type":"t","data":%b}'
     response = await ask(serve(echo), body % (b"[" * 500 + b"]" * 500))
     assert response.status == 200
@@ -320,7 +323,8 @@ async def test_a_deep_request_is_answered() -> None:
         body=body % (b"[" * 1010 + b"]" * 1010),
         headers=STRUCTURED,
     )
-    assert (response.status, "too deep" in response.json()["error"]) == (400, True)
+    assert response.status == 400
+    assert ("too deep" in response.json()["error"]) == (too_deep <= 1010)
 
 
 # --- streams ------------------------------------------------------------------------------------
@@ -469,9 +473,67 @@ def test_settings(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert EventSettings.from_environment() == EventSettings(None, OURS["type"], False)
 
 
+def head_with(headers: dict[str, str]) -> Head:
+    return Head({"headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
+
+
 def test_an_ordinary_request_costs_nothing_more() -> None:
-    ordinary = Request({"headers": [(b"content-type", b"application/json")]})
-    assert around(v1.CODEC, ordinary, EventSettings()) is v1.CODEC
+    assert codec_for(V1, head_with({"content-type": "application/json"}), EventSettings()) is V1
+
+
+class InBody(Codec):
+    protocol = "x"
+    model_in_body = True
+
+
+def test_a_protocol_that_names_the_model_in_its_body_has_no_events() -> None:
+    codec = InBody()
+    assert codec_for(codec, head_with(BINARY), EventSettings()) is codec
+
+
+FIXED = EventSettings(
+    new_id=lambda: 7, now=lambda: datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+)
+
+
+def test_the_bytes_of_a_structured_reply() -> None:
+    head = head_with(STRUCTURED)
+    codec = codec_for(V1, head, FIXED)
+    payload = codec.decode(orjson.dumps(structured([1])), head, ModelRef("m"))
+    headers, buffers = codec.encode({"n": payload}, head, payload, None, ModelRef("m"))
+    assert headers == [(b"content-type", b"application/cloudevents+json")]
+    assert b"".join(buffers) == (
+        b'{"specversion":"1.0","id":"7","source":"io.kserve.inference.m",'
+        b'"type":"io.kserve.inference.response","time":"2026-01-02T00:00:00+00:00",'
+        b'"data":{"n":[1]}}'
+    )
+
+
+def test_the_headers_of_a_binary_reply() -> None:
+    head = head_with(BINARY)
+    codec = codec_for(V1, head, FIXED)
+    payload = codec.decode(b"[1]", head, ModelRef("m"))
+    headers, buffers = codec.encode({"n": payload}, head, payload, None, ModelRef("m"))
+    assert buffers == [b'{"n":[1]}']
+    assert headers == [
+        (b"content-type", b"application/json"),
+        (b"ce-specversion", b"1.0"),
+        (b"ce-id", b"7"),
+        (b"ce-source", b"io.kserve.inference.m"),
+        (b"ce-type", b"io.kserve.inference.response"),
+        (b"ce-time", b"2026-01-02T00:00:00+00:00"),
+    ]
+
+
+@pytest.mark.parametrize("codec", [V1, INFER, GENERATE])
+@pytest.mark.parametrize("headers", [STRUCTURED, BINARY])
+def test_an_event_is_of_the_protocol_of_its_path(codec: Codec, headers: dict[str, str]) -> None:
+    head = head_with(headers | {"inference-header-content-length": "9"})
+    around = codec_for(codec, head, EventSettings())
+    assert around is not codec
+    assert (around.protocol, around.always_streams) == (codec.protocol, codec.always_streams)
+    assert around.json_length(head) == codec.json_length(head)
+    assert around.error(400, "no") == codec.error(400, "no")
 
 
 # --- V2 -----------------------------------------------------------------------------------------

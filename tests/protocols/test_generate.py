@@ -8,11 +8,11 @@ import orjson
 import pytest
 
 from modelserve import InvalidInput, Model, ModelServer, ServerSentEvent
-from modelserve.protocols.codec import Named
-from modelserve.protocols.generate import decode
+from modelserve.protocols.codec import ModelRef
+from modelserve.protocols.generate import GENERATE
 from modelserve.tensors import InferOutput, InferResponse
 from modelserve.testing import Response, exchange, request
-from modelserve.wire.head import Request
+from modelserve.wire.head import Head
 
 pytestmark = pytest.mark.anyio
 
@@ -94,7 +94,8 @@ async def test_bad_requests(path: str, body: bytes, word: str) -> None:
 
 
 def test_parameters_may_be_left_out() -> None:
-    assert decode(b'{"text_input":""}', Request({"headers": []}), Named("m")) == {"text_input": ""}
+    head = Head({"headers": []})
+    assert GENERATE.decode(b'{"text_input":""}', head, ModelRef("m")) == {"text_input": ""}
 
 
 @pytest.mark.parametrize("path", [WHOLE, STREAM])

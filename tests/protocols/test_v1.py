@@ -10,30 +10,30 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve import InvalidInput, Model, ModelServer, ServerSentEvent
 from modelserve.errors import NestedTooDeep, NotAcceptable
-from modelserve.protocols.codec import Named
-from modelserve.protocols.v1 import CODEC, Form, is_json
+from modelserve.protocols.codec import ModelRef, StreamFormat
+from modelserve.protocols.v1 import V1
 from modelserve.tensors import InferOutput, InferResponse
 from modelserve.testing import request
-from modelserve.wire.encoders import NDJSON, SSE
-from modelserve.wire.head import Request
+from modelserve.wire.encoders import NDJSON, SSE, Encoder
+from modelserve.wire.head import Head
 
 JSON = (b"content-type", b"application/json")
 TEXT = (b"content-type", b"text/plain; charset=utf-8")
 OCTETS = (b"content-type", b"application/octet-stream")
+REF = ModelRef("m")
 
 
-def asking(**headers: str) -> Request:
-    """Return a request that has nothing but headers."""
+def head_with(**headers: str) -> Head:
     raw = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in headers.items()]
-    return Request({"type": "http", "headers": raw})
+    return Head({"type": "http", "headers": raw})
 
 
 def decode(body: bytes | bytearray, content_type: str = "application/json") -> Any:
-    return CODEC.decode(body, asking(content_type=content_type), Named("m"))
+    return V1.decode(body, head_with(content_type=content_type), REF)
 
 
-def encode(value: Any, payload: Any = None, own: MutableHeaders | None = None) -> Any:
-    headers, buffers = CODEC.encode(value, asking(), payload, own, Named("m"))
+def encode(value: Any, payload: Any = None, response_headers: MutableHeaders | None = None) -> Any:
+    headers, buffers = V1.encode(value, head_with(), payload, response_headers, REF)
     return headers, b"".join(buffers)
 
 
@@ -72,8 +72,7 @@ def nested(levels: int) -> Any:
         (b"\xff", False),
     ],
 )
-def test_which_media_types_are_json(content_type: bytes, json: bool) -> None:
-    assert is_json(content_type) is json
+def test_which_media_types_are_read_as_json(content_type: bytes, json: bool) -> None:
     payload = decode(b"[1]", content_type.decode("latin-1"))
     assert payload == ([1] if json else b"[1]")
 
@@ -142,7 +141,7 @@ def test_other_types_are_raw(body: bytes, kind: type[bytes]) -> None:
 @pytest.mark.parametrize("bad", [5, None, "a", {}, 1.5, True])
 def test_instances_must_be_a_list(bad: Any) -> None:
     with pytest.raises(InvalidInput, match=r'^Expected "instances" to be a list$'):
-        CODEC.check({"instances": bad})
+        V1.check({"instances": bad})
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_instances_must_be_a_list(bad: Any) -> None:
     ],
 )
 def test_anything_else_goes_to_the_model(payload: Any) -> None:
-    CODEC.check(payload)
+    V1.check(payload)
 
 
 # --- the answer ---------------------------------------------------------------------------------
@@ -199,16 +198,16 @@ def test_anything_else_goes_to_the_model(payload: Any) -> None:
         (memoryview(b"a"), OCTETS, b"a"),
     ],
 )
-@pytest.mark.parametrize("own", [None, {}])
+@pytest.mark.parametrize("given", [None, {}])
 def test_a_value_as_a_body(
-    value: Any, content_type: tuple[bytes, bytes], body: bytes, own: dict[str, str] | None
+    value: Any, content_type: tuple[bytes, bytes], body: bytes, given: dict[str, str] | None
 ) -> None:
-    headers = None if own is None else MutableHeaders(own)
+    headers = None if given is None else MutableHeaders(given)
     assert encode(value, {}, headers) == ([content_type], body)
 
 
 @pytest.mark.parametrize(
-    ("own", "sent"),
+    ("given", "sent"),
     [
         ({"x-a": "1"}, [JSON, (b"x-a", b"1")]),
         ({"Content-Type": "a/b"}, [(b"content-type", b"a/b")]),
@@ -216,16 +215,16 @@ def test_a_value_as_a_body(
         ({"set-cookie": "ä"}, [JSON, (b"set-cookie", "ä".encode("latin-1"))]),
     ],
 )
-def test_the_headers_that_a_model_sets(own: dict[str, str], sent: list[Any]) -> None:
-    assert encode({}, {}, MutableHeaders(own)) == (sent, b"{}")
+def test_the_headers_that_a_model_sets(given: dict[str, str], sent: list[Any]) -> None:
+    assert encode({}, {}, MutableHeaders(given)) == (sent, b"{}")
 
 
 @pytest.mark.parametrize(
-    "own", [{"x": "a\nb"}, {"x": "a\rb"}, {"x": "a\0"}, {"a b": "x"}, {"": "x"}, {"ä": "x"}]
+    "given", [{"x": "a\nb"}, {"x": "a\rb"}, {"x": "a\0"}, {"a b": "x"}, {"": "x"}, {"ä": "x"}]
 )
-def test_headers_that_cannot_be_sent_are_an_error(own: dict[str, str]) -> None:
+def test_headers_that_cannot_be_sent_are_an_error(given: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="response header"):
-        encode({}, {}, MutableHeaders(own))
+        encode({}, {}, MutableHeaders(given))
 
 
 @pytest.mark.parametrize("value", [" a", "a ", "\ta"])
@@ -236,10 +235,10 @@ def test_blanks_around_a_header_are_not_sent(value: str) -> None:
 
 
 def test_repeated_headers_stay_repeated() -> None:
-    own = MutableHeaders()
-    own.append("set-cookie", "a=1")
-    own.append("set-cookie", "b=2")
-    assert encode({}, {}, own)[0] == [JSON, (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
+    given = MutableHeaders()
+    given.append("set-cookie", "a=1")
+    given.append("set-cookie", "b=2")
+    assert encode({}, {}, given)[0] == [JSON, (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
 
 
 @pytest.mark.parametrize("value", [object(), {"a": object()}, {1, 2}, [b"x"]])
@@ -263,35 +262,61 @@ def test_a_deep_answer_is_written(levels: int) -> None:
         (None, NestedTooDeep),
     ],
 )
-def test_an_answer_too_deep_is_the_fault_of_who_made_it_deep(payload: Any, error: Any) -> None:
+def test_an_answer_too_deep_is_the_fault_of_who_made_it_deep(
+    payload: Any, error: Any, too_deep: int
+) -> None:
     with pytest.raises(error):
-        encode(nested(5000), payload, None)
+        encode(nested(too_deep), payload, None)
 
 
-# --- the form of a stream -----------------------------------------------------------------------
+# --- streams ------------------------------------------------------------------------------------
 
 
-def test_the_form_of_a_stream_is_what_accept_allows() -> None:
-    form = Form(asking(accept="text/event-stream"), None, None)
-    assert form.encoder({"n": 1}, empty=False) is SSE
-    assert form.headers() == []
+def stream_format(
+    accept: str | None = None, response_headers: MutableHeaders | None = None
+) -> StreamFormat:
+    head = head_with() if accept is None else head_with(accept=accept)
+    return V1.stream_format(head, None, response_headers, REF)
 
 
-def test_the_form_of_a_stream_may_be_missing() -> None:
+def test_a_stream_goes_out_as_accept_allows() -> None:
+    stream = stream_format("text/event-stream")
+    assert stream.encoder({"n": 1}, empty=False) is SSE
+    assert stream.headers() == []
+
+
+def test_a_stream_that_is_not_acceptable() -> None:
     with pytest.raises(NotAcceptable, match="application/x-ndjson"):
-        Form(asking(accept="image/png"), None, MutableHeaders()).encoder({"n": 1}, empty=False)
+        stream_format("image/png", MutableHeaders()).encoder({"n": 1}, empty=False)
 
 
-def test_the_form_of_a_stream_may_be_the_models_own() -> None:
-    own = MutableHeaders({"content-type": "audio/wav", "x-a": "1"})
-    form = Form(asking(accept="image/png"), None, own)
-    assert form.encoder(b"a", empty=False).media_type == "audio/wav"
-    assert form.headers() == [(b"content-type", b"audio/wav"), (b"x-a", b"1")]
+def test_the_model_may_set_the_content_type_of_a_stream() -> None:
+    given = MutableHeaders({"content-type": "audio/wav", "x-a": "1"})
+    stream = stream_format("image/png", given)
+    assert stream.encoder(b"a", empty=False).media_type == "audio/wav"
+    assert stream.headers() == [(b"content-type", b"audio/wav"), (b"x-a", b"1")]
 
 
 def test_headers_without_a_type_leave_the_choice_to_accept() -> None:
-    form = Form(asking(), None, MutableHeaders({"x-a": "1"}))
-    assert form.encoder({"n": 1}, empty=False) == NDJSON
+    stream = stream_format(None, MutableHeaders({"x-a": "1"}))
+    assert stream.encoder({"n": 1}, empty=False) == NDJSON
+
+
+@pytest.mark.parametrize(
+    ("accept", "given", "encoder"),
+    [
+        (None, None, None),
+        ("*/*", None, None),
+        ("text/event-stream", None, SSE),
+        ("application/x-ndjson", {"x-a": "1"}, NDJSON),
+        ("text/event-stream", {"content-type": "audio/wav"}, None),
+    ],
+)
+def test_what_is_known_of_a_stream_before_its_first_item(
+    accept: str | None, given: dict[str, str] | None, encoder: Encoder | None
+) -> None:
+    headers = None if given is None else MutableHeaders(given)
+    assert stream_format(accept, headers).framed_encoder() == encoder
 
 
 # --- the whole way ------------------------------------------------------------------------------

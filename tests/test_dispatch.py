@@ -1,7 +1,7 @@
-"""The quick walk gives what the long one gives, and leaves as little behind.
+"""The pipeline answers the same whether it takes its first step plainly or inside a host's scope.
 
-Which of the two a request takes cannot be seen from outside. In a cancel scope of the host's it
-takes the long one, so each request here is made twice, in a scope and in none.
+In a cancel scope of the host's a request has a flight from the beginning, elsewhere only once it
+has suspended; so each request here is made twice, in a scope and in none.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ import pytest
 from modelserve import InvalidInput, Limits, Model, ModelServer
 from modelserve.concurrency.flight import Flight
 from modelserve.errors import ResponseCut
-from modelserve.metrics.telemetry import DIRECTORY_VARIABLE
-from modelserve.quick import Attempt
+from modelserve.exchange.exchange import Exchange as ServedExchange
+from modelserve.metrics.shared import DIRECTORY_VARIABLE
 from modelserve.testing import App, Cut, Exchange, exchange, request
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 def anyio_backend() -> str:
-    return "asyncio"  # trio has the long walk alone
+    return "asyncio"  # on trio every request has a flight from the beginning
 
 
 async def value(payload: Any) -> Any:
@@ -219,7 +219,7 @@ def counts(text: str) -> dict[str, float]:
 
 
 async def outcome(
-    hook: Any, *, long: bool, behave: Behaviour, caplog: Any, **options: Any
+    hook: Any, *, scoped: bool, behave: Behaviour, caplog: Any, **options: Any
 ) -> Outcome:
     limits = Limits(
         max_body_bytes=100,
@@ -241,7 +241,7 @@ async def outcome(
         await app(scope, receive, noting)
 
     caplog.clear()
-    host = in_a_scope(watched) if long else watched
+    host = in_a_scope(watched) if scoped else watched
     async with exchange(host, "POST", PATH, **options) as client:
         try:
             await behave(client)
@@ -256,17 +256,17 @@ async def outcome(
             seen.lines.append(line | {"stages": sorted(record.stages)})
         else:
             seen.lines.append({"failure": record.msg, "of": repr(record.exc_info[1])})
-    assert not app._serving.flights
-    assert not app._serving.admission.gate.running
+    assert not app.serving.flights
+    assert not app.serving.admission.gate.running
     return seen
 
 
 async def assert_same(hook: Any, caplog: Any, behave: Behaviour = reads, **options: Any) -> Outcome:
     caplog.set_level(logging.INFO, logger="modelserve")
-    quick = await outcome(hook, long=False, behave=behave, caplog=caplog, **options)
-    long = await outcome(hook, long=True, behave=behave, caplog=caplog, **options)
-    assert quick == long
-    return quick
+    plain = await outcome(hook, scoped=False, behave=behave, caplog=caplog, **options)
+    scoped = await outcome(hook, scoped=True, behave=behave, caplog=caplog, **options)
+    assert plain == scoped
+    return plain
 
 
 @pytest.fixture(autouse=True)
@@ -383,21 +383,21 @@ async def test_a_hook_and_the_client_see_one_request_id(given: dict[str, str]) -
 
     async def hook(payload: Any, headers: Any) -> Any:
         seen.append(headers.request_id)
-        return {} if payload["quick"] else [payload]
+        return {} if payload["plain"] else [payload]
 
     app = ModelServer()
     app.model("m")(hook)
     await request(app, "GET", "/v1/models/m")
-    for quick in (True, False):
-        answer = await request(app, "POST", PATH, json={"quick": quick}, headers=given)
+    for plain in (True, False):
+        answer = await request(app, "POST", PATH, json={"plain": plain}, headers=given)
         assert answer.headers["x-request-id"].encode() == seen.pop()
 
 
 async def test_a_request_that_waits_holds_its_slot() -> None:
-    go_on = anyio.Event()
+    release = anyio.Event()
 
     async def waiting(payload: Any) -> Any:
-        await go_on.wait()
+        await release.wait()
         return {}
 
     app = ModelServer(limits=Limits(concurrency=1, queue=0))
@@ -408,7 +408,7 @@ async def test_a_request_that_waits_holds_its_slot() -> None:
         assert (await request(app, "POST", PATH, json={})).status == 503
         metrics = counts((await request(app, "GET", "/metrics")).body.decode())
         assert metrics['modelserve_in_flight{model_name="m"}'] == 1
-        go_on.set()
+        release.set()
         assert (await first.response()).status == 200
     assert (await request(app, "POST", PATH, json={})).status == 200
 
@@ -420,10 +420,10 @@ async def test_nothing_is_left_to_the_garbage_collector(hook: Any) -> None:
     await request(app, "POST", PATH, json={})
     gc.collect()
     gc.disable()
-    others = alive(Flight, Attempt)
+    others = alive(Flight, ServedExchange)
     try:
         await request(app, "POST", PATH, json={})
-        assert alive(Flight, Attempt) <= others
+        assert alive(Flight, ServedExchange) <= others
     finally:
         gc.enable()
 
@@ -516,7 +516,7 @@ async def test_a_send_that_is_cancelled_at_once_is_counted() -> None:
     assert isinstance(client.error, ResponseCut)
     metrics = (await request(app, "GET", "/metrics")).body.decode()
     assert 'outcome="error",protocol="v1",status="200",verb="predict"} 1.0' in metrics
-    assert not app._serving.admission.gate.running
+    assert not app.serving.admission.gate.running
 
 
 async def test_a_hook_that_calls_its_own_application_has_its_slot() -> None:

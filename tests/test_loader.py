@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelserve.errors import LoadError
-from modelserve.loader import load_target, users_traceback
+from modelserve.loader import load_target, source_folder, users_traceback
 
 SOURCE = """
 class App:
@@ -182,3 +182,22 @@ def test_traceback_begins_in_the_users_module(folder: Path) -> None:
     names = [Path(frame.filename).name for frame in frames]
     assert names[0] == "broken.py"
     assert names[-2:] == ["broken_too.py", "broken_too.py"]
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("bundle/inner.py:app", "bundle"),
+        ("served.py", "."),
+        ("served:app", "."),
+        ("bundle.inner", "."),
+    ],
+)
+def test_folder_of_a_targets_code(folder: Path, target: str, name: str) -> None:
+    (folder / "bundle" / "inner.py").touch()
+    assert source_folder(target) == folder / name
+
+
+def test_folder_of_a_file_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(LoadError, match="There is no file"):
+        source_folder("gone.py")

@@ -1,0 +1,71 @@
+"""Tasks that belong to no request: cancelling whoever started one does not cancel it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+
+__all__ = ["Background"]
+
+Function = Callable[[], Awaitable[None]]
+
+
+class Background:
+    """Tasks of the event loop itself, each running until it ends or `cancel` is called."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[anyio.CancelScope, object] = {}
+        self._ended: anyio.Event | None = None
+
+    def start_soon(self, function: Function) -> None:
+        """Run an async function in a task of its own; do not wait for it."""
+        scope = anyio.CancelScope()
+        self._tasks[scope] = None
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            import trio
+
+            trio.lowlevel.spawn_system_task(self._run, function, scope)
+        else:  # kept, since the loop itself holds tasks weakly
+            self._tasks[scope] = loop.create_task(self._run(function, scope))
+
+    async def run(self, function: Function) -> None:
+        """Run an async function in a task of its own and wait until it has ended.
+
+        Cancellation ends the wait and leaves the task running. Raises what the function raises.
+        """
+        ended = anyio.Event()
+        errors: list[Exception] = []
+        self.start_soon(partial(_report, function, ended, errors))
+        await ended.wait()
+        if errors:
+            raise errors[0]
+
+    async def cancel(self, *, within: float) -> None:
+        """Cancel all tasks and wait until they have ended, but no longer than `within` seconds."""
+        for scope in self._tasks:
+            scope.cancel()
+        with anyio.move_on_after(within):
+            while self._tasks:
+                self._ended = anyio.Event()
+                await self._ended.wait()
+
+    async def _run(self, function: Function, scope: anyio.CancelScope) -> None:
+        try:
+            with scope:
+                await function()
+        finally:
+            del self._tasks[scope]
+            if self._ended is not None:
+                self._ended.set()
+
+
+async def _report(function: Function, ended: anyio.Event, errors: list[Exception]) -> None:
+    try:
+        await function()
+    except Exception as exc:
+        errors.append(exc)
+    finally:
+        ended.set()

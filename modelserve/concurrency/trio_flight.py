@@ -1,0 +1,218 @@
+"""Requests in flight on trio, which delivers a cancellation again at every await.
+
+The pipeline is driven by hand inside two cancel scopes. The outer one is cancelled; at the first
+await after the cancellation has been delivered, the inner one becomes a shield whose deadline is
+the bound on clean-up.
+
+Some of this can only be told by names of trio's that are not public: they are here alone, and each
+says what happens without it.
+"""
+
+import math
+import types
+from collections.abc import Awaitable, Coroutine, Generator
+from time import monotonic
+from typing import Any, ClassVar, cast
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from modelserve.concurrency.flight import Flight, HostCancelled, Pipeline, Register, Watched
+from modelserve.concurrency.watcher import watch
+
+__all__ = ["TrioFlight"]
+
+
+class TrioFlight(Flight):
+    """One request in flight: a task group, two scopes, and a pipeline driven by hand."""
+
+    __slots__ = ("_group", "_inner", "_nurseries", "_outer", "_reported")
+
+    spawns_tasks: ClassVar[bool] = False
+    _group: anyio.abc.TaskGroup
+    _outer: anyio.CancelScope
+    _inner: anyio.CancelScope
+
+    def __init__(self, request: Watched, register: Register) -> None:
+        super().__init__(request, register)
+        self._reported: anyio.Event | None = None
+        # Those that the pipeline was in when the cancellation was delivered; None before that.
+        self._nurseries: list[Any] | None = None
+
+    async def run_all(self, pipeline: Pipeline) -> None:
+        """Run a pipeline.
+
+        Raises the reason if something ended it early; the host's own cancellation once the pipeline
+        has cleaned up and the client has been told.
+        """
+        error: BaseException | None = None
+        finished = False
+        async with anyio.create_task_group() as self._group:
+            self.adopted = True
+            self._register.add(self)
+            self._group.start_soon(self._keep_time)
+            try:
+                with anyio.CancelScope(shield=True) as self._outer:
+                    with anyio.CancelScope() as self._inner:
+                        await cast(Awaitable[None], _drive(self, pipeline))
+                        finished = True
+            except BaseException as exc:
+                error = exc
+            self.over = True
+            if self._reported is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._reported.wait()
+            self._register.remove(self)
+            self._group.cancel_scope.cancel()
+        if finished:
+            return
+        reason = self.request.reason
+        if isinstance(reason, HostCancelled):
+            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
+        if reason is not None and error is not reason:
+            raise reason from error
+        assert error is not None
+        raise error
+
+    def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
+        self._group.start_soon(self.accompany, companion)
+
+    def begin_clean_up(self) -> None:
+        """Shield the pipeline from a cancellation that it has seen or need not see."""
+        if self.request.reason is not None and not self._inner.shield:
+            from trio.lowlevel import current_task
+
+            self.note_delivered(current_task())
+            self._inner.shield = True
+            if self._inner.deadline == math.inf:
+                seconds = self.request.deadlines.cleanup_timeout
+                bound = self._register.cleanup_bound(seconds)
+                self._inner.deadline = anyio.current_time() + bound
+
+    def shorten_clean_up(self, seconds: float) -> None:
+        if self.request.reason is not None and not self.over:
+            self._inner.deadline = min(self._inner.deadline, anyio.current_time() + seconds)
+
+    # -- what `_drive` sees of the cancellation
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the pipeline has seen the cancellation."""
+        return self._nurseries is not None
+
+    def note_delivered(self, task: Any) -> None:
+        """Remember the nurseries that the pipeline is in: those are cancelled as well."""
+        if self._nurseries is None:
+            self._nurseries = list(task.child_nurseries)
+
+    def is_visible_to(self, task: Any) -> bool:
+        """Return whether no shield of the pipeline's own hides our cancellation from a task.
+
+        What ends a sleep, or a time limit, is a cancellation too. Nothing public tells the two
+        apart when they coincide; without these names each counts as ours.
+        """
+        status = getattr(task, "_cancel_status", None)
+        while status is not None and (scope := getattr(status, "_scope", None)) is not None:
+            if scope is getattr(self._inner, "_CancelScope__original", None):
+                return True
+            if scope.shield:
+                return False
+            status = getattr(status, "_parent", None)
+        return True
+
+    def is_leaving_nursery(self, task: Any) -> bool:
+        """Return whether a task waits at the end of the innermost of its cancelled nurseries.
+
+        Nothing public tells it. Without these names, a handler whose nursery swallows the
+        cancellation is cancelled again after `cleanup_timeout`.
+        """
+        nurseries = task.child_nurseries
+        if not nurseries:
+            return False
+        innermost = nurseries[-1]
+        if self._nurseries is not None and innermost not in self._nurseries:
+            return False
+        return bool(
+            getattr(innermost, "_parent_waiting_in_aexit", False)
+            or getattr(innermost, "_closed", False)
+        )
+
+    def lower_shield(self) -> None:
+        """Let a nursery that ends see that it was cancelled from outside."""
+        self._inner.shield = False
+
+    # -- how a flight is ended early
+
+    def _interrupt(self) -> None:
+        self._outer.cancel()
+
+    def _report(self, report: Coroutine[Any, Any, None]) -> None:
+        self._reported = anyio.Event()
+        self._group.start_soon(self._await_report, report, self._reported)
+
+    async def _await_report(self, report: Coroutine[Any, Any, None], done: anyio.Event) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                await report
+        finally:
+            done.set()
+
+    def _start_watcher(self) -> None:
+        self._group.start_soon(watch, self, self.request.receive)
+
+    async def _keep_time(self) -> None:
+        """Check the clock whenever a limit may have passed; relay the host's cancellation."""
+        try:
+            while True:
+                now = monotonic()
+                stopped = self.expired(now)
+                if stopped is not None:
+                    self.cancel(stopped)
+                    await anyio.sleep_forever()
+                await anyio.sleep(self.next_check(now) - now)
+        except anyio.get_cancelled_exc_class():
+            self.cancel(HostCancelled())  # nothing happens if the pipeline is over
+            raise
+
+
+@types.coroutine
+def _drive(flight: TrioFlight, pipeline: Pipeline) -> Generator[Any, Any, None]:
+    """Drive a pipeline by hand: trio sends a cancellation as an outcome, not as an exception.
+
+    The shield goes up at the first await after the cancellation was delivered: any earlier, and a
+    scope that the pipeline is in at that moment would take the cancellation for its own. A nursery
+    that the pipeline is in then is such a scope: the shield is down while one ends. One that its
+    clean-up opens is not.
+    """
+    from outcome import Error
+    from trio import Cancelled
+    from trio.lowlevel import current_task
+
+    task, request = current_task(), flight.request
+    step, value = pipeline.send, None
+    while True:
+        try:
+            trap = step(value)
+        except StopIteration:
+            return
+        if request.stream is not None:
+            request.stream.note_suspension()
+        if flight.is_delivered and not flight.is_leaving_nursery(task):
+            flight.begin_clean_up()
+        try:
+            step, value = pipeline.send, (yield trap)
+        except BaseException as exc:
+            step, value = pipeline.throw, exc
+        else:
+            if request.reason is None:
+                continue
+            if flight.is_leaving_nursery(task):
+                flight.note_delivered(task)
+                flight.lower_shield()
+            elif (
+                isinstance(value, Error)
+                and isinstance(value.error, Cancelled)
+                and flight.is_visible_to(task)
+            ):
+                flight.note_delivered(task)

@@ -1,0 +1,27 @@
+"""Wait for a client to leave."""
+
+from typing import Final
+
+import anyio
+from starlette.types import Receive
+
+from modelserve.concurrency.flight import Flight
+from modelserve.errors import ClientGone
+
+__all__ = ["watch"]
+
+_PAUSE_SECONDS: Final = 0.02
+
+
+async def watch(flight: Flight, receive: Receive) -> None:
+    """Cancel a flight when its client leaves; any exception from `receive` means that it has.
+
+    Next to no host sends anything else after the body. One that does is asked again after a pause,
+    since a `receive` that always has an answer would keep the event loop busy for ever.
+    """
+    try:
+        while (await receive())["type"] != "http.disconnect":  # noqa: ASYNC110 - the host's to wait for
+            await anyio.sleep(_PAUSE_SECONDS)
+    except Exception:  # noqa: S110 - `suppress` would make each idle stream larger
+        pass
+    flight.cancel(ClientGone())

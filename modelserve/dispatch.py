@@ -1,0 +1,199 @@
+"""The pipeline that every request takes: from a path to the end of its answer.
+
+One place decides whether a request may run: the method, the token, the drain, the model and its
+readiness, the limits. The protocol is the codec's matter; hooks are `models.inference`'s. Nothing is
+made before it is needed, since most requests are small: the flight of a request, which can end it
+early, exists only once the pipeline has suspended.
+"""
+
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Any, Final, TypeAlias
+
+from modelserve.concurrency.flight import Phase
+from modelserve.endpoints import NO_MODEL, Endpoint, Target
+from modelserve.errors import (
+    MethodNotAllowed,
+    RouteNotFound,
+    ServerShuttingDown,
+    Unauthorized,
+)
+from modelserve.exchange.body import read_body
+from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.streams import Stream
+from modelserve.lifespan import Serving
+from modelserve.limits import shortened
+from modelserve.models.hooks import Plan
+from modelserve.models.inference import PLAIN, Call, infer
+from modelserve.models.registry import Entry
+from modelserve.protocols.cloudevents import codec_for
+from modelserve.protocols.codec import Codec, ModelRef, Payload
+from modelserve.wire.coding import check_length, decompressed
+from modelserve.wire.head import HookHeaders
+
+__all__ = ["dispatch", "run_model"]
+
+# Module-level names, since the attributes of a class are looked up at every request.
+_BODY: Final = Phase.BODY
+_QUEUE: Final = Phase.QUEUE
+_FIRST: Final = Phase.FIRST
+
+
+async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """Answer one request; whatever is raised on the way becomes the answer."""
+    try:
+        if serving.registry.pending:
+            serving.load_pending()
+        endpoint = _guard(serving, target, exchange)
+        await endpoint(serving, target, exchange)
+    except BaseException as exc:
+        if exchange.is_interrupted_by(exc):
+            raise
+        exchange.closes_connection = serving.draining and exchange.has_connection
+        await exchange.fail(exc, debug=serving.debug)
+
+
+def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint:
+    """Return the endpoint of a request that may have it; raise its answer otherwise."""
+    if not target.endpoints:
+        raise RouteNotFound
+    endpoint = target.endpoints.get(exchange.scope["method"])
+    if endpoint is None:
+        raise MethodNotAllowed(sorted(target.endpoints))
+    token = serving.token
+    if not (token is None or target.public or exchange.carries_token(token)):
+        raise Unauthorized
+    if serving.draining and not target.always:
+        raise ServerShuttingDown
+    return endpoint
+
+
+async def run_model(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """Find the model, read and decode the request, admit it, and answer it; an endpoint."""
+    codec, ref, headers = target.codec, target.ref, exchange.headers
+    is_named = ref is not NO_MODEL
+    if not is_named:  # the body names it
+        body = await read_body(
+            exchange.receive, serving.max_body_bytes, exchange.get(b"content-length")
+        )
+        ref, payload = codec.open(body, exchange)
+    entry = serving.registry.get(ref.name, ref.version)
+    exchange.series = entry.series
+    exchange.deadlines = entry.deadlines
+    if b"x-request-timeout-seconds" in headers:
+        asked = headers[b"x-request-timeout-seconds"]
+        exchange.deadlines = shortened(entry.deadlines, asked)
+    if entry.checks_health or not entry.model.ready:
+        await _wait_until_usable(serving, entry, exchange)
+    if is_named:
+        limit = entry.max_body_bytes
+        if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
+            codec = codec_for(codec, exchange, serving.events)
+            limit = _body_limit(codec, entry, exchange)
+        plan = entry.plans[target.hook]
+        if plan.streams and not plan.wants_response_headers:
+            _check_acceptable(codec, exchange, ref)
+        body = await read_body(exchange.receive, limit, headers.get(b"content-length", b""))
+        if b"content-encoding" in headers:
+            body = decompressed(body, headers[b"content-encoding"], limit)
+        exchange.body_read = True
+        if exchange.flight is not None:
+            exchange.flight.note_body_read()
+        while entry.is_retired:  # replaced, or removed, while the body came
+            entry = serving.registry.get(ref.name, ref.version)
+            exchange.series = entry.series
+            await serving.usable(entry)
+        payload = codec.decode(body, exchange, ref)
+    del body  # it may be large, and the answer may take long
+    if not serving.admission.enter_nowait(entry.gate):
+        exchange.enter(_QUEUE)
+        await serving.admission.enter(entry.gate)
+    exchange.admitted = True
+    exchange.phase = _FIRST
+    exchange.since = monotonic()
+    opened = codec, ref, payload
+    del payload
+    await _respond(serving, entry, entry.plans[target.hook], opened, exchange)
+
+
+Opened: TypeAlias = tuple[Codec, ModelRef, Payload]  # a request that its codec has opened
+
+
+async def _wait_until_usable(serving: Serving, entry: Entry, exchange: Exchange) -> None:
+    """Return once the model can take a request. Raises ModelNotReady."""
+    exchange.phase = _QUEUE  # where the model is still loading
+    await serving.usable(entry)
+    exchange.phase = _BODY
+
+
+def _body_limit(codec: Codec, entry: Entry, exchange: Exchange) -> float:
+    """Return how many bytes the body may have: the JSON and raw tensors have limits of their own.
+
+    Raises BodyTooLarge for a JSON part that is declared to be over its limit.
+    """
+    json_length = codec.json_length(exchange)
+    if json_length is None:
+        return entry.max_body_bytes
+    check_length(json_length, entry.max_body_bytes)
+    return entry.max_binary_bytes
+
+
+def _check_acceptable(codec: Codec, exchange: Exchange, ref: ModelRef) -> None:
+    """Refuse, before any hook runs, what no stream could be sent as. Raises NotAcceptable."""
+    if exchange.headers.get(b"accept", b"*/*") != b"*/*":
+        codec.stream_format(exchange, None, None, ref).encoder(None, empty=True)
+
+
+async def _respond(
+    serving: Serving, entry: Entry, plan: Plan, opened: Opened, exchange: Exchange
+) -> None:
+    """Run the hooks of an admitted request and send what comes of them.
+
+    Then close what the hooks have opened, and let the next request in.
+    """
+    codec, ref, payload = opened
+    response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
+    headers = HookHeaders.of(exchange.scope, exchange.id) if plan.wants_headers else None
+    call: Call | None = None
+    try:
+        if plan.is_direct:
+            codec.check(payload)
+            try:
+                if plan.takes_payload_alone:
+                    result = await plan.main.function(payload)
+                else:
+                    result = await plan.main.call(payload, headers, response_headers)
+            finally:
+                exchange.seconds = {plan.main.name: monotonic() - exchange.since}
+        if not plan.is_direct or type(result) not in PLAIN:
+            call = Call(entry.name, serving.workers, headers, response_headers, exchange.id)
+            exchange.seconds = call.seconds
+            if plan.is_direct:
+                result = await call.adopt(plan.main, exchange.since, result)
+            else:
+                result = await infer(plan, payload, call, codec.check)
+        is_stream = call is not None and call.is_stream(result)
+        if is_stream or codec.always_streams:
+            items = result if is_stream else _one(result)
+            form = codec.stream_format(exchange, payload, response_headers, ref)
+            streaming = entry.streaming
+            if call is not None and call.coalesces:
+                streaming = streaming._replace(coalesce=True)
+            del result, payload, opened, headers, plan  # what is held here, a stream holds
+            await Stream(exchange, form, streaming).send(items)
+        else:
+            parts = codec.encode(result, exchange, payload, response_headers, ref)
+            await exchange.send_document(200, *parts)
+    finally:
+        try:
+            if call is not None and not call.is_finished:
+                if exchange.flight is not None:
+                    exchange.flight.begin_clean_up()
+                await call.finish()
+        finally:
+            serving.admission.leave(entry.gate)
+
+
+async def _one(value: Any) -> AsyncIterator[Any]:
+    """Make a value a stream of one."""
+    yield value

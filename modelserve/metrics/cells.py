@@ -1,0 +1,120 @@
+"""The numbers of a process, and the table of metrics they belong to.
+
+A series is one metric with one set of label values. Its numbers are in cells: a list or, where
+workers share their metrics, doubles in a mapped file (see `shared`). Code that counts often adds to
+them itself, `cells[0] += 1.0`, and saves a call.
+
+Only the event loop's thread writes: `+=` on a cell from two threads can lose an increment. Any
+thread may read.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import ClassVar, Final, NamedTuple, TypeAlias
+
+__all__ = [
+    "BOUNDS",
+    "FAMILIES",
+    "FIRST_BOUND",
+    "SUM",
+    "Cells",
+    "Counter",
+    "Family",
+    "Gauge",
+    "Histogram",
+    "Key",
+    "Series",
+    "local_cells",
+]
+
+Cells: TypeAlias = "list[float] | memoryview[float]"
+Key: TypeAlias = tuple[str, ...]  # the metric's name, then the values of its labels
+
+# The default buckets of Prometheus' clients. Their counts come first among a histogram's cells,
+# then the count of +Inf, then the sum.
+BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+FIRST_BOUND: Final = BOUNDS[0]
+SUM: Final = len(BOUNDS) + 1
+
+
+def local_cells(size: int) -> Cells:
+    """Return cells that this process alone sees, faster to write than shared ones."""
+    return [0.0] * size
+
+
+class Series:
+    """One metric with one set of label values."""
+
+    __slots__ = ("cells",)
+    size: ClassVar[int] = 1
+
+    def __init__(self, cells: "Cells | None" = None) -> None:
+        self.cells = local_cells(self.size) if cells is None else cells
+
+    def move(self, cells: Cells) -> None:
+        """Continue in other cells, adding to what they hold."""
+        for index, value in enumerate(self.cells):
+            cells[index] += value
+        self.cells = cells
+
+
+class Counter(Series):
+    """A number that only grows."""
+
+    __slots__ = ()
+
+
+class Gauge(Series):
+    """A number that goes up and down; it counts only while its process lives."""
+
+    __slots__ = ()
+
+    def add(self, amount: float) -> None:
+        self.cells[0] += amount
+
+    def move(self, cells: Cells) -> None:
+        """Continue in other cells, replacing what they hold."""
+        cells[0] = self.cells[0]
+        self.cells = cells
+
+
+class Histogram(Series):
+    """How many durations fell into each bucket, and the sum of all, in seconds."""
+
+    __slots__ = ()
+    size = SUM + 1
+
+    def observe(self, seconds: float) -> None:
+        cells = self.cells
+        cells[0 if seconds <= FIRST_BOUND else bisect_left(BOUNDS, seconds)] += 1.0
+        cells[SUM] += seconds
+
+
+class Family(NamedTuple):
+    """What all series of one metric share."""
+
+    kind: type[Series]
+    text: str
+    labels: tuple[str, ...] = ("model_name",)
+
+
+# The first four have the names and texts of KServe's.
+FAMILIES: Final[Mapping[str, Family]] = {
+    "request_preprocess_seconds": Family(Histogram, "pre-process request latency"),
+    "request_predict_seconds": Family(Histogram, "predict request latency"),
+    "request_explain_seconds": Family(Histogram, "explain request latency"),
+    "request_postprocess_seconds": Family(Histogram, "post-process request latency"),
+    "modelserve_requests_total": Family(
+        Counter,
+        "model requests that have ended",
+        ("model_name", "protocol", "verb", "status", "outcome"),
+    ),
+    "modelserve_request_seconds": Family(Histogram, "from a request's arrival to its end"),
+    "modelserve_time_to_first_item_seconds": Family(
+        Histogram, "from a request's arrival to the first item of its stream"
+    ),
+    "modelserve_inter_item_seconds": Family(Histogram, "between two items of a stream"),
+    "modelserve_stream_items_total": Family(Counter, "items of streams"),
+    "modelserve_in_flight": Family(Gauge, "requests that run, those in the queue not counted"),
+    "modelserve_queued": Family(Gauge, "requests that wait for a slot"),
+}

@@ -1,0 +1,287 @@
+"""What a hook may be, and the plan of hooks that each verb of a model runs.
+
+All that can be known of a hook is found out here, once, when its model is registered: whether it
+runs on the event loop or in a thread, whether it is known to stream, and which of payload, headers
+and response headers it takes.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Final
+
+from modelserve.models.model import LIFECYCLE, METADATA, STREAMING_HOOKS, defines
+
+__all__ = ["VERBS", "Hook", "Plan", "check_lifecycle", "plan_of", "plans_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One hook of one model, with all that registration could find out about it.
+
+    `function` is the hook itself; `call(payload, headers, response_headers)` passes on to it what
+    it declares. Without `on_loop` it runs in a worker thread. `streams` is true where it is known
+    to yield; a hook may still return a stream without it.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    call: Callable[[Any, Any, Any], Any]
+    on_loop: bool
+    is_async_generator: bool
+    streams: bool
+    wants_headers: bool
+    wants_response_headers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The hooks that one verb of one model runs, in order.
+
+    `is_direct` is true where there is one hook only, an async function and no generator;
+    `takes_payload_alone` where, besides, it declares neither headers nor response headers, so that
+    `main.function(payload)` is the whole call.
+    """
+
+    preprocess: Hook | None
+    main: Hook
+    postprocess: Hook | None
+    is_direct: bool
+    takes_payload_alone: bool
+    streams: bool
+    wants_headers: bool
+    wants_response_headers: bool
+
+
+def plans_of(model: Any) -> dict[str, Plan]:
+    """Make the plan of each verb that a model answers to.
+
+    Raises TypeError, in one sentence, for a hook that cannot be served.
+    """
+    return {verb: make(model, verb) for verb, make in VERBS.items()}
+
+
+def plan_of(model: Any, verb: str) -> Plan:
+    """Make the plan of one verb. Raises TypeError as `plans_of` does."""
+    return VERBS[verb](model, verb)
+
+
+def check_lifecycle(model: Any) -> None:
+    """Raise TypeError for a hook outside requests that is a generator."""
+    for name in (*LIFECYCLE, *METADATA):
+        callee = _callee(getattr(model, name, None))
+        if inspect.isasyncgenfunction(callee) or inspect.isgeneratorfunction(callee):
+            raise TypeError(f"{name} of model {model.name!r} must not be a generator")
+
+
+def _staged_plan(model: Any, verb: str) -> Plan:
+    """Plan preprocess, the verb's own hook and postprocess, where the model defines them."""
+    main = _hook(model, verb)
+    preprocess = _hook(model, "preprocess") if defines(model, "preprocess") else None
+    postprocess = _hook(model, "postprocess") if defines(model, "postprocess") else None
+    hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
+    if postprocess and main.streams and postprocess.streams and not postprocess.is_async_generator:
+        raise TypeError(
+            f"postprocess of model {model.name!r} is a sync generator, and {verb} streams: "
+            "what wraps a stream must be an async generator"
+        )
+    is_direct = hooks == [main] and main.on_loop and not main.is_async_generator
+    wants_headers = any(hook.wants_headers for hook in hooks)
+    wants_response_headers = any(hook.wants_response_headers for hook in hooks)
+    return Plan(
+        preprocess,
+        main,
+        postprocess,
+        is_direct=is_direct,
+        takes_payload_alone=is_direct and not (wants_headers or wants_response_headers),
+        streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
+        wants_headers=wants_headers,
+        wants_response_headers=wants_response_headers,
+    )
+
+
+# How the plan of each verb is made. Every model answers to these two, if only with 501. A verb that
+# is added must look for its hook on subclasses of `Model` alone: on a plain object, a helper that
+# happens to have the verb's name is no endpoint.
+VERBS: Final[Mapping[str, Callable[[Any, str], Plan]]] = {
+    "predict": _staged_plan,
+    "explain": _staged_plan,
+}
+
+
+def _hook(model: Any, name: str) -> Hook:
+    function = getattr(model, name)
+    callee = _callee(function)
+    is_async_generator = inspect.isasyncgenfunction(callee)
+    streams = is_async_generator or inspect.isgeneratorfunction(callee)
+    if streams and name not in STREAMING_HOOKS:
+        raise TypeError(f"{name} of model {model.name!r} must not be a generator")
+    arguments = _arguments_of(function, f"{name} of model {model.name!r}")
+    return Hook(
+        name,
+        function,
+        _bind(function, arguments),
+        on_loop=is_async_generator or inspect.iscoroutinefunction(callee),
+        is_async_generator=is_async_generator,
+        streams=streams,
+        wants_headers="headers" in arguments,
+        wants_response_headers="response_headers" in arguments,
+    )
+
+
+def _callee(function: Any) -> Any:
+    """Unwrap partials and callable objects."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function) and not inspect.isclass(function):
+        return getattr(function, "__call__", function)  # noqa: B004 - to inspect, not to test
+    return function
+
+
+# --- which arguments a hook takes ---------------------------------------------------------------
+
+_HEADERS: Final = ("headers", "response_headers")
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """Which arguments a hook is called with: these by position, in order, and these by name."""
+
+    by_position: tuple[str, ...]
+    by_name: tuple[str, ...]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.by_position or name in self.by_name
+
+
+_PAYLOAD_ALONE: Final = _Arguments(("payload",), ())
+
+
+def _bind(function: Callable[..., Any], arguments: _Arguments) -> Callable[[Any, Any, Any], Any]:
+    """Return a function of all three arguments that passes on those that the hook takes."""
+    if arguments == _PAYLOAD_ALONE:
+        return lambda payload, headers, response_headers: function(payload)
+    if arguments == _Arguments(("payload",), ("headers",)):
+        return lambda payload, headers, response_headers: function(payload, headers=headers)
+    if arguments == _Arguments(("payload",), ("headers", "response_headers")):
+        return lambda payload, headers, response_headers: function(
+            payload, headers=headers, response_headers=response_headers
+        )
+
+    def call(payload: Any, headers: Any, response_headers: Any) -> Any:
+        given = {"payload": payload, "headers": headers, "response_headers": response_headers}
+        args = [given[name] for name in arguments.by_position]
+        return function(*args, **{name: given[name] for name in arguments.by_name})
+
+    return call
+
+
+def _arguments_of(function: Any, label: str) -> _Arguments:
+    """Read a signature: the payload goes by position, headers by name wherever they are declared.
+
+    What would go through `*args` or `**kwargs` of a wrapper goes only if the wrapped function takes
+    it. Raises TypeError for a required parameter that no hook is given.
+    """
+    layers = [_Signature(parameters) for parameters in _signatures(function)]
+    if not layers:
+        return _PAYLOAD_ALONE
+    layers[0].check(label)
+    passed = {name for name in ("payload", *_HEADERS) if all(s.accepts(name) for s in layers)}
+    return layers[0].arguments(passed)
+
+
+class _Signature:
+    """The parameters of one callable, as far as hooks are concerned."""
+
+    def __init__(self, parameters: list[inspect.Parameter]) -> None:
+        self.parameters = parameters
+        kinds = {p.kind for p in parameters}
+        self.has_args = inspect.Parameter.VAR_POSITIONAL in kinds
+        self.has_kwargs = inspect.Parameter.VAR_KEYWORD in kinds
+        self.positional = [p for p in parameters if p.kind in _POSITIONAL]
+        first = self.positional[0] if self.positional else None
+        self.payload = first if first is not None and first.name not in _HEADERS else None
+
+    def declares(self, name: str) -> bool:
+        """Return whether an argument has a parameter, `*args` and `**kwargs` apart."""
+        if name == "payload":
+            return self.payload is not None
+        return any(p.name == name and p is not self.payload for p in self.parameters)
+
+    def accepts(self, name: str) -> bool:
+        """Return whether an argument can be passed, be it through `*args` or `**kwargs`."""
+        return self.declares(name) or self.has_args or (self.has_kwargs and name != "payload")
+
+    def check(self, label: str) -> None:
+        """Raise TypeError for a parameter that cannot be filled, or if there is none for a payload."""
+        for p in self.parameters:
+            known = p is self.payload or p.name in _HEADERS or p.kind in _VARIADIC
+            if not known and p.default is inspect.Parameter.empty:
+                raise TypeError(
+                    f"{label} takes {p.name!r}, which no hook is given: "
+                    "it may take the payload, headers and response_headers"
+                )
+        if self.has_kwargs and not (self.positional or self.has_args):
+            raise TypeError(f"{label} takes no payload: it must be the first positional parameter")
+
+    def arguments(self, passed: set[str]) -> _Arguments:
+        """Choose the arguments: those that are declared, and those in `passed` that are accepted."""
+        names = [
+            name
+            for name in ("payload", *_HEADERS)
+            if self.declares(name) or (name in passed and self.accepts(name))
+        ]
+        by_position = self._by_position(names)
+        others = (name for name in names if name not in by_position)
+        return _Arguments(tuple(by_position), tuple(n for n in others if self._goes_by_name(n)))
+
+    def _by_position(self, names: list[str]) -> list[str]:
+        """Order what goes by position: the payload, what must, and what only `*args` takes."""
+        declared = ["payload" if p is self.payload else p.name for p in self.positional]
+        filled = list(takewhile(names.__contains__, declared))  # up to one that has a default
+        if not self.has_args or self.has_kwargs:
+            must = [name for name in filled if not self._goes_by_name(name)]
+            return must if "payload" in must or "payload" not in names else ["payload", *must]
+        undeclared = [name for name in names if not self.declares(name)]
+        return filled + undeclared if filled == declared else filled
+
+    def _goes_by_name(self, name: str) -> bool:
+        """Return whether an argument can go by name, which the payload never does."""
+        if name == "payload":
+            return False
+        if not self.declares(name):
+            return self.has_kwargs
+        return any(p.name == name and p.kind in _BY_NAME for p in self.parameters)
+
+
+_POSITIONAL: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+_BY_NAME: Final = (
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+)
+_VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _signatures(function: Any) -> Iterator[list[inspect.Parameter]]:
+    """Yield the parameters of a callable and of each function that it says it wraps."""
+    is_bound = inspect.ismethod(function)
+    is_outermost = True
+    while function is not None:
+        try:
+            signature = inspect.signature(function, follow_wrapped=False)
+        except (TypeError, ValueError):  # some builtins have none
+            return
+        parameters = list(signature.parameters.values())
+        yield parameters if is_outermost or not is_bound else _without_self(parameters)
+        is_outermost = False
+        function = getattr(function, "__wrapped__", None)
+
+
+def _without_self(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    has_self = parameters and parameters[0].kind in _POSITIONAL
+    return parameters[1:] if has_self else parameters

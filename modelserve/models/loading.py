@@ -1,0 +1,316 @@
+"""Start, load, replace, unload and stop the models of a registry.
+
+Models are loaded in tasks of the event loop itself, so that neither a client that leaves nor a
+request that is cancelled stops a load. A name has one load or unload at a time. A load that fails
+leaves the process up, and the model that was serving before in its place.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+import anyio
+
+from modelserve.concurrency.background import Background
+from modelserve.concurrency.threads import Workers
+from modelserve.errors import ModelNotFound, ModelNotReady
+from modelserve.limits import DEFAULTS
+from modelserve.models.inference import call_hook
+from modelserve.models.model import as_model, defines
+from modelserve.models.registry import Entry, Registry, infinite_if_none
+from modelserve.models.repository import ModelRepository
+
+__all__ = ["Loading", "Source"]
+
+logger = logging.getLogger("modelserve")
+
+# What a model's code may raise without ending the process: think of argparse in it.
+_FAILURES: Final = (Exception, SystemExit, KeyboardInterrupt)
+
+
+class Source:
+    """The repository of one application, if it has one, as loading uses it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._repository: ModelRepository | None = None
+        self._builds = False
+
+    def follow(self, repository: ModelRepository, *, builds: bool) -> None:
+        """Serve the models that a repository has and is given; have it build others if `builds`."""
+        self._repository = repository
+        self._builds = builds
+        repository.serve_on(self._registry)
+
+    async def names(self) -> list[str]:
+        """Return the names of the models in the directory, which is read in a thread."""
+        names: list[str] = []
+        if self._repository is not None and self._builds:
+            try:
+                names = await self._workers.call("index", self._repository.names)
+            except OSError as exc:
+                logger.error("The directory of models cannot be read: %s", exc)
+        return names
+
+    async def has(self, name: str) -> bool:
+        """Return whether the repository can build a model of this name."""
+        if self._repository is None or not self._builds:
+            return False
+        return bool(await self._workers.call(f"look for {name}", self._repository.has, name))
+
+    async def build(self, name: str) -> Any:
+        """Have the repository build a model. Raises what the model's code raises."""
+        assert self._repository is not None
+        provide = self._repository.provide
+        return as_model(await call_hook(f"load of {name}", self._workers, provide, name), name)
+
+    def note_loaded(self, name: str, model: Any) -> None:
+        """Keep the repository's own table of models up to date."""
+        if self._repository is not None:
+            self._repository.models[name] = model
+
+    def note_unloaded(self, name: str) -> None:
+        """Keep the repository's own table of models up to date."""
+        if self._repository is not None:
+            self._repository.models.pop(name, None)
+
+    @property
+    def _workers(self) -> Workers:
+        return self._registry.shared.workers
+
+
+class Loading:
+    """Loads, unloads and stops the models of one registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.source = Source(registry)
+        self._background = Background()
+        self._retiring: set[Entry] = set()
+
+    def load_pending(self) -> None:
+        """Load in the background what was registered since the last call; stop what was replaced."""
+        entries, self.registry.pending = self.registry.pending, []
+        for entry in entries:
+            entry.loading = True
+            entry.attempted = anyio.Event()
+        if entries:
+            self._background.start_soon(partial(self._load_all, entries))
+        self._retire_leaving()
+
+    async def load(self, name: str) -> None:
+        """Load a model again, one that was unloaded, or one that the repository has by now.
+
+        Cancellation leaves the load running. Raises ModelNotFound, ModelNotReady.
+        """
+        await self._background.run(partial(self._load_by_name, name))
+
+    async def unload(self, name: str) -> None:
+        """Take a model out: it is unknown at once, and stopped after its last request.
+
+        Cancellation leaves the unloading running. Raises ModelNotFound.
+        """
+        await self._background.run(partial(self._unload, name))
+
+    async def close(self, *, within: float) -> None:
+        """Cancel what is still being loaded, for at most so many seconds, and stop all models.
+
+        A model under a request or a load that has outlived that is left alone. The others will be
+        loaded again should the application start once more.
+        """
+        await self._background.cancel(within=within)
+        for entry in [*self.registry, *self.registry.leaving]:
+            if not (entry.gate.running or entry.loading):
+                await _stop(entry)
+                self._load_at_next_start(entry)
+
+    def _load_at_next_start(self, entry: Entry) -> None:
+        if entry.needs_loading and not entry.is_retired and entry not in self.registry.pending:
+            entry.model.ready = False
+            self.registry.pending.append(entry)
+
+    # -- loading what was registered
+
+    async def _load_all(self, entries: list[Entry]) -> None:
+        async with anyio.create_task_group() as group:
+            for entry in entries:
+                group.start_soon(self._load_registered, entry)
+
+    async def _load_registered(self, entry: Entry) -> None:
+        """Start a model, and load it if it is not ready; a failure is kept in the entry."""
+        assert entry.attempted is not None
+        try:
+            async with self._locked(entry.name):
+                entry.failure = None
+                try:
+                    if entry.is_awaited:
+                        entry.settle(await self.source.build(entry.name))
+                    await _start_and_load(entry)
+                except _FAILURES as exc:
+                    _keep_failure(entry, exc)
+        except BaseException:
+            self.registry.pending.append(entry)  # the next request, or life, tries again
+            raise
+        finally:
+            entry.loading = False
+            entry.attempted.set()
+        if entry.model.ready and not entry.is_retired:
+            self.source.note_loaded(entry.name, entry.model)
+
+    # -- loading and unloading by name
+
+    async def _load_by_name(self, name: str) -> None:
+        try:
+            async with self._locked(name):
+                known = self.registry.entries.get(name) or self.registry.unloaded.get(name)
+                if await self.source.has(name):
+                    await self._load_new(name, known)
+                elif known is not None:
+                    await self._load_again(name, known)
+                else:
+                    raise ModelNotFound(name)
+        finally:
+            self._retire_leaving()
+
+    async def _load_new(self, name: str, known: Entry | None) -> None:
+        """Load a new model of the repository, and put it in the place of the known one."""
+        entry = Entry(name, None, self.registry.shared)
+        try:
+            model = await self.source.build(name)
+            if known is not None and model is known.model:
+                entry = known  # the repository has loaded it where it is
+            else:
+                entry.settle(model)
+            await _start_and_load(entry)
+        except _FAILURES as exc:
+            _keep_failure(entry, exc)
+        if entry.model.ready:
+            entry.failure = None
+            self.registry.put(name, entry)
+            self.source.note_loaded(name, entry.model)
+            return
+        if entry is not known:
+            await _stop(entry)
+        if known is not None:
+            known.failure = entry.failure
+            self.source.note_loaded(name, known.model)
+        raise ModelNotReady(name, entry.failure)
+
+    async def _load_again(self, name: str, entry: Entry) -> None:
+        """Call `load` once more; a model that was ready stays ready if that fails."""
+        was_ready = entry.model.ready
+        entry.failure = None
+        try:
+            await _start(entry)
+            await _load(entry)
+        except _FAILURES as exc:
+            _keep_failure(entry, exc)
+        if not entry.model.ready:
+            entry.model.ready = was_ready
+            raise ModelNotReady(name, entry.failure)
+        self.registry.put(name, entry)
+        self.source.note_loaded(name, entry.model)
+
+    async def _unload(self, name: str) -> None:
+        self.registry.get(name)
+        async with self._locked(name):
+            entry = self.registry.remove(name)
+            self.source.note_unloaded(name)
+            if not entry.is_retired:
+                return  # it has another name
+            self.registry.unloaded[name] = entry
+            entry.unloading = True
+            await self._retire(entry)
+            entry.unloading = False
+            entry.model.ready = False
+
+    @asynccontextmanager
+    async def _locked(self, name: str) -> AsyncIterator[None]:
+        locks = self.registry.locks
+        lock = locks.setdefault(name, anyio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                locks.pop(name, None)
+
+    # -- stopping what was replaced or taken out
+
+    def _retire_leaving(self) -> None:
+        for entry in self.registry.leaving - self._retiring:
+            self._background.start_soon(partial(self._retire, entry))
+
+    async def _retire(self, entry: Entry) -> None:
+        """Stop a model after its last request, or once that has taken as long as a drain may."""
+        self._retiring.add(entry)
+        shared = self.registry.shared
+        drain_timeout = shared.limits.with_defaults(DEFAULTS).drain_timeout
+        try:
+            with anyio.move_on_after(infinite_if_none(drain_timeout)) as bound:
+                await entry.gate.emptied()
+            if bound.cancelled_caught:
+                logger.warning("Model %s is stopped under its requests", entry.name)
+                shared.admission.refuse_waiting_for(entry.gate, partial(ModelNotFound, entry.name))
+            await _stop(entry)
+        finally:
+            self.registry.leaving.discard(entry)
+            self._retiring.discard(entry)
+
+
+# --- the hooks that start, load and stop a model ------------------------------------------------
+
+
+async def _start_and_load(entry: Entry) -> None:
+    await _start(entry)
+    if not entry.model.ready:
+        await _load(entry)
+
+
+async def _start(entry: Entry) -> None:
+    if entry.started:
+        return
+    if defines(entry.model, "start"):
+        await entry.call("start")
+    if entry.model.engine:
+        await entry.call("start_engine")
+    entry.started = True
+
+
+async def _load(entry: Entry) -> None:
+    """Call `load`. `None` counts as success, unless `load` has set `ready` to False."""
+    model = entry.model
+    if not model.ready:
+        model.ready = None
+    loaded = await entry.call("load")
+    if loaded is None:
+        model.ready = model.ready is None or bool(model.ready)
+    else:
+        model.ready = bool(loaded)
+
+
+async def _stop(entry: Entry) -> None:
+    """Stop a model if it was started, whatever its hooks raise, and close its connections."""
+    from modelserve.models.remote import disconnect  # imported once there is a model
+
+    if entry.started:
+        for hook in ("stop_engine", "stop") if entry.model.engine else ("stop",):
+            if defines(entry.model, hook):
+                await _call_to_stop(entry, hook)
+    entry.started = False
+    await disconnect(entry.model)
+
+
+async def _call_to_stop(entry: Entry, hook: str) -> None:
+    try:
+        await entry.call(hook)
+    except Exception as exc:
+        logger.error("Stopping model %s failed (%s)", entry.name, hook, exc_info=exc)
+
+
+def _keep_failure(entry: Entry, exc: BaseException) -> None:
+    logger.error("Loading model %s failed", entry.name, exc_info=exc)
+    entry.model.ready = False
+    entry.failure = f"Error type: {type(exc)} error msg: {exc}"

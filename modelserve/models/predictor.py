@@ -1,0 +1,58 @@
+"""Where a model's predictor is and how it is called: data alone, which `remote` acts on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PredictorConfig", "config_of"]
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Where a predictor is and how it is called; the names are KServe's.
+
+    Args:
+        predictor_host: `host[:port]`, optionally followed by a path.
+        predictor_protocol: "v1" or "v2".
+        predictor_request_timeout_seconds: For the start of the answer, and for each part of it.
+        predictor_request_retries: How often a connection that could not be made is tried again.
+        predictor_health_check: Accepted but not used: readiness is the model's own.
+    """
+
+    predictor_host: str
+    predictor_protocol: str = "v1"
+    predictor_use_ssl: bool = False
+    predictor_request_timeout_seconds: float = 600
+    predictor_request_retries: int = 0
+    predictor_health_check: bool = False
+
+    @property
+    def predictor_base_url(self) -> str:
+        host = self.predictor_host.rstrip("/")
+        if "://" in host:
+            return host
+        return f"{'https' if self.predictor_use_ssl else 'http'}://{host}"
+
+    @property
+    def protocol(self) -> str:
+        return self.predictor_protocol
+
+    @property
+    def use_ssl(self) -> bool:
+        return self.predictor_use_ssl
+
+    @property
+    def timeout(self) -> float:
+        return self.predictor_request_timeout_seconds
+
+    @property
+    def retries(self) -> int:
+        return self.predictor_request_retries
+
+
+def config_of(model: Any, *, explainer: bool = False) -> PredictorConfig | None:
+    """Read a model's attributes that describe its predictor; None where they name no host."""
+    host = model.explainer_host if explainer else model.predictor_host
+    if not host:
+        return None
+    protocol = "v1" if explainer else model.protocol
+    return PredictorConfig(host, protocol, model.use_ssl, model.timeout, model.retries)

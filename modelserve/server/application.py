@@ -1,0 +1,60 @@
+"""What the server knows of the model servers in an ASGI application, and how it finds them."""
+
+from collections.abc import Sequence, Sized
+from typing import Any, Protocol, runtime_checkable
+
+from modelserve.limits import Limits
+
+__all__ = ["Drainable", "find_drainables"]
+
+
+class _Threads(Protocol):
+    @property
+    def running(self) -> Sequence[str]:
+        """Labels of the calls that threads are busy with."""
+
+
+@runtime_checkable
+class Drainable(Protocol):
+    """The `serving` of a model server: what its requests share, and how to drain them."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits, defaults filled in."""
+
+    @property
+    def flights(self) -> Sized:
+        """The requests that are running."""
+
+    @property
+    def workers(self) -> _Threads:
+        """The worker threads."""
+
+    def refuse_new(self) -> None:
+        """Refuse queued and new requests from now on."""
+
+    async def drain(self) -> None:
+        """Wait until no request is running; after `drain_timeout`, cancel those that are left."""
+
+
+def find_drainables(app: Any) -> list[Drainable]:
+    """Find the model servers in an application: itself, mounted in routes, or wrapped.
+
+    Looks into the attributes `app` (middleware and Starlette's `Mount` have it) and `routes`.
+    """
+    found: list[Drainable] = []
+    seen: dict[int, Any] = {}
+    unseen = [app]
+    while unseen:
+        part = unseen.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen[id(part)] = part
+        serving = getattr(part, "serving", None)
+        if isinstance(serving, Drainable):
+            found.append(serving)
+            continue
+        unseen.append(getattr(part, "app", None))
+        routes = getattr(part, "routes", None)
+        unseen += routes if isinstance(routes, list | tuple) else ()
+    return found

@@ -1,0 +1,109 @@
+"""One process that serves: load the application, make its server, run it."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any, NoReturn
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from modelserve.errors import LoadError
+from modelserve.loader import users_traceback
+from modelserve.server.connections import mended
+from modelserve.server.logs import print_error
+from modelserve.server.server import STOP_SIGNALS, Server
+from modelserve.server.settings import CANNOT_LOAD, Settings
+
+__all__ = ["ignore_signal", "run_alone", "run_worker"]
+
+
+def run_alone(load: Callable[[], ASGIApp], settings: Settings, listener: socket.socket) -> int:
+    """Serve in this process until a signal comes; return the exit code."""
+    for sig in STOP_SIGNALS:
+        signal.signal(sig, _exit_while_loading)
+    try:
+        server = _make_server(load, settings)
+    except Exception as exc:
+        print_error(_failure(exc))
+        return CANNOT_LOAD
+    server.run(sockets=[listener])
+    return 0
+
+
+def run_worker(
+    load: Callable[[], ASGIApp],
+    settings: Settings,
+    listener: socket.socket,
+    pipe: "Connection[Any, Any]",
+) -> None:
+    """Serve in a worker process, until its supervisor sends SIGTERM or ends.
+
+    Sends through the pipe the drain's seconds once it listens, or why it cannot load.
+    """
+    signal.signal(signal.SIGINT, ignore_signal)
+    if hasattr(signal, "pthread_sigmask"):  # it is blocked while a worker starts
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    if settings.set_up_logging is not None:
+        settings.set_up_logging()
+    try:
+        server = _make_server(load, settings, alone=False, on_start=pipe.send)
+    except Exception as exc:
+        pipe.send(_failure(exc))
+        sys.exit(CANNOT_LOAD)
+    server.run(sockets=[listener])
+
+
+def ignore_signal(sig: int, frame: FrameType | None) -> None:
+    """Do nothing. Programs that we start inherit SIG_IGN, but no handler."""
+
+
+def _make_server(
+    load: Callable[[], ASGIApp],
+    settings: Settings,
+    *,
+    alone: bool = True,
+    on_start: Callable[[float], None] | None = None,
+) -> Server:
+    """Load the application and make its server. Raises LoadError for unusable settings."""
+    app = load()
+    config = uvicorn.Config(
+        app,
+        **{"interface": "asgi3", "access_log": False, "log_config": None, **settings.uvicorn},
+        workers=1,
+    )
+    try:
+        config.load()
+    except OSError as exc:  # ssl.SSLError is one
+        raise LoadError(f"The TLS certificate or key cannot be used: {exc}.") from None
+    except ImportError as exc:
+        raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
+    config.http_protocol_class = mended(config.http_protocol_class)
+    return Server(config, app, alone=alone, on_start=on_start)
+
+
+def _failure(exc: Exception) -> str:
+    """Return why the application cannot be loaded, with the traceback of others' exceptions."""
+    if isinstance(exc, LoadError):
+        return f"modelserve: {exc}"
+    lines = traceback.format_exception(type(exc), exc, users_traceback(exc))
+    return f"{''.join(lines)}modelserve: The application raised {type(exc).__name__} on import."
+
+
+def _exit_while_loading(sig: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)  # nothing is being served yet
+
+
+def _end_with_supervisor() -> None:
+    supervisor = multiprocessing.parent_process()
+    assert supervisor is not None
+    supervisor.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,52 @@
+"""Where and how to serve, as data, and the exit codes."""
+
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["CANNOT_LOAD", "CANNOT_START", "Settings"]
+
+CANNOT_LOAD: Final = 2
+CANNOT_START: Final = 3
+
+_FOR_WORKERS: Final = ("SIGCHLD", "pthread_sigmask", "set_wakeup_fd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where and how to serve; `uvicorn` holds further arguments of `uvicorn.Config`.
+
+    Worker processes receive it by pickle. Each of them calls `set_up_logging`. If there are folders
+    to watch, one worker serves, and is replaced when a Python file in them changes.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    uds: str | None = None
+    fd: int | None = None
+    workers: int = 1
+    watched: Sequence[Path] = ()
+    uvicorn: Mapping[str, Any] = field(default_factory=dict)
+    set_up_logging: Callable[[], None] | None = None
+
+    @property
+    def unsupported(self) -> str | None:
+        """What this system cannot do of it, as a sentence; None if it can do it all."""
+        if self.uds is not None and not hasattr(socket, "AF_UNIX"):
+            return "--uds needs Unix domain sockets, which this system does not have."
+        if self.workers > 1 and not all(hasattr(signal, name) for name in _FOR_WORKERS):
+            return "More than one worker needs Unix signals, which this system does not have."
+        if self.watched and find_spec("watchfiles") is None:
+            return "--reload needs the package watchfiles, which comes with uvicorn[standard]."
+        return None
+
+    @property
+    def address(self) -> str:
+        """The address in words, for messages."""
+        if self.fd is not None:
+            return f"file descriptor {self.fd}"
+        return self.uds or f"{self.host}:{self.port}"

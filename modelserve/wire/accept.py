@@ -1,0 +1,199 @@
+"""The choice of an encoder, by `Accept` or by the content type that a model has set. Pure.
+
+By `Accept` (RFC 9110, 12.5.1): ranges are tried by quality, then specificity, then the client's
+order; the first that fits any encoder for the first item wins; `q=0` excludes.
+"""
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from modelserve.wire.encoders import (
+    COLLECTED,
+    NDJSON,
+    OCTETS,
+    SSE,
+    TEXT,
+    Encoder,
+    Item,
+    ServerSentEvent,
+    raw_item,
+    sse_item,
+)
+from modelserve.wire.media import media_type
+
+__all__ = [
+    "NOT_ACCEPTABLE",
+    "Range",
+    "choose_among",
+    "choose_encoder",
+    "encoder_for_type",
+    "framed_encoder",
+    "parse_accept",
+]
+
+_EVENTS: Final = "text/event-stream"
+_NDJSON_NAMES: Final = (
+    "application/x-ndjson",
+    "application/jsonl",
+    "application/ndjson",
+    "application/jsonlines",
+    "application/x-jsonlines",
+)
+# What a client may call each; the first name is the one that a wildcard stands for.
+_NAMES: Final = {
+    SSE: (_EVENTS,),
+    NDJSON: _NDJSON_NAMES,
+    TEXT: ("text/plain", "application/octet-stream"),
+    OCTETS: ("application/octet-stream", "text/plain"),
+    COLLECTED: ("application/json",),
+}
+# Which an item can be sent by, the natural one first.
+_FOR_TEXT: Final = (TEXT, NDJSON, SSE, COLLECTED)
+_FOR_BYTES: Final = (OCTETS, NDJSON, SSE, COLLECTED)
+_FOR_OTHERS: Final = (NDJSON, SSE, COLLECTED)
+_FOR_NO_ITEM: Final = (NDJSON, SSE, COLLECTED, TEXT, OCTETS)
+
+# The sentence of a 406.
+NOT_ACCEPTABLE: Final = (
+    "Nothing that Accept allows can be sent. This stream is available as application/x-ndjson, "
+    "text/event-stream, application/json, and as text/plain or application/octet-stream where its "
+    "items are text or bytes."
+)
+
+
+def choose_encoder(accept: str | None, first: Item, *, empty: bool = False) -> Encoder | None:
+    """Choose by `Accept` and the first item of a stream; None where nothing is acceptable.
+
+    A stream without items is `empty`: any encoder will do, NDJSON where the client has no wish.
+    """
+    if not accept or accept == "*/*":
+        return _fitting(first)[0] if not empty else NDJSON
+    return _best(parse_accept(accept), _FOR_NO_ITEM if empty else _fitting(first))
+
+
+def choose_among(accept: str | None, encoders: tuple[Encoder, ...]) -> Encoder | None:
+    """Choose one of these, the first where the client has no wish; None where none will do."""
+    return _best(parse_accept(accept), encoders) if accept else encoders[0]
+
+
+def framed_encoder(accept: str | None) -> Encoder | None:
+    """Return SSE or NDJSON, if that is what the client wants most and asks for by name."""
+    ranges = parse_accept(accept) if accept else ()
+    if not ranges or ranges[0].name not in (_EVENTS, *_NDJSON_NAMES):
+        return None
+    return _best(ranges[:1], (SSE, NDJSON))
+
+
+def encoder_for_type(content_type: str) -> Encoder:
+    """Return the encoder for a content type that the model has set: its items pass as they are."""
+    name = media_type(content_type)
+    if name == _EVENTS:
+        return replace(SSE, media_type=content_type, encode=_event_or_raw)
+    if name in _NDJSON_NAMES:
+        return replace(NDJSON, media_type=content_type, encode=raw_item)
+    return Encoder(content_type, raw_item)
+
+
+def _event_or_raw(item: Item) -> bytes:
+    return sse_item(item) if isinstance(item, ServerSentEvent) else raw_item(item)
+
+
+def _fitting(first: Item) -> tuple[Encoder, ...]:
+    """Return the encoders that an item like this fits."""
+    if isinstance(first, ServerSentEvent):
+        return _fitting(first.data)
+    if isinstance(first, str):
+        return _FOR_TEXT
+    if isinstance(first, bytes | bytearray | memoryview):
+        return _FOR_BYTES
+    return _FOR_OTHERS
+
+
+# --- the ranges of Accept -----------------------------------------------------------------------
+
+
+class Range(NamedTuple):
+    """One media range of `Accept`: `type/subtype`, `type/*` or `*/*`."""
+
+    name: str
+    quality: float
+
+    @property
+    def specificity(self) -> int:
+        return 2 - self.name.count("*")
+
+    def matches(self, name: str) -> bool:
+        if self.name == "*/*":
+            return True
+        return self.name == name or (
+            self.name.endswith("/*") and name.startswith(self.name.removesuffix("*"))
+        )
+
+
+def parse_accept(header: str) -> tuple[Range, ...]:
+    """Return the ranges of an `Accept` header, the most wanted first; others are skipped."""
+    return _parse_short(header) if len(header) <= 256 else _parse(header)
+
+
+def _parse(header: str) -> tuple[Range, ...]:
+    ranges = [r for part in header.split(",") if (r := _parse_range(part))]
+    return tuple(sorted(ranges, key=lambda r: (-r.quality, -r.specificity)))
+
+
+_parse_short = lru_cache(maxsize=256)(_parse)
+
+
+def _parse_range(text: str) -> Range | None:
+    name, *parameters = (part.strip().lower() for part in text.split(";"))
+    if name == "*":
+        name = "*/*"
+    kind, slash, subtype = name.partition("/")
+    if not (kind and slash and subtype) or (kind == "*" and subtype != "*"):
+        return None
+    return Range(name, _parse_quality(parameters))
+
+
+def _parse_quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                quality = float(value)
+            except ValueError:
+                return 1.0
+            return 1.0 if math.isnan(quality) else min(max(quality, 0.0), 1.0)
+    return 1.0
+
+
+def _best(ranges: tuple[Range, ...], encoders: tuple[Encoder, ...]) -> Encoder | None:
+    if not ranges:
+        return encoders[0]
+    for wanted in ranges:
+        if wanted.quality <= 0:
+            break
+        for encoder in encoders:
+            name = _name_within(wanted, encoder)
+            if name and _quality(ranges, name) > 0:
+                return encoder if name == _NAMES[encoder][0] else _called(encoder, name)
+    return None
+
+
+def _name_within(wanted: Range, encoder: Encoder) -> str | None:
+    """Return the name of an encoder that a range means, if it means any."""
+    names = _NAMES[encoder]
+    if wanted.name in names:
+        return wanted.name
+    return names[0] if wanted.matches(names[0]) else None
+
+
+def _called(encoder: Encoder, name: str) -> Encoder:
+    """Return an encoder under another of its names, the one that is acceptable."""
+    return replace(encoder, media_type=TEXT.media_type if name == "text/plain" else name)
+
+
+def _quality(ranges: tuple[Range, ...], name: str) -> float:
+    """Return the quality of the most specific range that matches."""
+    matching = [r for r in ranges if r.matches(name)]
+    return max(matching, key=lambda r: r.specificity).quality if matching else 0.0

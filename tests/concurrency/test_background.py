@@ -1,0 +1,106 @@
+"""Tasks that outlive whoever started them."""
+
+import anyio
+import pytest
+
+from modelserve.concurrency.background import Background
+
+pytestmark = pytest.mark.anyio
+
+
+class Task:
+    """An async function that notes how it ends, once a test lets it."""
+
+    def __init__(self, *, error: Exception | None = None) -> None:
+        self.began, self.go_on, self.ended = anyio.Event(), anyio.Event(), anyio.Event()
+        self.error = error
+        self.log: list[str] = []
+
+    async def __call__(self) -> None:
+        self.began.set()
+        try:
+            await self.go_on.wait()
+            if self.error is not None:
+                raise self.error
+            self.log.append("done")
+        except anyio.get_cancelled_exc_class():
+            self.log.append("cancelled")
+            raise
+        finally:
+            self.ended.set()
+
+
+async def test_a_task_is_not_waited_for() -> None:
+    background, task = Background(), Task()
+    background.start_soon(task)
+    assert not task.began.is_set()
+    with anyio.fail_after(5):
+        await task.began.wait()
+        task.go_on.set()
+        await task.ended.wait()
+    assert task.log == ["done"]
+
+
+async def test_running_waits_for_the_end() -> None:
+    background, task = Background(), Task()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(background.run, task)
+            await task.began.wait()
+            task.go_on.set()
+    assert task.log == ["done"]
+
+
+async def test_running_raises_what_the_function_raises() -> None:
+    background, task = Background(), Task(error=ValueError("x"))
+    task.go_on.set()
+    with anyio.fail_after(5), pytest.raises(ValueError, match=r"^x$"):
+        await background.run(task)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x")])
+async def test_a_cancelled_wait_leaves_the_task_running(error: Exception | None) -> None:
+    background, task = Background(), Task(error=error)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(background.run, task)
+            await task.began.wait()
+            group.cancel_scope.cancel()
+        assert not task.ended.is_set()
+        task.go_on.set()
+        await task.ended.wait()
+        await anyio.wait_all_tasks_blocked()
+    assert task.log == ([] if error else ["done"])
+
+
+async def test_cancelling_waits_for_the_end() -> None:
+    background, tasks = Background(), [Task(), Task()]
+    for task in tasks:
+        background.start_soon(task)
+    with anyio.fail_after(5):
+        for task in tasks:
+            await task.began.wait()
+        await background.cancel(within=5)
+    assert [task.log for task in tasks] == [["cancelled"], ["cancelled"]]
+
+
+async def test_cancelling_waits_for_a_bounded_time() -> None:
+    background, release, ended = Background(), anyio.Event(), anyio.Event()
+
+    async def hang() -> None:
+        with anyio.CancelScope(shield=True):
+            await release.wait()
+        ended.set()
+
+    background.start_soon(hang)
+    with anyio.fail_after(5):
+        await anyio.wait_all_tasks_blocked()
+        await background.cancel(within=0.01)
+        assert not ended.is_set()
+        release.set()
+        await ended.wait()
+
+
+async def test_without_tasks_there_is_nothing_to_wait_for() -> None:
+    with anyio.fail_after(1):
+        await Background().cancel(within=5)

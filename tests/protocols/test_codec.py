@@ -1,0 +1,286 @@
+"""What a protocol may decide, shown by protocols unlike ours: a chat, and one with trailers."""
+
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+import orjson
+import pytest
+from starlette.datastructures import MutableHeaders
+
+from modelserve.errors import InvalidInput
+from modelserve.protocols.codec import (
+    Codec,
+    Encoded,
+    Item,
+    ModelRef,
+    Payload,
+    SetHeaders,
+    StreamFormat,
+    encode_value,
+    with_model_headers,
+)
+from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
+from modelserve.protocols.v1 import V1
+from modelserve.protocols.v2 import INFER, INFER_STREAM
+from modelserve.wire.encoders import COLLECTED, SSE, Encoder
+from modelserve.wire.head import Head
+from modelserve.wire.headers import JSON, Header
+from modelserve.wire.json import parse_json, to_json
+
+HEAD = Head({"headers": [(b"accept", b"application/json")]})
+EVENTS = (b"content-type", b"text/event-stream")
+
+
+# --- a chat: the body names the model and chooses the form, errors are objects, [DONE] ends -------
+
+
+class ChatFormat(StreamFormat):
+    """Events or one document, as the payload says, whatever `Accept` does."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.usage = 0
+
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        if self.payload.get("stream"):
+            return self.events()
+        return replace(COLLECTED, encode=self.text, join=self.whole)
+
+    def framed_encoder(self) -> Encoder | None:
+        return self.events() if self.payload.get("stream") else None
+
+    def events(self) -> Encoder:
+        return replace(SSE, encode=self.chunk, failure=chat_failure, finish=self.last)
+
+    def text(self, item: Item) -> bytes:
+        """Return the text of an item; one that tells the usage has none."""
+        if isinstance(item, dict):
+            self.usage = item["usage"]
+            return b""
+        return str(item).encode()
+
+    def chunk(self, item: Item) -> bytes:
+        text = self.text(item).decode()
+        return SSE.encode({"delta": text}) if text else b""
+
+    def last(self) -> bytes:
+        return SSE.encode({"usage": self.usage}) + SSE.encode("[DONE]")
+
+    def whole(self, texts: list[bytes]) -> bytes:
+        document = {"model": self.ref.name, "text": b"".join(texts).decode()}
+        return to_json(document | {"usage": self.usage})
+
+
+class ChatCodec(Codec):
+    protocol = "chat"
+    model_in_body = True
+    format_class = ChatFormat
+
+    def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
+        document = parse_json(body)
+        if not isinstance(document, dict) or not isinstance(document.get("model"), str):
+            raise InvalidInput('Expected "model" to be a string')
+        return ModelRef(document["model"]), document
+
+    def encode(
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
+        stream = self.stream_format(head, payload, response_headers, ref)
+        content_type = EVENTS if payload.get("stream") else JSON
+        return with_model_headers(content_type, response_headers), [b"".join(sent(stream, [value]))]
+
+    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
+        retry: list[Header] = [(b"x-should-retry", b"false")] if status in (500, 501, 504) else []
+        return status, [JSON, *retry], to_json(chat_error(status, sentence))
+
+
+def chat_error(status: int, sentence: str) -> dict[str, Any]:
+    return {"error": {"message": sentence, "code": "model_not_found" if status == 404 else None}}
+
+
+def chat_failure(status: int, sentence: str) -> bytes:
+    return b"event: error\n" + SSE.encode(chat_error(status, sentence))
+
+
+CHAT = ChatCodec()
+
+
+def sent(stream: StreamFormat, items: list[Any]) -> list[bytes]:
+    """Return the body of a stream as the pipeline sends it; an exception among the items ends it."""
+    good = list(takewhile(lambda item: not isinstance(item, Exception), items))
+    encoder = stream.encoder(good[0] if good else None, empty=not good)
+    chunks = [encoder.encode(item) for item in good]
+    if encoder.join is not None:
+        return [encoder.join(chunks)]
+    if len(good) < len(items):
+        assert encoder.failure is not None
+        return [*chunks, encoder.failure(500, str(items[len(good)]))]
+    return chunks if encoder.finish is None else [*chunks, encoder.finish()]
+
+
+def chat_stream(**payload: Any) -> StreamFormat:
+    return CHAT.stream_format(HEAD, payload, None, ModelRef("m"))
+
+
+def test_the_body_names_the_model() -> None:
+    body = b'{"model":"m","stream":true}'
+    assert CHAT.open(body, HEAD) == (ModelRef("m"), {"model": "m", "stream": True})
+    with pytest.raises(InvalidInput, match="model"):
+        CHAT.open(b"{}", HEAD)
+
+
+def test_the_payload_chooses_the_form() -> None:
+    assert chat_stream(stream=True).encoder("a", empty=False).media_type == "text/event-stream"
+    assert chat_stream(stream=False).encoder("a", empty=False).media_type == "application/json"
+    assert chat_stream().framed_encoder() is None
+
+
+def test_a_stream_ends_with_its_last_records() -> None:
+    assert sent(chat_stream(stream=True), ["a", {"usage": 3}, "b"]) == [
+        b'data: {"delta":"a"}\n\n',
+        b"",  # an item that becomes nothing
+        b'data: {"delta":"b"}\n\n',
+        b'data: {"usage":3}\n\ndata: [DONE]\n\n',
+    ]
+    assert sent(chat_stream(stream=True), []) == [b'data: {"usage":0}\n\ndata: [DONE]\n\n']
+
+
+def test_a_stream_that_failed_does_not_look_complete() -> None:
+    assert sent(chat_stream(stream=True), ["a", RuntimeError("no")]) == [
+        b'data: {"delta":"a"}\n\n',
+        b'event: error\ndata: {"error":{"message":"no","code":null}}\n\n',
+    ]
+
+
+def test_state_is_of_one_response() -> None:
+    first, second = chat_stream(stream=True), chat_stream(stream=True)
+    framed = first.framed_encoder()
+    assert framed is not None and framed.finish is not None
+    first.encoder("a", empty=False).encode({"usage": 3})
+    assert framed.finish().startswith(b'data: {"usage":3}')
+    assert sent(second, [])[-1].startswith(b'data: {"usage":0}')
+
+
+def test_a_stream_may_be_one_document() -> None:
+    assert sent(chat_stream(), ["a", {"usage": 3}, "b"]) == [b'{"model":"m","text":"ab","usage":3}']
+
+
+@pytest.mark.parametrize(
+    ("payload", "content_type", "body"),
+    [
+        ({}, JSON, b'{"model":"m","text":"a","usage":0}'),
+        (
+            {"stream": True},
+            EVENTS,
+            b'data: {"delta":"a"}\n\ndata: {"usage":0}\n\ndata: [DONE]\n\n',
+        ),
+    ],
+)
+def test_a_value_goes_out_in_the_same_form(payload: Any, content_type: Header, body: bytes) -> None:
+    headers = MutableHeaders({"x-a": "1"})
+    written = CHAT.encode("a", HEAD, payload, headers, ModelRef("m"))
+    assert written == ([content_type, (b"x-a", b"1")], [body])
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [(404, [JSON]), (503, [JSON]), (500, [JSON, (b"x-should-retry", b"false")])],
+)
+def test_errors_have_a_shape_and_headers(status: int, headers: list[Header]) -> None:
+    code, sent_headers, body = CHAT.error(status, "no")
+    assert (code, sent_headers) == (status, headers)
+    assert orjson.loads(body)["error"]["message"] == "no"
+
+
+# --- gRPC-web: errors are a 200 with trailers, the last record is a frame of trailers --------------
+
+
+def frame(kind: int, data: bytes) -> bytes:
+    return bytes([kind]) + len(data).to_bytes(4) + data
+
+
+class FrameFormat(StreamFormat):
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        return Encoder(
+            "application/grpc-web",
+            encode=lambda item: frame(0, item),
+            failure=lambda status, sentence: frame(0x80, b"grpc-status: 13"),
+            finish=lambda: frame(0x80, b"grpc-status: 0"),
+        )
+
+
+class FrameCodec(Codec):
+    protocol = "grpc"
+    always_streams = True
+    format_class = FrameFormat
+
+    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
+        return 200, [(b"content-type", b"application/grpc-web"), (b"grpc-status", b"13")], b""
+
+
+def test_an_error_may_have_another_status() -> None:
+    status, headers, body = FrameCodec().error(500, "no")
+    assert (status, dict(headers)[b"grpc-status"], body) == (200, b"13", b"")
+
+
+def test_trailers_end_a_stream() -> None:
+    stream = FrameCodec().stream_format(HEAD, b"", None, ModelRef("m"))
+    assert sent(stream, [b"a"]) == [frame(0, b"a"), frame(0x80, b"grpc-status: 0")]
+    assert sent(stream, [b"a", RuntimeError("no")])[1] == frame(0x80, b"grpc-status: 13")
+
+
+# --- what goes without saying -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [Codec(), V1, INFER, INFER_STREAM, GENERATE, GENERATE_STREAM])
+def test_an_error_is_one_sentence_unless_a_protocol_says_otherwise(codec: Codec) -> None:
+    assert codec.error(418, "no") == (418, [JSON], b'{"error":"no"}')
+
+
+@pytest.mark.parametrize("codec", [V1, INFER, INFER_STREAM, GENERATE, GENERATE_STREAM])
+def test_the_path_names_the_model_unless_a_protocol_says_otherwise(codec: Codec) -> None:
+    assert not codec.model_in_body
+
+
+def test_a_codec_that_does_nothing() -> None:
+    codec, ref = Codec(), ModelRef("m")
+    codec.check(5)
+    assert codec.json_length(HEAD) is None
+    assert codec.document("a", None, ref) == "a"
+    assert codec.stream_format(HEAD, None, None, ref).headers() == []
+    assert codec.stream_format(HEAD, None, None, ref).framed_encoder() is None
+    for use in (
+        lambda: codec.open(b"", HEAD),
+        lambda: codec.decode(b"", HEAD, ref),
+        lambda: codec.encode(5, HEAD, None, None, ref),
+        lambda: codec.stream_format(HEAD, None, None, ref).encoder(1, empty=False),
+    ):
+        with pytest.raises(NotImplementedError):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("codec", "declared", "length"),
+    [(INFER, b"12", b"12"), (INFER_STREAM, b"12", b"12"), (INFER, None, None), (V1, b"12", None)],
+)
+def test_only_tensors_have_json_in_front(
+    codec: Codec, declared: bytes | None, length: bytes | None
+) -> None:
+    headers = [] if declared is None else [(b"inference-header-content-length", declared)]
+    assert codec.json_length(Head({"headers": headers})) == length
+
+
+@pytest.mark.parametrize(
+    ("given", "headers"),
+    [
+        (None, [JSON]),
+        ({}, [JSON]),
+        ({"x-a": "1"}, [JSON, (b"x-a", b"1")]),
+        ({"Content-Type": "a/b", "x-a": "1"}, [(b"content-type", b"a/b"), (b"x-a", b"1")]),
+    ],
+)
+def test_the_headers_that_a_model_has_set(given: dict[str, str] | None, headers: Any) -> None:
+    response_headers = None if given is None else MutableHeaders(given)
+    assert with_model_headers(JSON, response_headers) == headers
+    assert encode_value({}, None, response_headers) == (headers, b"{}")
