@@ -77,7 +77,9 @@ async def run_model(serving: Serving, target: Target, exchange: Exchange) -> Non
             exchange.receive, serving.max_body_bytes, exchange.get(b"content-length")
         )
         ref, payload = codec.open(body, exchange)
-    entry = serving.registry.get(ref.name, ref.version)
+    entry = serving.registry.entries.get(ref.name)
+    if entry is None or ref.version is not None:
+        entry = serving.registry.get(ref.name, ref.version)
     exchange.series = entry.series
     exchange.deadlines = entry.deadlines
     if b"x-request-timeout-seconds" in headers:
@@ -159,7 +161,7 @@ async def _respond(
         if plan.is_direct:
             codec.check(payload)
             try:
-                if plan.takes_payload_alone:
+                if plan.main.takes_payload_alone:
                     result = await plan.main.function(payload)
                 else:
                     result = await plan.main.call(payload, headers, response_headers)

@@ -48,7 +48,9 @@ class AsyncioFlight(Flight):
     )
 
     def __init__(self, request: Watched, register: Register) -> None:
-        super().__init__(request, register)
+        self.request = request
+        self.adopted = self.over = False
+        self._register = register
         self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -103,6 +105,9 @@ class AsyncioFlight(Flight):
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
         self._companion = self._loop().create_task(self.accompany(companion))
+
+    def begin_clean_up(self) -> None:
+        """Do nothing: asyncio delivers the cancellation once."""
 
     def shorten_clean_up(self, seconds: float) -> None:
         if self.request.reason is not None and self._timer is not None and not self.over:

@@ -108,10 +108,10 @@ class Flight:
     # Tasks of the event loop's own can be started at any time, to send beside the pipeline.
     spawns_tasks: ClassVar[bool] = True
 
-    def __init__(self, request: Watched, register: Register) -> None:
-        self.request = request
-        self._register = register
-        self.adopted = self.over = False
+    request: Watched
+    adopted: bool
+    over: bool
+    _register: Register
 
     def cancel(self, reason: Stopped) -> None:
         """End the request early, once; the first reason counts. Safe to call at any time."""
@@ -149,6 +149,7 @@ class Flight:
 
     def begin_clean_up(self) -> None:
         """Note that user code has ended or is being closed: it need not be cancelled any more."""
+        raise NotImplementedError
 
     def shorten_clean_up(self, seconds: float) -> None:
         """Give a request that is cleaning up no more than this from now."""

@@ -4,17 +4,14 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 
 from modelserve.concurrency.asyncio_flight import OVER, AsyncioFlight, ShieldedFlight
 from modelserve.concurrency.flight import Flight, Pipeline, Watched
-from modelserve.concurrency.host_scope import runs_plainly
+from modelserve.concurrency.host_scope import KNOWN_TASKS, in_host_scope
 from modelserve.errors import Stopped
-
-if TYPE_CHECKING:
-    from modelserve.concurrency.trio_flight import TrioFlight
 
 __all__ = ["Flights"]
 
@@ -44,23 +41,21 @@ class Flights:
         early, and the host's own cancellation once the pipeline has cleaned up. On trio and inside
         a cancel scope of the host's, the rest is all of it.
         """
-        if runs_plainly():
-            trap = next(pipeline.__await__(), OVER)
-            if trap is OVER:
-                return None
-            request.flight = flight = AsyncioFlight(request, self)
-            return flight.run(pipeline, trap)
-        request.flight = scoped = self._scoped_flight(request)
-        return scoped.run_all(pipeline)
-
-    def _scoped_flight(self, request: Watched) -> "ShieldedFlight | TrioFlight":
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             from modelserve.concurrency.trio_flight import TrioFlight
 
-            return TrioFlight(request, self)
-        return ShieldedFlight(request, self)
+            request.flight = on_trio = TrioFlight(request, self)
+            return on_trio.run_all(pipeline)
+        if KNOWN_TASKS and in_host_scope():
+            request.flight = shielded = ShieldedFlight(request, self)
+            return shielded.run_all(pipeline)
+        trap = next(pipeline.__await__(), OVER)
+        if trap is OVER:
+            return None
+        request.flight = flight = AsyncioFlight(request, self)
+        return flight.run(pipeline, trap)
 
     def add(self, flight: Flight) -> None:
         """Register a request that has suspended, or may."""

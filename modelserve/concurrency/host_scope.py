@@ -7,36 +7,39 @@ nested wrongly. anyio's public functions know it too, but take as long as all of
 import asyncio
 import math
 import weakref
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import anyio
 
-__all__ = ["runs_plainly"]
-
-try:
-    # The state that anyio keeps of each task: a WeakKeyDictionary, read without its locks.
-    from anyio._backends._asyncio import _task_states
-
-    _states: Any = vars(_task_states)["data"]
-except (ImportError, KeyError):  # pragma: no cover
-    _states = None
+__all__ = ["KNOWN_TASKS", "in_host_scope", "may_be_in_scope"]
 
 
-def runs_plainly() -> bool:
-    """Return whether we are on asyncio, and in no cancel scope of anyio's that the host has made."""
+def _known_tasks() -> Mapping[Any, Any] | None:
+    """Return what anyio keeps of each task, by weak reference: the inside of its dictionary."""
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    if _states is None:
-        return not _may_be_in_scope()
-    if not _states:
-        return True
-    state = _states.get(weakref.ref(asyncio.current_task()))
-    return state is None or state.cancel_scope is None
+        from anyio._backends._asyncio import _task_states
+
+        states: Mapping[Any, Any] = vars(_task_states)["data"]
+    except (ImportError, KeyError, TypeError):
+        return None
+    return states
 
 
-def _may_be_in_scope() -> bool:
+_STATES: Final = _known_tasks()
+# The tasks that may be inside a scope. While it is empty, as in most servers, no task is.
+KNOWN_TASKS: Final[Any] = ("any task",) if _STATES is None else _STATES
+
+
+def in_host_scope() -> bool:
+    """Return whether the current asyncio task is inside a cancel scope of anyio's."""
+    if _STATES is None:
+        return may_be_in_scope()
+    state = _STATES.get(weakref.ref(asyncio.current_task()))
+    return state is not None and state.cancel_scope is not None
+
+
+def may_be_in_scope() -> bool:
     """Answer by public functions; a scope without a deadline around a root task is not seen."""
     return (
         anyio.get_current_task().parent_id is not None

@@ -35,7 +35,9 @@ class TrioFlight(Flight):
     _inner: anyio.CancelScope
 
     def __init__(self, request: Watched, register: Register) -> None:
-        super().__init__(request, register)
+        self.request = request
+        self.adopted = self.over = False
+        self._register = register
         self._reported: anyio.Event | None = None
         # Those that the pipeline was in when the cancellation was delivered; None before that.
         self._nurseries: list[Any] | None = None

@@ -14,7 +14,8 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     Raises BodyTooLarge as soon as the body is known to exceed the limit, in bytes, with or without
     a content length; ClientGone if the client leaves before its end.
     """
-    check_length(content_length, limit)
+    if len(content_length) > 4 or limit < 10_000:  # else it cannot be over the limit
+        check_length(content_length, limit)
     parts: list[bytes] = []
     size = 0
     while True:

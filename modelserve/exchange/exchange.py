@@ -21,7 +21,7 @@ from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries
 from modelserve.protocols.codec import Codec
 from modelserve.wire.encoders import Encoder
-from modelserve.wire.head import Head, Scope
+from modelserve.wire.head import NEW_IDS, Head, Scope, valid_id
 from modelserve.wire.headers import Body, Header, error_headers, length_header
 
 __all__ = ["Exchange"]
@@ -103,7 +103,12 @@ class Exchange(Head):
     def __init__(
         self, codec: Codec, scope: Scope, receive: Receive, send: Send, arrived: float
     ) -> None:
-        Head.__init__(self, scope)
+        # as in `Head`
+        self.scope = scope
+        self.headers = headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        self.id = next(NEW_IDS) if given is None else valid_id(given)
+
         self.codec = codec
         self.receive = receive
         self.send = send
@@ -197,7 +202,14 @@ class Exchange(Head):
         await self.finish()
 
     async def start(self, status: int, headers: list[Header]) -> None:
-        """Send the start of an answer whose body comes in parts."""
+        """Send the start of an answer whose body comes in parts.
+
+        Raises the reason if the request is being ended early, ClientGone if the client has left.
+        """
+        if self.reason is not None:
+            raise self.reason
+        self.phase = _SEND
+        self.since = monotonic()
         self.status = status
         headers.append((_ID, self.id))
         if self.closes_connection:

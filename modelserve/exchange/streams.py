@@ -142,13 +142,13 @@ class Stream:
 
     async def _start(self, encoder: Encoder) -> None:
         """Start the answer, unless a heartbeat has."""
-        exchange = self._exchange
-        exchange.check_reason()
-        exchange.enter(_SEND)
         self.encoder = encoder
-        if not exchange.status:
+        if self._exchange.status:
+            self._exchange.check_reason()
+            self._exchange.enter(_SEND)
+        else:
             headers = _with_defaults(self._format.headers(), encoder, _UNBUFFERED)
-            await exchange.start(200, headers)
+            await self._exchange.start(200, headers)
 
     async def _send_later_items(
         self, items: AsyncIterator[Any], encoder: Encoder, tick: Tick

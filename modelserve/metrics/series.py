@@ -76,7 +76,8 @@ class ModelSeries:
             arrived: When the request arrived, by `time.monotonic`.
             now: When the item was there, by the same clock.
         """
-        self._store.open()
+        if not self._store.opened:
+            self._store.open()
         if self._streams is None:
             self._streams = (
                 self._store.series(Histogram, "modelserve_time_to_first_item_seconds", self.name),
@@ -84,7 +85,9 @@ class ModelSeries:
                 self._store.series(Counter, "modelserve_stream_items_total", self.name),
             )
         first_item, gaps, items = self._streams
-        first_item.observe(now - arrived)
+        seconds, cells = now - arrived, first_item.cells
+        cells[0 if seconds <= FIRST_BOUND else bisect_left(BOUNDS, seconds)] += 1.0
+        cells[SUM] += seconds
         items.cells[0] += 1.0
         return Tick(gaps, items, now)
 

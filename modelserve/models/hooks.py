@@ -22,7 +22,7 @@ class Hook:
     """One hook of one model, with all that registration could find out about it.
 
     `function` is the hook itself; `call(payload, headers, response_headers)` passes on to it what
-    it declares. Without `on_loop` it runs in a worker thread. `streams` is true where it is known
+    it declares, so with `takes_payload_alone` it is the same as `function(payload)`. Without `on_loop` it runs in a worker thread. `streams` is true where it is known
     to yield; a hook may still return a stream without it.
     """
 
@@ -32,6 +32,7 @@ class Hook:
     on_loop: bool
     is_async_generator: bool
     streams: bool
+    takes_payload_alone: bool
     wants_headers: bool
     wants_response_headers: bool
 
@@ -40,16 +41,13 @@ class Hook:
 class Plan:
     """The hooks that one verb of one model runs, in order.
 
-    `is_direct` is true where there is one hook only, an async function and no generator;
-    `takes_payload_alone` where, besides, it declares neither headers nor response headers, so that
-    `main.function(payload)` is the whole call.
+    `is_direct` is true where there is one hook only, an async function and no generator.
     """
 
     preprocess: Hook | None
     main: Hook
     postprocess: Hook | None
     is_direct: bool
-    takes_payload_alone: bool
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
@@ -95,7 +93,6 @@ def _staged_plan(model: Any, verb: str) -> Plan:
         main,
         postprocess,
         is_direct=is_direct,
-        takes_payload_alone=is_direct and not (wants_headers or wants_response_headers),
         streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
         wants_headers=wants_headers,
         wants_response_headers=wants_response_headers,
@@ -126,6 +123,7 @@ def _hook(model: Any, name: str) -> Hook:
         on_loop=is_async_generator or inspect.iscoroutinefunction(callee),
         is_async_generator=is_async_generator,
         streams=streams,
+        takes_payload_alone=arguments == _PAYLOAD_ALONE,
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,
     )

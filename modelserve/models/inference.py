@@ -74,17 +74,18 @@ class Call:
         Cancellation reaches an async hook; a sync one is waited for.
         """
         self.note_started(hook, monotonic())
+        if hook.takes_payload_alone:
+            call: Callable[..., Any] = hook.function
+            arguments: tuple[Any, ...] = (value,)
+        else:
+            call, arguments = hook.call, (value, self.headers, self.response_headers)
         if hook.is_async_generator:
-            stream = hook.call(value, self.headers, self.response_headers)
+            stream = call(*arguments)
             self._open.append(stream)
             return stream
         if hook.on_loop:
-            result = await hook.call(value, self.headers, self.response_headers)
-        else:
-            result = await self.workers.call(
-                self.label, hook.call, value, self.headers, self.response_headers
-            )
-        return await self.resolve(result)
+            return await self.resolve(await call(*arguments))
+        return await self.resolve(await self.workers.call(self.label, call, *arguments))
 
     async def adopt(self, hook: Hook, started: float, result: Any) -> Any:
         """Take over from here a hook that was called without this object; otherwise as `run`."""

@@ -63,7 +63,7 @@ class StreamFormat:
     def __init__(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> None:
-        self.accept = head.accept
+        self.accept = head.accept if b"accept" in head.headers else None
         self.payload = payload
         self.response_headers = response_headers
         self.ref = ref

@@ -24,7 +24,7 @@ from modelserve.wire.accept import (
     encoder_for_type,
     framed_encoder,
 )
-from modelserve.wire.encoders import Encoder
+from modelserve.wire.encoders import Encoder, natural_encoder
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON
 from modelserve.wire.json import JSON_OPTIONS, parse_json, to_builtin
@@ -45,6 +45,8 @@ class V1StreamFormat(StreamFormat):
         content_type = self._content_type()
         if content_type is not None:
             return encoder_for_type(content_type)
+        if self.accept is None and not empty:
+            return natural_encoder(first)
         encoder = choose_encoder(self.accept, first, empty=empty)
         if encoder is None:
             raise NotAcceptable(NOT_ACCEPTABLE)
@@ -70,7 +72,10 @@ class V1Codec(Codec):
         """
         content_type = head.headers.get(b"content-type", b"")
         if content_type == b"application/json" or _is_read_as_json(content_type):
-            return parse_json(body)
+            try:
+                return orjson.loads(body)
+            except orjson.JSONDecodeError:
+                return parse_json(body)  # raises what is to be said
         return bytes(body)
 
     def check(self, payload: Payload) -> None:

@@ -18,6 +18,7 @@ from modelserve.wire.encoders import (
     Encoder,
     Item,
     ServerSentEvent,
+    natural_encoder,
     raw_item,
     sse_item,
 )
@@ -69,7 +70,7 @@ def choose_encoder(accept: str | None, first: Item, *, empty: bool = False) -> E
     A stream without items is `empty`: any encoder will do, NDJSON where the client has no wish.
     """
     if not accept or accept == "*/*":
-        return _fitting(first)[0] if not empty else NDJSON
+        return NDJSON if empty else natural_encoder(first)
     return _best(parse_accept(accept), _FOR_NO_ITEM if empty else _fitting(first))
 
 

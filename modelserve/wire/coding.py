@@ -36,8 +36,6 @@ def decompressed(body: bytes | bytearray, coding: bytes, limit: float) -> bytes 
 
 def check_length(content_length: bytes, limit: float) -> None:
     """Raise BodyTooLarge for a declared number of bytes over the limit."""
-    if len(content_length) <= 4 and limit >= 10_000:
-        return  # most requests: no number of four digits reaches the limit
     if content_length.isdigit() and len(content_length) < 20 and int(content_length) > limit:
         raise too_large(limit)
 

@@ -24,6 +24,7 @@ __all__ = [
     "ServerSentEvent",
     "encode_documents",
     "json_item",
+    "natural_encoder",
     "ndjson_item",
     "raw_item",
     "sse_item",
@@ -198,3 +199,17 @@ def _sse_data(value: Any) -> bytes:
 
 
 SSE: Final = Encoder("text/event-stream", sse_item, _sse_failure, idle=b":\n\n")
+
+
+# --- where the client has no wish ---------------------------------------------------------------
+
+
+def natural_encoder(first: Item) -> Encoder:
+    """Return the encoder by the first item alone: raw for text and bytes, else NDJSON."""
+    if isinstance(first, ServerSentEvent):
+        return natural_encoder(first.data)
+    if isinstance(first, str):
+        return TEXT
+    if isinstance(first, bytes | bytearray | memoryview):
+        return OCTETS
+    return NDJSON

@@ -474,10 +474,10 @@ def test_whether_a_plan_is_known_to_stream(hooks: dict[str, Any], streams: bool)
         ({"predict": coroutine}, True, True),
         ({"predict": functools.partial(coroutine)}, True, True),
         ({"predict": coroutine_with_headers}, True, False),
-        ({"predict": async_generator}, False, False),
-        ({"predict": payload_only}, False, False),
-        ({"predict": coroutine, "preprocess": coroutine}, False, False),
-        ({"predict": coroutine, "postprocess": coroutine}, False, False),
+        ({"predict": async_generator}, False, True),
+        ({"predict": payload_only}, False, True),
+        ({"predict": coroutine, "preprocess": coroutine}, False, True),
+        ({"predict": coroutine, "postprocess": coroutine}, False, True),
         ({}, True, False),  # Model's own takes the headers
     ],
 )
@@ -485,7 +485,8 @@ def test_whether_a_plan_is_one_async_function(
     hooks: dict[str, Any], is_direct: bool, takes_payload_alone: bool
 ) -> None:
     plan = plan_of(with_hooks(**hooks), "predict")
-    assert (plan.is_direct, plan.takes_payload_alone) == (is_direct, takes_payload_alone)
+    assert plan.is_direct == is_direct
+    assert plan.main.takes_payload_alone == takes_payload_alone
 
 
 def test_a_model_has_a_plan_for_each_verb() -> None:
