@@ -1,4 +1,4 @@
-"""The command `modelserve`: what it is told, put into the application and the server."""
+"""The `modelserve` command."""
 
 import math
 import os
@@ -33,14 +33,14 @@ LIMITS: Final = tuple(limit.name for limit in fields(Limits))
 _LIMIT_TEXTS: Final = {
     "concurrency": "requests that run at the same time",
     "queue": "requests that may wait",
-    "max_body_bytes": "size of a request's body",
-    "max_collected_bytes": "size of a stream that is collected",
-    "first_item_timeout": "to the first item or the answer",
+    "max_body_bytes": "bytes of a request's body",
+    "max_collected_bytes": "bytes of a stream that is sent as one document",
+    "first_item_timeout": "until the first item or the response",
     "idle_timeout": "between two items",
     "timeout": "for a whole request",
-    "send_timeout": "that a client may read nothing",
-    "drain_timeout": "that requests have to end when the server stops",
-    "cleanup_timeout": "that a cancelled hook may take to clean up",
+    "send_timeout": "for which a client may read nothing",
+    "drain_timeout": "for running requests to finish when the server stops",
+    "cleanup_timeout": "for a cancelled hook to clean up",
 }
 _FOR_UVICORN: Final = (
     "http",
@@ -54,7 +54,7 @@ _FOR_UVICORN: Final = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code, 0 once the server was told to stop and has.
+    """Run the command; return its exit code, 0 once the server has stopped after a signal.
 
     For unusable arguments, or an unusable target, it prints one sentence to stderr and returns 2.
     """
@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(options: Namespace) -> ASGIApp:
-    """Load the target and put into it what the command line says; in each worker process.
+    """Load the target and apply the options to it; called in each worker process.
 
-    Raises LoadError, and what the target's own module raises.
+    Raises LoadError, and whatever the target's module raises.
     """
     app = ModelServer() if options.target is None else load_target(options.target)
     if isinstance(app, ModelServer):
@@ -109,7 +109,7 @@ def _watched(options: Namespace) -> list[Path]:
     return folders
 
 
-# --- into the application -----------------------------------------------------------------------
+# --- applying the options -----------------------------------------------------------------------
 
 
 def _configure(app: ModelServer, options: Namespace) -> None:
@@ -129,7 +129,7 @@ def _configure(app: ModelServer, options: Namespace) -> None:
 
 
 def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
-    """Refuse flags that mean a `ModelServer` where the target is another application."""
+    """Refuse flags for a `ModelServer` where the target is another application."""
     given = [name for name in LIMITS if getattr(options.limits, name) is not None]
     given += [
         name for name in ("threads", "debug", "model_dir", "token_file") if getattr(options, name)
@@ -172,8 +172,8 @@ def _parser() -> ArgumentParser:
         usage="modelserve TARGET [options]",
         description="Serve machine-learning models over HTTP.",
         epilog=(
-            "A first SIGTERM or Ctrl-C lets requests end, for --drain-timeout seconds;"
-            " a second one ends at once."
+            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish;"
+            " a second signal exits at once."
         ),
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -198,16 +198,16 @@ def _add_address(parser: ArgumentParser) -> None:
     group.add_argument(
         "--port", type=_port, help=f"default: environment variable PORT, else {DEFAULT_PORT}"
     )
-    group.add_argument("--uds", metavar="PATH", help="a Unix domain socket instead")
-    group.add_argument("--fd", type=_whole, help="a bound socket's file descriptor instead")
+    group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
+    group.add_argument("--fd", type=_whole, help="listen on a bound socket, by its file descriptor")
     group.add_argument(
-        "--workers", type=_positive, default=1, help="processes; default: %(default)s"
+        "--workers", type=_positive, default=1, help="number of processes; default: %(default)s"
     )
 
 
 def _add_limits(parser: ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "limits", "They take precedence over those of the application; `inf` is no limit."
+        "limits", "They override those of the application; `inf` is no limit."
     )
     for name in LIMITS:
         is_time = name.endswith("timeout")
@@ -222,27 +222,31 @@ def _add_limits(parser: ArgumentParser) -> None:
 
 def _add_application(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("application")
-    group.add_argument("--threads", type=_positive, metavar="N", help="for sync hooks; default: 40")
-    group.add_argument("--debug", action="store_true", help="show exceptions' texts to clients")
+    group.add_argument(
+        "--threads", type=_positive, metavar="N", help="threads for sync hooks; default: 40"
+    )
+    group.add_argument(
+        "--debug", action="store_true", help="show clients the text of unexpected exceptions"
+    )
     group.add_argument(
         "--model-dir",
         metavar="DIR",
-        help="serve the models in DIR/NAME/model.py, beside TARGET or alone",
+        help="serve the models in DIR/NAME/model.py, with or without a TARGET",
     )
-    group.add_argument("--token-file", metavar="PATH", help="ask clients for this bearer token")
+    group.add_argument("--token-file", metavar="PATH", help="require the bearer token in this file")
     group.add_argument(
         "--cors-origin",
         action="append",
         type=_origin,
         metavar="ORIGIN",
-        help="let pages of this origin call; repeatable; * is any",
+        help="allow web pages of this origin; repeatable; * is any",
     )
     group.add_argument(
         "--reload",
         action="store_true",
         help="for development: restart when a Python file in TARGET's directory changes",
     )
-    group.add_argument("--root-path", default="", help="the path that a proxy takes off")
+    group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
 
 
 def _add_logging(parser: ArgumentParser) -> None:
@@ -267,7 +271,7 @@ def _add_connections(parser: ArgumentParser) -> None:
         type=_whole,
         default=65,
         metavar="SECONDS",
-        help="that an idle connection stays open; default: %(default)s",
+        help="for which an idle connection stays open; default: %(default)s",
     )
     group.add_argument("--ssl-certfile", metavar="PATH")
     group.add_argument("--ssl-keyfile", metavar="PATH")

@@ -1,4 +1,4 @@
-"""Import what is to be served: `package.module:attr` or `path/to/file.py:attr`."""
+"""Import the application to serve: `package.module:attr` or `path/to/file.py:attr`."""
 
 import importlib
 import inspect
@@ -23,14 +23,14 @@ _OUR_FRAMES: Final = (
 
 
 def load_target(target: str) -> ASGIApp:
-    """Import a target and return the ASGI application that it names.
+    """Import a target and return its ASGI application.
 
-    The attribute is `app` unless given, and may be dotted. A file's folder, or for a module the
-    current directory, goes to the front of `sys.path`: a file is importable under its own name, so
-    that pickle and worker processes find what it defines.
+    The attribute is `app` by default, and may be dotted. A file's folder, or for a module the
+    current directory, is put first in `sys.path`: a file becomes importable by its name, so that
+    pickle and worker processes find what it defines.
 
-    Raises LoadError for what is not there or is no ASGI application; whatever the module itself
-    raises passes through.
+    Raises LoadError for a missing target or one that is no ASGI application, and whatever the
+    module itself raises.
     """
     where, attribute = _split(target)
     module = _import_file(Path(where)) if _is_path(where) else _import_module(where)
@@ -50,8 +50,8 @@ def source_folder(target: str) -> Path:
 
 
 def users_traceback(exc: BaseException) -> TracebackType | None:
-    """Return an exception's traceback from the first frame that is neither ours nor the import
-    system's; None if there is no such frame.
+    """Return an exception's traceback without the leading frames of ours and the import system;
+    None if no other is left.
     """
     found = exc.__traceback__
     while found is not None and found.tb_frame.f_code.co_filename.startswith(_OUR_FRAMES):
@@ -59,7 +59,7 @@ def users_traceback(exc: BaseException) -> TracebackType | None:
     return found
 
 
-# --- what is asked for --------------------------------------------------------------------------
+# --- parsing --------------------------------------------------------------------------------------
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -81,7 +81,7 @@ def _is_dotted_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
-# --- importing ----------------------------------------------------------------------------------
+# --- importing ------------------------------------------------------------------------------------
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -124,7 +124,7 @@ def _import(name: str) -> ModuleType:
         raise LoadError(f"There is no module {name!r}: {exc}.") from None
 
 
-# --- the application ----------------------------------------------------------------------------
+# --- the application ------------------------------------------------------------------------------
 
 
 def _find(module: ModuleType, attribute: str, where: str) -> Any:

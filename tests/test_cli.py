@@ -83,10 +83,10 @@ def test_unusable_arguments(
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments.split())
     assert caught.value.code == 2
-    usage, told = capsys.readouterr().err.splitlines()
+    usage, error = capsys.readouterr().err.splitlines()
     assert usage == "usage: modelserve TARGET [options]"
-    assert told.startswith("modelserve: error: ")
-    assert sentence in told
+    assert error.startswith("modelserve: error: ")
+    assert sentence in error
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_cors_is_off_unless_asked_for(served: str) -> None:
 def test_target_that_is_not_there(tmp_path: Path, workers: str) -> None:
     done = command("gone.py", "--port", "0", "--workers", workers, cwd=tmp_path)
     assert done.returncode == 2
-    told = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert told == [f"modelserve: There is no file {tmp_path}/gone.py."]
+    printed = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert printed == [f"modelserve: There is no file {tmp_path}/gone.py."]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -204,8 +204,8 @@ def test_module_that_fails_to_import(tmp_path: Path, workers: str) -> None:
     (tmp_path / "broken.py").write_text("import math\n\nimport not_there_at_all\n")
     done = command("broken.py", "--port", "0", "--workers", workers, cwd=tmp_path)
     assert done.returncode == 2
-    told = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert told == [
+    printed = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert printed == [
         "Traceback (most recent call last):",
         f'  File "{tmp_path}/broken.py", line 3, in <module>',
         "    import not_there_at_all",

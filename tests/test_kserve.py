@@ -182,8 +182,8 @@ def test_the_defaults_are_kserves() -> None:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Set the command line and the environment; return the options that come of it."""
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set the command line and the environment, and return the resulting options."""
     for name in ("PORT", "KSERVE_TLS_CERT_FILE", "KSERVE_TLS_KEY_FILE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -213,28 +213,30 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("positional --mine x", "", {"ssl_certfile": "c", "ssl_keyfile": "k"}, 8443),
     ],
 )
-def test_the_port(told: Any, line: str, environment: str, given: dict[str, Any], port: int) -> None:
-    assert told(line, environment, **given).http_port == port
+def test_the_port(
+    parsed: Any, line: str, environment: str, given: dict[str, Any], port: int
+) -> None:
+    assert parsed(line, environment, **given).http_port == port
 
 
-def test_what_is_given_comes_before_the_command_line(told: Any) -> None:
-    options = told("--workers 2 --event-loop asyncio --timeout-keep-alive 7", workers=3)
+def test_what_is_given_comes_before_the_command_line(parsed: Any) -> None:
+    options = parsed("--workers 2 --event-loop asyncio --timeout-keep-alive 7", workers=3)
     assert (options.workers, options.event_loop, options.timeout_keep_alive) == (3, "asyncio", 7)
 
 
-def test_what_means_nothing_is_said(told: Any, caplog: pytest.LogCaptureFixture) -> None:
-    told("--enable_grpc false --model_name m", enable_docs_url=False)
+def test_what_means_nothing_is_said(parsed: Any, caplog: pytest.LogCaptureFixture) -> None:
+    parsed("--enable_grpc false --model_name m", enable_docs_url=False)
     assert caplog.messages == []
-    told("--grpc_port 9000 --max_threads 2 --enable_predictor_health_check", enable_docs_url=True)
+    parsed("--grpc_port 9000 --max_threads 2 --enable_predictor_health_check", enable_docs_url=True)
     assert caplog.messages == [
         f"{name} means nothing to modelserve and is ignored"
         for name in ("enable_docs_url", "enable_predictor_health_check", "grpc_port", "max_threads")
     ]
 
 
-def test_an_unusable_command_line(told: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_command_line(parsed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        told("--http_port http")
+        parsed("--http_port http")
     assert "--http_port: invalid int value: 'http'" in capsys.readouterr().err
 
 
@@ -257,8 +259,8 @@ PREDICTOR = (
         ),
     ],
 )
-def test_the_predictor(told: Any, line: str, config: PredictorConfig | None) -> None:
-    assert model_server._predictor(told(line)) == config
+def test_the_predictor(parsed: Any, line: str, config: PredictorConfig | None) -> None:
+    assert model_server._predictor(parsed(line)) == config
 
 
 # --- the server as an application ---------------------------------------------------------------

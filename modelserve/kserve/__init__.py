@@ -1,8 +1,8 @@
-"""KServe's names: in a program, `kserve` becomes `modelserve.kserve`, and it runs on modelserve.
+"""KServe's names: replace `kserve` by `modelserve.kserve` in a program's imports.
 
-The modules have the paths of KServe's SDK and nothing of their own; importing them reads neither
-the command line nor the environment, and sets up no logging. examples/ has a migration, with all
-that differs.
+The modules have the paths of KServe's SDK. Importing them reads neither the command line nor the
+environment, and sets up no logging. examples/05_migration shows a program before and after, and
+lists every difference.
 """
 
 from modelserve.kserve import errors, logging, model_server

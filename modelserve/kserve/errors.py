@@ -1,4 +1,4 @@
-"""KServe's exceptions; `modelserve.errors` says which status each becomes."""
+"""KServe's exceptions; `modelserve.errors` documents the status of each."""
 
 from modelserve.errors import (
     InferenceError,

@@ -1,7 +1,7 @@
 """KServe's loggers; nothing is set up before `configure_logging` is called.
 
-Where no configuration is given, the lines are modelserve's: for people on a terminal, otherwise one
-JSON object a line, to stderr, from the level in the environment variable KSERVE_LOGLEVEL on.
+By default modelserve's lines go to stderr: readable on a terminal, otherwise one JSON object each.
+The environment variable KSERVE_LOGLEVEL sets the level.
 """
 
 import json
@@ -31,16 +31,15 @@ trace_logger = logging.getLogger(KSERVE_TRACE_LOGGER_NAME)
 
 
 def configure_logging(log_config: dict[str, Any] | str | None = None) -> None:
-    """Set up logging, by default only where nobody has.
+    """Set up logging; without a configuration, only if it has not been set up.
 
     Args:
-        log_config: A dictionary for `logging.config.dictConfig`, or a file: one that ends in
-            .json, .yaml or .yml has such a dictionary, any other is for
-            `logging.config.fileConfig`.
+        log_config: A dictionary for `logging.config.dictConfig`, or a file: .json, .yaml and .yml
+            hold such a dictionary, any other is for `logging.config.fileConfig`.
     """
     if log_config is None:
         if not logger.hasHandlers():
-            _configure_as_usual()
+            _configure_by_default()
     elif isinstance(log_config, dict):
         logging.config.dictConfig(log_config)
     elif log_config.endswith((".json", ".yaml", ".yml")):
@@ -49,7 +48,7 @@ def configure_logging(log_config: dict[str, Any] | str | None = None) -> None:
         logging.config.fileConfig(log_config, disable_existing_loggers=False)
 
 
-def _configure_as_usual() -> None:
+def _configure_by_default() -> None:
     level = os.environ.get("KSERVE_LOGLEVEL", "info").lower()
     logs.configure(form="human" if sys.stderr.isatty() else "json", level=level)
 

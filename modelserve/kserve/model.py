@@ -1,4 +1,4 @@
-"""`Model` at KServe's path; its base classes there are the same class here."""
+"""`Model` at KServe's path; KServe's base classes of it are the same class here."""
 
 from enum import Enum
 
@@ -11,7 +11,7 @@ BaseKServeModel = InferenceModel = Model
 
 
 class InferenceVerb(Enum):
-    """What KServe tells a model that it calls; nothing here asks for it."""
+    """The verbs that KServe passes to a model; modelserve does not use them."""
 
     EXPLAIN = 1
     PREDICT = 2

@@ -1,7 +1,7 @@
-"""`ModelServer` with KServe's arguments and command line, and `start`.
+"""`ModelServer` with KServe's arguments, command line and `start`.
 
-What neither the constructor nor the command line says is read when `start` is called: nothing
-happens at import. Options that mean nothing here are taken, and a warning says so.
+The command line and the environment are read when `start` is called: nothing happens at import.
+Options without a meaning here are accepted, with a warning.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ __all__ = ["ModelServer", "app", "parser"]
 
 ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
-_MEANS_NOTHING: Final = (
+_IGNORED: Final = (
     "access_log_format",
     "enable_docs_url",
     "enable_grpc",
@@ -90,22 +90,31 @@ def _add_logging(parser: ArgumentParser) -> None:
 
 
 def _add_model(parser: ArgumentParser) -> None:
-    parser.add_argument("--model_name", default="model", help="for the program: a model's name")
+    parser.add_argument(
+        "--model_name", default="model", help="a model's name, for the program to use"
+    )
 
 
 def _add_predictor(parser: ArgumentParser) -> None:
     add = parser.add_argument
     protocols = ("v1", "v2", "grpc-v2")
-    add("--predictor_host", help="where models without a predict send their payloads on to")
-    add("--predictor_protocol", choices=protocols, default="v1", help="what it speaks")
-    add("--protocol", choices=protocols, default="v1", help="the same, by its old name")
+    add("--predictor_host", help="where models without a predict forward their payloads")
+    add("--predictor_protocol", choices=protocols, default="v1", help="the predictor's protocol")
+    add("--protocol", choices=protocols, default="v1", help="old name of --predictor_protocol")
     add("--predictor_use_ssl", type=strtobool, default=False, help="call it over TLS")
-    add("--predictor_request_timeout_seconds", type=int, default=600, help="until it answers")
-    add("--predictor_request_retries", type=int, default=0, help="of connections to it")
+    add(
+        "--predictor_request_timeout_seconds",
+        type=int,
+        default=600,
+        help="seconds to wait for its answer",
+    )
+    add(
+        "--predictor_request_retries", type=int, default=0, help="times to retry a connection to it"
+    )
 
 
 def _add_ignored(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("KServe's, without a meaning here").add_argument
+    add = parser.add_argument_group("options of KServe without a meaning here").add_argument
     add("--access_log_format")
     add("--enable_docs_url", type=strtobool, default=False)
     add("--enable_grpc", type=strtobool, default=True)
@@ -120,21 +129,22 @@ parser = _parser()
 
 
 def _options(given: Mapping[str, Any]) -> Namespace:
-    """Return all options: those given to the constructor, else on the command line, else default."""
-    names = [action.dest for action in parser._actions]
-    told, _ = parser.parse_known_args(namespace=Namespace(**dict.fromkeys(names)))
-    said = _without_none(vars(told)) | _without_none(given)
-    for name in _MEANS_NOTHING:
-        if said.get(name):
+    """Return all options: from the constructor, else the command line, else the defaults."""
+    options, _ = parser.parse_known_args()
+    unset = Namespace(**dict.fromkeys(vars(options)))  # argparse leaves out defaults of what is set
+    on_command_line, _ = parser.parse_known_args(namespace=unset)
+    chosen = _without_none(vars(on_command_line)) | _without_none(given)
+    for name in _IGNORED:
+        if chosen.get(name):
             logger.warning("%s means nothing to modelserve and is ignored", name)
-    options = Namespace(**{name: parser.get_default(name) for name in names} | said)
+    vars(options).update(chosen)
     options.ssl_certfile = options.ssl_certfile or os.environ.get(KSERVE_TLS_CERT_FILE_ENV)
     options.ssl_keyfile = options.ssl_keyfile or os.environ.get(KSERVE_TLS_KEY_FILE_ENV)
-    if "http_port" not in said:
+    if "http_port" not in chosen:
         options.http_port = int(os.environ.get("PORT") or DEFAULT_HTTP_PORT)
     if options.ssl_certfile and options.ssl_keyfile and options.http_port == DEFAULT_HTTP_PORT:
         options.http_port = DEFAULT_HTTPS_PORT  # as KServe does
-    if "predictor_protocol" not in said:
+    if "predictor_protocol" not in chosen:
         options.predictor_protocol = options.protocol
     return options
 
@@ -159,26 +169,26 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ModelServer(_ModelServer):
-    """Serve models over KServe's protocols; KServe's arguments, and an ASGI application as well.
+    """Serve models over KServe's protocols: an ASGI application with KServe's arguments.
 
     Args:
         http_port: The port to listen on; else the environment variable PORT, else 8080.
-        workers: How many processes; with more than one the models go to them by pickle.
+        workers: How many processes; several receive the models by pickle.
         max_asyncio_workers: How many sync hooks run at the same time; else 40.
-        registered_models: A repository: its models are served, and it is asked for those that are
-            loaded over HTTP.
+        registered_models: A repository, whose models are served, and which loads others by name
+            over HTTP.
         enable_latency_logging: Log a line a request.
         event_loop: "auto", "asyncio" or "uvloop".
         timeout_keep_alive: Seconds that an idle connection stays open; else 65.
-        predictor_config: Where models without a `predict` send their payloads on to, unless they
-            have a `predictor_host` of their own.
+        predictor_config: Where models without a `predict` forward their payloads, unless they
+            have their own `predictor_host`.
         grace_period: Seconds that requests have to finish in when the server stops.
         ssl_certfile: A certificate's file, with `ssl_keyfile`; the port is then 8443, not 8080.
-        options: Arguments of `modelserve.ModelServer`: `limits`, `debug`, `token` and so on. Bodies
-            may be of any size, as in KServe, unless `limits` says otherwise.
+        options: Arguments of `modelserve.ModelServer`: `limits`, `debug`, `token` and so on. The
+            size of bodies is not limited, as in KServe, unless `limits` does.
 
-    What is left out comes from the command line when `start` is called. The other arguments are
-    KServe's, and mean nothing here.
+    What is left out is taken from the command line when `start` is called. The other arguments are
+    KServe's, without a meaning here.
     """
 
     def __init__(
@@ -220,7 +230,7 @@ class ModelServer(_ModelServer):
         limits = limits.with_defaults(Limits(max_body_bytes=math.inf, drain_timeout=grace_period))
         if max_asyncio_workers is not None:
             options["threads"] = max_asyncio_workers
-        self._own = {"registered_models": registered_models, "limits": limits, **options}
+        self._arguments = {"registered_models": registered_models, "limits": limits, **options}
         self._predictor_config = predictor_config
         self._exception_handler: ExceptionHandler | None = None
         super().__init__(limits=limits, **options)
@@ -232,20 +242,20 @@ class ModelServer(_ModelServer):
         self.serving.registry.asks_repository = registered_models is not None
 
     def register_model(self, model: Any, name: str | None = None) -> None:
-        """Serve a model under its own name or another one, at once; it is loaded if need be."""
+        """Serve a model under its name, or another; it is loaded in the background if not ready."""
         config = self._predictor_config
         if config is not None and isinstance(model, Model) and not model.predictor_host:
             model.predictor_config = config
         self.registered_models.update(model, name)
 
     def register_exception_handler(self, handler: ExceptionHandler) -> None:
-        """Give the event loop a handler of what no task has caught; asyncio's interface."""
+        """Set the event loop's handler of uncaught exceptions, with asyncio's interface."""
         self._exception_handler = handler
 
     def default_exception_handler(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
     ) -> None:
-        """Log what no task has caught: asyncio's own handler."""
+        """Log an uncaught exception, as asyncio does by default."""
         loop.default_exception_handler(context)
 
     @asynccontextmanager
@@ -256,11 +266,10 @@ class ModelServer(_ModelServer):
             yield
 
     def start(self, models: Iterable[Any]) -> None:
-        """Serve these models, and those of the repository, until a signal comes.
+        """Serve these models, and those of the repository, until SIGTERM or SIGINT.
 
-        Those that are not ready are loaded in the background. From the first SIGTERM or SIGINT on
-        requests have `grace_period` seconds to finish in. Raises SystemExit if the server cannot
-        start.
+        Models that are not ready are loaded in the background. After the signal, requests have
+        `grace_period` seconds to finish in. Raises SystemExit if the server cannot start.
         """
         options = _options(self._given)
         set_up_logging = partial(
@@ -274,7 +283,7 @@ class ModelServer(_ModelServer):
         for model in models:
             self.register_model(model)
         if options.max_asyncio_workers is not None:
-            self._own["threads"] = options.max_asyncio_workers
+            self._arguments["threads"] = options.max_asyncio_workers
             self.serving.reconfigure(Limits(), threads=options.max_asyncio_workers, debug=False)
         settings = Settings(
             host="0.0.0.0",
@@ -293,15 +302,17 @@ class ModelServer(_ModelServer):
             sys.exit(code)
 
     def stop(self, sig: int = signal.SIGTERM) -> None:
-        """Stop the server that runs in this process, as the signal does."""
+        """Stop the server of this process as a signal would."""
         signal.raise_signal(sig)
 
     def _loader(self, workers: int) -> Callable[[], ASGIApp]:
-        """Return what gives the server its application, in each worker process if there are any."""
+        """Return a function that makes the application, picklable if there are worker processes."""
         if workers == 1:
             return partial(_around, self)
         models = dict(self.registered_models.get_models())
-        return partial(_application, self._own, models, app.middleware, self._exception_handler)
+        return partial(
+            _application, self._arguments, models, app.middleware, self._exception_handler
+        )
 
 
 def _set_up_logging(path: str | None, *, configure: bool, requests: bool) -> None:
@@ -312,7 +323,7 @@ def _set_up_logging(path: str | None, *, configure: bool, requests: bool) -> Non
 
 
 class _App:
-    """What KServe's global application is good for: middleware around the server that is started."""
+    """KServe's global application: it puts middleware around the server that is started."""
 
     def __init__(self) -> None:
         self.app: ModelServer | None = None  # `find_drainables` looks here
@@ -320,11 +331,11 @@ class _App:
         self._outermost: ASGIApp | None = None
 
     def add_middleware(self, middleware_class: Any, *args: Any, **kwargs: Any) -> None:
-        """Put ASGI middleware around the server, and around what was added before."""
+        """Add ASGI middleware, outside of what was added before."""
         self.middleware.append((middleware_class, args, kwargs))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on to the server. Raises RuntimeError before one has been started."""
+        """Call the server. Raises RuntimeError before one has been started."""
         if self._outermost is None:
             self._outermost = self._build()
         await self._outermost(scope, receive, send)
@@ -338,7 +349,7 @@ class _App:
         return outermost
 
 
-# Programs import it to add middleware to: it has to be there before a server is.
+# Programs import it to add middleware before they start a server.
 app = _App()
 
 
@@ -353,7 +364,7 @@ def _application(
     middleware: list[Any],
     exception_handler: ExceptionHandler | None,
 ) -> ASGIApp:
-    """Make in a worker process what the program made in its own."""
+    """Build in a worker process the application that the program has built in its own."""
     model_server = ModelServer(**arguments)
     for name, model in models.items():
         model_server.register_model(model, name)

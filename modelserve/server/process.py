@@ -91,7 +91,7 @@ def _make_server(
 
 
 def _failure(exc: Exception) -> str:
-    """Say why the application cannot be loaded, with the traceback of what is not ours."""
+    """Return why the application cannot be loaded, with the traceback of others' exceptions."""
     if isinstance(exc, LoadError):
         return f"modelserve: {exc}"
     lines = traceback.format_exception(type(exc), exc, users_traceback(exc))

@@ -64,7 +64,7 @@ class Reloader:
         self._stopping.set()
 
     def _report_end(self) -> None:
-        """Say, once, that the worker has ended by itself, and why."""
+        """Report, once, that the worker has ended by itself, and why."""
         alive = self._worker.process.is_alive()
         self._worker.read_pipe()
         if alive or self._has_reported:

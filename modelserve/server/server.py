@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle the signals until the process exits; unlike uvicorn, never restore the old ones."""
+        """Handle the signals until the process exits; uvicorn would restore the old handlers."""
         if threading.current_thread() is threading.main_thread():
             for sig in STOP_SIGNALS if self._alone else (signal.SIGTERM,):
                 signal.signal(sig, self.handle_exit)

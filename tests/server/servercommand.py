@@ -201,9 +201,9 @@ every_protocol = pytest.mark.parametrize(
 )
 
 
-def until(true: Callable[[], Any], within: float = 20.0) -> None:
+def until(condition: Callable[[], Any], within: float = 20.0) -> None:
     ends = time.monotonic() + within
-    while not true():
+    while not condition():
         assert time.monotonic() < ends, "waited for too long"
         time.sleep(0.01)
 

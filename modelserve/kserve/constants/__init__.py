@@ -1,1 +1,1 @@
-"""KServe's path to the constants."""
+"""The package of the constants at KServe's path."""

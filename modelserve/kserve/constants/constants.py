@@ -1,4 +1,4 @@
-"""Those of KServe's constants that mean something without its Kubernetes client."""
+"""KServe's constants, except those of its Kubernetes client."""
 
 from enum import Enum
 from typing import Final
@@ -41,7 +41,7 @@ KSERVE_TLS_KEY_FILE_ENV: Final = "KSERVE_TLS_KEY_FILE"
 
 
 class PredictorProtocol(Enum):
-    """The protocols that a transformer may speak to its predictor."""
+    """The protocols between a transformer and its predictor."""
 
     REST_V1 = "v1"
     REST_V2 = "v2"
@@ -49,7 +49,7 @@ class PredictorProtocol(Enum):
 
 
 class ModelType(Enum):
-    """What a component of an InferenceService is."""
+    """The kinds of component of an InferenceService."""
 
     EXPLAINER = 1
     PREDICTOR = 2

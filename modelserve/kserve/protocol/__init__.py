@@ -1,1 +1,1 @@
-"""KServe's path to the V2 types."""
+"""The package of the V2 types at KServe's path."""

@@ -1,1 +1,1 @@
-"""KServe's path to the helpers."""
+"""The package of the helpers at KServe's path."""

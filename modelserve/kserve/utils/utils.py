@@ -1,4 +1,4 @@
-"""KServe's helpers, those of its Kubernetes client and of gRPC apart."""
+"""KServe's helpers, except those of its Kubernetes client and of gRPC."""
 
 import os
 from contextlib import suppress
@@ -23,7 +23,7 @@ _FALSE: Final = ("n", "no", "f", "false", "off", "0")
 
 
 def strtobool(val: str) -> bool:
-    """Return what a word for true or false means; raise ValueError for another word."""
+    """Convert a word for true or false to a bool. Raises ValueError for other words."""
     word = val.lower()
     if word not in _TRUE + _FALSE:
         raise ValueError(f"{val!r} is neither true nor false")
@@ -31,12 +31,12 @@ def strtobool(val: str) -> bool:
 
 
 def is_v1(protocol: Any) -> bool:
-    """Say whether a protocol, as text or as `PredictorProtocol`, is V1."""
+    """Return whether a protocol, text or `PredictorProtocol`, is V1."""
     return _is(protocol, PredictorProtocol.REST_V1)
 
 
 def is_v2(protocol: Any) -> bool:
-    """Say whether a protocol, as text or as `PredictorProtocol`, is V2 over REST."""
+    """Return whether a protocol, text or `PredictorProtocol`, is V2 over REST."""
     return _is(protocol, PredictorProtocol.REST_V2)
 
 
@@ -45,7 +45,7 @@ def _is(protocol: Any, known: PredictorProtocol) -> bool:
 
 
 def cpu_count() -> int:
-    """Return how many processors this process may use: the affinity's, and the container's."""
+    """Return how many processors this process may use, by its affinity and its container."""
     count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
@@ -53,7 +53,7 @@ def cpu_count() -> int:
 
 
 def _quota(cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the whole processors in a container's quota, or None where it has no quota."""
+    """Return the container's quota in whole processors; None without one."""
     with suppress(OSError, ValueError):  # cgroup v2; "max" is no number
         quota, period = (cgroups / "cpu.max").read_text().split()
         return int(quota) // int(period)
