@@ -59,7 +59,7 @@ def users_traceback(exc: BaseException) -> TracebackType | None:
     return found
 
 
-# --- parsing --------------------------------------------------------------------------------------
+# --- parsing ------------------------------------------------------------------------------------
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -81,7 +81,7 @@ def _is_dotted_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
-# --- importing ------------------------------------------------------------------------------------
+# --- importing ----------------------------------------------------------------------------------
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -124,7 +124,7 @@ def _import(name: str) -> ModuleType:
         raise LoadError(f"There is no module {name!r}: {exc}.") from None
 
 
-# --- the application ------------------------------------------------------------------------------
+# --- the application ----------------------------------------------------------------------------
 
 
 def _find(module: ModuleType, attribute: str, where: str) -> Any:

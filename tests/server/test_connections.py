@@ -207,11 +207,11 @@ def test_client_with_a_small_window_that_reads_now_and_then_is_not_cut(
     serve: Serve, tls: list[str], receive_buffer: int, is_tls: bool, flags: str
 ) -> None:
     """TCP_USER_TIMEOUT would cut it: the window never opens by a whole segment."""
-    running = serve("served.py", "--send-timeout", "1.5", *flags.split(), *tls * is_tls)
+    running = serve("served.py", "--send-timeout", "2", *flags.split(), *tls * is_tls)
     with running.send(post("large"), receive_buffer=receive_buffer) as client:
         for _ in range(15):
             assert client.recv(1 << 16)
-            time.sleep(0.4)
+            time.sleep(0.5)
 
 
 @pytest.mark.slow

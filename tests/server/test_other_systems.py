@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servercommand import INT, ROOT, TERM, Serve
+from servercommand import INT, ROOT, SERVED, TERM, Serve, until
 
 # Runs before anything else in a process. uvloop does not exist for Windows either.
 WINDOWS = """
@@ -87,6 +87,14 @@ def test_one_process_serves_and_drains(serve: Serve, sig: Any, protocol: str, pa
         assert stream.read() == b'{"word":1}\n{"word":2}\n'
     assert running.exit_code(within=2) == 0
     assert "Traceback" not in running.log
+
+
+def test_a_changed_file_is_served(serve: Serve, path: str) -> None:
+    running = serve("served.py", "--reload", PYTHONPATH=path)
+    (running.folder / "served.py").write_text(SERVED.replace("os.getpid()", "'edited'"))
+    until(lambda: running.predict("pid") == (200, {"pid": "edited"}))
+    running.signal(INT)
+    assert running.exit_code(within=3) == 0
 
 
 @pytest.mark.parametrize(
