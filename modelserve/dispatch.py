@@ -73,9 +73,7 @@ async def run_model(serving: Serving, target: Target, exchange: Exchange) -> Non
     codec, ref, headers = target.codec, target.ref, exchange.headers
     is_named = ref is not NO_MODEL
     if not is_named:  # the body names it
-        body = await read_body(
-            exchange.receive, serving.max_body_bytes, exchange.get(b"content-length")
-        )
+        body = await _read_whole(exchange, serving.max_body_bytes)
         ref, payload = codec.open(body, exchange)
     entry = serving.registry.entries.get(ref.name)
     if entry is None or ref.version is not None:
@@ -95,6 +93,7 @@ async def run_model(serving: Serving, target: Target, exchange: Exchange) -> Non
         plan = entry.plans[target.hook]
         if plan.streams and not plan.wants_response_headers:
             _check_acceptable(codec, exchange, ref)
+        # The same as `_read_whole`, without its coroutine.
         body = await read_body(exchange.receive, limit, headers.get(b"content-length", b""))
         if b"content-encoding" in headers:
             body = decompressed(body, headers[b"content-encoding"], limit)
@@ -119,6 +118,15 @@ async def run_model(serving: Serving, target: Target, exchange: Exchange) -> Non
 
 
 Opened: TypeAlias = tuple[Codec, ModelRef, Payload]  # a request that its codec has opened
+
+
+async def _read_whole(exchange: Exchange, limit: float) -> bytes | bytearray:
+    """Read the body, undo its coding, and note that the client can only leave from now on."""
+    body = await read_body(exchange.receive, limit, exchange.get(b"content-length"))
+    exchange.body_read = True
+    if exchange.flight is not None:
+        exchange.flight.note_body_read()
+    return decompressed(body, exchange.get(b"content-encoding"), limit)
 
 
 async def _wait_until_usable(serving: Serving, entry: Entry, exchange: Exchange) -> None:

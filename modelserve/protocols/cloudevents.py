@@ -79,8 +79,6 @@ class EventSettings(NamedTuple):
 
 def codec_for(codec: Codec, head: Head, settings: EventSettings) -> Codec:
     """Return the codec for a request: the one given or, for an event, one around it."""
-    if codec.model_in_body:
-        return codec
     content_type = head.get(b"content-type")
     if content_type != b"application/json" and _is_structured(content_type):
         return _StructuredCodec(codec, settings)

@@ -5,8 +5,8 @@ headers and bytes. It also writes the protocol's errors and ends its streams. Th
 protocol by its codec alone; a codec knows neither the pipeline nor the exchange.
 
 For a request, the pipeline calls `json_length` before it reads the body; `decode`, or `open` where
-the body names the model; `check`; and `encode`, or `stream_format`. Whatever fails before the
-response has started becomes what `error` says, and later the last record of the stream's encoder.
+the path names no model; `check`; and `encode` or, for a stream, `stream_format`. A failure before the
+response has started becomes what `error` returns, a later one the last record of the encoder.
 """
 
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -96,13 +96,11 @@ class Codec:
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
         always_streams: A value that is no stream is sent as a stream of one item.
-        model_in_body: The body names the model, not the path: `open` is called, not `decode`.
         format_class: How streams go out.
     """
 
     protocol: str
     always_streams: bool = False
-    model_in_body: bool = False
     format_class: type[StreamFormat] = StreamFormat
 
     def json_length(self, head: Head) -> bytes | None:
@@ -114,7 +112,10 @@ class Codec:
         return None
 
     def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
-        """Return the model that a body names, and the payload. Raises InvalidInput."""
+        """Return the model and the payload of a request whose path names no model.
+
+        Raises InvalidInput.
+        """
         raise NotImplementedError
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:

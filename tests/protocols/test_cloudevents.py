@@ -481,16 +481,6 @@ def test_an_ordinary_request_costs_nothing_more() -> None:
     assert codec_for(V1, head_with({"content-type": "application/json"}), EventSettings()) is V1
 
 
-class InBody(Codec):
-    protocol = "x"
-    model_in_body = True
-
-
-def test_a_protocol_that_names_the_model_in_its_body_has_no_events() -> None:
-    codec = InBody()
-    assert codec_for(codec, head_with(BINARY), EventSettings()) is codec
-
-
 FIXED = EventSettings(
     new_id=lambda: 7, now=lambda: datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 )

@@ -1,14 +1,23 @@
 """What a protocol may decide, shown by protocols unlike ours: a chat, and one with trailers."""
 
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
+from time import monotonic
 from typing import Any
 
+import anyio
 import orjson
 import pytest
 from starlette.datastructures import MutableHeaders
 
-from modelserve.errors import InvalidInput
+from modelserve import Limits, ModelServer
+from modelserve.dispatch import dispatch, run_model
+from modelserve.endpoints import Target
+from modelserve.errors import InvalidInput, Stopped
+from modelserve.exchange.exchange import Exchange
 from modelserve.protocols.codec import (
     Codec,
     Encoded,
@@ -23,6 +32,7 @@ from modelserve.protocols.codec import (
 from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
 from modelserve.protocols.v1 import V1
 from modelserve.protocols.v2 import INFER, INFER_STREAM
+from modelserve.testing import App, Response, exchange, request
 from modelserve.wire.encoders import COLLECTED, SSE, Encoder
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Header
@@ -54,7 +64,7 @@ class ChatFormat(StreamFormat):
         return replace(SSE, encode=self.chunk, failure=chat_failure, finish=self.last)
 
     def text(self, item: Item) -> bytes:
-        """Return the text of an item; one that tells the usage has none."""
+        """Return the text of an item; one that reports usage has none."""
         if isinstance(item, dict):
             self.usage = item["usage"]
             return b""
@@ -74,7 +84,6 @@ class ChatFormat(StreamFormat):
 
 class ChatCodec(Codec):
     protocol = "chat"
-    model_in_body = True
     format_class = ChatFormat
 
     def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
@@ -193,6 +202,100 @@ def test_errors_have_a_shape_and_headers(status: int, headers: list[Header]) -> 
     assert orjson.loads(body)["error"]["message"] == "no"
 
 
+# --- the chat through the pipeline ----------------------------------------------------------------
+
+
+def chat(predict: Any, **options: Any) -> App:
+    """Return an application with one route, whose path names no model."""
+    server = ModelServer(**options)
+    server.add_model(predict, "m")
+    target = Target({"POST": run_model}, codec=CHAT, verb="chat")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        served = Exchange(CHAT, scope, receive, send, monotonic())
+        pipeline = dispatch(server.serving, target, served)
+        with suppress(Stopped):
+            rest = server.serving.flights.start(served, pipeline)
+            if rest is not None:
+                await rest
+
+    return app
+
+
+async def words(payload: Any) -> AsyncIterator[str]:
+    for word in payload["say"]:
+        if word == "raise":
+            raise InvalidInput("no such word")
+        yield word
+
+
+async def ask(app: App, headers: dict[str, str] | None = None, **document: Any) -> Response:
+    body = orjson.dumps({"model": "m", "say": ["a", "b"], **document})
+    if headers == {"content-encoding": "gzip"}:
+        body = gzip.compress(body)
+    return await request(app, "POST", "/chat", body=body, headers=headers)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("headers", [None, {"content-encoding": "gzip"}, {"ce-specversion": "1.0"}])
+async def test_a_chat(headers: dict[str, str] | None) -> None:
+    response = await ask(chat(words), headers, stream=True)
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.body == (
+        b'data: {"delta":"a"}\n\ndata: {"delta":"b"}\n\ndata: {"usage":0}\n\ndata: [DONE]\n\n'
+    )
+    response = await ask(chat(words), headers)
+    assert response.json() == {"model": "m", "text": "ab", "usage": 0}
+
+
+@pytest.mark.anyio
+async def test_a_chat_that_fails() -> None:
+    document = b'{"error":{"message":"no such word","code":null}}'
+    response = await ask(chat(words), say=["a", "raise"], stream=True)
+    assert response.status == 200
+    assert response.body == b'data: {"delta":"a"}\n\nevent: error\ndata: ' + document + b"\n\n"
+    for stream in (True, False):
+        response = await ask(chat(words), say=["raise"], stream=stream)
+        assert (response.status, response.body) == (400, document)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("document", "status", "message"),
+    [
+        ({"model": "zz"}, 404, "Model with name zz does not exist."),
+        ({"model": 5}, 400, 'Expected "model" to be a string'),
+        ({"say": ["x" * 200]}, 413, "The request body is larger than 100 bytes."),
+        ({"say": 5}, 500, "Internal Server Error"),
+    ],
+)
+async def test_errors_of_a_chat(document: Any, status: int, message: str) -> None:
+    response = await ask(chat(words, limits=Limits(max_body_bytes=100)), **document)
+    assert (response.status, response.json()["error"]["message"]) == (status, message)
+    assert ("x-should-retry" in response.headers) is (status == 500)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_a_chat_ends_it(stream: bool) -> None:
+    waiting, closed = anyio.Event(), anyio.Event()
+
+    async def predict(payload: Any) -> AsyncIterator[str]:
+        try:
+            yield "a"
+            waiting.set()
+            await anyio.sleep_forever()
+        finally:
+            closed.set()
+
+    body = orjson.dumps({"model": "m", "stream": stream})
+    async with exchange(chat(predict), "POST", "/chat", body=body) as client:
+        await waiting.wait()
+        client.hang_up()
+        await client.ended()
+    assert closed.is_set()
+
+
 # --- gRPC-web: errors are a 200 with trailers, the last record is a frame of trailers --------------
 
 
@@ -230,17 +333,12 @@ def test_trailers_end_a_stream() -> None:
     assert sent(stream, [b"a", RuntimeError("no")])[1] == frame(0x80, b"grpc-status: 13")
 
 
-# --- what goes without saying -------------------------------------------------------------------
+# --- the defaults -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", [Codec(), V1, INFER, INFER_STREAM, GENERATE, GENERATE_STREAM])
 def test_an_error_is_one_sentence_unless_a_protocol_says_otherwise(codec: Codec) -> None:
     assert codec.error(418, "no") == (418, [JSON], b'{"error":"no"}')
-
-
-@pytest.mark.parametrize("codec", [V1, INFER, INFER_STREAM, GENERATE, GENERATE_STREAM])
-def test_the_path_names_the_model_unless_a_protocol_says_otherwise(codec: Codec) -> None:
-    assert not codec.model_in_body
 
 
 def test_a_codec_that_does_nothing() -> None:
