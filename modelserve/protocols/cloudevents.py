@@ -344,7 +344,7 @@ def _is_structured(content_type: bytes) -> bool:
 
 
 def _accepting_json(head: Head) -> Head:
-    """Return a head whose `Accept` says application/json where it named a structured event."""
+    """Return a head that accepts application/json instead of structured events."""
     accept = (head.accept or "").lower()
     if _STRUCTURED not in accept:
         return head

@@ -90,8 +90,8 @@ class StreamFormat:
 class Codec:
     """One protocol, or one endpoint of it.
 
-    One codec serves many requests. What it needs beside their bytes, such as the time or new ids,
-    it is given when it is made.
+    A codec serves many requests. What it needs apart from their bytes, such as the time or new ids,
+    is given to it when it is made.
 
     Attributes:
         protocol: The name of the protocol in metrics and in the log.

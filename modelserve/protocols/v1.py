@@ -32,7 +32,7 @@ from modelserve.wire.media import is_json, media_type
 
 __all__ = ["V1"]
 
-# What is read as JSON, beside `application/*+json`: curl -d sends the form type, many send none.
+# Read as JSON, as `application/*+json` is: curl -d sends the form type, many send none.
 _JSON_TYPES: Final = frozenset(
     (b"", b"application/json", b"application/octet-stream", b"application/x-www-form-urlencoded")
 )

@@ -194,8 +194,8 @@ def _merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
 def _concatenated(outputs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return outputs of one name as one, along their first dimension."""
     first = outputs[0]
-    rests = [(output["datatype"], output["shape"][1:]) for output in outputs]
-    if any(rest != rests[0] for rest in rests):
+    row_types = [(output["datatype"], output["shape"][1:]) for output in outputs]
+    if any(row_type != row_types[0] for row_type in row_types):
         raise InferenceError(
             f"The items of the stream do not fit together: output {first['name']!r} changes its "
             "shape or datatype."
