@@ -12,8 +12,8 @@ from modelserve.metrics.store import Store
 
 __all__ = ["ModelSeries", "Tick"]
 
-# Whatever runs once a request or once an item writes to the cells itself, as
-# `Histogram.observe` does: the call would take longer than the rest of it.
+# What runs for each request or each item does not call `Histogram.observe`, but has its two lines:
+# the call would take longer than they do.
 
 
 class ModelSeries:
