@@ -12,8 +12,8 @@ from modelserve.metrics.store import Store
 
 __all__ = ["ModelSeries", "Tick"]
 
-# Whatever runs once a request or once an item writes to the cells itself, as
-# `Histogram.observe` does: the call would take longer than the rest of it.
+# What runs for each request or each item does not call `Histogram.observe`, but has its two lines:
+# the call would take longer than they do.
 
 
 class ModelSeries:
@@ -24,14 +24,15 @@ class ModelSeries:
         stages: A histogram for each hook that the model defines.
     """
 
-    __slots__ = ("_done", "_seconds", "_store", "_streams", "name", "stages")
+    __slots__ = ("_done", "_requests", "_seconds", "_store", "_streams", "name", "stages")
 
     def __init__(self, store: Store, name: str) -> None:
         self.name = name.encode("utf-8", "replace").decode()
         self.stages: dict[str, Histogram] = {}
         self._store = store
         self._seconds = store.series(Histogram, "modelserve_request_seconds", self.name)
-        # By protocol and verb: requests that ended with 200 and no error, as most do.
+        self._requests: dict[tuple[str, str, int, str], Counter] = {}
+        # Those of them that ended with 200 and no error, as most do, by protocol and verb.
         self._done: dict[str, dict[str, Counter]] = {}
         self._streams: tuple[Histogram, Histogram, Counter] | None = None
 
@@ -52,9 +53,10 @@ class ModelSeries:
             try:
                 requests = self._done[protocol][verb]
             except KeyError:
-                requests = self._add_done(protocol, verb)
+                requests = self._counter(protocol, verb, ending)
+                self._done.setdefault(protocol, {})[verb] = requests
         else:
-            requests = self._requests(protocol, verb, *result_of(ending))
+            requests = self._counter(protocol, verb, ending)
         requests.cells[0] += 1.0
         cells = self._seconds.cells
         cells[0 if seconds <= FIRST_BOUND else bisect_left(BOUNDS, seconds)] += 1.0
@@ -107,14 +109,15 @@ class ModelSeries:
         """How many requests wait; shown from the first use on."""
         return self._store.series(Gauge, "modelserve_queued", self.name)
 
-    def _add_done(self, protocol: str, verb: str) -> Counter:
-        counter = self._requests(protocol, verb, 200, "done")
-        self._done.setdefault(protocol, {})[verb] = counter
+    def _counter(self, protocol: str, verb: str, ending: Ending) -> Counter:
+        status, outcome = result_of(ending)
+        key = (protocol, verb, status, outcome)
+        counter = self._requests.get(key)
+        if counter is None:
+            labels = (self.name, protocol, verb, str(status), outcome)
+            counter = self._store.series(Counter, "modelserve_requests_total", *labels)
+            self._requests[key] = counter
         return counter
-
-    def _requests(self, protocol: str, verb: str, status: int, outcome: str) -> Counter:
-        labels = (self.name, protocol, verb, str(status), outcome)
-        return self._store.series(Counter, "modelserve_requests_total", *labels)
 
 
 class Tick:

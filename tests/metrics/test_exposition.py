@@ -64,8 +64,6 @@ def test_any_model_name_can_be_exposed(name: str, tmp_path: Path) -> None:
 
 
 OPENMETRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-
 PROMETHEUS_3 = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
     "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.3"

@@ -67,6 +67,18 @@ def test_a_stream() -> None:
     assert found['modelserve_inter_item_seconds_bucket{le="1.0",model_name="m"}'] == 2
 
 
+def test_streams_are_added_up() -> None:
+    telemetry = Telemetry()
+    series = telemetry.model("m")
+    one, other = (series.stream(arrived=0.0, now=1.0) for _ in range(2))
+    one(2.0)
+    other(4.0)
+    found = samples(telemetry)
+    assert found['modelserve_stream_items_total{model_name="m"}'] == 4
+    assert found['modelserve_time_to_first_item_seconds_sum{model_name="m"}'] == 2.0
+    assert found['modelserve_inter_item_seconds_sum{model_name="m"}'] == 4.0
+
+
 def test_items_that_come_together_are_recorded_together() -> None:
     telemetry = Telemetry()
     tick = telemetry.model("m").stream(arrived=100.0, now=100.0)
