@@ -1,4 +1,4 @@
-"""Limits as numbers, and the timeout that a client asks for."""
+"""Limits as numbers, and the timeout that a client requests."""
 
 import math
 from dataclasses import FrozenInstanceError, fields
@@ -90,7 +90,7 @@ def test_infinity_is_no_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "limit", "timeout"),
+    ("requested", "limit", "timeout"),
     [
         (b"3", None, 3.0),
         (b"3", 5.0, 3.0),
@@ -100,15 +100,17 @@ def test_infinity_is_no_deadline() -> None:
         (b"1e3", None, 1000.0),
     ],
 )
-def test_a_client_may_ask_for_less_time(asked: bytes, limit: float | None, timeout: float) -> None:
+def test_a_client_may_request_less_time(
+    requested: bytes, limit: float | None, timeout: float
+) -> None:
     deadlines = Deadlines(timeout=limit, idle_timeout=7)
-    assert shortened(deadlines, asked) == Deadlines(timeout=timeout, idle_timeout=7)
+    assert shortened(deadlines, requested) == Deadlines(timeout=timeout, idle_timeout=7)
 
 
 @pytest.mark.parametrize(
-    "asked", [b"", b"0", b"-1", b"soon", b"nan", b"inf", b"1e400", b"1 s", b"\xff", b","]
+    "requested", [b"", b"0", b"-1", b"soon", b"nan", b"inf", b"1e400", b"1 s", b"\xff", b","]
 )
-def test_a_client_may_not_ask_for_nonsense(asked: bytes) -> None:
+def test_an_invalid_timeout_is_refused(requested: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
-        shortened(Deadlines(), asked)
+        shortened(Deadlines(), requested)
     assert caught.value.reason == "x-request-timeout-seconds must be a positive number."
