@@ -106,9 +106,9 @@ async def run_model(serving: Serving, target: Target, exchange: Exchange) -> Non
             await serving.usable(entry)
         payload = codec.decode(body, exchange, ref)
     del body  # it may be large, and the answer may take long
-    if not serving.admission.enter_nowait(entry.gate):
+    if not serving.admission.acquire_nowait(entry.gate):
         exchange.enter(_QUEUE)
-        await serving.admission.enter(entry.gate)
+        await serving.admission.acquire(entry.gate)
     exchange.admitted = True
     exchange.phase = _FIRST
     exchange.since = monotonic()
@@ -201,7 +201,7 @@ async def _respond(
                     exchange.flight.begin_clean_up()
                 await call.finish()
         finally:
-            serving.admission.leave(entry.gate)
+            serving.admission.release(entry.gate)
 
 
 async def _one(value: Any) -> AsyncIterator[Any]:

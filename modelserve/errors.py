@@ -3,36 +3,38 @@
 Raise one from a hook to choose the status and the sentence that the client reads. Any other
 exception is a 500 whose text stays in the log.
 
-    ServingError                     500  the root: what a client may be told
+    ServingError                     500  the root: its reason is sent to the client
     +-- InferenceError               500  (or the status given) the model failed
-    |   +-- NestedTooDeep            500  a value that no JSON writer takes
-    |   +-- CollectedTooLarge        500  a stream over the cap on one collected document
-    |   +-- InvalidOutput            500  a V2 response that is none
-    +-- InvalidInput                 400  the client sent something unusable
+    |   +-- NestedTooDeep            500  a value that is nested too deep for JSON
+    |   +-- CollectedTooLarge        500  a stream over `max_collected_bytes`
+    |   +-- InvalidOutput            500  an invalid V2 response
+    +-- InvalidInput                 400  an invalid request
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
     +-- MethodNotAllowed             405  a known path, another method
     +-- NotAcceptable                406  no representation that `Accept` allows
     +-- BodyTimeout                  408  the request's body came too slowly
     +-- BodyTooLarge                 413  the request's body is over the limit
-    +-- UnsupportedCoding            415  the request's body has a content coding not known here
+    +-- UnsupportedCoding            415  the request's body has an unknown content coding
     +-- Unauthorized                 401  the bearer token is missing or wrong
-    +-- UnsupportedProtocol          501  a protocol, or a part of one, not spoken here
-    +-- ServerNotLive                503
-    +-- ServerNotReady               503
-    |   +-- ModelNotReady            503  not loaded yet, or loading failed
-    |   +-- NoModelReady             503
-    +-- Overloaded                   503  the queue is full; `Retry-After` says when to come back
-    +-- Stopped                           what ended a request from outside, before it was done
-        +-- ClientGone               499  the client left; nobody reads the answer
+    +-- UnsupportedProtocol          501  a protocol, or a part of one, that is not supported
+    +-- ServerNotLive                503  the server is not live
+    +-- ServerNotReady               503  models are loading, or loading failed
+    |   +-- ModelNotReady            503  this model is not loaded yet, or loading failed
+    |   +-- NoModelReady             503  no model is ready
+    +-- Overloaded                   503  the queue is full; `Retry-After` says when to retry
+    +-- Stopped                           something ended the request before it was complete
+        +-- ClientGone               499  the client disconnected; nothing is sent
         +-- DeadlineExceeded         504  a limit on time
-        +-- ServerShuttingDown       503  the drain is over
-    ModelMissingError                     no model in the directory given
+        +-- ServerShuttingDown       503  the server is stopping
+    ModelMissingError                     no model at the path given
     WorkersShouldBeLessThanMaxWorkersError
-    ResponseCut                           leaves the application to make the host cut a connection
+    ResponseCut                           makes the host cut the connection
     LoadError                             a target that the command line cannot load
 
-The names that KServe's SDK has are KServe's, with its constructors.
+KServe's exceptions have the names and constructors of its SDK. Four of them are for programs
+written for it and raised nowhere here: ServerNotLive, NoModelReady, ModelMissingError and
+WorkersShouldBeLessThanMaxWorkersError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,7 +76,7 @@ __all__ = [
 
 
 class ServingError(Exception):
-    """Be answered with `status` and `{"error": reason}`; subclass it for a status of your own."""
+    """Raise to answer with `status` and `{"error": reason}`; subclass it for another status."""
 
     status: int = 500
     retry_after: float | None = None
@@ -88,7 +90,7 @@ class ServingError(Exception):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Response headers that go with the answer."""
+        """Headers to add to the response."""
         if self.retry_after is None:
             return {}
         return {"retry-after": str(max(1, round(self.retry_after)))}
@@ -107,23 +109,23 @@ class InferenceError(ServingError, RuntimeError):
 
 
 class NestedTooDeep(InferenceError):
-    """Raised when a value is nested too deep for any JSON writer at hand."""
+    """Raised when a value is nested too deep to be written as JSON."""
 
 
 class CollectedTooLarge(InferenceError):
-    """Raised when the items of a stream outgrow the cap on one collected document."""
+    """Raised when a stream that is collected into one document exceeds `max_collected_bytes`."""
 
 
 class InvalidInput(ServingError, ValueError):
-    """Raise when the client sent something unusable; the reason is shown to it."""
+    """Raise when the request is invalid; the client reads the reason."""
 
     status = 400
 
 
 class InvalidOutput(InferenceError, InvalidInput):
-    """Raised for a V2 response that is not one.
+    """Raised for an invalid V2 response, of the model or of its predictor.
 
-    It is the model's fault, or its predictor's; KServe raises InvalidInput, and programs catch that.
+    An InvalidInput as well, since KServe's SDK raises that and programs catch it.
     """
 
     status = 500
@@ -146,7 +148,7 @@ class ModelNotFound(RouteNotFound):
 
 
 class MethodNotAllowed(ServingError):
-    """Raised for a known path with a method that it does not have."""
+    """Raised for a method that the path does not have."""
 
     status = 405
 
@@ -160,7 +162,7 @@ class MethodNotAllowed(ServingError):
 
 
 class NotAcceptable(ServingError):
-    """Raised when `Accept` names nothing that this stream can be sent as."""
+    """Raised when `Accept` allows no representation of the stream."""
 
     status = 406
 
@@ -178,7 +180,7 @@ class BodyTooLarge(ServingError):
 
 
 class UnsupportedCoding(ServingError):
-    """Raised when the request's body has a content coding that is not known here."""
+    """Raised when the request's body has an unknown content coding."""
 
     status = 415
 
@@ -201,7 +203,7 @@ class Unauthorized(ServingError):
 
 
 class UnsupportedProtocol(ServingError):
-    """Raise for a protocol that the model does not speak."""
+    """Raise for a protocol that the model does not support."""
 
     status = 501
 
@@ -237,7 +239,7 @@ class ModelNotReady(ServerNotReady):
 
 
 class NoModelReady(ServerNotReady):
-    """Raised when none of the models given could be made ready."""
+    """Raise when none of these models is ready."""
 
     def __init__(self, models: Sequence[object], detail: str | None = None) -> None:
         super().__init__()
@@ -247,7 +249,7 @@ class NoModelReady(ServerNotReady):
 
 
 class Overloaded(ServingError):
-    """Raised when as many requests wait as may; `retry_after` is in seconds."""
+    """Raised when the queue is full; `retry_after` is in seconds."""
 
     status = 503
 
@@ -257,13 +259,13 @@ class Overloaded(ServingError):
 
 
 class Stopped(ServingError):
-    """What ended a request from outside before it was done."""
+    """The root of what ends a request before it is complete; `outcome` is its label in metrics."""
 
     outcome: ClassVar[str] = "error"
 
 
 class ClientGone(Stopped):
-    """The client left. Status 499 is a record's, never sent."""
+    """The client has disconnected. The status 499 is recorded and never sent."""
 
     status = 499
     outcome = "disconnected"
@@ -273,14 +275,14 @@ class ClientGone(Stopped):
 
 
 class DeadlineExceeded(Stopped):
-    """A limit on time has passed; the reason names it."""
+    """A limit on time has passed; the reason names the limit."""
 
     status = 504
     outcome = "timeout"
 
 
 class ServerShuttingDown(Stopped):
-    """The server stops, and the time that requests had to finish is over."""
+    """The server is stopping: the request came too late, or took longer than the drain."""
 
     status = 503
     outcome = "shutdown"
@@ -291,32 +293,32 @@ class ServerShuttingDown(Stopped):
 
 
 class ModelMissingError(Exception):
-    """Raised when there is no model at a path."""
+    """Raise when there is no model at a path."""
 
     def __init__(self, path: object) -> None:
         super().__init__(f"Could not find a model at {path}.")
 
 
 class WorkersShouldBeLessThanMaxWorkersError(Exception):
-    """Raised when more workers are asked for than are allowed."""
+    """Raise when more workers are requested than allowed."""
 
     def __init__(self, max_workers: int) -> None:
         super().__init__(f"The number of workers must not exceed {max_workers}.")
 
 
 class ResponseCut(Exception):
-    """Leaves the application on purpose: the host then cuts a response that may not look complete.
+    """Raised out of the application, so that the host cuts a response that must not look complete.
 
-    The failure itself has been logged by then.
+    The failure itself has been logged before.
     """
 
 
 class LoadError(Exception):
-    """Raised when the command line cannot load its target; one sentence."""
+    """Raised when the command line cannot load its target; the text is one sentence."""
 
 
 def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, str, Mapping[str, str]]:
-    """Return the status, the sentence and the headers that an exception is answered with.
+    """Return the status, the sentence and the headers of the response to an exception.
 
     A group that holds a single exception counts as that exception, so that a hook may raise from
     inside a task group. With `debug`, an unexpected exception's text is shown in KServe's form.
@@ -335,12 +337,12 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, str, Mapp
 
 
 def is_expected(exc: BaseException) -> bool:
-    """Say whether an exception is an answer that was chosen, rather than a fault to be logged."""
+    """Return whether an exception is a deliberate response, not a failure to be logged."""
     return describe(exc)[0] != 500
 
 
 def single_cause(exc: BaseException) -> BaseException:
-    """Return the one exception inside nested groups of one, else `exc` itself."""
+    """Unwrap groups that hold a single exception."""
     while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
         exc = exc.exceptions[0]
     return exc

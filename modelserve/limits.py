@@ -1,4 +1,4 @@
-"""The numbers that limit an application or a model, and one request's time. Data only."""
+"""The limits of an application, of a model and of one request's time, as data."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -12,10 +12,10 @@ MEBIBYTE: Final = 1 << 20
 _MAY_BE_ZERO: Final = ("queue", "max_body_bytes", "max_collected_bytes", "drain_timeout")
 
 
-def _makes_sense(value: object, least: float | None) -> bool:
+def _is_valid(value: object, minimum: float | None) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return False
-    return value > 0 if least is None else value >= least
+    return value > 0 if minimum is None else value >= minimum
 
 
 def _finite(value: float | None) -> float | None:
@@ -23,7 +23,7 @@ def _finite(value: float | None) -> float | None:
 
 
 class Deadlines(NamedTuple):
-    """The limits on one request's time, in seconds; None is no limit."""
+    """The limits on one request's time, in seconds; None means no limit."""
 
     timeout: float | None = None
     first_item_timeout: float | None = None
@@ -34,23 +34,23 @@ class Deadlines(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits of an application or of one model; None leaves one to the application's default.
+    """The limits of an application or of one model; None means the default.
 
     Args:
         concurrency: Requests that run at the same time.
         queue: Requests that may wait for a slot; more are refused with 503.
-        max_body_bytes: Bytes of a request's body; more is a 413. Unless it is set, a body of
-            binary tensors (V2) may have 1 GiB, any other 64 MiB.
-        max_collected_bytes: Bytes of a stream that is sent as one document; more is a 500.
-        first_item_timeout: Seconds from admission to the first item or the answer.
+        max_body_bytes: Bytes of a request's body; more is a 413. The default is 1 GiB for a body
+            of binary tensors (V2) and 64 MiB for any other.
+        max_collected_bytes: Bytes of a stream that is collected into one document; more is a 500.
+        first_item_timeout: Seconds from admission to the first item or the result.
         idle_timeout: Seconds between two items.
         timeout: Seconds for the whole request, from its arrival.
-        send_timeout: Seconds that a client may read nothing.
-        drain_timeout: Seconds that requests have to finish in when the server stops; the
-            application's only.
-        cleanup_timeout: Seconds that a hook's clean-up may take after it was cancelled.
+        send_timeout: Seconds for which a client may read nothing.
+        drain_timeout: Seconds that running requests have to finish when the server stops; of
+            the application only.
+        cleanup_timeout: Seconds that the clean-up of a cancelled hook may take.
 
-    `math.inf` is no limit. Raises ValueError for a number that makes no sense.
+    `math.inf` means no limit. Raises ValueError for a meaningless number.
     """
 
     concurrency: float | None = None
@@ -67,30 +67,31 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in _MAY_BE_ZERO else None
-            if value is not None and not _makes_sense(value, least):
+            minimum = 0 if field.name in _MAY_BE_ZERO else None
+            if value is not None and not _is_valid(value, minimum):
                 raise ValueError(f"The limit {field.name} cannot be {value!r}")
 
     def with_defaults(self, defaults: "Limits") -> "Limits":
-        """Fill what is not set."""
+        """Return these limits with `defaults` where they are not set."""
         unset = {f.name: getattr(defaults, f.name) for f in fields(self) if self._is_unset(f.name)}
         return replace(self, **unset)
 
     def within(self, outer: "Limits") -> "Limits":
-        """Return the numbers under which both hold; concurrency and queue stay the model's own.
+        """Return a model's limits inside of its application's: the smaller number of each.
 
-        What only one of them sets holds as it is: a model may take larger bodies than the default.
+        A number that only one of them sets counts as it is, so that a model may take larger bodies
+        than the default. `concurrency` and `queue` stay the model's.
         """
-        both = {
+        smaller = {
             f.name: min(getattr(self, f.name), getattr(outer, f.name))
             for f in fields(self)
             if not (self._is_unset(f.name) or outer._is_unset(f.name))
         }
-        own = replace(self, **both | {"concurrency": self.concurrency, "queue": self.queue})
-        return own.with_defaults(replace(outer, concurrency=math.inf, queue=math.inf))
+        inner = replace(self, **smaller | {"concurrency": self.concurrency, "queue": self.queue})
+        return inner.with_defaults(replace(outer, concurrency=math.inf, queue=math.inf))
 
     def deadlines(self) -> Deadlines:
-        """Return the limits on time, as the request's own watch takes them."""
+        """Return the limits on one request's time."""
         return Deadlines(
             _finite(self.timeout),
             _finite(self.first_item_timeout),
@@ -103,7 +104,7 @@ class Limits:
         return getattr(self, name) is None
 
 
-BINARY_BYTES: Final = 1024 * MEBIBYTE  # of a body of binary tensors, where no limit is set
+BINARY_BYTES: Final = 1024 * MEBIBYTE  # the default `max_body_bytes` of binary tensors
 DEFAULTS: Final = Limits(
     concurrency=math.inf,
     queue=1000,
@@ -118,16 +119,16 @@ DEFAULTS: Final = Limits(
 )
 
 
-def shortened(deadlines: Deadlines, asked: bytes) -> Deadlines:
-    """Return deadlines with the client's own time-out where it is shorter.
+def shortened(deadlines: Deadlines, requested: bytes) -> Deadlines:
+    """Return deadlines with the timeout that the client requests, where that is shorter.
 
     Args:
-        asked: The value of `x-request-timeout-seconds` (Ray Serve's header).
+        requested: The value of `x-request-timeout-seconds` (Ray Serve's header).
 
     Raises InvalidInput for anything but a positive number.
     """
     try:
-        seconds = float(asked)
+        seconds = float(requested)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:

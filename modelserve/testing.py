@@ -1,9 +1,9 @@
 """Drive any ASGI application message by message, without a server: for tests of streams.
 
-The test clients at hand show nothing of a response before the application has finished, and cannot
-hang up. Here each event is seen as it is sent, and the client may leave or stop reading at any
-moment. It behaves as servers do: after a hang-up `receive` returns `http.disconnect` again and
-again and `send` does nothing; after the last event `receive` returns `http.disconnect`.
+Other test clients return a response once the application has finished, and cannot hang up. This
+one returns each event as it is sent, and may disconnect or stop reading at any moment. To the
+application it behaves as servers do: after a disconnect or the last event `receive` returns
+`http.disconnect`, however often it is called, and after a disconnect `send` does nothing.
 
     async with exchange(app, "POST", "/v1/models/m:predict", json={"instances": [1]}) as client:
         assert (await client.head()).status == 200
@@ -51,7 +51,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole response; `chunks` has one element an event that carried more to come."""
+    """A whole response; `chunks` has the body of each event, an empty last one excepted."""
 
     status: int
     headers: Headers
@@ -66,7 +66,15 @@ class Response:
 
 
 class Exchange:
-    """One request to an application, and what comes back, as its client sees it."""
+    """One request to an application, and its response, as the client sees them.
+
+    Attributes:
+        error: What the application raised.
+        gone: Whether the client has disconnected.
+        over: Whether the application has returned or raised.
+        scope: The ASGI scope of the request.
+        task: The task that the application runs in (asyncio only).
+    """
 
     def __init__(self, app: App, scope: Message, *, timeout: float) -> None:
         self.error: BaseException | None = None
@@ -82,17 +90,20 @@ class Exchange:
         self._held = False
         self._changed = anyio.Event()
 
-    # -- what a test does
+    # -- for the test
 
     async def head(self) -> Head:
-        """Wait for the start of the response. Raises Cut, from what the application raised."""
+        """Wait for the start of the response. Raises Cut if the application ends without one."""
         message = await self._next("http.response.start")
         if message is None:
             raise Cut("The application ended without a response.") from self.error
         return Head(message["status"], Headers(raw=message.get("headers", [])))
 
     async def chunk(self) -> bytes | None:
-        """Wait for the next body event; None once the response is complete. Raises Cut."""
+        """Wait for the next body event; None once the response is complete.
+
+        Raises Cut if the application ends before it is.
+        """
         while True:
             message = await self._next("http.response.body")
             if message is None:
@@ -108,17 +119,17 @@ class Exchange:
             yield chunk
 
     async def response(self) -> Response:
-        """Wait for all of the response. Raises Cut."""
+        """Wait for the whole response. Raises Cut."""
         head = await self.head()
         return Response(head.status, head.headers, [chunk async for chunk in self])
 
     def send_body(self, body: bytes, *, more: bool = False) -> None:
-        """Send a part of the request's body, where `exchange` was given none."""
+        """Send a part of the request's body; for an `exchange` with `body=None`."""
         self._to_app.append({"type": "http.request", "body": body, "more_body": more})
         self._notify()
 
     def hang_up(self) -> None:
-        """Leave: from now on the application is told of the disconnect."""
+        """Disconnect: from now on `receive` returns `http.disconnect`."""
         self.gone = True
         self._notify()
 
@@ -127,7 +138,7 @@ class Exchange:
         self._held = True
 
     def resume(self) -> None:
-        """Read again."""
+        """Go on reading."""
         self._held = False
         self._notify()
 
@@ -140,10 +151,10 @@ class Exchange:
         """Whether the application has returned or raised."""
         return self._over
 
-    # -- what the application sees
+    # -- for the application
 
     async def run(self) -> None:
-        """Run the application to its end; the caller decides in which task."""
+        """Run the application in the current task."""
         try:
             await self._app(self.scope, self._receive, self._send)
         except BaseException as exc:
@@ -204,19 +215,19 @@ async def exchange(
     timeout: float = 10.0,
     **scope: Any,
 ) -> AsyncIterator[Exchange]:
-    """Send one request; leaving the block hangs up and waits for the application's end.
+    """Send one request; on leaving the block, hang up and wait until the application has ended.
 
     Args:
-        body: The request's body; None leaves it to `send_body`.
+        body: The request's body; None to send it with `send_body`.
         json: A value to send as a JSON body instead.
-        scope: Further keys of the ASGI scope, `root_path` say.
+        scope: Further keys of the ASGI scope, such as `root_path`.
 
-    What the application raises stays in `error`, for the test to look at.
+    What the application raises is kept in `error`.
     """
     if json is not None:
         body = orjson.dumps(json)
-        own = {name.lower(): value for name, value in (headers or {}).items()}
-        headers = {"content-type": "application/json", **own}
+        given = {name.lower(): value for name, value in (headers or {}).items()}
+        headers = {"content-type": "application/json", **given}
     client = Exchange(app, {**_scope(method, path, headers or {}), **scope}, timeout=timeout)
     if body is not None:
         client.send_body(body)
@@ -242,22 +253,22 @@ async def lifespan(app: App, *, timeout: float = 10.0) -> AsyncIterator[None]:
     """Run an application's lifespan around a block. Raises RuntimeError if it fails."""
     client = _Lifespan(app, timeout=timeout)
     _start(client)
-    await client.do("startup")
+    await client.complete("startup")
     try:
         yield
     finally:
         with anyio.CancelScope(shield=True):
-            await client.do("shutdown")
+            await client.complete("shutdown")
 
 
 class _Lifespan(Exchange):
-    """The same queues, for the lifespan's messages."""
+    """The messages of a lifespan, by the same queues."""
 
     def __init__(self, app: App, *, timeout: float) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
         super().__init__(app, scope, timeout=timeout)
 
-    async def do(self, stage: str) -> None:
+    async def complete(self, stage: str) -> None:
         self._to_app.append({"type": f"lifespan.{stage}"})
         self._notify()
         await self._until(lambda: bool(self._sent) or self._over)
@@ -285,7 +296,7 @@ def _scope(method: str, path: str, headers: Mapping[str, str]) -> Message:
 
 
 def _start(client: Exchange) -> None:
-    """Run the application in a task of the event loop's own, as a server does."""
+    """Run the application in a task outside of the test's cancel scopes, as a server does."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:

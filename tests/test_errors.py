@@ -1,4 +1,4 @@
-"""Each exception, the status that it becomes, and what a client is told of it."""
+"""Each exception, the status that it becomes, and what the client reads."""
 
 import http
 from collections.abc import Mapping
@@ -109,7 +109,7 @@ TABLE: list[tuple[BaseException, int, str, dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(("exc", "status", "sentence", "headers"), TABLE)
-def test_an_exception_becomes_an_answer(
+def test_an_exception_becomes_a_response(
     exc: BaseException, status: int, sentence: str, headers: dict[str, str]
 ) -> None:
     assert describe(exc) == (status, sentence, headers)
@@ -125,7 +125,7 @@ def test_an_exception_becomes_an_answer(
         (NotImplementedError("x"), "x"),
     ],
 )
-def test_debugging_shows_the_text(exc: BaseException, sentence: str) -> None:
+def test_debug_describes_the_exception(exc: BaseException, sentence: str) -> None:
     assert describe(exc, debug=True)[1] == sentence
 
 
@@ -167,20 +167,20 @@ def test_an_exception_is_caught_by_its_family(kind: type, also: type) -> None:
 @pytest.mark.parametrize(
     "kind", [ResponseCut, LoadError, ModelMissingError, WorkersShouldBeLessThanMaxWorkersError]
 )
-def test_what_is_no_answer_is_no_serving_error(kind: type) -> None:
+def test_what_becomes_no_response_is_no_serving_error(kind: type) -> None:
     assert not issubclass(kind, ServingError)
 
 
-def test_the_reasons_of_an_end_have_each_their_outcome() -> None:
+def test_each_reason_for_an_early_end_has_an_outcome() -> None:
     outcomes = [kind.outcome for kind in (ClientGone, DeadlineExceeded, ServerShuttingDown)]
     assert outcomes == ["disconnected", "timeout", "shutdown"]
 
 
-def test_the_details_for_debugging_are_kept() -> None:
+def test_debug_details_are_kept() -> None:
     assert InferenceError("x", debug_details={"a": 1}).debug_details == {"a": 1}
 
 
-def test_a_single_cause_is_itself() -> None:
+def test_only_groups_of_one_are_unwrapped() -> None:
     exc = ValueError()
     two = ExceptionGroup("g", [exc, KeyError()])
     assert single_cause(exc) is exc
@@ -202,7 +202,7 @@ def test_the_tree_in_the_docstring_is_complete() -> None:
         assert status is None or str(status) in lines[0], f"{name} has another status in the tree"
 
 
-# --- as answers ---------------------------------------------------------------------------------
+# --- as responses -------------------------------------------------------------------------------
 
 
 def raising(exc: BaseException, **options: Any) -> ModelServer:
@@ -228,7 +228,7 @@ def raising(exc: BaseException, **options: Any) -> ModelServer:
         (HTTPException(403, {"a": 1}), 403, {"error": "{'a': 1}"}),  # type: ignore[arg-type]
     ],
 )
-async def test_an_answer_has_one_shape(exc: Exception, status: int, body: Any) -> None:
+async def test_an_error_response_has_one_shape(exc: Exception, status: int, body: Any) -> None:
     response = await request(raising(exc), *PREDICT, json=[])
     assert (response.status, response.json()) == (status, body)
     assert response.headers["content-type"] == "application/json"
@@ -236,7 +236,7 @@ async def test_an_answer_has_one_shape(exc: Exception, status: int, body: Any) -
 
 
 @pytest.mark.anyio
-async def test_debugging_shows_the_text_to_clients() -> None:
+async def test_debug_shows_clients_the_text() -> None:
     response = await request(raising(ValueError("text"), debug=True), *PREDICT, json=[])
     assert (response.status, response.json()) == (500, {"error": "ValueError : text"})
 
@@ -253,7 +253,7 @@ async def test_headers_of_an_error_are_sent() -> None:
 
 
 @pytest.mark.anyio
-async def test_headers_of_an_error_that_cannot_be_sent_are_left_out() -> None:
+async def test_an_invalid_header_of_an_error_is_left_out() -> None:
     response = await request(raising(Broken("x")), *PREDICT, json=[])
     assert (response.status, response.json()) == (500, {"error": "x"})
     assert "bad name" not in response.headers
@@ -261,24 +261,24 @@ async def test_headers_of_an_error_that_cannot_be_sent_are_left_out() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("headers", [{"retry-after": 9}, {"x": None}, {"x": "€"}])
-async def test_headers_of_an_error_that_are_no_text_do_not_break_the_answer(headers: Any) -> None:
+async def test_header_values_that_are_not_text_do_not_break_the_response(headers: Any) -> None:
     response = await request(raising(HTTPException(429, "x", headers)), *PREDICT, json=[])
     assert (response.status, response.json()) == (429, {"error": "x"})
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("reason", "told"), [(ValueError("bad"), "bad"), (42, "42"), (["a"], "['a']")]
+    ("reason", "sentence"), [(ValueError("bad"), "bad"), (42, "42"), (["a"], "['a']")]
 )
-async def test_a_reason_that_is_no_text_is_told_as_text(reason: Any, told: str) -> None:
-    """`raise InvalidInput(exc)` is easily written."""
+async def test_a_reason_that_is_not_text_becomes_text(reason: Any, sentence: str) -> None:
+    """`raise InvalidInput(exc)` is a likely mistake."""
     response = await request(raising(InvalidInput(reason)), *PREDICT, json=[])
-    assert (response.status, response.json()) == (400, {"error": told})
+    assert (response.status, response.json()) == (400, {"error": sentence})
 
 
 @pytest.mark.anyio
-async def test_a_reason_that_is_not_unicode_does_not_break_the_answer() -> None:
-    """Text that was read with `surrogateescape`, a file's name say, has lone surrogates."""
+async def test_a_reason_that_is_not_unicode_does_not_break_the_response() -> None:
+    """Text read with `surrogateescape`, such as the name of a file, has lone surrogates."""
     response = await request(raising(InvalidInput("name \udcff")), *PREDICT, json=[])
     assert response.status == 400
     assert response.json()["error"].startswith("name ")
@@ -298,7 +298,7 @@ async def test_an_unexpected_failure_is_logged_once_with_its_id(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("exc", [InvalidInput("x"), NotImplementedError(), HTTPException(403)])
-async def test_an_answer_that_was_chosen_is_not_logged(
+async def test_a_deliberate_response_is_not_logged(
     exc: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     await request(raising(exc), *PREDICT, json=[])

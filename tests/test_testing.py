@@ -1,4 +1,4 @@
-"""The driver of applications: what it shows of them, and what it shows to them."""
+"""The driver of applications: what it returns to a test, and how it behaves to an application."""
 
 from typing import Any
 
@@ -106,19 +106,19 @@ async def test_events_out_of_order_are_a_failure(messages: list[Any]) -> None:
 
 
 async def test_events_are_seen_as_they_are_sent() -> None:
-    go_on = anyio.Event()
+    proceed = anyio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start())
         await send(body(b"a", more=True))
-        await go_on.wait()
+        await proceed.wait()
         await send(body(b"b"))
 
     async with exchange(app, "GET", "/") as client:
         await client.head()
         assert await client.chunk() == b"a"
         assert not client.over
-        go_on.set()
+        proceed.set()
         assert [chunk async for chunk in client] == [b"b"]
         assert await client.chunk() is None
         await client.ended()
@@ -129,7 +129,7 @@ async def test_events_are_seen_as_they_are_sent() -> None:
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with what was asked."""
+    """Answer with the headers and the body of the request."""
     parts = []
     while True:
         message = await receive()
@@ -158,7 +158,7 @@ async def test_a_body_is_sent(options: dict[str, Any], sent: bytes) -> None:
     )
 
 
-async def test_headers_are_sent_in_lower_case_and_beat_the_default() -> None:
+async def test_headers_are_sent_in_lower_case_and_override_the_default() -> None:
     headers = {"Content-Type": "application/json; charset=utf-8", "X-A": "ä"}
     response = await request(echo, "POST", "/", json=1, headers=headers)
     assert response.headers["x-a"] == "ä"
@@ -183,7 +183,9 @@ async def test_a_body_can_be_sent_in_parts() -> None:
         ("/%C3%A4", "/ä", b"/%C3%A4", b""),
     ],
 )
-async def test_the_scope_is_a_servers(path: str, decoded: str, raw: bytes, query: bytes) -> None:
+async def test_the_scope_is_like_a_servers(
+    path: str, decoded: str, raw: bytes, query: bytes
+) -> None:
     scopes: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -216,22 +218,22 @@ async def test_it_drives_any_application() -> None:
     assert (await request(app, "GET", "/nowhere")).status == 404
 
 
-# --- a client that leaves or stops reading ------------------------------------------------------
+# --- a client that hangs up or stops reading ----------------------------------------------------
 
 
-async def test_a_client_that_hangs_up_is_seen_as_on_servers() -> None:
+async def test_a_hang_up_looks_as_it_does_on_servers() -> None:
     seen: list[str] = []
-    left = anyio.Event()
+    received = anyio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append((await receive())["type"])
-        left.set()
+        received.set()
         seen.extend([(await receive())["type"] for _ in range(3)])
         await send(start())  # does nothing
         await send(body(b"a"))
 
     async with exchange(app, "GET", "/") as client:
-        await left.wait()
+        await received.wait()
         client.hang_up()
         await client.ended()
         assert client.error is None
@@ -255,15 +257,15 @@ async def test_after_the_last_event_comes_a_disconnect() -> None:
 
 async def test_a_body_that_was_sent_before_a_hang_up_is_lost() -> None:
     seen: list[str] = []
-    go_on = anyio.Event()
+    proceed = anyio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await go_on.wait()
+        await proceed.wait()
         seen.append((await receive())["type"])
 
     async with exchange(app, "GET", "/") as client:
         client.hang_up()
-        go_on.set()
+        proceed.set()
         await client.ended()
     assert seen == ["http.disconnect"]
 
@@ -295,7 +297,7 @@ async def test_a_client_that_holds_blocks_the_application() -> None:
         client.hold()
         await anyio.wait_all_tasks_blocked()
         client.hang_up()
-        await client.ended()  # a hang-up lets it go on too
+        await client.ended()  # a hang-up resumes it too
         assert client.error is None
 
 
@@ -320,8 +322,7 @@ async def test_an_application_that_does_not_end_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_task_is_the_event_loops_own() -> None:
-    """As on a server: no cancel scope of the test is around the application."""
+async def test_the_application_runs_outside_of_the_tests_cancel_scopes() -> None:
     async with exchange(hanging, "GET", "/") as client:
         assert client.task is not None
         with anyio.CancelScope() as scope:
@@ -334,7 +335,7 @@ async def test_the_task_is_the_event_loops_own() -> None:
 
 
 class Life:
-    """An application that notes its lifespan, and fails where it is told to."""
+    """An application that records its lifespan, and fails at a given stage."""
 
     def __init__(self, *, failing: str = "", raises: bool = False) -> None:
         self.log: list[str] = []
@@ -364,11 +365,11 @@ async def test_a_lifespan_is_run_around_a_block() -> None:
 @pytest.mark.parametrize("stage", ["startup", "shutdown"])
 async def test_a_lifespan_that_fails_raises(stage: str, raises: bool) -> None:
     life = Life(failing=stage, raises=raises)
-    entered = []
+    ran = []
     with pytest.raises(RuntimeError, match=f"{stage} failed") as caught:
         async with lifespan(life):
-            entered.append(True)
-    assert entered == ([True] if stage == "shutdown" else [])
+            ran.append(True)
+    assert ran == ([True] if stage == "shutdown" else [])
     if raises:
         assert isinstance(caught.value.__cause__, ValueError)
     else:

@@ -1,8 +1,9 @@
-"""Admission: how many requests run, how many wait, who is refused.
+"""Admission: how many requests run, how many wait, and which are refused.
 
-A model's limit and the application's both hold. A request takes both slots at once or waits for
-them in one line a model, so that it never holds one slot while it waits for the other; a slot that
-becomes free goes to the request that has waited longest of those that can use it.
+The limits of a model and of the application both hold. A request acquires a slot of each at once,
+or waits for both in the queue of its model, so that it never holds one slot while it waits for the
+other. A slot that becomes free goes to the request that has waited longest among those that can
+use it.
 """
 
 import math
@@ -22,7 +23,12 @@ __all__ = ["Admission", "Gate"]
 
 
 class Gate:
-    """What one model, or the application, may run and have waiting at the same time."""
+    """The slots and the queue of one model, or of the application.
+
+    Attributes:
+        concurrency, queue: The limits: how many requests may run, and how many may wait.
+        running, waiting: How many do.
+    """
 
     def __init__(
         self, limits: Limits, in_flight: Gauge | None = None, queued: Gauge | None = None
@@ -34,8 +40,8 @@ class Gate:
         self.queue = limits.queue
         self.running = 0
         self.waiting = 0
-        self._line: deque[_Ticket] = deque()
-        self._pace = _Pace()
+        self._tickets: deque[_Ticket] = deque()
+        self._rate = _DrainRate()
         self._emptied: anyio.Event | None = None
 
     @property
@@ -43,140 +49,154 @@ class Gate:
         return self.running < self.concurrency
 
     async def emptied(self) -> None:
-        """Wait until nothing runs and nothing waits."""
+        """Wait until no request runs or waits."""
         while self.running or self.waiting:
             if self._emptied is None:
                 self._emptied = anyio.Event()
             await self._emptied.wait()
 
-    def _tell_if_empty(self) -> None:
+    def refusal(self) -> Overloaded:
+        """Build the error; `retry_after` estimates when the current queue will have drained."""
+        return Overloaded(
+            "The server is busy and its queue is full.",
+            retry_after=self._rate.seconds_to_drain(self.waiting),
+        )
+
+    def _notify_if_empty(self) -> None:
         if self._emptied is not None and not (self.running or self.waiting):
             emptied, self._emptied = self._emptied, None
             emptied.set()
 
 
 class Admission:
-    """Who may run now, who waits, and who is refused, in one application."""
+    """Which requests of one application run, wait or are refused.
+
+    Attributes:
+        gate: The application's own; a request passes it together with its model's.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.gate = Gate(limits)
         self._numbers = count()
-        self._lines: dict[Gate, None] = {}
+        self._queues: dict[Gate, None] = {}  # the models with requests that wait
         self._refusal: Callable[[], ServingError] | None = None
 
-    def enter_nowait(self, gate: Gate) -> bool:
-        """Take a slot of the model and one of the application, if both have one free.
+    def acquire_nowait(self, gate: Gate) -> bool:
+        """Acquire both slots if they are free and nobody waits for them; return whether.
 
-        Every request comes here and to `leave`, so both call nothing: 0.5 us less.
+        Every request runs this and `release`, so neither calls anything on the way.
         """
         outer = self.gate
         free = gate.running < gate.concurrency and outer.running < outer.concurrency
-        if gate._line or not free:
+        if gate._tickets or not free:
             return False
         gate.running += 1
         outer.running += 1
         gate._in_flight.cells[0] += 1.0
         return True
 
-    async def enter(self, gate: Gate) -> None:
-        """Take both slots, after those who came before.
+    async def acquire(self, gate: Gate) -> None:
+        """Acquire a slot of the model and one of the application, waiting in turn.
 
-        Raises Overloaded if too many wait already, or what `refuse_waiting` says. A cancelled wait
+        Raises Overloaded if a queue is full, or what `refuse_waiting` was given. A cancelled wait
         gives up its place.
         """
-        if self.enter_nowait(gate):
+        if self.acquire_nowait(gate):
             return
         if self._refusal is not None:
             raise self._refusal()
-        for line in (gate, self.gate):
-            if line.waiting >= line.queue:
-                raise line._pace.refusal(line.waiting)
+        for level in (gate, self.gate):
+            if level.waiting >= level.queue:
+                raise level.refusal()
         ticket = _Ticket(next(self._numbers))
-        self._join(gate, ticket)
+        self._enqueue(gate, ticket)
         try:
-            await ticket.called.wait()
+            await ticket.settled.wait()
         except BaseException:
             if ticket.admitted:
-                self.leave(gate)
+                self.release(gate)
             elif ticket.refusal is None:
-                self._quit(gate, ticket)
+                self._dequeue(gate, ticket)
             raise
         if ticket.refusal is not None:
             raise ticket.refusal
 
-    def leave(self, gate: Gate) -> None:
-        """Give both slots back, and let in who has waited longest."""
+    def release(self, gate: Gate) -> None:
+        """Release both slots, and admit the request that has waited longest."""
         gate.running -= 1
         self.gate.running -= 1
         gate._in_flight.cells[0] -= 1.0
-        if self._lines:
-            self._call_waiting()
+        if self._queues:
+            self._admit_waiting()
         if gate._emptied is not None:
-            gate._tell_if_empty()
+            gate._notify_if_empty()
 
     def refuse_waiting(self, refusal: Callable[[], ServingError] | None) -> None:
-        """Refuse all who wait, and whoever would have to from now on; None ends that."""
+        """Refuse the requests that wait, and from now on those that would have to.
+
+        None lets requests wait again.
+        """
         self._refusal = refusal
         if refusal is not None:
-            for gate in list(self._lines):
+            for gate in list(self._queues):
                 self.refuse_waiting_for(gate, refusal)
 
     def refuse_waiting_for(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
-        """Refuse those who wait for one model."""
-        for ticket in list(gate._line):
+        """Refuse the requests that wait for one model now."""
+        for ticket in list(gate._tickets):
             ticket.refusal = refusal()
-            self._quit(gate, ticket)
-            ticket.called.set()
+            self._dequeue(gate, ticket)
+            ticket.settled.set()
 
-    def _join(self, gate: Gate, ticket: "_Ticket") -> None:
-        for line in (gate, self.gate):
-            if not line.waiting:
-                line._pace.begin()
-        gate._line.append(ticket)
-        self._lines[gate] = None
+    def _enqueue(self, gate: Gate, ticket: "_Ticket") -> None:
+        for level in (gate, self.gate):
+            if not level.waiting:
+                level._rate.restart()
+        gate._tickets.append(ticket)
+        self._queues[gate] = None
         gate.waiting += 1
         self.gate.waiting += 1
         gate._queued.add(1)
 
-    def _quit(self, gate: Gate, ticket: "_Ticket") -> None:
-        gate._line.remove(ticket)
-        if not gate._line:
-            del self._lines[gate]
+    def _dequeue(self, gate: Gate, ticket: "_Ticket") -> None:
+        gate._tickets.remove(ticket)
+        if not gate._tickets:
+            del self._queues[gate]
         gate.waiting -= 1
         self.gate.waiting -= 1
         gate._queued.add(-1)
-        gate._tell_if_empty()
+        gate._notify_if_empty()
 
-    def _call_waiting(self) -> None:
+    def _admit_waiting(self) -> None:
         while self.gate.has_room:
-            gates = [gate for gate in self._lines if gate.has_room]
+            gates = [gate for gate in self._queues if gate.has_room]
             if not gates:
                 return
-            gate = min(gates, key=lambda g: g._line[0].number)
-            ticket = gate._line[0]
-            self._quit(gate, ticket)
-            for line in (gate, self.gate):
-                line.running += 1
-                line._pace.admitted()
+            gate = min(gates, key=lambda g: g._tickets[0].number)
+            ticket = gate._tickets[0]
+            self._dequeue(gate, ticket)
+            for level in (gate, self.gate):
+                level.running += 1
+                level._rate.count_admission()
             gate._in_flight.add(1)
             ticket.admitted = True
-            ticket.called.set()
+            ticket.settled.set()
 
 
 class _Ticket:
-    """A place in a line."""
+    """A request's place in a queue; `settled` is set once it was admitted or refused."""
 
-    __slots__ = ("admitted", "called", "number", "refusal")
+    __slots__ = ("admitted", "number", "refusal", "settled")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.called = anyio.Event()
+        self.settled = anyio.Event()
         self.admitted = False
         self.refusal: ServingError | None = None
 
 
-class _Pace:
-    """How fast a line has been moving: a moving average of the seconds between two admissions."""
+class _DrainRate:
+    """How fast a queue drains: a moving average of the seconds between two admissions."""
 
     _WEIGHT: Final = 0.2
     _LONGEST: Final = 120.0
@@ -185,11 +205,11 @@ class _Pace:
         self._last: float | None = None
         self._seconds: float | None = None
 
-    def begin(self) -> None:
-        """Note that a line has formed: until now nobody waited, which is no pace."""
+    def restart(self) -> None:
+        """Count from now, as a queue has just formed: the time without one says nothing."""
         self._last = monotonic()
 
-    def admitted(self) -> None:
+    def count_admission(self) -> None:
         now = monotonic()
         if self._last is not None:
             gap = now - self._last
@@ -197,10 +217,7 @@ class _Pace:
             self._seconds = mean + self._WEIGHT * (gap - mean)
         self._last = now
 
-    def refusal(self, waiting: int) -> Overloaded:
-        """Refuse, with the time in which the line as it is now will have been served."""
+    def seconds_to_drain(self, waiting: int) -> int:
         seconds = self._seconds if self._seconds is not None else 1.0
         wait = min(max(waiting, 1) * seconds, self._LONGEST)
-        return Overloaded(
-            "The server is busy and its queue is full.", retry_after=math.ceil(max(wait, 1.0))
-        )
+        return math.ceil(max(wait, 1.0))

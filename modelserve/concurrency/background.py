@@ -1,4 +1,4 @@
-"""Tasks that belong to no request: cancelling whoever started one does not cancel it."""
+"""Tasks that belong to no request: they go on when the task that started them is cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,14 +12,14 @@ Function = Callable[[], Awaitable[None]]
 
 
 class Background:
-    """Tasks of the event loop itself, each running until it ends or `cancel` is called."""
+    """Tasks of the event loop itself; each runs until it ends or `cancel` is called."""
 
     def __init__(self) -> None:
         self._tasks: dict[anyio.CancelScope, object] = {}
         self._ended: anyio.Event | None = None
 
     def start_soon(self, function: Function) -> None:
-        """Run an async function in a task of its own; do not wait for it."""
+        """Start an async function in a new task."""
         scope = anyio.CancelScope()
         self._tasks[scope] = None
         try:
@@ -28,17 +28,17 @@ class Background:
             import trio
 
             trio.lowlevel.spawn_system_task(self._run, function, scope)
-        else:  # kept, since the loop itself holds tasks weakly
+        else:  # stored, since the loop holds its tasks weakly only
             self._tasks[scope] = loop.create_task(self._run(function, scope))
 
     async def run(self, function: Function) -> None:
-        """Run an async function in a task of its own and wait until it has ended.
+        """Run an async function in a new task and wait until it has ended.
 
         Cancellation ends the wait and leaves the task running. Raises what the function raises.
         """
         ended = anyio.Event()
         errors: list[Exception] = []
-        self.start_soon(partial(_report, function, ended, errors))
+        self.start_soon(partial(_collect_error, function, ended, errors))
         await ended.wait()
         if errors:
             raise errors[0]
@@ -62,7 +62,7 @@ class Background:
                 self._ended.set()
 
 
-async def _report(function: Function, ended: anyio.Event, errors: list[Exception]) -> None:
+async def _collect_error(function: Function, ended: anyio.Event, errors: list[Exception]) -> None:
     try:
         await function()
     except Exception as exc:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
 
-from modelserve.concurrency.threads import ThreadStream, Workers
+from modelserve.concurrency.bridge import ThreadStream
+from modelserve.concurrency.threads import Workers
 from modelserve.exchange.streams import Coalesced
 from modelserve.models.hooks import Hook, Plan
 from modelserve.tensors import InferResponse

@@ -1,4 +1,4 @@
-"""Tasks that outlive whoever started them."""
+"""Tasks that outlive the task that started them."""
 
 import anyio
 import pytest
@@ -9,17 +9,17 @@ pytestmark = pytest.mark.anyio
 
 
 class Task:
-    """An async function that notes how it ends, once a test lets it."""
+    """An async function that notes how it ends, once a test lets it end."""
 
     def __init__(self, *, error: Exception | None = None) -> None:
-        self.began, self.go_on, self.ended = anyio.Event(), anyio.Event(), anyio.Event()
+        self.began, self.proceed, self.ended = anyio.Event(), anyio.Event(), anyio.Event()
         self.error = error
         self.log: list[str] = []
 
     async def __call__(self) -> None:
         self.began.set()
         try:
-            await self.go_on.wait()
+            await self.proceed.wait()
             if self.error is not None:
                 raise self.error
             self.log.append("done")
@@ -36,7 +36,7 @@ async def test_a_task_is_not_waited_for() -> None:
     assert not task.began.is_set()
     with anyio.fail_after(5):
         await task.began.wait()
-        task.go_on.set()
+        task.proceed.set()
         await task.ended.wait()
     assert task.log == ["done"]
 
@@ -47,13 +47,13 @@ async def test_running_waits_for_the_end() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(background.run, task)
             await task.began.wait()
-            task.go_on.set()
+            task.proceed.set()
     assert task.log == ["done"]
 
 
 async def test_running_raises_what_the_function_raises() -> None:
     background, task = Background(), Task(error=ValueError("x"))
-    task.go_on.set()
+    task.proceed.set()
     with anyio.fail_after(5), pytest.raises(ValueError, match=r"^x$"):
         await background.run(task)
 
@@ -67,7 +67,7 @@ async def test_a_cancelled_wait_leaves_the_task_running(error: Exception | None)
             await task.began.wait()
             group.cancel_scope.cancel()
         assert not task.ended.is_set()
-        task.go_on.set()
+        task.proceed.set()
         await task.ended.wait()
         await anyio.wait_all_tasks_blocked()
     assert task.log == ([] if error else ["done"])

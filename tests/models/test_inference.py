@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from modelserve import InvalidInput, Model
-from modelserve.concurrency.threads import ThreadStream, Workers
+from modelserve.concurrency.bridge import ThreadStream
+from modelserve.concurrency.threads import Workers
 from modelserve.models.hooks import plan_of
 from modelserve.models.inference import Call, call_hook, infer
 from modelserve.wire.head import HookHeaders

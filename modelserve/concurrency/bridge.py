@@ -1,0 +1,247 @@
+"""One sync call on a worker thread, and the stream of what it yields.
+
+A call and the iterator that it returns run on one thread from beginning to end, since much keeps
+its state by thread (`torch.no_grad`, CUDA devices, sqlite). Items cross in a bounded buffer: one
+writer (the thread), one reader (the event loop), a deque between them, and a flag on each side,
+so that a side is woken only if it waits. Both sides set their flag before they look at the buffer
+again, so that no wake-up is lost.
+
+A thread is never abandoned: cancellation asks it to stop, which it sees at its next item, and is
+delivered after it has.
+"""
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Self
+
+import anyio
+
+__all__ = ["ThreadCall", "ThreadStream"]
+
+_BUFFERED_ITEMS: Final = 64
+_BUFFERED_BYTES: Final = 1 << 20
+
+_CallSoon = Callable[[Callable[[], object]], object]
+
+
+class ThreadStream:
+    """The items of a sync iterator, run by one worker thread from its first item to its close.
+
+    The thread works ahead by at most 64 items or 1 MiB of text or bytes. `aclose` returns once
+    the thread has closed the iterator.
+    """
+
+    def __init__(self, call: "ThreadCall") -> None:
+        self._call = call
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        call = self._call
+        while True:
+            finished = call.finished  # read first: nothing is added to the buffer afterwards
+            if call.items:
+                break
+            if finished:
+                raise call.pop_exception()
+            await call.wait_for_item()
+        item = call.items.popleft()
+        call.bytes_out += _size(item)
+        if call.writer_waits and not call.buffers_more(_BUFFERED_ITEMS // 2, _BUFFERED_BYTES // 2):
+            call.writer_waits = False
+            call.room.set()
+        return item
+
+    async def aclose(self) -> None:
+        """Stop the iterator at its next item, close it in its thread and wait until that is done.
+
+        Raises what its close raised. Cancellation does not shorten the wait.
+        """
+        call = self._call
+        await call.stop()
+        call.items.clear()
+        if call.close_error is not None:
+            error, call.close_error = call.close_error, None
+            raise error
+
+
+class ThreadCall:
+    """One call in a worker thread. Each attribute is written by one side, as grouped below.
+
+    Args:
+        on_end: Called on the event loop once the thread is free again.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        *,
+        on_end: "Callable[[ThreadCall], None]",
+    ) -> None:
+        self.label = label
+        self._function = function
+        self._args = args
+        self._on_end = on_end
+        self._context = contextvars.copy_context()
+        self._call_soon = _thread_safe_call_soon()
+        # written by the event loop
+        self._returned = anyio.Event()
+        self._item_arrived = anyio.Event()
+        self._ended = anyio.Event()
+        self.bytes_out = 0
+        self.stop_requested = False
+        # written by the thread
+        self.items: deque[Any] = deque()
+        self.bytes_in = 0
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self.close_error: BaseException | None = None
+        self._is_stream = False
+        self.finished = False
+        # set by the side that waits, cleared by the other
+        self.reader_waits = False
+        self.writer_waits = False
+        self.room = threading.Event()
+
+    # -- on the event loop
+
+    async def result(self) -> Any:
+        """Wait for the function's result; a sync iterator comes back as a `ThreadStream`.
+
+        Raises what the function raises; a cancellation, once the thread has ended.
+        """
+        try:
+            await self._returned.wait()
+        except anyio.get_cancelled_exc_class():
+            await self.stop()
+            raise
+        if self._is_stream:
+            return ThreadStream(self)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    async def wait_for_item(self) -> None:
+        """Return once there is an item, or no more will come."""
+        self._item_arrived = anyio.Event()
+        self.reader_waits = True
+        if not (self.items or self.finished):
+            await self._item_arrived.wait()
+
+    def pop_exception(self) -> BaseException:
+        """Return what the iterator raised, the first time; then StopAsyncIteration."""
+        error, self._error = self._error, None
+        if isinstance(error, StopAsyncIteration):  # raised by a hook: not the end of the items
+            error = RuntimeError("A sync iterator raised StopAsyncIteration")
+        return error if error is not None else StopAsyncIteration()
+
+    async def stop(self) -> None:
+        """Ask the thread to stop and wait until it has; cancellation does not shorten the wait."""
+        self.stop_requested = True
+        self.room.set()
+        while not self._ended.is_set():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._ended.wait()
+            except anyio.get_cancelled_exc_class():
+                continue  # a native cancellation passes a shield; ours is already under way
+
+    def _notify_item(self) -> None:
+        self._item_arrived.set()
+
+    def _notify_end(self) -> None:
+        self._on_end(self)
+        self._returned.set()
+        self._item_arrived.set()
+        self._ended.set()
+
+    # -- in the thread
+
+    def run(self) -> None:
+        """Call the function and exhaust what it yields; to be called by the thread."""
+        try:
+            self._context.run(self._run)
+        except BaseException as exc:
+            self._error = exc
+        self.finished = True
+        self._run_on_loop(self._notify_end)
+
+    def _run(self) -> None:
+        result = self._function(*self._args)
+        if isinstance(result, Iterator):
+            self._is_stream = True
+            self._run_on_loop(self._returned.set)
+            self._produce(result)
+        else:
+            self._result = result
+
+    def _produce(self, iterator: Iterator[Any]) -> None:
+        try:
+            if not self.stop_requested:
+                for item in iterator:
+                    if self.stop_requested:
+                        break
+                    self._put(item)
+        finally:
+            self._close(iterator)
+
+    def _close(self, iterator: Iterator[Any]) -> None:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            try:
+                close()
+            except BaseException as exc:
+                self.close_error = exc
+
+    def _put(self, item: Any) -> None:
+        first = self.bytes_in == 0 and not self.items
+        self.bytes_in += _size(item)
+        self.items.append(item)
+        if self.reader_waits:
+            self.reader_waits = False
+            self._run_on_loop(self._notify_item)
+            if first:
+                time.sleep(0)  # let go of the interpreter lock, so that it is sent at once
+        while self.buffers_more(_BUFFERED_ITEMS - 1, _BUFFERED_BYTES) and not self.stop_requested:
+            self.room.clear()
+            self.writer_waits = True
+            if self.buffers_more(_BUFFERED_ITEMS - 1, _BUFFERED_BYTES) and not self.stop_requested:
+                self.room.wait()
+
+    def _run_on_loop(self, callback: Callable[[], object]) -> None:
+        try:
+            self._call_soon(callback)
+        except RuntimeError:
+            pass  # the event loop has ended (trio's RunFinishedError is one too)
+
+    # -- on both sides
+
+    def buffers_more(self, items: int, size: int) -> bool:
+        """Return whether the buffer holds more than this many items or bytes."""
+        return len(self.items) > items or (
+            self.bytes_in - self.bytes_out > size and len(self.items) > 0
+        )
+
+
+def _size(item: Any) -> int:
+    if isinstance(item, str | bytes | bytearray):
+        return len(item)
+    size = getattr(item, "nbytes", 0)
+    return size if isinstance(size, int) else 0
+
+
+def _thread_safe_call_soon() -> _CallSoon:
+    """Return what runs a callback on the current event loop from any thread."""
+    try:
+        return asyncio.get_running_loop().call_soon_threadsafe
+    except RuntimeError:
+        import trio  # only ever reached under trio
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
