@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         ModelNotReady,
         ServingError,
     )
-    from modelserve.exchange.streams import Coalesced
+    from modelserve.exchange.coalescing import Coalesced
     from modelserve.limits import Limits
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
@@ -48,7 +48,7 @@ __all__ = [
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
 _MODULES: Final = {
-    "Coalesced": "exchange.streams",
+    "Coalesced": "exchange.coalescing",
     "InferInput": "tensors",
     "InferOutput": "tensors",
     "InferRequest": "tensors",

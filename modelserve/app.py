@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from modelserve.dispatch import dispatch
 from modelserve.errors import ResponseCut, ServingError, Stopped
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.failures import log_failure
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.repository import ModelRepository
@@ -94,7 +95,7 @@ class ModelServer:
                 await rest
         except Stopped as reason:
             if not isinstance(reason.__cause__, ServingError | None):
-                exchange.log("Request %s failed while it ended", reason)
+                log_failure(exchange, "Request %s failed while it ended", reason)
         finally:
             if target.verb:  # it ran a model, or would have
                 series = exchange.series or serving.telemetry.unknown

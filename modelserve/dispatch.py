@@ -20,6 +20,7 @@ from modelserve.errors import (
 )
 from modelserve.exchange.body import read_body
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.failures import report_failure
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
 from modelserve.limits import shortened
@@ -50,7 +51,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         if exchange.is_interrupted_by(exc):
             raise
         exchange.closes_connection = serving.draining and exchange.has_connection
-        await exchange.fail(exc, debug=serving.debug)
+        await report_failure(exchange, exc, debug=serving.debug)
 
 
 def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint:

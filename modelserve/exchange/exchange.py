@@ -6,8 +6,6 @@ never at once: the pipeline and, once the request has a reason to end early, `re
 pipeline looks at the reason before it sends anything. Streams are written by `streams`.
 """
 
-import asyncio
-import logging
 from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -16,7 +14,7 @@ import anyio
 from starlette.types import Receive, Send
 
 from modelserve.concurrency.flight import Flight, Phase
-from modelserve.errors import ClientGone, Stopped, describe, is_expected
+from modelserve.errors import ClientGone, Stopped
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries
 from modelserve.protocols.codec import Codec
@@ -25,8 +23,6 @@ from modelserve.wire.head import NEW_IDS, Head, Scope, valid_id
 from modelserve.wire.headers import Body, Header, error_headers, length_header
 
 __all__ = ["Exchange"]
-
-logger = logging.getLogger("modelserve")
 
 # Module-level names, since the attributes of a class are looked up at every request.
 _BODY: Final = Phase.BODY
@@ -72,33 +68,14 @@ class Exchange(Head):
         cut: The answer must not look complete: the host has to cut the connection.
         headers_only: The request is a HEAD.
         closes_connection: The answer asks the client to close the connection.
-        series, error, admitted, seconds, stream: What is recorded, as for
-            `metrics.series.Ending`.
+        series, error, admitted, seconds, stream: Recorded, as for `metrics.ending.Ending`.
     """
 
     __slots__ = (
-        "admitted",
-        "answered",
-        "arrived",
-        "body_read",
-        "closes_connection",
-        "codec",
-        "cut",
-        "deadlines",
-        "error",
-        "flight",
-        "headers_only",
-        "phase",
-        "reason",
-        "receive",
-        "seconds",
-        "send",
-        "sending",
-        "series",
-        "since",
-        "status",
-        "stream",
-    )
+        "admitted", "answered", "arrived", "body_read", "closes_connection", "codec", "cut",
+        "deadlines", "error", "flight", "headers_only", "phase", "reason", "receive", "seconds",
+        "send", "sending", "series", "since", "status", "stream",
+    )  # fmt: skip
 
     def __init__(
         self, codec: Codec, scope: Scope, receive: Receive, send: Send, arrived: float
@@ -145,13 +122,6 @@ class Exchange(Head):
     def is_interrupted_by(self, exc: BaseException) -> bool:
         """Return whether an exception comes from the request's early end, not from a hook."""
         return self.flight is not None and self.flight.is_interrupted_by(exc)
-
-    async def ensure_flight(self) -> Flight:
-        """Return the flight; a pipeline that has not suspended yet does so here."""
-        if self.flight is None:
-            await asyncio.sleep(0)
-        assert self.flight is not None
-        return self.flight
 
     # -- the answer
 
@@ -229,34 +199,20 @@ class Exchange(Head):
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
         """Send one event, in turn where a heartbeat sends as well."""
-        stream = self.stream
-        if stream is not None and stream.lock is not None:
-            async with stream.lock:
-                await self._send_now(message)
-        else:
-            await self._send_now(message)
-
-    async def _send_now(self, message: MutableMapping[str, Any]) -> None:
+        lock = None if self.stream is None else self.stream.lock
+        if lock is not None:
+            await lock.acquire()
         self.sending = True
         try:
             await self.send(message)
         except Exception as exc:  # whatever it is, the client has left
             raise ClientGone from exc
+        finally:
+            if lock is not None:
+                lock.release()
         self.sending = False
 
     # -- failures
-
-    async def fail(self, exc: BaseException, *, debug: bool) -> None:
-        """Report an exception: as the response, as a final record, or by cutting the connection."""
-        self.error = exc
-        if isinstance(exc, ClientGone):
-            return
-        if not is_expected(exc):
-            self.log("Request %s failed", exc)
-        if self.phase != _DONE:
-            status, sentence, headers = describe(exc, debug=debug)
-            self.enter(_SEND)
-            await self._report(status, sentence, headers)
 
     async def report_early_end(self, reason: Stopped) -> None:
         """Tell the client why the request ends early, while user code is still cleaning up."""
@@ -267,21 +223,16 @@ class Exchange(Head):
         with anyio.move_on_after(self.deadlines.cleanup_timeout):
             try:
                 if self.phase != _DONE:
-                    await self._report(reason.status, reason.reason, reason.headers)
+                    await self.report(reason.status, reason.reason, reason.headers)
             except ClientGone:
                 return
         self.cut = self.phase != _DONE
 
-    def log(self, text: str, exc: BaseException) -> None:
-        """Log a failure with its traceback; `text` has a place for the request's id."""
-        number = self.id.decode()
-        logger.error(text, number, exc_info=exc, extra={"request_id": number})
-
-    async def _report(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
+    async def report(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
         encoder = None if self.stream is None else self.stream.encoder
         if not self.status:
-            status, own, body = self.codec.error(status, sentence)
-            await self._send_whole(status, [*own, *error_headers(headers)], body)
+            status, with_body, body = self.codec.error(status, sentence)
+            await self._send_whole(status, [*with_body, *error_headers(headers)], body)
         elif encoder is not None and encoder.failure is not None:
             await self.send_part(encoder.failure(status, sentence))
             await self.finish()

@@ -1,12 +1,12 @@
 """Write a stream: its items as they come, one event an item, or all of them as one document.
 
 A stream starts with its first item, so that what fails before it is an ordinary status. The loop
-that every item goes through is `Stream._send_each`; `_send_coalesced` is the same with many items an
-event, and `_send_collected` with all of them in one document.
+that every item goes through is `Stream._send_each`; `coalescing` does the same with many items an
+event, and `Stream._send_collected` with all of them in one document.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -14,25 +14,21 @@ import anyio
 import anyio.lowlevel
 
 from modelserve.concurrency.flight import Phase
-from modelserve.errors import ClientGone, CollectedTooLarge, Stopped
+from modelserve.errors import ClientGone, CollectedTooLarge
+from modelserve.exchange.coalescing import TURN_SECONDS, Coalescer
 from modelserve.exchange.exchange import Exchange
 from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, raw_item
 from modelserve.wire.headers import Header
 
-__all__ = ["Coalesced", "Stream", "Streaming"]
+__all__ = ["Stream", "Streaming"]
 
 # Module-level names, since the attributes of a class are looked up at every item.
 _FIRST: Final = Phase.FIRST
 _ITEM: Final = Phase.ITEM
 _SEND: Final = Phase.SEND
 _DONE: Final = Phase.DONE
-# What a stream may run without giving way to other requests. It has to be more than the
-# interpreter's switch interval, 5 ms: a pause lets go of its lock for too short a time to be taken
-# by a thread that waits for it, and begins that thread's 5 ms anew.
-_TURN_SECONDS: Final = 0.006
-_COALESCED_BYTES: Final = 1 << 16
 _UNBUFFERED: Final[tuple[Header, ...]] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -58,23 +54,6 @@ class Streaming(NamedTuple):
     heartbeat_before_first: bool = False
 
 
-class Coalesced:
-    """A stream whose items, as they are made without a pause, are sent in one event.
-
-    For one request; `coalesce` of a model or an application is for all. A hook returns it.
-
-    Args:
-        items: An iterator or an async iterable of items.
-
-    The items are closed as those of any stream are: at their end, or when the client leaves.
-    """
-
-    __slots__ = ("items",)
-
-    def __init__(self, items: Iterator[Any] | AsyncIterable[Any]) -> None:
-        self.items = items
-
-
 class Stream:
     """The items of one answer on their way to the client."""
 
@@ -93,7 +72,7 @@ class Stream:
         self._exchange = exchange
         self._format = format
         self._streaming = streaming
-        self._observer: _Progress | _Parts | None = None
+        self._observer: _Progress | Coalescer | None = None
         self.encoder: Encoder | None = None
         self.lock: anyio.Lock | None = None
         self.items = 0
@@ -109,7 +88,7 @@ class Stream:
         """Send all items, the first with the start of the answer.
 
         What fails before the first item is encoded is raised, to become an ordinary status; what
-        fails later is raised too, for `Exchange.fail` to report in band. The caller closes the
+        fails later is raised too, for `report_failure`, in band. The caller closes the
         items. Raises ClientGone if the client has left.
         """
         exchange = self._exchange
@@ -157,12 +136,14 @@ class Stream:
         exchange, streaming = self._exchange, self._streaming
         if streaming.heartbeat is not None and self.lock is None:
             await self._start_heartbeat()
+        encode = encoder.encode
         if streaming.coalesce and (exchange.flight is None or exchange.flight.spawns_tasks):
-            await self._send_coalesced(items, encoder.encode, tick)
+            self._observer = coalescer = Coalescer(exchange, self, tick)
+            await coalescer.send(items, encode)
             return
         self._observer = progress = _Progress(self, exchange, tick)
         try:
-            await self._send_each(items, encoder.encode, progress)
+            await self._send_each(items, encode, progress)
         finally:
             self._observer = None
             progress.record()
@@ -200,45 +181,6 @@ class Stream:
                 await anyio.lowlevel.checkpoint()
                 progress.begin_turn()
 
-    async def _send_coalesced(
-        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], tick: Tick
-    ) -> None:
-        """Send what is made without a pause in one event.
-
-        Only where the iterator suspends is what there is sent. So nothing ever waits for more. It
-        is sent by a task beside us then: the iterator may be suspended inside a time limit of its
-        own, whose cancellation must not find this task in the middle of a `send`.
-        """
-        exchange = self._exchange
-        self._observer = parts = _Parts(self, exchange, tick)
-        exchange.enter(_ITEM)
-        try:
-            await self._gather(items, encode, parts)
-        except BaseException as exc:
-            self._observer = None
-            if not exchange.is_interrupted_by(exc):
-                await parts.send()  # what was made before the failure goes before its record
-            raise
-        finally:
-            self._observer = None
-            parts.record()
-            await parts.close()
-
-    async def _gather(
-        self, items: AsyncIterator[Any], encode: Callable[[Any], bytes], parts: "_Parts"
-    ) -> None:
-        """Gather items, and send them where they are many or have taken long."""
-        turn_ends = monotonic() + _TURN_SECONDS
-        async for item in items:
-            parts.add(encode(item))
-            now = monotonic()
-            if parts.size >= _COALESCED_BYTES or now >= turn_ends:
-                await parts.send()
-            if now >= turn_ends:
-                await anyio.lowlevel.checkpoint()
-                turn_ends = monotonic() + _TURN_SECONDS
-        await parts.send()
-
     async def _send_collected(
         self, items: AsyncIterator[Any], parts: list[bytes], encoder: Encoder
     ) -> None:
@@ -246,7 +188,7 @@ class Stream:
         assert encoder.join is not None
         exchange, limit = self._exchange, self._streaming.collect_bytes
         size = sum(map(len, parts))
-        turn_ends = monotonic() + _TURN_SECONDS
+        turn_ends = monotonic() + TURN_SECONDS
         exchange.enter(_ITEM)
         async for item in items:
             parts.append(encoder.encode(item))
@@ -257,7 +199,7 @@ class Stream:
             exchange.since = now = monotonic()
             if now >= turn_ends:
                 await anyio.lowlevel.checkpoint()
-                turn_ends = monotonic() + _TURN_SECONDS
+                turn_ends = monotonic() + TURN_SECONDS
         self.items = len(parts)
         headers = _with_defaults(self._format.headers(), encoder)
         await exchange.send_document(200, headers, [encoder.join(parts)])
@@ -271,8 +213,10 @@ class Stream:
         self.lock = anyio.Lock()  # from now on two tasks send
         await self._start(encoder)
         exchange.enter(_ITEM if self.items else _FIRST)
-        flight = await exchange.ensure_flight()
-        flight.start_companion(self._beat(encoder.idle or b"", seconds))
+        if exchange.flight is None:
+            await asyncio.sleep(0)  # a pipeline has its flight once it has suspended
+        assert exchange.flight is not None
+        exchange.flight.start_companion(self._beat(encoder.idle or b"", seconds))
 
     async def _beat(self, idle: bytes, seconds: float) -> None:
         exchange, sent = self._exchange, monotonic()
@@ -307,7 +251,7 @@ class _Progress:
         self.look_at = self._turn_ends
 
     def begin_turn(self) -> None:
-        self._turn_ends = monotonic() + _TURN_SECONDS
+        self._turn_ends = monotonic() + TURN_SECONDS
 
     def note_suspension(self) -> None:
         """Record the items so far, and since when the present phase lasts."""
@@ -333,76 +277,6 @@ class _Progress:
         if count:
             self._tick(monotonic(), count)
             self._recorded += count
-
-
-class _Parts:
-    """What a coalesced stream has made and not sent yet, and the one task that may be sending.
-
-    After a pause `_unrecorded` is -1: the next item is recorded by itself, at its own time.
-    """
-
-    __slots__ = ("_exchange", "_parts", "_stream", "_task", "_tick", "_unrecorded", "size")
-
-    def __init__(self, stream: Stream, exchange: Exchange, tick: Tick) -> None:
-        self._stream = stream
-        self._exchange = exchange
-        self._tick = tick
-        self._unrecorded = 0
-        self._parts: list[bytes] = []
-        self._task: asyncio.Task[None] | None = None
-        self.size = 0
-
-    def add(self, part: bytes) -> None:
-        self._parts.append(part)
-        self.size += len(part)
-        if self._unrecorded < 0:
-            self._tick(monotonic())
-        self._unrecorded += 1
-
-    def note_suspension(self) -> None:
-        """Send what there is, and what comes meanwhile, in a task of its own."""
-        self.record()
-        self._unrecorded = -1
-        if self._parts and (self._task is None or self._task.done()):
-            self._task = asyncio.get_running_loop().create_task(self._send_beside())
-
-    def record(self) -> None:
-        """Record the items that came one right after the other."""
-        if self._unrecorded > 0:
-            self._tick(monotonic(), self._unrecorded)
-            self._unrecorded = 0
-
-    async def send(self) -> None:
-        """Send what there is, after what is being sent."""
-        self.record()
-        # Waiting for a task suspends even if it is done, and another would be started then.
-        if self._task is not None and not self._task.done():
-            await asyncio.wait((self._task,))
-        await self._send_all()
-
-    async def close(self) -> None:
-        """End the sending; what was interrupted is not sent again."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-
-    async def _send_beside(self) -> None:
-        try:
-            await self._send_all()
-        except Stopped as gone:
-            flight = self._exchange.flight
-            assert flight is not None  # the pipeline has suspended
-            flight.cancel(gone)
-
-    async def _send_all(self) -> None:
-        exchange = self._exchange
-        while self._parts:
-            parts, self._parts, self.size = self._parts, [], 0
-            exchange.check_reason()
-            exchange.enter(_SEND)
-            await exchange.send_part(b"".join(parts))
-            self._stream.items += len(parts)
-        exchange.enter(_ITEM)
 
 
 def _with_defaults(

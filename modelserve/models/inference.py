@@ -14,7 +14,7 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve.concurrency.bridge import ThreadStream
 from modelserve.concurrency.threads import Workers
-from modelserve.exchange.streams import Coalesced
+from modelserve.exchange.coalescing import Coalesced
 from modelserve.models.hooks import Hook, Plan
 from modelserve.tensors import InferResponse
 
