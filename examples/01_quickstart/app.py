@@ -1,8 +1,8 @@
 """Stream text from a model, and serve a second model beside it.
 
 Shows: a model is a class with `load` and `predict`; an `async def predict` that yields is streamed
-piece by piece; a `def predict` that returns is answered whole; `load` and any other `def` hook run
-in a worker thread; `InvalidInput` tells the client of its mistake, as a 400 with that sentence.
+piece by piece; a `def predict` that returns is answered with one JSON document; `load` and any
+other `def` hook run in a worker thread; `InvalidInput` is a 400 whose sentence the client reads.
 
 Leaves out: batching, limits, the V2 protocol, and a language model of any size. This one learns
 from Python's own documentation (textmodel.py): nothing to download, and not much sense.
@@ -14,7 +14,7 @@ from Python's own documentation (textmodel.py): nothing to download, and not muc
     curl localhost:8080/v1/models/next-word:predict -d '{"instances": ["the built-in"]}'
 
 The writer's text comes as plain text. Add `-H "Accept: text/event-stream"` for server-sent events,
-`application/x-ndjson` for a JSON string a line, `application/json` for one document.
+`application/x-ndjson` for one JSON string per line, `application/json` for one document.
 """
 
 from collections.abc import AsyncIterator
@@ -29,10 +29,10 @@ from modelserve.errors import InvalidInput
 
 
 class Writer(Model):
-    """Continue one prompt, a word or a mark at a time.
+    """Continue one prompt, one word or punctuation mark at a time.
 
-    The model takes well under a millisecond a word. `delay`, in seconds, stands in for the time
-    that a larger one would take, so that the stream can be seen; set it to 0 for full speed.
+    The model takes well under a millisecond per word. `delay`, in seconds, imitates a larger one,
+    so that you can see the stream; set it to 0 for full speed.
     """
 
     def __init__(self, name: str, *, delay: float = 0.05) -> None:
@@ -53,7 +53,7 @@ class Writer(Model):
 
 
 class NextWord(Model):
-    """Name the five likeliest words after each text, with their probabilities."""
+    """Return the five likeliest words after each text, with their probabilities."""
 
     def load(self) -> bool:
         self.text = trained()
@@ -71,7 +71,7 @@ class NextWord(Model):
 
 @dataclass(frozen=True)
 class Wish:
-    """What a client may ask the writer for; the same wish gets the same text."""
+    """What a client asks the writer for; the same values always return the same text."""
 
     prompt: str = ""
     max_tokens: int = 40
@@ -88,7 +88,7 @@ class Wish:
 
 
 def read_wish(payload: Any) -> Wish:
-    """Read the one instance of a payload: an object with a wish's fields, or just a prompt."""
+    """Read the one instance of a payload: an object with the fields of `Wish`, or a prompt."""
     found = instances(payload)
     require(len(found) == 1, "the writer takes one instance a request", got=len(found))
     wish = {"prompt": found[0]} if isinstance(found[0], str) else found[0]
