@@ -24,7 +24,7 @@ FRAME = 1_600  # samples an item
 
 
 class Steps(Model):
-    """Report the progress of a job, then its result; a heartbeat every 15 s keeps it alive."""
+    """Tell the progress of a job, then its result; a quiet stream is kept alive every 15 s."""
 
     heartbeat = 15.0
 

@@ -1,8 +1,8 @@
 """Stream text from a model, and serve a second model beside it.
 
 Shows: a model is a class with `load` and `predict`; an `async def predict` that yields is streamed
-piece by piece; a `def predict` that returns is answered with one JSON document; `load` and any
-other `def` hook run in a worker thread; `InvalidInput` is a 400 whose sentence the client reads.
+piece by piece; a `def predict` that returns is answered whole; `load` and any other `def` hook run
+in a worker thread; `InvalidInput` tells the client of its mistake, as a 400 with that sentence.
 
 Leaves out: batching, limits, the V2 protocol, and a language model of any size. This one learns
 from Python's own documentation (textmodel.py): nothing to download, and not much sense.
@@ -71,7 +71,7 @@ class NextWord(Model):
 
 @dataclass(frozen=True)
 class Wish:
-    """What a client asks the writer for; the same values always return the same text."""
+    """What a client may ask the writer for; the same wish gets the same text."""
 
     prompt: str = ""
     max_tokens: int = 40
@@ -88,7 +88,7 @@ class Wish:
 
 
 def read_wish(payload: Any) -> Wish:
-    """Read the one instance of a payload: an object with the fields of `Wish`, or a prompt."""
+    """Read the one instance of a payload: an object with a wish's fields, or just a prompt."""
     found = instances(payload)
     require(len(found) == 1, "the writer takes one instance a request", got=len(found))
     wish = {"prompt": found[0]} if isinstance(found[0], str) else found[0]

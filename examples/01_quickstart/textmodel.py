@@ -2,8 +2,8 @@
 
 The text is the language reference as `help()` shows it, cut down to plain sentences. The model
 counts which words followed each run of up to four words, and mixes the counts of long and short
-runs into one distribution over the next word. With so little text it often recites. The text
-differs between versions of Python. Nothing here depends on serving.
+runs into one distribution over the next word. With so little text it often recites. Another
+version of Python has another text. Nothing here knows of serving.
 """
 
 import functools
@@ -54,7 +54,7 @@ def sentences() -> list[str]:
 
 
 class TextModel:
-    """Learn from sentences; then predict and write what is likely to follow a text."""
+    """Learn from sentences; then tell, and write, what is likely to follow a text."""
 
     def __init__(self, text: list[str]) -> None:
         lines = [TOKEN.findall(sentence) for sentence in text]
