@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stop(*_: object) -> NoReturn:
-    """Leave by an exception, once, so that the servers are ended on the way out."""
+    """Raise an exception, once, so that the servers are ended on the way out."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -52,14 +52,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--quick", action="store_true", help="fewer works, shorter: about 3 minutes"
+        "--quick", action="store_true", help="fewer workloads, shorter: about 3 minutes"
     )
     parser.add_argument("--only", type=_names, metavar="NAME,...", help="these servers only")
-    parser.add_argument("--work", type=_works, metavar="NAME,...", help="these works only")
-    parser.add_argument("--rounds", type=int, help="how often (5; quick: 2)")
-    parser.add_argument("--seconds", type=float, help="how long each time (2; quick: 0.5)")
+    parser.add_argument("--work", type=_works, metavar="NAME,...", help="these workloads only")
+    parser.add_argument("--rounds", type=int, help="number of rounds (5; quick: 2)")
+    parser.add_argument("--seconds", type=float, help="seconds of each measurement (2; quick: 0.5)")
     parser.add_argument(
-        "--retries", type=int, default=0, help="repeat what other processes have disturbed (0)"
+        "--retries",
+        type=int,
+        default=0,
+        help="repeat a measurement that other processes disturbed (0)",
     )
     parser.add_argument("--json", type=Path, default=RESULTS / "compare.json", metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the rates")
@@ -77,7 +80,7 @@ def _names(text: str) -> list[str]:
 
 
 def _works(text: str) -> list[str]:
-    return _chosen(text, tuple(works.WORKS), "work")
+    return _chosen(text, tuple(works.WORKS), "workload")
 
 
 def _chosen(text: str, known: Sequence[str], what: str) -> list[str]:
@@ -113,7 +116,7 @@ def _plan(options: argparse.Namespace) -> compare.Plan:
 
 
 def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets us have: a stream is one here, one there."""
+    """Raise the limit on open files: a stream is one in the client and one in the server."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -39,7 +39,7 @@ class OtherProcesses:
 
 
 def _busy_seconds() -> float:
-    """Return the CPU seconds that the machine has not been idle, time stolen from it included."""
+    """Return the CPU seconds in which the machine was not idle, stolen time included."""
     line = Path("/proc/stat").read_text().splitlines()[0]
     user, nice, system, _, _, irq, softirq, steal = map(int, line.split()[1:9])
     return (user + nice + system + irq + softirq + steal) / TICKS_PER_SECOND

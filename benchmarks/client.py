@@ -21,7 +21,7 @@ CHUNKED_END = b"\r\n0\r\n\r\n"
 
 @dataclass
 class Load:
-    """What a load has found: how much was done in how long, and what it cost the server."""
+    """The result of a load: how much was done in how long, and what it cost the server."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -33,7 +33,7 @@ class Load:
 
 
 class Exchange:
-    """Where one response on one connection has got to."""
+    """The state of one response on one connection."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -43,7 +43,7 @@ class Exchange:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the response; `whole` says when it has ended."""
+        """Read the next bytes of the response; `whole` says when it has ended."""
         if not self.status:
             data = self._read_head(data)
         if self.status:
@@ -101,7 +101,7 @@ def ask(port: int, message: bytes, *, seconds: float = 30.0) -> tuple[int, bytes
 
 
 class _Peer:
-    """One connection that asks again as soon as it has been answered."""
+    """One connection that sends its next request as soon as it has the response."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -125,7 +125,7 @@ class _Peer:
 
 
 class Crowd:
-    """A number of connections, all asking for the same, for a time."""
+    """A number of connections that all repeat the same request for a time."""
 
     def __init__(self, port: int, message: bytes, connections: int) -> None:
         self._message = message
@@ -174,7 +174,7 @@ class Crowd:
         self._add(peer)
 
     def close(self) -> None:
-        """Hang up on the server, wherever its answers have got to."""
+        """Close the connections, also in the middle of responses."""
         for peer in self._peers.values():
             peer.socket.close()
         self._poll.close()

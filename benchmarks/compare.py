@@ -1,4 +1,4 @@
-"""Run every work on every server, in rounds, and divide by the bare application of that round.
+"""Run every workload on every server, in rounds, and divide by the bare application of the round.
 
 Within a round all the servers are up and idle; a work is measured on one after the other, so that
 a figure and the bare figure that it is divided by are seconds apart. The next round starts the
@@ -28,12 +28,12 @@ from benchmarks.works import WORKS, Work
 BASE = competitors.NAMES[0]
 START_SECONDS = 90.0
 DISTURBED_CPUS = 0.25
-"""A measurement during which other processes used more than this is one to repeat."""
+"""A measurement is repeated if other processes used more than this during it."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: who, what, how often and for how long each time."""
+    """What to run: servers, workloads, rounds and seconds."""
 
     names: Sequence[str]
     works: Sequence[str]
@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass
 class Measured:
-    """One work on one server in one round; `problem` says why there are no figures."""
+    """One workload on one server in one round; `problem` says why there are no figures."""
 
     round: int
     server: str
@@ -56,7 +56,7 @@ class Measured:
 
 @dataclass
 class Results:
-    """Everything that a run has found."""
+    """All results of a run."""
 
     machine: dict[str, Any]
     plan: dict[str, Any]
@@ -77,12 +77,12 @@ class Results:
         return statistics.median(ratios) if ratios else None
 
     def problem(self, server: str, work: str) -> str:
-        """Return why a server has no figures for a work; empty if it has, or was not asked."""
+        """Return why a server has no figures for a workload; empty if it has, or was not measured."""
         entries = [one for one in self.measured if (one.server, one.work) == (server, work)]
         return next((one.problem for one in entries if one.problem), "")
 
     def peak_mib(self, server: str) -> float | None:
-        """Return the most memory that was seen under any load that is not of idle streams."""
+        """Return the most memory seen under any workload except idle streams."""
         peaks = [
             one.figures["peak_mib"]
             for one in self.measured
@@ -128,7 +128,7 @@ def from_json(text: str) -> Results:
 
 
 def run(plan: Plan, save: Callable[[Results], None]) -> Results:
-    """Carry out a plan; `save` is given what there is after every round."""
+    """Carry out a plan; `save` is called with the results after every round."""
     results = Results(machine=machine(), plan=asdict(plan))
     pythons = _prepare(plan, results)
     for number in range(plan.rounds):
@@ -138,7 +138,7 @@ def run(plan: Plan, save: Callable[[Results], None]) -> Results:
 
 
 def machine() -> dict[str, Any]:
-    """Describe where this runs."""
+    """Describe the machine."""
     info = Path("/proc/cpuinfo").read_text()
     model = next((line for line in info.splitlines() if line.startswith("model name")), "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -155,7 +155,7 @@ def machine() -> dict[str, Any]:
 
 
 def _prepare(plan: Plan, results: Results) -> dict[str, Path]:
-    """Make the environments; return the Python of each competitor that can be had."""
+    """Make the environments; return the Python of each competitor that could be installed."""
     pythons: dict[str, Path] = {}
     for name in plan.names:
         competitor = competitors.load(name)
@@ -241,11 +241,11 @@ class Fleet:
         return Server(name, self._pythons[name], competitors.load(name).COMMAND)
 
     def has(self, name: str) -> bool:
-        """Say whether this server is up."""
+        """Return whether this server is up."""
         return name in self._servers
 
     def get(self, name: str) -> Server:
-        """Return a running server; raise `Unavailable` if it could not be had."""
+        """Return a running server. Raises `Unavailable` if it did not start."""
         if name not in self._servers:
             raise Unavailable("it did not start again")
         return self._servers[name]
@@ -261,7 +261,7 @@ class Fleet:
             server.stop()
 
     def settle(self, name: str) -> None:
-        """Let a server finish what it still does; one that goes on and on is started anew."""
+        """Let a server finish its work; restart one that does not."""
         server = self._servers[name]
         if not (server.alive() and server.wait_until_quiet()):
             _say(f"{name}: still busy, or gone, after the client has left: started anew")
@@ -282,7 +282,7 @@ class Fleet:
 
 
 def _await_answer(server: Server, competitor: Competitor) -> None:
-    """Return when a unary call is answered as it should be."""
+    """Return once a unary call gets the right response."""
     wait_for_port(server, START_SECONDS)
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -310,7 +310,7 @@ def _measure(
 
 
 def _undisturbed(fleet: Fleet, name: str, work: Work, endpoint: Endpoint, plan: Plan) -> Figures:
-    """Return the figures of the first measurement that nobody disturbed, or of the least so."""
+    """Return the figures of the first undisturbed measurement, or of the least disturbed one."""
     tries: list[Figures] = []
     while len(tries) <= plan.retries:
         tries.append(_figures(fleet, name, work, endpoint, plan.seconds))

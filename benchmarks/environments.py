@@ -57,7 +57,7 @@ def _install(name: str, python: Path, requirements: Sequence[str]) -> None:
 
 
 def _why(output: str) -> str:
-    """Return the line of pip's output that says what went wrong, as well as can be told."""
+    """Return the line of pip's output that most likely says what went wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() and "WARNING" not in line]
     return next(reversed(errors or lines), "pip failed without a word")

@@ -1,4 +1,4 @@
-"""What a competitor weighs before it has done anything: on disk, at import, in memory."""
+"""What a competitor takes before any request: on disk, at import, in memory."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def imported(command: Sequence[str]) -> list[str]:
 
 
 def _import(python: Path, modules: Sequence[str], **variables: str) -> tuple[float, float]:
-    """Import in a process of its own; return the seconds it took and the MiB it then has."""
+    """Import in a new process; return the seconds it took and the MiB it then has."""
     done = subprocess.run(
         [str(python), "-c", _IMPORT, *modules],
         cwd=ROOT,

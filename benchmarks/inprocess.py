@@ -3,7 +3,7 @@
 Each application is called as a server would call it, with a `receive` that gives the body and
 then waits, and a `send` that does nothing. Three figures for each case:
 
-- microseconds: the fastest of many short blocks, ours and the bare one's taking turns;
+- microseconds: the fastest of many short blocks of both, in turns;
 - calls: how many Python and C functions a request or an item enters. It does not depend on the
   machine or its load, so it shows small changes between two commits that time does not;
 - garbage: how many objects a request leaves for the cycle collector. Each costs little by itself,
@@ -34,7 +34,7 @@ COUNTED = 10
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure: the path of each application, and what to divide by."""
+    """One case: the path in each application, and how many items it has."""
 
     name: str
     bare_path: str
@@ -57,7 +57,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What one case costs, a request or an item; garbage is ours and a request's, always."""
+    """What one case costs per request or item; garbage is per request, and of modelserve only."""
 
     case: str
     bare_us: float
@@ -147,7 +147,7 @@ def _scope(model: str, case: Case) -> Scope:
 
 
 async def _exchange(app: App, scope: Scope, body: bytes, send: Any = None) -> None:
-    """Make one request; the client stays until it has been answered."""
+    """Make one request; the client stays connected until it has the response."""
     given = False
 
     async def receive() -> Scope:
@@ -161,11 +161,11 @@ async def _exchange(app: App, scope: Scope, body: bytes, send: Any = None) -> No
 
 
 async def _ignore(message: Any) -> None:
-    """Take a message as a server does whose socket has room: without suspending."""
+    """Accept a message like a server whose socket has room: without suspending."""
 
 
 async def _check(call: Callable[..., Coroutine[Any, Any, None]], case: Case) -> None:
-    """Make sure that what is timed is a success."""
+    """Make sure that the request which is timed succeeds."""
     messages: list[Any] = []
 
     async def keep(message: Any) -> None:
@@ -241,7 +241,7 @@ async def _lifespan(app: App) -> AsyncIterator[None]:
     task = asyncio.ensure_future(app(scope, to_app.get, from_app.put))
     to_app.put_nowait({"type": "lifespan.startup"})
     assert (await from_app.get())["type"] == "lifespan.startup.complete"
-    for _ in range(100):  # what is timed never gives way: let what loads in the background load
+    for _ in range(100):  # let the models load now: the timed requests never suspend
         await asyncio.sleep(0)
     try:
         yield
@@ -251,7 +251,7 @@ async def _lifespan(app: App) -> AsyncIterator[None]:
 
 
 def table(costs: Sequence[Cost], before: Sequence[Cost] | None = None) -> str:
-    """Return the costs as a table; with `before`, the change since then at the end of each line."""
+    """Return the costs as a table; with `before`, each line ends with the change since then."""
     earlier = {cost.case: cost for cost in before or ()}
     lines = [
         f"{'':26} {'bare us':>9} {'ours us':>9} {'added us':>9} {'ratio':>6} {'calls':>14} {'garbage':>8}"

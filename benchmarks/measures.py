@@ -1,4 +1,4 @@
-"""Measure one work on one running server, in figures with a name each."""
+"""Measure one workload on one running server, in named figures."""
 
 import json
 import os
@@ -27,11 +27,11 @@ KIB = 1 << 10
 CANCELS = 100
 """How many of the open streams are closed one by one."""
 UNNOTICED_SECONDS = 1.0
-"""A clean-up that has not run by then counts as a hang-up that nobody noticed."""
+"""After this, a clean-up that has not run counts as a hang-up that was not noticed."""
 
 
 class Failed(Exception):
-    """A server did not do the work; the message says how."""
+    """A server failed in a workload; the message says how."""
 
 
 def check(server: Server, work: Work, endpoint: Endpoint) -> None:
@@ -51,7 +51,7 @@ def check(server: Server, work: Work, endpoint: Endpoint) -> None:
 
 
 def measure(server: Server, work: Work, endpoint: Endpoint, seconds: float) -> Figures:
-    """Return the figures of one work, measured for about so many seconds."""
+    """Return the figures of one workload, measured for about this many seconds."""
     check(server, work, endpoint)
     others = OtherProcesses(server)
     try:
@@ -145,7 +145,7 @@ def _close(peers: Sequence[socket.socket], report: IO[bytes]) -> list[float]:
 
 
 def _moments(report: IO[bytes]) -> list[int]:
-    """Return when each clean-up ran that has been written down since the last look."""
+    """Return when each clean-up ran that has been recorded since the last call."""
     data = report.read()
     return [
         int.from_bytes(data[at : at + RECORD_BYTES], "little")

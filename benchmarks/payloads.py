@@ -1,4 +1,4 @@
-"""The work that every server is asked to do: the same requests, the same items.
+"""The workloads of every server: the same requests, the same items.
 
 Imported by the applications in their own environments, so only the standard library is used.
 """
@@ -39,7 +39,7 @@ def _report() -> int:
 
 
 def report_end() -> None:
-    """Write down that an idle stream's clean-up has run, and when (CLOCK_MONOTONIC).
+    """Record that an idle stream's clean-up has run, and when (CLOCK_MONOTONIC).
 
     Records of eight bytes never lie across two pages, so a reader never sees half of one.
     """

@@ -1,4 +1,4 @@
-"""Results as one SVG of horizontal bars, written by hand: a panel a work, a bar a server."""
+"""Results as one SVG of horizontal bars: a panel for each workload, a bar for each server."""
 
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
@@ -7,7 +7,7 @@ from benchmarks.compare import Results
 from benchmarks.works import WORKS
 
 PANELS = ("unary-16", "bytes-8", "ndjson-8", "sse-8")
-"""The works that are drawn, by their rate over the bare application's in the same round."""
+"""The workloads that are drawn, by their rate over the bare application's in the same round."""
 
 WIDTH, LABEL, PANEL_GAP, BAR, GAP, HEAD = 760, 190, 28, 16, 6, 30
 OURS, OTHERS, BASE_LINE = "#1f6f8b", "#b7bfc6", "#888888"
@@ -25,7 +25,7 @@ def svg(results: Results) -> str:
 
 
 def _bars(results: Results, work: str) -> list[tuple[str, float]]:
-    """Return the servers that did the work with their ratios, the fastest first."""
+    """Return the servers that completed the workload with their ratios, the fastest first."""
     ratios = [(name, results.ratio(name, work, "per_second")) for name in results.plan["names"]]
     found = [(name, ratio) for name, ratio in ratios if ratio is not None]
     return sorted(found, key=lambda bar: -bar[1])

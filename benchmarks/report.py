@@ -13,7 +13,7 @@ Cell = Callable[[Results, str], str]
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and what stands below it for one server."""
+    """A column: its heading, and the cell of one server."""
 
     heading: str
     cell: Cell

@@ -19,7 +19,7 @@ from benchmarks.payloads import REPORT_VARIABLE
 
 STOP_SECONDS = 5.0
 QUIET_CPU = 0.05
-"""A server that uses less of one CPU than this has nothing left to do."""
+"""A server that uses less of one CPU than this is idle."""
 
 
 class Server:
@@ -45,7 +45,7 @@ class Server:
         self._seen: dict[int, str] = {}
 
     def alive(self) -> bool:
-        """Say whether the first process still runs."""
+        """Return whether the first process still runs."""
         return self._process.poll() is None
 
     def log_tail(self, lines: int = 8) -> str:
@@ -71,7 +71,7 @@ class Server:
         return list(self._seen)
 
     def wait_until_quiet(self, seconds: float = 10.0) -> bool:
-        """Wait until the server has nothing left to do; return whether it came to that."""
+        """Wait until the server is idle; return whether it was in time."""
         deadline = time.monotonic() + seconds
         before = self.cpu_seconds()
         while time.monotonic() < deadline:
@@ -83,7 +83,7 @@ class Server:
         return False
 
     def ask_to_stop(self) -> None:
-        """Ask the first process to end, and do not wait for it."""
+        """Ask the first process to end; do not wait for it."""
         if self.alive():
             self._signal([self._process.pid], signal.SIGTERM)
 
@@ -114,7 +114,7 @@ class Server:
 
 @contextlib.contextmanager
 def running(name: str, python: Path, command: Sequence[str]) -> Iterator[Server]:
-    """Run a server for the length of a block; it is ended however the block is left."""
+    """Run a server for the length of a block, and end it however the block ends."""
     server = Server(name, python, command)
     try:
         yield server

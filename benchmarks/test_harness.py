@@ -1,4 +1,4 @@
-"""The parts of the comparison that can be wrong without anybody noticing."""
+"""The parts of the comparison that could be wrong unnoticed."""
 
 import os
 import sys
@@ -25,9 +25,7 @@ NO_CHUNKS = b"HTTP/1.1 503 Busy\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
     ("response", "status"), [(FIXED, 200), (CHUNKED, 200), (EMPTY, 204), (NO_CHUNKS, 503)]
 )
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])
-def test_a_response_is_whole_at_its_last_byte_and_not_before(
-    response: bytes, status: int, step: int
-) -> None:
+def test_a_response_is_whole_at_its_last_byte_only(response: bytes, status: int, step: int) -> None:
     exchange = Exchange()
     for at in range(0, len(response), step):
         assert not exchange.whole
@@ -55,7 +53,7 @@ def test_a_competitor_has_its_three_names_and_known_kinds(name: str) -> None:
     )
 
 
-def test_quick_works_exist() -> None:
+def test_the_quick_workloads_exist() -> None:
     assert set(QUICK) <= set(WORKS)
 
 

@@ -1,7 +1,7 @@
 """What modelserve adds to a bare ASGI call, in-process: `pytest benchmarks -m benchmark`.
 
-The bounds are about twice what was measured when they were written: they fail on a blunder, not
-on a busy machine. To compare two commits, look at the figures: `python -m benchmarks inprocess`.
+The bounds are about twice what was measured when they were written: they catch a blunder and pass
+on a busy machine. To compare two commits, use `python -m benchmarks inprocess`.
 """
 
 import pytest

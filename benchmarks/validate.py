@@ -14,14 +14,14 @@ from benchmarks.servers import Server, running, wait_for_port
 
 @dataclass(frozen=True)
 class Seen:
-    """What one client saw of a server's streams."""
+    """What one client measured of a server's streams."""
 
     per_second: float
     server_cpus: float
 
 
 def compare_clients(kind: str, connections: int, seconds: int) -> tuple[Seen, Seen]:
-    """Return what our client and what wrk make of the bare application's streams."""
+    """Measure the bare application's streams by our client and by wrk."""
     competitor = competitors.load("bare")
     endpoint = competitor.ENDPOINTS[kind]
     python = environments.ensure("bare", competitor.REQUIREMENTS)

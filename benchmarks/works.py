@@ -1,15 +1,15 @@
-"""What is measured: each work by name, with its kind, and how many connections do it at once."""
+"""What is measured: each workload by name, with its kind and its number of connections."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to measure.
+    """One workload.
 
-    `kind` names the endpoint (see `benchmarks.competitors`). `fresh` works each get a server
-    started for them, because what they measure depends on what the process has done before. What
-    is measured `once` comes out the same in every round, and is left out of the later ones.
+    `kind` names the endpoint (see `benchmarks.competitors`). A `fresh` workload gets a new server,
+    because what it measures depends on what the process has done before. One that is measured
+    `once` has the same result in every round, and is left out of the later ones.
     """
 
     name: str
@@ -42,4 +42,4 @@ WORKS = {
 }
 
 QUICK = ("unary-16", "bytes-8", "ndjson-8", "sse-8", "first")
-"""The works of a quick run."""
+"""The workloads of a quick run."""

@@ -1,4 +1,4 @@
-"""Stream server-sent events with names and ids, and binary frames under a type of their own.
+"""Stream server-sent events with names and ids, and binary frames with their own content type.
 
 Shows: `ServerSentEvent` for full control over events; `response_headers` to set the content type
 of a raw stream; a sync generator, which runs on one worker thread from beginning to end; what a
@@ -37,7 +37,7 @@ class Steps(Model):
 
 
 class Tone(Model):
-    """Play one second of a tone, a tenth of a second an item."""
+    """Play one second of a tone, a tenth of a second in each item."""
 
     def predict(self, payload: Any, response_headers: Any) -> Iterator[bytes]:
         response_headers["content-type"] = "audio/wav"
@@ -52,7 +52,7 @@ def sample(pitch: float, number: int) -> bytes:
 
 
 def wave_header(samples: int) -> bytes:
-    """Describe 16-bit mono sound (RIFF, WAVE)."""
+    """Return the header of a WAVE file with 16-bit mono sound."""
     size = 2 * samples
     head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, 1, RATE,
                        2 * RATE, 2, 16)  # fmt: skip

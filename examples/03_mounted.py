@@ -1,8 +1,8 @@
-"""Mount a model server into a Starlette application, beside routes of its own.
+"""Mount a model server into a Starlette application that has other routes.
 
 Shows: `Mount`, the model server's lifespan run by the host, limits for one model. FastAPI takes
 the same two lines: `FastAPI(lifespan=models.lifespan)` and `app.mount("/ml", models)`. Leaves out:
-authentication, which is the host's to do.
+authentication, which is left to the host.
 
     uvicorn --app-dir examples 03_mounted:app
     modelserve examples/03_mounted.py

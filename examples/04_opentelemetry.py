@@ -1,8 +1,8 @@
 """Trace requests with OpenTelemetry's standard ASGI instrumentation.
 
-Shows: that nothing of modelserve's is needed. The middleware wraps the application; hooks run in
-the context of its span, sync ones too, and a span of their own becomes its child. Leaves out: an
-exporter to anywhere but the terminal.
+Shows: that modelserve needs no integration of its own. The middleware wraps the application; hooks,
+sync ones too, run in the context of its span, so that the spans they start are its children. Leaves
+out: an exporter to anything but the terminal.
 
     pip install opentelemetry-instrumentation-asgi opentelemetry-sdk
     modelserve examples/04_opentelemetry.py

@@ -1,4 +1,4 @@
-"""The ceiling: an ASGI application with nothing in it but the work itself."""
+"""The ceiling: an ASGI application that does nothing but the workload."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -90,7 +90,7 @@ async def stream(items: Items, receive: Receive, send: Send) -> None:
 
 
 async def stream_watched(items: Items, receive: Receive, send: Send) -> None:
-    """Do the same, and cancel the work when the client has gone: the least that can be done."""
+    """Do the same, and cancel the stream when the client disconnects, in the least code."""
     orjson.loads(await read_body(receive))
     task = asyncio.ensure_future(_write(items(), send))
     watcher = asyncio.ensure_future(receive())
@@ -117,7 +117,7 @@ STREAMS: dict[str, Items] = {
 
 
 async def app(scope: Message, receive: Receive, send: Send) -> None:
-    """Route by a dictionary, as cheaply as it can be done."""
+    """Route by a dictionary, as cheaply as possible."""
     if scope["type"] == "http":
         path = scope["path"]
         if path == "/v1/models/echo:predict":

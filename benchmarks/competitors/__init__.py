@@ -1,4 +1,4 @@
-"""Who is compared: one module each, with the same three names.
+"""The servers compared: a module for each, with the same three names.
 
 `REQUIREMENTS`
     what pip installs into the competitor's own environment;
@@ -62,7 +62,7 @@ class Competitor(Protocol):
 
 
 def load(name: str) -> Competitor:
-    """Import the module of one competitor; none of them imports what it is about."""
+    """Import the module of one competitor; none of them imports its server."""
     return cast(Competitor, importlib.import_module(f"{__name__}.{name}"))
 
 

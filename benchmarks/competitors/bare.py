@@ -1,4 +1,4 @@
-"""The bare ASGI application under uvicorn: the ceiling, and what the rest is divided by."""
+"""The bare ASGI application under uvicorn: the ceiling, and what the others are divided by."""
 
 from benchmarks.competitors import ECHO, UVICORN, V1_STREAMS, uvicorn, v1
 

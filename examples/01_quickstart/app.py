@@ -14,7 +14,7 @@ from Python's own documentation (textmodel.py): nothing to download, and not muc
     curl localhost:8080/v1/models/next-word:predict -d '{"instances": ["the built-in"]}'
 
 The writer's text comes as plain text. Add `-H "Accept: text/event-stream"` for server-sent events,
-`application/x-ndjson` for a JSON string a line, `application/json` for one document.
+`application/x-ndjson` for one JSON string per line, `application/json` for one document.
 """
 
 from collections.abc import AsyncIterator
@@ -29,10 +29,10 @@ from modelserve.errors import InvalidInput
 
 
 class Writer(Model):
-    """Continue one prompt, a word or a mark at a time.
+    """Continue one prompt, one word or punctuation mark at a time.
 
-    The model takes well under a millisecond a word. `delay`, in seconds, stands in for the time
-    that a larger one would take, so that the stream can be seen; set it to 0 for full speed.
+    The model takes well under a millisecond per word. `delay`, in seconds, imitates a larger one,
+    so that you can see the stream; set it to 0 for full speed.
     """
 
     def __init__(self, name: str, *, delay: float = 0.05) -> None:
@@ -53,7 +53,7 @@ class Writer(Model):
 
 
 class NextWord(Model):
-    """Name the five likeliest words after each text, with their probabilities."""
+    """Return the five likeliest words after each text, with their probabilities."""
 
     def load(self) -> bool:
         self.text = trained()

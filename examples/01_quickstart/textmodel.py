@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from itertools import chain
 from pydoc_data.topics import topics
 
-CONTEXT = 4  # how many words back the model looks
-DOUBT = 0.3  # how readily it trusts a shorter run too; more invents more, less recites more
-STRANGER = "<stranger>"  # stands for any word that the text does not have, or has once
+CONTEXT = 4  # how many words the model looks back
+DOUBT = 0.3  # the weight of shorter runs: with more it invents more, with less it recites more
+STRANGER = "<stranger>"  # any word that the text does not have, or has only once
 
 MARKUP = [  # what to replace in a paragraph, in this order
     (r"^( *)(?![ \d])[^\n]*\n\1   (?=\S)", ""),  # a term above its indented explanation
@@ -93,7 +93,7 @@ class TextModel:
     def write(
         self, prompt: str, max_tokens: int, *, temperature: float, seed: int
     ) -> Iterator[str]:
-        """Continue a prompt, a word or a mark at a time; joined, the pieces are the text."""
+        """Continue a prompt, one word or punctuation mark at a time."""
         chance = random.Random(seed)
         words = self.read(prompt)
         space = " " if prompt and not prompt[-1].isspace() else ""
@@ -104,14 +104,14 @@ class TextModel:
 
 
 def usual_spelling(lines: list[list[str]]) -> dict[str, str]:
-    """Map each word in lower case to how it is mostly written inside a sentence."""
+    """Map each word in lower case to its usual spelling inside a sentence."""
     inside = Counter(chain.from_iterable(line[1:] for line in lines))
     spelling = {line[0].lower(): line[0] for line in lines}
     return spelling | {word.lower(): word for word, _ in reversed(inside.most_common())}
 
 
 def pick(chances: dict[str, float], temperature: float, chance: random.Random) -> str:
-    """Choose a word: the likeliest at temperature 0, by the distribution itself at 1."""
+    """Choose a word: the likeliest at temperature 0, by its probability at 1."""
     likeliest = max(chances, key=chances.__getitem__)
     if temperature == 0:
         return likeliest
@@ -120,7 +120,7 @@ def pick(chances: dict[str, float], temperature: float, chance: random.Random) -
 
 
 def piece(word: str, *, after: str, space: str) -> str:
-    """Write a word as it stands in a text: with its space, and a capital after a full stop."""
+    """Write a word as in a text: with its space, and with a capital after a full stop."""
     if word in ".,;:?!":
         return word
     return space + (word[0].upper() + word[1:] if after in ".?!" else word)
@@ -130,7 +130,7 @@ _training = threading.Lock()
 
 
 def trained() -> TextModel:
-    """Return the one model of this process, trained at the first call, whoever makes it."""
+    """Return the one model of this process, trained by the first call."""
     with _training:
         return _train()
 

@@ -1,4 +1,4 @@
-"""A custom predictor: which flower is it, by its four measures? The nearest centre wins.
+"""A custom predictor: it names a flower by four measures, as that of the nearest centre.
 
 before.py is a program for KServe, after.py the same program on modelserve. Only the imports differ.
 README.md lists what they do differently. Both need numpy (pip install 'modelserve[tensors]').

@@ -20,7 +20,7 @@ class Event(NamedTuple):
 
 
 class Interpretation(NamedTuple):
-    """What is left of a whole stream: its events, and the state that outlives them.
+    """A whole stream: its events, and the state that outlives them.
 
     `rest` is what came after the last blank line, which a browser discards.
     """

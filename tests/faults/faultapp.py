@@ -1,11 +1,11 @@
-"""Handlers of every kind, each told by its payload what to do, and an account of all of them.
+"""Handlers of every kind, each controlled by its payload, and an account of all of them.
 
 Payload: count (items), gap (seconds after each), before (seconds before the first), size (text of
 that many characters instead of documents), cleanup (seconds of waiting in `finally`), and where and
 with what to fail: stage, fail_at (which item), error.
 
-Each handler is entered in the account when it starts and taken out when its `finally` ends; the
-model `account` tells the sums. Served by `python -m modelserve tests/faults/faultapp.py`.
+The account counts each handler when it starts and when its `finally` ends; the model `account`
+returns the sums. Served by `python -m modelserve tests/faults/faultapp.py`.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ NARROW_SYNC = 2
 
 
 class Odd(BaseException):
-    """No Exception: what `except Exception` does not catch."""
+    """What `except Exception` does not catch."""
 
 
 ERRORS: dict[str, Callable[[], BaseException]] = {
@@ -226,7 +226,7 @@ class SyncStaged(Model):
 
 
 class Stubborn(Model):
-    """Does not let itself be cancelled, some times over."""
+    """Resists cancellation a number of times."""
 
     async def predict(self, payload):
         with Entry(self.name):
@@ -235,10 +235,10 @@ class Stubborn(Model):
                     yield {"n": n}
                     await anyio.sleep(payload.get("gap", 0.02))
                 except asyncio.CancelledError:
-                    await self._go_on(payload.get("refusals", 2))
+                    await self._resist(payload.get("refusals", 2))
                     raise
 
-    async def _go_on(self, times: int) -> None:
+    async def _resist(self, times: int) -> None:
         for _ in range(times):
             try:
                 await anyio.sleep(0.3)
@@ -247,7 +247,7 @@ class Stubborn(Model):
 
 
 class Deaf(Model):
-    """Swallows its cancellation and returns as if nothing had been."""
+    """Swallows its cancellation and returns a result."""
 
     async def predict(self, payload):
         with Entry(self.name):
@@ -260,7 +260,7 @@ class Deaf(Model):
 
 
 class Grouped(Model):
-    """Has child tasks of its own, each entered in the account as well."""
+    """Starts child tasks, each counted by the account as well."""
 
     async def predict(self, payload):
         with Entry(self.name):
@@ -343,7 +343,7 @@ class Typed(Model):
 
 
 class Tensors(Model):
-    """Echoes a V2 request, or yields it some times."""
+    """Echoes a V2 request, or yields it several times."""
 
     async def predict(self, payload):
         with Entry(self.name):
@@ -367,7 +367,7 @@ class Writer(Model):
 
 
 class Gated(Model):
-    """Yields one item, and the others once `open-gate` has been asked."""
+    """Yields one item, and the others once `open-gate` has been called."""
 
     gate = anyio.Event()
 
@@ -409,7 +409,7 @@ def malloc_bytes() -> int:
 
 
 class Accountant(Model):
-    """Tells the sums, for the whole of this process."""
+    """Returns the sums for this process."""
 
     async def predict(self, payload):
         gc.collect()

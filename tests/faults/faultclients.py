@@ -67,7 +67,7 @@ class Wire:
         self.close()
 
     async def send(self, data: bytes) -> None:
-        with suppress(ConnectionError):  # what the server had to say about it is still to be read
+        with suppress(ConnectionError):  # the answer is still to be read
             await self.loop.sock_sendall(self.sock, data)
 
     async def receive(self, size: int = 65536) -> bytes:
@@ -163,7 +163,7 @@ class Job:
         return request("POST", self.path, body, accept=self.accept)
 
     def check(self, answer: Answer | Cut) -> str:
-        """Look at what came back; return one word for it. Raises AssertionError."""
+        """Check what came back; return one word for it. Raises AssertionError."""
         if isinstance(answer, Cut):
             assert self.items is None, f"{self}: a good answer was cut: {answer}"
             partial = answer.args[0]
@@ -228,7 +228,7 @@ V1_ACCEPTS = ("*/*", "text/event-stream", "application/x-ndjson", "application/j
 
 
 def good(rng: random.Random) -> Job:
-    """A request that has to be answered well, or refused."""
+    """A request whose answer has to be good, or a refusal."""
     plan: dict[str, Any] = {"count": rng.choice((0, 1, 3, 10)), "gap": rng.choice((0, 0, 0.01))}
     plan["before"] = rng.choice((0, 0, 0.02))
     plan["cleanup"] = rng.choice((0, 0, 0, 0.01))
@@ -302,7 +302,7 @@ def failing(rng: random.Random) -> Job:
 
 
 def wrong(rng: random.Random) -> Job:
-    """A request whose handler gives what cannot be sent."""
+    """A request whose handler returns what cannot be sent."""
     plan: dict[str, Any] = {"count": 4, "kind": rng.choice(sorted(WRONG))}
     if rng.random() < 0.4:
         plan["kind"] = rng.choice((plan["kind"], "header"))
@@ -312,7 +312,7 @@ def wrong(rng: random.Random) -> Job:
 
 
 def bad(rng: random.Random) -> Job:
-    """A request that is wrong in itself."""
+    """An invalid request."""
     path, payload, status = rng.choice(
         (
             ("/v1/models/zz:predict", {}, 404),
@@ -335,7 +335,7 @@ ENDLESS = (
 
 
 def endless(rng: random.Random, *, size: int = 0) -> Job:
-    """A stream that goes on until the client leaves, or long enough."""
+    """A stream that lasts until the client disconnects, or long enough."""
     plan: dict[str, Any] = {"count": 2000, "gap": 0.01, "cleanup": rng.choice((0, 0.02))}
     if size:
         plan |= {"size": size, "gap": 0, "count": 1000}
@@ -356,7 +356,7 @@ def choose_job(rng: random.Random) -> Job:
 
 @dataclass
 class Swarm:
-    """Clients that ask and misbehave until told to stop; what became of it is counted."""
+    """Clients that send requests and misbehave until they are stopped; it counts the outcomes."""
 
     port: int
     seed: int
@@ -368,7 +368,7 @@ class Swarm:
     laps: int = 0
 
     async def run(self, clients: int, seconds: float, *, pause: float) -> None:
-        """Keep so many clients busy for some seconds, then wait until each is through."""
+        """Keep this many clients busy for some seconds, then wait until each has ended."""
         self.stopping = False
         self.laps += 1
         tasks = [asyncio.create_task(self._client(n, pause)) for n in range(clients)]
@@ -413,7 +413,7 @@ class Swarm:
         return Wire(self.port, source=rng.randrange(2, 250), **options)
 
     async def read(self, wire: Wire, job: Job) -> Answer | Cut:
-        """Read an answer to its end and look at it."""
+        """Read an answer to its end and check it."""
         try:
             answer: Answer | Cut = await wire.answer()
         except Cut as cut:
@@ -426,7 +426,7 @@ Fault = Callable[[Swarm, random.Random], Awaitable[None]]
 
 
 async def none(swarm: Swarm, rng: random.Random) -> None:
-    """Ask and read, some times over one connection as long as the server keeps it."""
+    """Ask and read, several times over one connection while the server keeps it."""
     async with swarm.wire(rng) as wire:
         for _ in range(rng.choice((1, 1, 4))):
             job = choose_job(rng)
@@ -470,7 +470,7 @@ async def read_slowly(swarm: Swarm, rng: random.Random) -> None:
 
 
 async def cut_request(swarm: Swarm, rng: random.Random) -> None:
-    """Leave at some byte of the request."""
+    """Disconnect at some byte of the request."""
     data = choose_job(rng).data
     async with swarm.wire(rng) as wire:
         await wire.send(data[: rng.randrange(len(data))])
@@ -479,7 +479,7 @@ async def cut_request(swarm: Swarm, rng: random.Random) -> None:
 
 
 async def cut_upload(swarm: Swarm, rng: random.Random) -> None:
-    """Leave in the middle of a large request."""
+    """Disconnect in the middle of a large request."""
     head = request("POST", "/v1/models/value:predict", content_length="5000000")
     async with swarm.wire(rng) as wire:
         await wire.send(head + b"[" + b"1," * rng.randrange(200_000))
@@ -488,7 +488,7 @@ async def cut_upload(swarm: Swarm, rng: random.Random) -> None:
 
 
 async def leave_soon(swarm: Swarm, rng: random.Random) -> None:
-    """Leave some time after the request, whatever has come by then."""
+    """Disconnect some time after the request, whatever has come by then."""
     job = rng.choice((choose_job, endless))(rng)
     async with swarm.wire(rng) as wire:
         await wire.send(job.data)
@@ -497,7 +497,7 @@ async def leave_soon(swarm: Swarm, rng: random.Random) -> None:
 
 
 async def cut_response(swarm: Swarm, rng: random.Random) -> None:
-    """Leave at some byte of the response."""
+    """Disconnect at some byte of the response."""
     job = rng.choice((choose_job, endless))(rng)
     async with swarm.wire(rng) as wire:
         await wire.send(job.data.replace(b"host:", b"connection: close\r\nhost:"))
@@ -517,7 +517,7 @@ async def half_close(swarm: Swarm, rng: random.Random) -> None:
 
 
 async def never_read(swarm: Swarm, rng: random.Random) -> None:
-    """Read nothing of a large stream, and leave before or after the server has given up."""
+    """Read nothing of a large stream; disconnect before or after the server does."""
     job = endless(rng, size=65536)
     async with swarm.wire(rng, receive_buffer=4096) as wire:
         await wire.send(job.data)
@@ -536,7 +536,7 @@ async def deadline(swarm: Swarm, rng: random.Random) -> None:
 
 
 async def pipeline_and_leave(swarm: Swarm, rng: random.Random) -> None:
-    """Leave with a second request behind a stream: uvicorn does not tell of that."""
+    """Disconnect with a second request behind a stream, which uvicorn does not report."""
     job = endless(rng)
     job.payload["count"] = 200
     async with swarm.wire(rng) as wire:
@@ -546,7 +546,7 @@ async def pipeline_and_leave(swarm: Swarm, rng: random.Random) -> None:
 
 
 async def garbage(swarm: Swarm, rng: random.Random) -> None:
-    """Send what is no request, or is for a while."""
+    """Send what is not a request, or only begins like one."""
     data = bytearray(choose_job(rng).data)
     for _ in range(rng.choice((1, 5, 100))):
         data[rng.randrange(len(data))] = rng.randrange(256)

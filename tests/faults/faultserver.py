@@ -1,4 +1,4 @@
-"""The command `modelserve` in a process of its own, under faults; what can be seen from outside."""
+"""The command `modelserve` in another process, and what can be seen of it from outside."""
 
 import os
 import re
@@ -71,7 +71,7 @@ class Command:
         return rawclient.get(self.port, "/metrics").body
 
     def slots(self) -> float:
-        """Return how many slots and places in queues are taken, by the metrics."""
+        """Return how many requests run or wait, by the metrics."""
         return sum(float(value) for _, value in _GAUGE.findall(self.metrics()))
 
     def usage(self, pid: int | None = None) -> Usage:

@@ -602,7 +602,7 @@ def look_at_answer(headers: list[Header], body: bytes, structured: bool) -> None
 
 
 def fuzz_paths(source: Source) -> None:
-    """No scope of any host fails; below a mount the same is found, however the host describes it."""
+    """No host's scope fails; below a mount the same is found, however the host describes it."""
     scope: dict[str, Any] = {"path": source.any_text()}
     if source.chance(2):
         scope["root_path"] = source.any_text()

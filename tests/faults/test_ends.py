@@ -1,4 +1,4 @@
-"""However a stream is written, what ends it early is told in its last record, after all items."""
+"""However a stream is written, its last record says what ended it early, after all items."""
 
 import asyncio
 import time
@@ -13,18 +13,18 @@ from modelserve import Limits, Model, ModelServer
 from modelserve.testing import lifespan, request
 
 pytestmark = pytest.mark.anyio
-TRIES = 4  # streams that run side by side, each at some other point of its loop
+TRIES = 4  # concurrent streams, each at some other point of its loop
 
 
 class Odd(BaseException):
-    """No Exception."""
+    """What `except Exception` does not catch."""
 
 
 ERRORS = {error.__name__: error for error in (ValueError, Odd, asyncio.CancelledError)}
 
 
 class Stream(Model):
-    """A stream, endless unless it is to fail, at the pace that it is asked for."""
+    """A stream, endless unless it has to fail, at the pace that the payload says."""
 
     async def predict(self, payload):
         for n in count():

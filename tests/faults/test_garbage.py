@@ -33,7 +33,7 @@ quick = settings(
 )
 
 
-# --- an application that takes everything -------------------------------------------------------
+# --- an application that accepts everything -----------------------------------------------------
 
 
 class Echo(Model):
@@ -293,7 +293,7 @@ messages = st.builds(Message, methods, paths, headers, bodies, extras)
 
 
 class Complaints(logging.Handler):
-    """What the package has logged as an error: an exception that nobody had expected."""
+    """What the package has logged as an error: unexpected exceptions."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -434,7 +434,7 @@ def test_any_payload_through_every_form(
 
 @quick
 @given(message=messages)
-def test_a_client_that_leaves_in_mid_request(
+def test_a_client_that_disconnects_in_mid_request(
     runner: asyncio.Runner, complaints: Complaints, message: Message
 ) -> None:
     complaints.records.clear()

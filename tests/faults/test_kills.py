@@ -69,7 +69,7 @@ class Load:
                 return job, cut
 
     async def ask(self) -> None:
-        """Ask for values until nobody listens any more; what comes is good, or an honest no."""
+        """Ask for values until nobody listens any more; each answer is good or an honest refusal."""
         job = Job(
             "value",
             "/v1/models/value:predict",
@@ -106,7 +106,7 @@ class Load:
 
 
 def look_at(job: Job, answer: Answer | Cut, *, drained: bool) -> str:
-    """Say in one word how a stream ended; whatever it was, it does not only look complete."""
+    """Return one word for how a stream ended; an incomplete one must not look complete."""
     if isinstance(answer, Cut):
         if drained:
             assert job.accept == "text/plain", f"{job}: cut instead of a record"
@@ -182,7 +182,7 @@ def test_terminate_under_load(tmp_path: Path, figure: Figures, flags: str) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_killed_supervisor_under_load(tmp_path: Path) -> None:
-    """Its workers drain as if they had been told to."""
+    """Its workers drain as after a SIGTERM."""
 
     async def run(server: Command) -> Counter[str]:
         load = Load(server.port)
@@ -229,7 +229,7 @@ def test_terminate_twice_under_load(tmp_path: Path, figure: Figures, flags: str)
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_kill_under_load(tmp_path: Path) -> None:
-    """All streams are visibly cut, and another server can take the address at once. Twice."""
+    """All streams are visibly cut, and another server can bind the address at once. Twice."""
 
     async def run(server: Command) -> None:
         load = Load(server.port)
@@ -296,7 +296,7 @@ async def kill_workers(server: Command, figure: Figures) -> None:
 
 
 def check_metrics(server: Command, values: Counter[str]) -> None:
-    """Any worker tells the sums of all, those of the dead included."""
+    """Any worker reports the sums of all workers, killed ones included."""
     shown = {counted(server) for _ in range(8)}
     assert len(shown) == 1
     count = shown.pop()

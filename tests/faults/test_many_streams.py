@@ -1,4 +1,4 @@
-"""Ten thousand streams at once in one process, and how soon a thousand handlers hear of the end."""
+"""Ten thousand streams at once in one process, and how soon a thousand handlers are cancelled."""
 
 import asyncio
 import json
@@ -18,17 +18,17 @@ STREAMS = 10_000
 ITEMS = 6
 ROUNDS = 2
 GROWTH = 1.05
-AT_ONCE = 400  # that are being opened
+AT_ONCE = 400  # streams that are being opened
 CANCELLED = 1000
 SPARE_FILES = 200
-SLOWEST_CANCEL = 2.0  # seconds; a bound for machines under load, the figures tell what it is
+SLOWEST_CANCEL = 2.0  # seconds; a bound for machines under load; the figures show the real latency
 
 UNLIMITED = ("--concurrency", "inf", "--timeout", "inf", "--send-timeout", "inf")
 KIB, MIB = 1 << 10, 1 << 20
 
 
 class Stream(asyncio.Protocol):
-    """A client of one stream, as small as can be."""
+    """A client of one stream, as small as possible."""
 
     def __init__(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -61,7 +61,7 @@ class Stream(asyncio.Protocol):
         chunks = body.split(b"\r\n")[1::2]
         return [json.loads(chunk) for chunk in chunks if chunk]
 
-    def leave(self, *, reset: bool) -> None:
+    def close(self, *, reset: bool) -> None:
         self.closed_at = time.monotonic()
         if reset:
             linger = struct.pack("ii", 1, 0)
@@ -162,14 +162,14 @@ def unary_latency(server: Command) -> float:
 def test_cancel_latency(
     tmp_path: Path, figure: Figures, model: str, gap: float, count: int, reset: bool
 ) -> None:
-    """All clients leave at once; every handler's `finally` says when it was through."""
+    """All clients disconnect at once; every handler's `finally` records when it ended."""
     raise_file_limit()
     with serving(tmp_path, *UNLIMITED, "--threads", "250") as server:
-        asyncio.run(leave_at_once(server, model, gap, count, reset, figure))
+        asyncio.run(close_at_once(server, model, gap, count, reset, figure))
         assert not (untidy := server.untidy()), untidy
 
 
-async def leave_at_once(
+async def close_at_once(
     server: Command, model: str, gap: float, count: int, reset: bool, figure: Figures
 ) -> None:
     keys = [f"k{n}" for n in range(count)]
@@ -178,7 +178,7 @@ async def leave_at_once(
     clients = await open_streams(server.port, [request("POST", url, plan) for plan in plans])
     await asyncio.sleep(0.5)
     for client in clients:
-        client.leave(reset=reset)
+        client.close(reset=reset)
     began = clients[0].closed_at
     ends: dict[str, float] = {}
     while len(ends) < count and time.monotonic() < began + 20:

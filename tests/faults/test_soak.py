@@ -1,14 +1,14 @@
-"""A soak: hundreds of clients with random faults; nothing may be left behind.
+"""A soak test: hundreds of clients with random faults, and no leak.
 
 MODELSERVE_SOAK_SECONDS is how long (the full proof is 300), MODELSERVE_SOAK_SEED where to start the
 choices, MODELSERVE_SOAK_FLAGS more of the command's arguments. After a quarter of the time, and
-then after each further quarter, all clients stop, and the server at rest is compared with what it
-was after the first.
+then after each further quarter, all clients stop, and the idle server is compared with what it was
+after the first.
 
 Memory is measured three ways: resident, Python's objects and blocks, and malloc's bytes in use; a
 leak that is hidden in what malloc keeps for later shows in the others.
 
-Two things are set so that memory tells of leaks and of nothing else. glibc's arenas, one a thread,
+Two settings make memory grow by leaks only. glibc's arenas, one a thread,
 keep what was freed in them: two are enough. And uvicorn holds a connection that was reset until its
 keep-alive time is over (`connection_lost` with an exception leaves the timer): 5 s instead of 65.
 """
@@ -59,7 +59,7 @@ def test_soak(tmp_path: Path, figure: Figures, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def reach_the_peaks(swarm: Swarm) -> None:
-    """Have all threads started that ever will be, 40, and many large streams stalled at once."""
+    """Start all 40 threads and stall many large streams, so that memory grows no further."""
     data = request("POST", "/v1/models/sync-value:predict", b'{"before": 0.5}')
 
     async def wake_a_worker() -> None:
@@ -73,7 +73,7 @@ async def reach_the_peaks(swarm: Swarm) -> None:
 
 
 def at_rest(server: Command) -> tuple[Usage, dict[str, Any]]:
-    """Wait until all is over, and return what the server then uses and what it tells of itself."""
+    """Wait until the server is idle; return its resources and its account."""
 
     def idle() -> bool:
         account = server.account()
@@ -95,15 +95,15 @@ def difference(account: dict[str, Any]) -> str:
 
 
 def check(swarm: Swarm, rests: list[tuple[Usage, dict[str, Any]]]) -> None:
-    (before, told), *later = rests
+    (before, first), *later = rests
     for usage, account in later:
-        assert usage.threads <= before.threads, "threads are left over"
-        assert usage.files <= before.files, "descriptors are left over"
-        assert account["tasks"] <= told["tasks"], "tasks are left over"
+        assert usage.threads <= before.threads, "threads leaked"
+        assert usage.files <= before.files, "descriptors leaked"
+        assert account["tasks"] <= first["tasks"], "tasks leaked"
     (after, last) = later[-1]
     assert after.rss <= before.rss * GROWTH, "memory grows"
     for name in ("objects", "blocks", "malloc"):
-        assert last[name] <= told[name] * GROWTH, f"{name} are left over"
+        assert last[name] <= first[name] * GROWTH, f"{name} leaked"
     assert last["most"]["narrow"] <= NARROW
     assert last["most"]["narrow-sync"] <= NARROW_SYNC
     assert swarm.outcomes["good"] > sum(swarm.outcomes.values()) / 2
@@ -126,14 +126,14 @@ def report(
     started = sum(accounts[-1]["started"].values())
     figure("handlers started, ended", f"{started}, {sum(accounts[-1]['ended'].values())}")
     figure("most handlers at once (the limit)", f"{accounts[-1]['most']['all']} ({CONCURRENCY})")
-    figure("RSS at rest, MiB", " ".join(f"{u.rss / MIB:.1f}" for u in usages))
-    figure("PSS at rest, MiB", " ".join(f"{u.pss / MIB:.1f}" for u in usages))
+    figure("RSS when idle, MiB", " ".join(f"{u.rss / MIB:.1f}" for u in usages))
+    figure("PSS when idle, MiB", " ".join(f"{u.pss / MIB:.1f}" for u in usages))
     figure("memory slope, KiB a minute", f"{slope:.0f}")
-    figure("threads at rest", " ".join(f"{u.threads}" for u in usages))
-    figure("descriptors at rest", " ".join(f"{u.files}" for u in usages))
-    figure("tasks at rest", " ".join(f"{a['tasks']}" for a in accounts))
-    figure("objects at rest", " ".join(f"{a['objects']}" for a in accounts))
-    figure("Python's blocks at rest", " ".join(f"{a['blocks']}" for a in accounts))
-    figure("malloc's bytes at rest, KiB", " ".join(f"{a['malloc'] // 1024}" for a in accounts))
+    figure("threads when idle", " ".join(f"{u.threads}" for u in usages))
+    figure("descriptors when idle", " ".join(f"{u.files}" for u in usages))
+    figure("tasks when idle", " ".join(f"{a['tasks']}" for a in accounts))
+    figure("objects when idle", " ".join(f"{a['objects']}" for a in accounts))
+    figure("Python's blocks when idle", " ".join(f"{a['blocks']}" for a in accounts))
+    figure("malloc's bytes when idle, KiB", " ".join(f"{a['malloc'] // 1024}" for a in accounts))
     figure("slowest liveness answer, ms", f"{swarm.slowest_probe * 1000:.0f}")
     figure("server's CPU seconds", f"{server.cpu_seconds():.1f}")

@@ -12,7 +12,7 @@ READINESS = {"broken": 503}
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start `apps/<app>.py` on a kind of server, once a session, and look it over at the end."""
+    """Start `apps/<app>.py` on a kind of server, once a session, and check it at the end."""
     folder = tmp_path_factory.mktemp("servers")
     servers: dict[tuple[str, str], Server] = {}
 

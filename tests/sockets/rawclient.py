@@ -1,4 +1,4 @@
-"""A client that hides nothing: it sends bytes and reads one head, then one chunk at a time."""
+"""A raw client: it sends bytes, and reads one head, then one chunk at a time."""
 
 import contextlib
 import json

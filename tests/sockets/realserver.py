@@ -1,4 +1,4 @@
-"""Real servers in processes of their own, and what can be seen of them from outside."""
+"""Real servers in other processes, and what can be seen of them from outside."""
 
 import atexit
 import os

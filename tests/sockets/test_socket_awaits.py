@@ -1,4 +1,4 @@
-"""A client that leaves cancels the handler wherever it waits, and its clean-up completes."""
+"""A disconnect cancels the handler wherever it waits, and its clean-up completes."""
 
 import json
 import time

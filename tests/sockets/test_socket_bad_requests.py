@@ -147,7 +147,7 @@ BATCHES = [
     *((host, batch) for host in HOSTS for batch in (paths, methods)),
     *(
         (host, batch)
-        for host in ("httptools", "h11")  # granian 2.8 now and then hides that a client has left
+        for host in ("httptools", "h11")  # granian 2.8 sometimes hides a disconnect
         for batch in (headers, request_lines, chunks, truncated)
     ),
 ]
@@ -175,7 +175,7 @@ def answers(server: Server, data: bytes) -> Iterator[Answer]:
 
 
 def assert_one_shape(answer: Answer, data: bytes) -> None:
-    """An error of ours is `{"error": "<sentence>"}`; a server's own is no JSON."""
+    """Our errors are `{"error": "<sentence>"}`; those of servers are not JSON."""
     content_type = answer.headers.get("content-type", "")
     if answer.status >= 400 and content_type == "application/json":
         assert data.startswith(b"HEAD") or error_shape(answer.body), (data[:200], answer)

@@ -1,4 +1,4 @@
-"""Faults that clients cause, and what they leave behind: nothing."""
+"""Faults that clients cause, which must leak nothing."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def most_threads() -> dict[str, int]:
 
 @pytest.fixture
 def server(start: Start, host: str, most_threads: dict[str, int]) -> Iterator[Server]:
-    """A server that is looked over after the test."""
+    """A server that is checked for leaks after the test."""
     server = start(host, "streams")
     if host not in most_threads:
         most_threads[host] = wake_all_workers(server)
@@ -43,7 +43,7 @@ def server(start: Start, host: str, most_threads: dict[str, int]) -> Iterator[Se
     if host != "trio":  # hypercorn's trio worker closes a socket late, or with the next one
         assert until(lambda: server.files() <= files, seconds=3), f"{server.files()} > {files}"
     assert server.threads() <= most_threads[host]
-    assert "Traceback" not in server.log[logged:], "a client that leaves is no error of the server"
+    assert "Traceback" not in server.log[logged:], "a disconnect is not an error of the server"
     assert get(server.port, "/").status == 200
     assert post(server.port, url("unary"), {"key": "after"}).status == 200
 
@@ -89,7 +89,7 @@ def test_close_right_after_the_request(server: Server, key: str, model: str, res
 @every_host
 @every_model
 def test_close_at_every_stage_of_the_response(server: Server, key: str, model: str) -> None:
-    """Ten clients at a time, so that the whole does not take as long as its waits together."""
+    """Ten clients at a time, so that their waits overlap."""
     for sizes in (range(n, n + 50, 5) for n in range(1, 351, 50)):
         clients = [Connection(server.port) for _ in sizes]
         for size, client in zip(sizes, clients, strict=True):
@@ -178,7 +178,7 @@ def test_pipelined_behind_a_stream(server: Server, key: str) -> None:
 @hosts("httptools", slow=["h11"])
 @every_model
 def test_close_with_another_request_pipelined(server: Server, key: str, model: str) -> None:
-    """The server may not tell, but a send fails; what waits long in between is bounded."""
+    """The server may not report it, but a send fails; a long wait in between is bounded."""
     client = Connection(server.port)
     client.send(data_of(model, f"{key}-1", before=0.3) + data_of("unary", f"{key}-2"))
     server.ledger.wait(f"{key}-1", "start")
@@ -244,7 +244,7 @@ def test_connection_close(server: Server, key: str, model: str) -> None:
 
 @every_host
 def test_body_longer_than_announced(server: Server, key: str) -> None:
-    """What is left over is refused as the next request, by the server's own parser."""
+    """The surplus is refused as the next request, by the server's own parser."""
     statuses = []
     with Connection(server.port) as client, contextlib.suppress(Cut):
         client.send(data_of("unary", key) + b"}}}}\r\n\r\n")

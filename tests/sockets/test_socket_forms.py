@@ -464,7 +464,7 @@ def test_collecting_below_the_cap(server: Server, key: str) -> None:
 # A model's own content type beats Accept; a failure cuts, except under its own SSE or NDJSON type.
 
 
-def own(server: Server, key: str, content_type: str, items: list[Any], **more: Any) -> Answer:
+def ask_typed(server: Server, key: str, content_type: str, items: list[Any], **more: Any) -> Answer:
     plan = {"key": key, "headers": {"Content-Type": content_type}, "items": items}
     accept = more.pop("accept", "*/*")
     return post(server.port, TYPED, {**plan, **more}, accept=accept)
@@ -472,7 +472,9 @@ def own(server: Server, key: str, content_type: str, items: list[Any], **more: A
 
 @pytest.mark.parametrize("accept", ["*/*", SSE, NDJSON, JSON, "text/plain"])
 def test_own_content_type(server: Server, key: str, accept: str) -> None:
-    answer = own(server, key, "text/csv; header=absent", ["a,b\n", {"$bytes": "ff"}], accept=accept)
+    answer = ask_typed(
+        server, key, "text/csv; header=absent", ["a,b\n", {"$bytes": "ff"}], accept=accept
+    )
     assert (answer.status, answer.body) == (200, b"a,b\n\xff")
     assert answer.headers["content-type"] == "text/csv; header=absent"
     assert answer.headers["cache-control"] == "no-cache"
@@ -481,12 +483,12 @@ def test_own_content_type(server: Server, key: str, accept: str) -> None:
 @pytest.mark.parametrize("items", [["a", "b"], ["a", {"n": 1}]])
 def test_failure_under_its_own_type_cuts(server: Server, key: str, items: list[Any]) -> None:
     with pytest.raises(Cut):
-        own(server, key, "text/csv", items, fail_at=2, gap=0.01)
+        ask_typed(server, key, "text/csv", items, fail_at=2, gap=0.01)
     server.ledger.wait(key, "end")
 
 
 def test_bad_first_item_under_its_own_type(server: Server, key: str) -> None:
-    answer = own(server, key, "text/csv", [{"n": 1}])
+    answer = ask_typed(server, key, "text/csv", [{"n": 1}])
     assert (answer.status, media_type(answer)) == (500, JSON)
 
 
@@ -495,20 +497,20 @@ def test_bad_first_item_under_its_own_type(server: Server, key: str) -> None:
 def test_failure_under_its_own_sse_type(
     server: Server, key: str, content_type: str, items: list[Any]
 ) -> None:
-    answer = own(server, key, content_type, items[:1], fail_at=1)
+    answer = ask_typed(server, key, content_type, items[:1], fail_at=1)
     record = b'event: error\ndata: {"error":"bad item"}\n\n'
     assert (answer.status, answer.body) == (200, b"data: x\n\n" + record)
 
 
 @pytest.mark.parametrize("content_type", [NDJSON, "Application/X-NDJSON; charset=utf-8"])
 def test_failure_under_its_own_ndjson_type(server: Server, key: str, content_type: str) -> None:
-    answer = own(server, key, content_type, ['{"x": 1}\n'], fail_at=1)
+    answer = ask_typed(server, key, content_type, ['{"x": 1}\n'], fail_at=1)
     assert answer.headers["content-type"] == content_type
     assert answer.body == b'{"x": 1}\n{"error":"bad item"}\n'
 
 
 def test_bad_item_under_its_own_sse_type(server: Server, key: str) -> None:
-    answer = own(server, key, SSE, ["data: x\n\n", {"n": 1}, "data: y\n\n"])
+    answer = ask_typed(server, key, SSE, ["data: x\n\n", {"n": 1}, "data: y\n\n"])
     assert answer.body.startswith(b"data: x\n\nevent: error\ndata: {")
     assert b"data: y" not in answer.body
 

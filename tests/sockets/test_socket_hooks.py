@@ -22,7 +22,7 @@ def ask(server: Server, model: str, payload: Any = 5, *, verb: str = "predict") 
 
 
 @pytest.mark.parametrize(
-    ("model", "told", "sets"),
+    ("model", "received", "sets"),
     [
         ("payload-only", {}, False),
         ("with-headers", {"mine": "yes"}, False),
@@ -42,9 +42,9 @@ def ask(server: Server, model: str, payload: Any = 5, *, verb: str = "predict") 
         ("lambda", {}, True),
     ],
 )
-def test_arguments(server: Server, model: str, told: dict[str, Any], sets: bool) -> None:
+def test_arguments(server: Server, model: str, received: dict[str, Any], sets: bool) -> None:
     answer = ask(server, model)
-    assert (answer.status, answer.json) == (200, {"payload": 5, **told})
+    assert (answer.status, answer.json) == (200, {"payload": 5, **received})
     assert answer.headers.get("x-set") == ("1" if sets else None)
     assert "x-mine" not in answer.headers
 
@@ -81,7 +81,7 @@ def test_headers_are_a_mutable_mapping(server: Server) -> None:
         "length": True,
         "written": ["1", "2", True],
         "popped": "yes",
-        "left": [False, False],
+        "deleted": [False, False],
         "key error": True,
     }
 

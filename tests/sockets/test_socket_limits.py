@@ -1,4 +1,4 @@
-"""What ends a request beside its client: limits on time, number and size, and a shutdown."""
+"""What ends a request apart from its client: limits on time, number and size, and a shutdown."""
 
 import contextlib
 import json
@@ -176,7 +176,7 @@ def test_body_as_large_as_it_may_be(start: Start, key: str) -> None:
 
 @contextlib.contextmanager
 def asking(server: Server, *asks: tuple[str, dict[str, Any]]) -> Iterator[list[Connection]]:
-    """Send requests over connections of their own, in this order."""
+    """Send requests in this order, each over a new connection."""
     with contextlib.ExitStack() as stack:
         clients = []
         for model, plan in asks:

@@ -47,7 +47,7 @@ PROBES = [
 ]
 GAP = 0.05
 SOON = 0.1
-GETS = 20  # answered before what others do is over, a second or more; the figures say more
+GETS = 20  # answered while others are busy for a second or more
 
 every_probe = pytest.mark.parametrize(("host", "origin"), PROBES)
 every_host = hosts(*HOSTS)
@@ -274,7 +274,7 @@ def test_client_never_reads(start: Start, key: str, host: str, origin: str) -> N
         assert server.memory() - memory < 40_000_000
         closed = time.monotonic()
     late, delay = stopped(server, key, closed)
-    assert late <= 1, "what was blocked may go on once, before it hears of the close"
+    assert late <= 1, "what was blocked may make one more item before it is cancelled"
     assert delay < 0.5
 
 
@@ -303,7 +303,7 @@ def stalled_at(server: Server, key: str) -> int:
 
 
 # Blocking and restless handlers do not stop the server from answering others: while one runs, many
-# answers come. How long each takes tells of the machine as well.
+# answers come. How long each takes depends on the machine too.
 
 
 def get_times(port: int) -> list[float]:

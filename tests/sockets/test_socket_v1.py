@@ -73,7 +73,7 @@ def test_head_is_get_without_a_body(server: Server, path: str) -> None:
         client.ask("HEAD", path)
         head = client.answer(bodiless=True)
         client.ask("GET", path)
-        assert client.answer().body == whole.body, "nothing was left on the connection"
+        assert client.answer().body == whole.body, "the connection has unread bytes"
     assert head.status == whole.status
     for name in ("content-type", "content-length"):
         assert head.headers[name] == whole.headers[name]
@@ -427,7 +427,7 @@ def test_error(server: Server, model: str, name: str, status: int, text: str) ->
 def doomed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A server of its own, since an exception that gets through would end it for the others."""
+    """A separate server, since an exception that gets through would end it for other tests."""
     server = realserver.start(request.param, "v1", tmp_path_factory.mktemp("doomed"))
     yield server
     server.stop()

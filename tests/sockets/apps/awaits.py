@@ -1,4 +1,4 @@
-"""Handlers that wait in every way there is; how they were ended is in the ledger."""
+"""Handlers that wait in every possible way; the ledger says how they ended."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine

@@ -1,4 +1,4 @@
-"""Models that tell what their hooks were given, in what order."""
+"""Models that return what their hooks were given, in what order."""
 
 from collections.abc import MutableMapping
 
@@ -143,7 +143,7 @@ class Mapping(Model):
         facts["written"] = [headers["x-new"], headers["X-OTHER"], "x-new" in list(headers)]
         facts["popped"] = headers.pop("X-Mine")
         del headers["x-other"]
-        facts["left"] = ["x-mine" in headers, "x-other" in headers]
+        facts["deleted"] = ["x-mine" in headers, "x-other" in headers]
         try:
             headers["x-none"]
         except KeyError:

@@ -1,4 +1,4 @@
-"""Streams of every origin, each told by its payload what to yield, how fast and where to fail.
+"""Streams of every origin; the payload says what to yield, how fast and where to fail.
 
 Payload: key (its name in the ledger), items, or count (of numbered items, or of texts of size
 characters), gap (seconds after each), before (seconds before the first), cleanup (seconds of
@@ -49,7 +49,7 @@ def revive(item: Any) -> Any:
 
 
 def make(payload: dict[str, Any]) -> Iterator[Any]:
-    """Make the items; nothing is left open here, whoever iterates notes start and end."""
+    """Make the items; the caller records the start and the end."""
     items = payload.get("items")
     for n in range(payload.get("count", 3) if items is None else len(items) + 1):
         if n == payload.get("fail_at"):
@@ -204,7 +204,7 @@ class SyncFromValue(Model):
 
 
 class Typed(Model):
-    """Sets its own content type, and any other headers that it is told to."""
+    """Sets the content type and the headers that the payload says."""
 
     async def predict(self, payload, response_headers=None):
         for name, value in payload.get("headers", {}).items():

@@ -140,7 +140,7 @@ class Plain(Model):
 
 
 class Headers(Model):
-    """Returns bytes under whatever headers it is told."""
+    """Returns bytes with the headers that the payload says."""
 
     def predict(self, payload, response_headers=None):
         note(payload.get("key", "none"), "start")
