@@ -59,8 +59,7 @@ class Exchange(Head):
     """One request and its answer; one object from the first byte to the last.
 
     Attributes:
-        codec: Writes the errors.
-        receive, send: The host's.
+        codec, receive, send: What writes the errors; the host's callables.
         arrived, since, phase, deadlines, body_read, answered, reason, flight, stream: As for
             `concurrency.flight.Watched`.
         status: That of the answer; 0 before its start.
