@@ -8,7 +8,7 @@ early, exists only once the pipeline has suspended.
 
 from collections.abc import AsyncIterator
 from time import monotonic
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
@@ -28,11 +28,11 @@ from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry
 from modelserve.protocols.cloudevents import codec_for
-from modelserve.protocols.codec import Codec, ModelRef, Payload
+from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.wire.coding import check_length, decompressed
 from modelserve.wire.head import HookHeaders
 
-__all__ = ["dispatch", "run_model"]
+__all__ = ["dispatch"]
 
 # Module-level names, since the attributes of a class are looked up at every request.
 _BODY: Final = Phase.BODY
@@ -46,7 +46,47 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         if serving.registry.pending:
             serving.load_pending()
         endpoint = _guard(serving, target, exchange)
-        await endpoint(serving, target, exchange)
+        if endpoint is not None:
+            await endpoint(serving, target, exchange)
+            return
+        codec, ref, headers = target.codec, target.ref, exchange.headers
+        if ref is NO_MODEL:  # the body names it
+            body = await _read_whole(exchange, serving.max_body_bytes)
+            ref, exchange.payload = codec.open(body, exchange)
+        entry = serving.registry.entries.get(ref.name)
+        if entry is None or ref.version is not None:
+            entry = serving.registry.get(ref.name, ref.version)
+        exchange.series = entry.series
+        exchange.deadlines = entry.deadlines
+        if b"x-request-timeout-seconds" in headers:
+            requested = headers[b"x-request-timeout-seconds"]
+            exchange.deadlines = shortened(entry.deadlines, requested)
+        if entry.checks_health or not entry.model.ready:
+            await _wait_until_usable(serving, entry, exchange)
+        if target.ref is not NO_MODEL:
+            limit = entry.max_body_bytes
+            if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
+                codec = codec_for(codec, exchange, serving.events)
+                limit = _body_limit(codec, entry, exchange)
+            plan = entry.plans[target.hook]
+            if plan.streams and not plan.wants_response_headers:
+                _check_acceptable(codec, exchange, ref)
+            # as `_read_whole`
+            body = await read_body(exchange.receive, limit, headers.get(b"content-length", b""))
+            if b"content-encoding" in headers:
+                body = decompressed(body, headers[b"content-encoding"], limit)
+            exchange.body_read = True
+            if exchange.flight is not None:
+                exchange.flight.note_body_read()
+            if entry.is_retired:  # replaced, or removed, while the body came
+                entry = await _successor(serving, ref, exchange)
+            exchange.payload = codec.decode(body, exchange, ref)
+        del body  # it may be large, and the answer may take long
+        if not serving.admission.acquire_nowait(entry.gate):
+            exchange.enter(_QUEUE)
+            await serving.admission.acquire(entry.gate)
+        exchange.admitted = True
+        await _respond(serving, entry, entry.plans[target.hook], codec, ref, exchange)
     except BaseException as exc:
         if exchange.is_interrupted_by(exc):
             raise
@@ -54,71 +94,25 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         await report_failure(exchange, exc, debug=serving.debug)
 
 
-def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint:
-    """Return the endpoint of a request that may have it; raise its answer otherwise."""
-    if not target.endpoints:
-        raise RouteNotFound
-    endpoint = target.endpoints.get(exchange.scope["method"])
-    if endpoint is None:
-        raise MethodNotAllowed(sorted(target.endpoints))
+def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | None:
+    """Return the endpoint of a request that may have it, None for a model; else raise the answer."""
+    method = exchange.scope["method"]
+    if method not in target.endpoints:
+        raise MethodNotAllowed(sorted(target.endpoints)) if target.endpoints else RouteNotFound
     token = serving.token
     if not (token is None or target.public or exchange.carries_token(token)):
         raise Unauthorized
     if serving.draining and not target.always:
         raise ServerShuttingDown
-    return endpoint
+    return target.endpoints[method]
 
 
-async def run_model(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """Find the model, read and decode the request, admit it, and answer it; an endpoint."""
-    codec, ref, headers = target.codec, target.ref, exchange.headers
-    is_named = ref is not NO_MODEL
-    if not is_named:  # the body names it
-        body = await _read_whole(exchange, serving.max_body_bytes)
-        ref, payload = codec.open(body, exchange)
-    entry = serving.registry.entries.get(ref.name)
-    if entry is None or ref.version is not None:
-        entry = serving.registry.get(ref.name, ref.version)
+async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Entry:
+    """Return the model that has taken a name over. Raises ModelNotFound, ModelNotReady."""
+    entry = serving.registry.get(ref.name, ref.version)
     exchange.series = entry.series
-    exchange.deadlines = entry.deadlines
-    if b"x-request-timeout-seconds" in headers:
-        asked = headers[b"x-request-timeout-seconds"]
-        exchange.deadlines = shortened(entry.deadlines, asked)
-    if entry.checks_health or not entry.model.ready:
-        await _wait_until_usable(serving, entry, exchange)
-    if is_named:
-        limit = entry.max_body_bytes
-        if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
-            codec = codec_for(codec, exchange, serving.events)
-            limit = _body_limit(codec, entry, exchange)
-        plan = entry.plans[target.hook]
-        if plan.streams and not plan.wants_response_headers:
-            _check_acceptable(codec, exchange, ref)
-        # The same as `_read_whole`, without its coroutine.
-        body = await read_body(exchange.receive, limit, headers.get(b"content-length", b""))
-        if b"content-encoding" in headers:
-            body = decompressed(body, headers[b"content-encoding"], limit)
-        exchange.body_read = True
-        if exchange.flight is not None:
-            exchange.flight.note_body_read()
-        while entry.is_retired:  # replaced, or removed, while the body came
-            entry = serving.registry.get(ref.name, ref.version)
-            exchange.series = entry.series
-            await serving.usable(entry)
-        payload = codec.decode(body, exchange, ref)
-    del body  # it may be large, and the answer may take long
-    if not serving.admission.acquire_nowait(entry.gate):
-        exchange.enter(_QUEUE)
-        await serving.admission.acquire(entry.gate)
-    exchange.admitted = True
-    exchange.phase = _FIRST
-    exchange.since = monotonic()
-    opened = codec, ref, payload
-    del payload
-    await _respond(serving, entry, entry.plans[target.hook], opened, exchange)
-
-
-Opened: TypeAlias = tuple[Codec, ModelRef, Payload]  # a request that its codec has opened
+    await serving.usable(entry)
+    return await _successor(serving, ref, exchange) if entry.is_retired else entry
 
 
 async def _read_whole(exchange: Exchange, limit: float) -> bytes | bytearray:
@@ -156,17 +150,22 @@ def _check_acceptable(codec: Codec, exchange: Exchange, ref: ModelRef) -> None:
 
 
 async def _respond(
-    serving: Serving, entry: Entry, plan: Plan, opened: Opened, exchange: Exchange
+    serving: Serving, entry: Entry, plan: Plan, codec: Codec, ref: ModelRef, exchange: Exchange
 ) -> None:
     """Run the hooks of an admitted request and send what comes of them.
 
     Then close what the hooks have opened, and let the next request in.
     """
-    codec, ref, payload = opened
-    response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
-    headers = HookHeaders.of(exchange.scope, exchange.id) if plan.wants_headers else None
+    payload, exchange.payload = exchange.payload, None
+    exchange.phase = _FIRST
+    exchange.since = monotonic()
     call: Call | None = None
+    headers = response_headers = None
     try:
+        if plan.wants_headers:
+            headers = HookHeaders.of(exchange.scope, exchange.id)
+        if plan.wants_response_headers:
+            response_headers = HookHeaders(raw=[])
         if plan.is_direct:
             codec.check(payload)
             try:
@@ -187,14 +186,15 @@ async def _respond(
         if is_stream or codec.always_streams:
             items = result if is_stream else _one(result)
             form = codec.stream_format(exchange, payload, response_headers, ref)
-            streaming = entry.streaming
-            if call is not None and call.coalesces:
-                streaming = streaming._replace(coalesce=True)
-            del result, payload, opened, headers, plan  # what is held here, a stream holds
+            coalesces = call is not None and call.coalesces
+            streaming = entry.streaming._replace(coalesce=True) if coalesces else entry.streaming
+            del result, payload, headers  # what is held here, a stream holds
             await Stream(exchange, form, streaming).send(items)
         else:
-            parts = codec.encode(result, exchange, payload, response_headers, ref)
-            await exchange.send_document(200, *parts)
+            if exchange.reason is not None:
+                raise exchange.reason
+            fields, buffers = codec.encode(result, exchange, payload, response_headers, ref)
+            await exchange.send_document(200, fields, buffers)
     finally:
         try:
             if call is not None and not call.is_finished:

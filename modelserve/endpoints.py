@@ -32,7 +32,7 @@ class Target:
     """What a path means.
 
     Attributes:
-        endpoints: By method; none where the path means nothing.
+        endpoints: By method; None runs the model. Empty where the path means nothing.
         ref: The model that the path names, and its version where it names one.
         codec: Of a path that runs a model, its protocol; of another, what writes its errors.
         verb: Of a path that runs a model, its name in metrics and in the log, else "".
@@ -41,7 +41,7 @@ class Target:
         public: It needs no token.
     """
 
-    endpoints: Mapping[str, "Endpoint"]
+    endpoints: Mapping[str, "Endpoint | None"]
     ref: ModelRef = NO_MODEL
     codec: Codec = NO_CODEC
     verb: str = ""
@@ -73,6 +73,7 @@ async def ready(serving: Serving, target: Target, exchange: Exchange) -> None:
 async def metrics(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /metrics, in Prometheus' text format or, by `Accept`, OpenMetrics."""
     content_type, body = await serving.expose(exchange.accept)
+    exchange.check_reason()
     await exchange.send_document(200, [(b"content-type", content_type)], [body])
 
 
@@ -124,4 +125,5 @@ async def unload(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 
 async def _answer(exchange: Exchange, value: Any) -> None:
+    exchange.check_reason()
     await exchange.send_document(200, [JSON], [to_json(value)])

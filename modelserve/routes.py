@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from modelserve import endpoints
-from modelserve.dispatch import run_model
 from modelserve.endpoints import NO_CODEC, Endpoint, Target
 from modelserve.models.registry import Registry
 from modelserve.protocols.codec import Codec, ModelRef
@@ -34,13 +33,13 @@ class Route:
     Attributes:
         method: HEAD goes with GET.
         path: A template; a segment is literal, `{model}`, `{version}`, or one of these and `:verb`.
-        endpoint: What answers.
+        endpoint: What answers; None for a model.
         codec, verb, hook, always, public: As for `endpoints.Target`.
     """
 
     method: str
     path: str
-    endpoint: Endpoint
+    endpoint: Endpoint | None
     codec: Codec = NO_CODEC
     verb: str = ""
     hook: str = "predict"
@@ -49,7 +48,7 @@ class Route:
 
 
 def _model(path: str, codec: Codec, verb: str, hook: str = "predict") -> Route:
-    return Route("POST", path, run_model, codec, verb, hook)
+    return Route("POST", path, None, codec, verb, hook)
 
 
 def _v2_model(path: str) -> Iterable[Route]:

@@ -16,7 +16,7 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     """
     if len(content_length) > 4 or limit < 10_000:  # else it cannot be over the limit
         check_length(content_length, limit)
-    parts: list[bytes] = []
+    parts: list[bytes] | None = None
     size = 0
     while True:
         try:
@@ -30,5 +30,7 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
         if size > limit:
             raise too_large(limit)
         if not message.get("more_body"):
-            return b"".join((*parts, part)) if parts else part  # one part is not copied
+            return part if parts is None else b"".join((*parts, part))
+        if parts is None:
+            parts = []
         parts.append(part)

@@ -6,7 +6,7 @@ never at once: the pipeline and, once the request has a reason to end early, `re
 pipeline looks at the reason before it sends anything. Streams are written by `streams`.
 """
 
-from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,7 @@ from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import ClientGone, Stopped
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries
-from modelserve.protocols.codec import Codec
+from modelserve.protocols.codec import Codec, Payload
 from modelserve.wire.encoders import Encoder
 from modelserve.wire.head import NEW_IDS, Head, Scope, valid_id
 from modelserve.wire.headers import Body, Header, error_headers, length_header
@@ -60,6 +60,7 @@ class Exchange(Head):
 
     Attributes:
         codec, receive, send: What writes the errors; the host's callables.
+        payload: Decoded and not yet given to a hook.
         arrived, since, phase, deadlines, body_read, answered, reason, flight, stream: As for
             `concurrency.flight.Watched`.
         status: That of the answer; 0 before its start.
@@ -72,7 +73,7 @@ class Exchange(Head):
 
     __slots__ = (
         "admitted", "answered", "arrived", "body_read", "closes_connection", "codec", "cut",
-        "deadlines", "error", "flight", "headers_only", "phase", "reason", "receive", "seconds",
+        "deadlines", "error", "flight", "headers_only", "payload", "phase", "reason", "receive", "seconds",
         "send", "sending", "series", "since", "status", "stream",
     )  # fmt: skip
 
@@ -87,6 +88,7 @@ class Exchange(Head):
 
         self.codec = codec
         self.receive = receive
+        self.payload: Payload = None
         self.send = send
         # what the flight reads
         self.arrived = self.since = arrived
@@ -124,24 +126,21 @@ class Exchange(Head):
 
     # -- the answer
 
-    def send_document(
+    async def send_document(
         self, status: int, headers: list[Header], buffers: Sequence[Body]
-    ) -> Coroutine[Any, Any, None]:
-        """Send a whole answer, to be awaited; large buffers in parts, so that none is copied whole.
+    ) -> None:
+        """Send a whole answer; large buffers in parts, so that none is copied whole.
 
-        Raises ClientGone if the client has left.
+        Whoever has awaited user code checks the reason first. Raises ClientGone if the client has
+        left.
         """
-        if self.reason is not None:
-            raise self.reason
         self.phase = _SEND
         self.since = monotonic()
         body = buffers[0]
-        if len(buffers) == 1 and type(body) is bytes:
-            return self._send_whole(status, headers, body)
-        return self._send_parts(status, headers, buffers)
-
-    async def _send_whole(self, status: int, headers: list[Header], body: bytes) -> None:
         size = len(body)
+        if len(buffers) > 1 or type(body) is not bytes:
+            await self._send_parts(status, headers, buffers)
+            return
         length = _LENGTHS[size] if size < 1024 else length_header(size)
         headers = [*headers, length, (_ID, self.id)]
         if self.closes_connection:
@@ -231,7 +230,7 @@ class Exchange(Head):
         encoder = None if self.stream is None else self.stream.encoder
         if not self.status:
             status, with_body, body = self.codec.error(status, sentence)
-            await self._send_whole(status, [*with_body, *error_headers(headers)], body)
+            await self.send_document(status, [*with_body, *error_headers(headers)], [body])
         elif encoder is not None and encoder.failure is not None:
             await self.send_part(encoder.failure(status, sentence))
             await self.finish()

@@ -202,6 +202,7 @@ class Stream:
                 turn_ends = monotonic() + TURN_SECONDS
         self.items = len(parts)
         headers = _with_defaults(self._format.headers(), encoder)
+        exchange.check_reason()
         await exchange.send_document(200, headers, [encoder.join(parts)])
 
     async def _start_heartbeat(self) -> None:

@@ -90,10 +90,13 @@ def codec_for(codec: Codec, head: Head, settings: EventSettings) -> Codec:
 class _EventFormat(StreamFormat):
     """The stream of a reply, around the one that its path makes."""
 
-    def __init__(self, codec: "_EventCodec", inner: StreamFormat, head: Head) -> None:
-        super().__init__(head, inner.payload, inner.response_headers, inner.ref)
+    def __init__(
+        self, codec: "_EventCodec", inner: StreamFormat, head: Head, payload: Payload
+    ) -> None:
+        super().__init__(head, payload, inner.response_headers, inner.ref)
         self.codec = codec
         self.inner = inner
+        self.payload = payload
 
     def headers(self) -> list[Header]:
         return self.inner.headers()
@@ -111,10 +114,10 @@ class _EventCodec(Codec):
     event_format: type[_EventFormat]
 
     def __init__(self, inner: Codec, settings: EventSettings) -> None:
+        super().__init__(inner.format_class, always_streams=inner.always_streams)
         self.inner = inner
         self.settings = settings
         self.protocol = inner.protocol
-        self.always_streams = inner.always_streams
         self.attributes: dict[str, Any] = {}
 
     def json_length(self, head: Head) -> bytes | None:
@@ -128,7 +131,7 @@ class _EventCodec(Codec):
     ) -> StreamFormat:
         head = _accepting_json(head)
         inner = self.inner.stream_format(head, payload, response_headers, ref)
-        return self.event_format(self, inner, head)
+        return self.event_format(self, inner, head, payload)
 
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> Any:
         return self.inner.document(item, payload, ref)

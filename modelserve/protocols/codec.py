@@ -51,7 +51,8 @@ class ModelRef(NamedTuple):
 class StreamFormat:
     """How one stream goes out, and what its records have in common.
 
-    It is made for one response, so it may keep state: what the last record says, for example.
+    It is made for one response, so it may keep state: what the last record says, for example. The
+    payload is kept by those formats alone that need it, since it may be large and a stream long.
 
     Args:
         head: The request's.
@@ -64,7 +65,6 @@ class StreamFormat:
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> None:
         self.accept = head.accept if b"accept" in head.headers else None
-        self.payload = payload
         self.response_headers = response_headers
         self.ref = ref
 
@@ -95,13 +95,19 @@ class Codec:
 
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
-        always_streams: A value that is no stream is sent as a stream of one item.
+
+    Args:
         format_class: How streams go out.
+        always_streams: A value that is no stream is sent as a stream of one item.
     """
 
     protocol: str
-    always_streams: bool = False
-    format_class: type[StreamFormat] = StreamFormat
+
+    def __init__(
+        self, format_class: type[StreamFormat] = StreamFormat, *, always_streams: bool = False
+    ) -> None:
+        self.format_class = format_class
+        self.always_streams = always_streams
 
     def json_length(self, head: Head) -> bytes | None:
         """Return the declared length of the JSON in front of binary tensors.

@@ -61,7 +61,6 @@ class GenerateCodec(Codec):
     """Triton's generate: the whole text in one document."""
 
     protocol = "v2"
-    format_class: type[StreamFormat] = WholeTextFormat
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> dict[str, Any]:
         """Return the document. Raises InvalidInput for anything else, or one without text."""
@@ -82,13 +81,6 @@ class GenerateCodec(Codec):
 
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
         return _document(item, ref)
-
-
-class GenerateStreamCodec(GenerateCodec):
-    """Triton's generate_stream: server-sent events."""
-
-    always_streams = True
-    format_class = TextEventFormat
 
 
 def _document(item: Item, ref: ModelRef) -> dict[str, Any]:
@@ -125,5 +117,5 @@ def _text_of_response(response: InferResponse) -> str:
     raise InferenceError("The model's response has no BYTES output to be the text.")
 
 
-GENERATE: Final = GenerateCodec()
-GENERATE_STREAM: Final = GenerateStreamCodec()
+GENERATE: Final = GenerateCodec(WholeTextFormat)
+GENERATE_STREAM: Final = GenerateCodec(TextEventFormat, always_streams=True)

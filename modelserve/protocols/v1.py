@@ -36,6 +36,7 @@ __all__ = ["V1"]
 _JSON_TYPES: Final = frozenset(
     (b"", b"application/json", b"application/octet-stream", b"application/x-www-form-urlencoded")
 )
+_NO_INSTANCES: Final[list[Any]] = []
 
 
 class V1StreamFormat(StreamFormat):
@@ -63,7 +64,6 @@ class V1Codec(Codec):
     """KServe V1."""
 
     protocol = "v1"
-    format_class = V1StreamFormat
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         """Return any JSON value, or the raw bytes of a body of another type.
@@ -79,7 +79,9 @@ class V1Codec(Codec):
         return bytes(body)
 
     def check(self, payload: Payload) -> None:
-        if isinstance(payload, dict) and not isinstance(payload.get("instances", []), list):
+        if isinstance(payload, dict) and not isinstance(
+            payload.get("instances", _NO_INSTANCES), list
+        ):
             raise InvalidInput('Expected "instances" to be a list')
 
     def encode(
@@ -102,4 +104,4 @@ def _is_read_as_json(content_type: bytes) -> bool:
     return name.encode() in _JSON_TYPES or (name.startswith("application/") and is_json(name))
 
 
-V1: Final = V1Codec()
+V1: Final = V1Codec(V1StreamFormat)

@@ -56,6 +56,12 @@ _NOT_ACCEPTABLE: Final = (
 class InferStreamFormat(StreamFormat):
     """Items as responses: collected into one unless `Accept` asks for a stream."""
 
+    def __init__(
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> None:
+        super().__init__(head, payload, response_headers, ref)
+        self.payload = payload
+
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
         encoder = choose_among(self.accept, (COLLECTED, NDJSON, SSE))
         if encoder is None:
@@ -106,7 +112,6 @@ class InferCodec(Codec):
     """V2's infer, in JSON and binary."""
 
     protocol = "v2"
-    format_class: type[StreamFormat] = InferStreamFormat
 
     def json_length(self, head: Head) -> bytes | None:
         return head.headers.get(_LENGTH_HEADER)
@@ -139,13 +144,6 @@ class InferCodec(Codec):
 
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
         return _document(item, payload, ref)
-
-
-class InferStreamCodec(InferCodec):
-    """MLServer's infer_stream: always server-sent events."""
-
-    always_streams = True
-    format_class = EventStreamFormat
 
 
 def wants_ready_only(body: bytes | bytearray) -> bool:
@@ -205,5 +203,5 @@ def _concatenated(outputs: list[dict[str, Any]]) -> dict[str, Any]:
     return first | {"shape": [rows, *first["shape"][1:]], "data": data}
 
 
-INFER: Final = InferCodec()
-INFER_STREAM: Final = InferStreamCodec()
+INFER: Final = InferCodec(InferStreamFormat)
+INFER_STREAM: Final = InferCodec(EventStreamFormat, always_streams=True)

@@ -14,7 +14,7 @@ import pytest
 from starlette.datastructures import MutableHeaders
 
 from modelserve import Limits, ModelServer
-from modelserve.dispatch import dispatch, run_model
+from modelserve.dispatch import dispatch
 from modelserve.endpoints import Target
 from modelserve.errors import InvalidInput, Stopped
 from modelserve.exchange.exchange import Exchange
@@ -50,6 +50,7 @@ class ChatFormat(StreamFormat):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self.payload = args[1]
         self.usage = 0
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
@@ -84,7 +85,6 @@ class ChatFormat(StreamFormat):
 
 class ChatCodec(Codec):
     protocol = "chat"
-    format_class = ChatFormat
 
     def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
         document = parse_json(body)
@@ -112,7 +112,7 @@ def chat_failure(status: int, sentence: str) -> bytes:
     return b"event: error\n" + SSE.encode(chat_error(status, sentence))
 
 
-CHAT = ChatCodec()
+CHAT = ChatCodec(ChatFormat)
 
 
 def sent(stream: StreamFormat, items: list[Any]) -> list[bytes]:
@@ -209,7 +209,7 @@ def chat(predict: Any, **options: Any) -> App:
     """Return an application with one route, whose path names no model."""
     server = ModelServer(**options)
     server.add_model(predict, "m")
-    target = Target({"POST": run_model}, codec=CHAT, verb="chat")
+    target = Target({"POST": None}, codec=CHAT, verb="chat")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         served = Exchange(CHAT, scope, receive, send, monotonic())
@@ -315,20 +315,20 @@ class FrameFormat(StreamFormat):
 
 class FrameCodec(Codec):
     protocol = "grpc"
-    always_streams = True
-    format_class = FrameFormat
 
     def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
         return 200, [(b"content-type", b"application/grpc-web"), (b"grpc-status", b"13")], b""
 
 
 def test_an_error_may_have_another_status() -> None:
-    status, headers, body = FrameCodec().error(500, "no")
+    status, headers, body = FrameCodec(FrameFormat, always_streams=True).error(500, "no")
     assert (status, dict(headers)[b"grpc-status"], body) == (200, b"13", b"")
 
 
 def test_trailers_end_a_stream() -> None:
-    stream = FrameCodec().stream_format(HEAD, b"", None, ModelRef("m"))
+    stream = FrameCodec(FrameFormat, always_streams=True).stream_format(
+        HEAD, b"", None, ModelRef("m")
+    )
     assert sent(stream, [b"a"]) == [frame(0, b"a"), frame(0x80, b"grpc-status: 0")]
     assert sent(stream, [b"a", RuntimeError("no")])[1] == frame(0x80, b"grpc-status: 13")
 
