@@ -13,12 +13,13 @@ from typing import Any, Final
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
+    ClientGone,
     MethodNotAllowed,
     RouteNotFound,
     ServerShuttingDown,
     Unauthorized,
 )
-from modelserve.exchange.body import read_body
+from modelserve.exchange.body import read_body, read_rest
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
 from modelserve.exchange.streams import Stream
@@ -71,8 +72,17 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             plan = entry.plans[target.hook]
             if plan.streams and not plan.wants_response_headers:
                 _check_acceptable(codec, exchange, ref)
-            # as `_read_whole`
-            body = await read_body(exchange.receive, limit, headers.get(b"content-length", b""))
+            # as `_read_whole`, and a body that comes in one message needs no coroutine
+            length = headers.get(b"content-length", b"")
+            if len(length) > 4 or limit < 10_000:
+                check_length(length, limit)
+            try:
+                message = await exchange.receive()
+            except Exception as exc:  # whatever it is, the client has left
+                raise ClientGone from exc
+            body = message.get("body", b"")
+            if message["type"] != "http.request" or message.get("more_body") or len(body) > limit:
+                body = await read_rest(message, exchange.receive, limit)
             if b"content-encoding" in headers:
                 body = decompressed(body, headers[b"content-encoding"], limit)
             exchange.body_read = True
@@ -81,7 +91,8 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             if entry.is_retired:  # replaced, or removed, while the body came
                 entry = await _successor(serving, ref, exchange)
             exchange.payload = codec.decode(body, exchange, ref)
-        del body  # it may be large, and the answer may take long
+            del message
+        del body  # they may be large, and the answer may take long
         if not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate)
