@@ -96,6 +96,8 @@ class ModelServer:
         except Stopped as reason:
             if not isinstance(reason.__cause__, ServingError | None):
                 log_failure(exchange, "Request %s failed while it ended", reason)
+            if exchange.flight is not None:
+                await exchange.flight.deliver_absorbed()
         finally:
             if target.verb:  # it ran a model, or would have
                 series = exchange.series or serving.telemetry.unknown

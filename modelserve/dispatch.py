@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any, Final
 
+from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
@@ -209,9 +210,7 @@ async def _respond(
     finally:
         try:
             if call is not None and not call.is_finished:
-                if exchange.flight is not None:
-                    exchange.flight.begin_clean_up()
-                await call.finish()
+                await clean_up(exchange, call.finish())
         finally:
             serving.admission.release(entry.gate)
 

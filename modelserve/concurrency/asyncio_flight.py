@@ -1,7 +1,8 @@
 """Requests in flight on asyncio.
 
-A flight is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers once, so what
-clean-up awaits completes. The pipeline takes its first step without a flight: one that never
+A flight is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers once; while a
+pipeline cleans up, `asyncio_guard` absorbs what the host cancels beside that, and the flight raises
+it at the end. The pipeline takes its first step without a flight: one that never
 suspends is over before anybody could end it early. Most of the others end within milliseconds, so
 the register adopts only those that are older than 20 ms; only they get a task that awaits
 `http.disconnect` and a timer for the deadlines. A task group for each request would double the cost
@@ -18,34 +19,23 @@ import math
 import types
 from collections.abc import Coroutine, Generator
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from modelserve.concurrency.flight import Flight, HostCancelled, Pipeline, Register, Watched
+from modelserve.concurrency.asyncio_guard import OVER, abandon, close_guarded, guarded
+from modelserve.concurrency.asyncio_shelter import REPEAT_SECONDS, ShelteredFlight
+from modelserve.concurrency.flight import HostCancelled, Pipeline, Register, Watched
 from modelserve.concurrency.watcher import watch
-from modelserve.errors import Stopped
 
-__all__ = ["OVER", "AsyncioFlight", "ShieldedFlight"]
-
-OVER: Final = object()  # instead of what a pipeline awaits, where its first step was all of it
-_REPEAT_SECONDS: Final = 0.1
+__all__ = ["AsyncioFlight", "ShieldedFlight"]
 
 
-class AsyncioFlight(Flight):
+class AsyncioFlight(ShelteredFlight):
     """One request in flight in a plain task of asyncio's."""
 
-    __slots__ = (
-        "_cancelled_before",
-        "_cancels",
-        "_companion",
-        "_patience",
-        "_reporter",
-        "_task",
-        "_timer",
-        "_watcher",
-    )
+    __slots__ = ("_companion", "_reporter", "_timer", "_watcher")
 
     def __init__(self, request: Watched, register: Register) -> None:
         self.request = request
@@ -56,8 +46,9 @@ class AsyncioFlight(Flight):
         self._timer: asyncio.TimerHandle | None = None
         self._reporter: asyncio.Task[None] | None = None
         self._companion: asyncio.Task[None] | None = None
-        self._patience: float | None = None
-        self._cancels = self._cancelled_before = 0
+        self._absorbed = self._cancels = self._cancelled_before = 0
+        self._patience_ends: float | None = None
+        self.is_cancelling = self.spares_nothing = False
 
     async def run(self, pipeline: Pipeline, trap: Any) -> None:
         """Run the rest of a pipeline whose first step has suspended, awaiting `trap`.
@@ -68,25 +59,32 @@ class AsyncioFlight(Flight):
         self._task = asyncio.current_task()
         assert self._task is not None
         self._cancelled_before = self._task.cancelling()
-        request = self.request
+        request, host_cancelled = self.request, False
         self._register.add(self)
         try:
             await _drive(request, pipeline, trap)
         except asyncio.CancelledError:
             if request.reason is not None:
                 raise request.reason from None
+            host_cancelled = True
             request.reason = HostCancelled()
             self._report(request.report_early_end(request.reason))
             raise
         except BaseException as exc:
+            if self.over:  # it was abandoned: no event loop is left to wait for the report
+                self._reporter = None
+                raise
             if request.reason is not None and exc is not request.reason:
                 raise request.reason from exc
             raise
         finally:
             self._stop_watching()
             if self._reporter is not None:
-                await _finished(self._reporter)
+                await self._finished(self._reporter)
             self._register.remove(self)
+            if host_cancelled:
+                await self.deliver_absorbed()
+        await self.deliver_absorbed()
 
     def adopt(self) -> None:
         """Begin to watch a request that is still running."""
@@ -100,39 +98,21 @@ class AsyncioFlight(Flight):
     def is_interrupted_by(self, exc: BaseException) -> bool:
         # A hook may raise CancelledError of itself, by awaiting a task that somebody cancelled.
         return self.request.reason is not None or (
-            isinstance(exc, asyncio.CancelledError) and self._is_being_cancelled()
+            isinstance(exc, asyncio.CancelledError) and self.is_being_cancelled
         )
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
         self._companion = self._loop().create_task(self.accompany(companion))
 
-    def begin_clean_up(self) -> None:
-        """Do nothing: asyncio delivers the cancellation once."""
+    async def close(self, closing: Coroutine[Any, Any, None]) -> None:
+        await close_guarded(self.request, closing)
 
     def shorten_clean_up(self, seconds: float) -> None:
         if self.request.reason is not None and self._timer is not None and not self.over:
             loop = self._loop()
             if self._timer.when() - loop.time() > seconds:
                 self._timer.cancel()
-                self._timer = loop.call_later(seconds, self._cancel_task, _REPEAT_SECONDS)
-
-    def _defer(self, reason: Stopped) -> bool:
-        """Wait while somebody else's cancellation is under way, the host's or a hook's own.
-
-        A second one would interrupt clean-up. The wait is bounded, like clean-up itself.
-        """
-        if not self._is_being_cancelled():
-            return False
-        if self._patience is None:
-            self._patience = self.request.deadlines.cleanup_timeout
-        if self._patience <= 0:
-            return False
-        self._patience -= _REPEAT_SECONDS
-        self._loop().call_later(_REPEAT_SECONDS, self.cancel, reason)
-        return True
-
-    def _is_being_cancelled(self) -> bool:
-        return self._task is not None and self._task.cancelling() > self._cancelled_before
+                self._timer = loop.call_later(seconds, self._cancel_task, REPEAT_SECONDS)
 
     def _interrupt(self) -> None:
         seconds = self.request.deadlines.cleanup_timeout
@@ -143,9 +123,8 @@ class AsyncioFlight(Flight):
         if self._timer is not None:
             self._timer.cancel()
         assert self._task is not None
-        self._cancels += 1
-        self._task.cancel()
-        self._timer = self._loop().call_later(again_after, self._cancel_task, _REPEAT_SECONDS)
+        self._cancel_once()
+        self._timer = self._loop().call_later(again_after, self._cancel_task, REPEAT_SECONDS)
 
     def _report(self, report: Coroutine[Any, Any, None]) -> None:
         self._reporter = self._loop().create_task(report)
@@ -175,13 +154,7 @@ class AsyncioFlight(Flight):
             self._watcher.cancel()
         if self._companion is not None:
             self._companion.cancel()
-        if self._task is not None:
-            for _ in range(self._cancels):
-                self._task.uncancel()
-
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        assert self._task is not None
-        return self._task.get_loop()
+        self._take_back_cancels()
 
 
 class ShieldedFlight(AsyncioFlight):
@@ -226,18 +199,16 @@ def _drive(request: Watched, pipeline: Pipeline, trap: Any) -> Generator[Any, An
                 request.stream.note_suspension()
             try:
                 value = yield trap
+            except asyncio.CancelledError as exc:
+                trap = yield from guarded(request, pipeline, exc)
+                if trap is OVER:
+                    return
+            except GeneratorExit:
+                abandon(request, pipeline)
+                raise
             except BaseException as exc:
                 trap = pipeline.throw(exc)
             else:
                 trap = resume(value)
     except StopIteration:
         return
-
-
-async def _finished(task: asyncio.Task[None]) -> None:
-    """Wait for a task in spite of our own cancellations; the task is bounded in time."""
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError:
-            continue

@@ -3,8 +3,8 @@
 Servers neither cancel an application nor raise from `send` when the client leaves, so each request
 that has suspended is watched. Whatever ends one early (the client left, a deadline passed, the
 drain is over, the host cancelled) goes through `Flight.cancel(reason)`, and user code is cancelled
-once: what its clean-up awaits completes, within `cleanup_timeout`, after which it is cancelled
-again until it ends.
+once, whoever cancels and how often: what its clean-up awaits completes, within `cleanup_timeout`,
+after which it is cancelled again until it ends.
 
 The base class has the state and the clock; it knows no event loop. How a pipeline is driven,
 cancelled and shielded is in `asyncio_flight` and `trio_flight`.
@@ -147,13 +147,16 @@ class Flight:
         except ClientGone as gone:
             self.cancel(gone)
 
-    def begin_clean_up(self) -> None:
-        """Note that user code has ended or is being closed: it need not be cancelled any more."""
+    async def close(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Await what closes user code: a cancellation only bounds it."""
         raise NotImplementedError
 
     def shorten_clean_up(self, seconds: float) -> None:
         """Give a request that is cleaning up no more than this from now."""
         raise NotImplementedError
+
+    async def deliver_absorbed(self) -> None:
+        """Raise the host's cancellation if there was one that only the flight has seen."""
 
     def _defer(self, reason: Stopped) -> bool:
         """Return whether the cancellation has been put off, to be tried again later."""

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import anyio
 
-from modelserve.concurrency.asyncio_flight import OVER, AsyncioFlight, ShieldedFlight
+from modelserve.concurrency.asyncio_flight import AsyncioFlight, ShieldedFlight
+from modelserve.concurrency.asyncio_guard import OVER
 from modelserve.concurrency.flight import Flight, Pipeline, Watched
 from modelserve.concurrency.host_scope import KNOWN_TASKS, in_host_scope
 from modelserve.errors import Stopped

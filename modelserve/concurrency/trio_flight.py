@@ -27,7 +27,7 @@ __all__ = ["TrioFlight"]
 class TrioFlight(Flight):
     """One request in flight: a task group, two scopes, and a pipeline driven by hand."""
 
-    __slots__ = ("_group", "_inner", "_nurseries", "_outer", "_reported")
+    __slots__ = ("_closing", "_group", "_inner", "_nurseries", "_outer", "_reported")
 
     spawns_tasks: ClassVar[bool] = False
     _group: anyio.abc.TaskGroup
@@ -38,6 +38,7 @@ class TrioFlight(Flight):
         self.request = request
         self.adopted = self.over = False
         self._register = register
+        self._closing = False
         self._reported: anyio.Event | None = None
         # Those that the pipeline was in when the cancellation was delivered; None before that.
         self._nurseries: list[Any] | None = None
@@ -80,17 +81,28 @@ class TrioFlight(Flight):
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
         self._group.start_soon(self.accompany, companion)
 
+    async def close(self, closing: Coroutine[Any, Any, None]) -> None:
+        self._closing = True
+        self.begin_clean_up()
+        try:
+            await closing
+        finally:
+            self._closing = False
+
     def begin_clean_up(self) -> None:
         """Shield the pipeline from a cancellation that it has seen or need not see."""
         if self.request.reason is not None and not self._inner.shield:
             from trio.lowlevel import current_task
 
             self.note_delivered(current_task())
-            self._inner.shield = True
-            if self._inner.deadline == math.inf:
-                seconds = self.request.deadlines.cleanup_timeout
-                bound = self._register.cleanup_bound(seconds)
-                self._inner.deadline = anyio.current_time() + bound
+            self._shield()
+
+    def _shield(self) -> None:
+        """Shield the pipeline for as long as clean-up may take."""
+        self._inner.shield = True
+        if self._inner.deadline == math.inf:
+            bound = self._register.cleanup_bound(self.request.deadlines.cleanup_timeout)
+            self._inner.deadline = anyio.current_time() + bound
 
     def shorten_clean_up(self, seconds: float) -> None:
         if self.request.reason is not None and not self.over:
@@ -147,6 +159,8 @@ class TrioFlight(Flight):
     # -- how a flight is ended early
 
     def _interrupt(self) -> None:
+        if self._closing:
+            self._shield()
         self._outer.cancel()
 
     def _report(self, report: Coroutine[Any, Any, None]) -> None:
@@ -204,6 +218,10 @@ def _drive(flight: TrioFlight, pipeline: Pipeline) -> Generator[Any, Any, None]:
             flight.begin_clean_up()
         try:
             step, value = pipeline.send, (yield trap)
+        except GeneratorExit:
+            request.reason = request.reason or HostCancelled()  # nothing is sent any more
+            pipeline.close()
+            raise
         except BaseException as exc:
             step, value = pipeline.throw, exc
         else:
