@@ -20,6 +20,8 @@ from typing import Any, Final, Self
 
 import anyio
 
+from modelserve.concurrency.closing import close
+
 __all__ = ["ThreadCall", "ThreadStream"]
 
 _BUFFERED_ITEMS: Final = 64
@@ -183,22 +185,24 @@ class ThreadCall:
             self._result = result
 
     def _produce(self, iterator: Iterator[Any]) -> None:
+        source = iterator
         try:
             if not self.stop_requested:
-                for item in iterator:
+                source = iter(iterator)  # of an object of some SDKs it is a generator
+                for item in source:
                     if self.stop_requested:
                         break
                     self._put(item)
         finally:
+            if source is not iterator:
+                self._close(source)
             self._close(iterator)
 
     def _close(self, iterator: Iterator[Any]) -> None:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            try:
-                close()
-            except BaseException as exc:
-                self.close_error = exc
+        try:
+            close(iterator)
+        except BaseException as exc:
+            self.close_error = self.close_error or exc
 
     def _put(self, item: Any) -> None:
         first = self.bytes_in == 0 and not self.items

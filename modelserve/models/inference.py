@@ -6,13 +6,14 @@ what it was.
 
 import inspect
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from time import monotonic
 from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
 
 from modelserve.concurrency.bridge import ThreadStream
+from modelserve.concurrency.closing import aclose
 from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
 from modelserve.models.hooks import Hook, Plan
@@ -63,7 +64,7 @@ class Call:
         self._running: tuple[tuple[str, float], ...] = ()  # hooks by name, with their start
         self.seconds: dict[str, float] = {}
         self.coalesces = False
-        self._open: list[AsyncIterator[Any]] = []
+        self._open: list[Any] = []  # iterators, each after the object that it came from
 
     def is_stream(self, result: Any) -> bool:
         """Return whether what `run` or `resolve` returned last is a stream."""
@@ -126,14 +127,12 @@ class Call:
             self.seconds[name] = now - started
         self._running = ()
 
-    async def _close(self, stream: AsyncIterator[Any]) -> None:
-        aclose = getattr(stream, "aclose", None)
-        if aclose is not None:
-            try:
-                await aclose()
-            except Exception as exc:
-                extra = {"request_id": self.request_id.decode()}
-                logger.error("Closing a stream of %s failed", self.label, exc_info=exc, extra=extra)
+    async def _close(self, stream: Any) -> None:
+        try:
+            await aclose(stream)
+        except Exception as exc:
+            extra = {"request_id": self.request_id.decode()}
+            logger.error("Closing a stream of %s failed", self.label, exc_info=exc, extra=extra)
 
     async def _open_stream(self, result: Any) -> Any:
         """Await what is awaitable; make what iterates an open async iterator."""
@@ -143,7 +142,10 @@ class Call:
             self.coalesces = True
             result = result.items
         if isinstance(result, AsyncIterable):
+            self._open.append(result)  # it may hold more than its iterator does
             stream = aiter(result)
+            if stream is result:
+                return stream
         elif isinstance(result, Iterator):
             stream = await self.workers.iterate(self.label, result)
         else:

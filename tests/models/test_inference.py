@@ -6,12 +6,14 @@ from time import monotonic
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 
 from modelserve import InvalidInput, Model
 from modelserve.concurrency.bridge import ThreadStream
 from modelserve.concurrency.threads import Workers
+from modelserve.exchange.coalescing import Coalesced
 from modelserve.models.hooks import plan_of
 from modelserve.models.inference import Call, call_hook, infer
 from modelserve.wire.head import HookHeaders
@@ -516,3 +518,171 @@ async def test_a_thread_stream_comes_from_a_sync_iterator_only() -> None:
     result = await infer(plan, 1, call, unchecked)
     assert isinstance(result, ThreadStream)
     await call.finish()
+
+
+# --- closing ------------------------------------------------------------------------------------
+
+
+class Upstream:
+    """What an SDK hands out: its iterator is a generator, and it is closed itself."""
+
+    def __init__(self, closed: list[str]) -> None:
+        self.closed = closed
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        try:
+            for number in range(3):
+                yield number
+        finally:
+            self.closed.append("iterator")
+
+
+class WithAclose(Upstream):
+    async def aclose(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.closed.append("object")
+
+    def close(self) -> None:
+        raise AssertionError("the sync way of an object that has an async one")
+
+
+class WithAsyncClose(Upstream):
+    aclose = None
+
+    async def close(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.closed.append("object")
+
+
+class WithClose(Upstream):
+    def close(self) -> None:
+        self.closed.append("object")
+
+
+class Both(WithAsyncClose):
+    """Iterator and iterable at once, as openai's streams are."""
+
+    async def __anext__(self) -> int:
+        raise AssertionError("not the way to iterate")
+
+
+@pytest.mark.parametrize("kind", [WithAclose, WithAsyncClose, WithClose, Both])
+@pytest.mark.parametrize("coalesced", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("taken", [1, 3])
+async def test_an_object_that_is_iterated_is_closed_after_its_iterator(
+    kind: Any, coalesced: bool, wrapped: bool, taken: int
+) -> None:
+    closed: list[str] = []
+
+    async def predict(payload: Any) -> Any:
+        return Coalesced(kind(closed)) if coalesced else kind(closed)
+
+    async def postprocess(result: Any) -> AsyncIterator[Any]:
+        async for item in result:
+            yield item
+
+    plan, call = call_for(predict=predict, **({"postprocess": postprocess} if wrapped else {}))
+    stream = await infer(plan, None, call, unchecked)
+    assert call.is_stream(stream)
+    for _ in range(taken):
+        await anext(stream)
+    await call.finish()
+    assert closed == ["iterator", "object"]
+
+
+async def test_a_sync_object_is_closed_after_its_iterator() -> None:
+    closed: list[str] = []
+
+    class Stream:
+        def __iter__(self) -> Iterator[int]:
+            try:
+                yield from range(1000)
+            finally:
+                closed.append("iterator")
+
+        def __next__(self) -> int:
+            raise AssertionError("not the way to iterate")
+
+        def close(self) -> None:
+            closed.append("object")
+
+    plan, call = call_for(predict=lambda payload: Stream())
+    assert await anext(await infer(plan, None, call, unchecked)) == 0
+    await call.finish()
+    assert closed == ["iterator", "object"]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_generator_that_yields_when_it_is_closed_is_closed_again(
+    kind: str, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = threading.Event()
+
+    def sync_items(payload: Any) -> Iterator[int]:
+        try:
+            for _ in range(times):
+                try:
+                    yield 1
+                    yield from range(1000)
+                except GeneratorExit:
+                    pass
+            yield 2
+        finally:
+            closed.set()
+
+    async def async_items(payload: Any) -> AsyncIterator[int]:
+        try:
+            for _ in range(times):
+                try:
+                    yield 1
+                    yield 2
+                except GeneratorExit:
+                    await anyio.lowlevel.checkpoint()
+            yield 3
+        finally:
+            await anyio.lowlevel.checkpoint()
+            closed.set()
+
+    plan, call = call_for(predict=sync_items if kind == "sync" else async_items)
+    assert await anext(await infer(plan, None, call, unchecked)) == 1
+    await call.finish()
+    assert closed.is_set()
+    logged = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert len(logged) == 1
+    assert "ignored GeneratorExit" in logged[0]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_generator_that_never_stops_yielding_is_given_up(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    closes: list[int] = []
+    over: list[bool] = []
+
+    def sync_items(payload: Any) -> Iterator[int]:
+        while True:
+            try:
+                yield 1
+            except GeneratorExit:
+                closes.append(1)
+                if over:  # what closes it at last is the garbage collector
+                    raise
+
+    async def async_items(payload: Any) -> AsyncIterator[int]:
+        while True:
+            try:
+                yield 1
+            except GeneratorExit:
+                closes.append(1)
+                if over:  # what closes it at last is the garbage collector
+                    raise
+
+    kept = [sync_items(None) if kind == "sync" else async_items(None)]
+    plan, call = call_for(predict=lambda payload: kept[0])
+    assert await anext(await infer(plan, None, call, unchecked)) == 1
+    await call.finish()
+    over.append(True)
+    assert 2 <= len(closes) < 100
+    assert len([record for record in caplog.records if record.exc_info]) == 1
