@@ -210,7 +210,8 @@ async def _respond(
     finally:
         try:
             if call is not None and not call.is_finished:
-                await clean_up(exchange, call.finish())
+                closing = call.finish()
+                await (closing if call.is_exhausted else clean_up(exchange, closing))
         finally:
             serving.admission.release(entry.gate)
 

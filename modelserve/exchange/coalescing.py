@@ -5,19 +5,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from time import monotonic
 from typing import Any, Final
 
-import anyio.lowlevel
-
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange, StreamState
+from modelserve.exchange.turns import TURN_SECONDS, give_way
 from modelserve.metrics.series import Tick
 
-__all__ = ["TURN_SECONDS", "Coalesced", "Coalescer"]
+__all__ = ["Coalesced", "Coalescer"]
 
-# What a stream may run without giving way to other requests. It has to be more than the
-# interpreter's switch interval, 5 ms: a pause lets go of its lock for too short a time to be taken
-# by a thread that waits for it, and begins that thread's 5 ms anew.
-TURN_SECONDS: Final = 0.006
 _EVENT_BYTES: Final = 1 << 16
 
 
@@ -103,7 +98,7 @@ class Coalescer:
             if self._size >= _EVENT_BYTES or now >= turn_ends:
                 await self._send_parts()
             if now >= turn_ends:
-                await anyio.lowlevel.checkpoint()
+                await give_way()
                 turn_ends = monotonic() + TURN_SECONDS
         await self._send_parts()
 

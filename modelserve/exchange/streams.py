@@ -11,12 +11,12 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 
 import anyio
-import anyio.lowlevel
 
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import ClientGone, CollectedTooLarge
-from modelserve.exchange.coalescing import TURN_SECONDS, Coalescer
+from modelserve.exchange.coalescing import Coalescer
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.turns import TURN_SECONDS, give_way
 from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, raw_item
@@ -178,7 +178,7 @@ class Stream:
             self.items += 1
             now = monotonic()
             if now >= progress.look_at and progress.turn_is_over(now):
-                await anyio.lowlevel.checkpoint()
+                await give_way()
                 progress.begin_turn()
 
     async def _send_collected(
@@ -198,7 +198,7 @@ class Stream:
             exchange.check_reason()
             exchange.since = now = monotonic()
             if now >= turn_ends:
-                await anyio.lowlevel.checkpoint()
+                await give_way()
                 turn_ends = monotonic() + TURN_SECONDS
         self.items = len(parts)
         headers = _with_defaults(self._format.headers(), encoder)

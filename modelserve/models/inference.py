@@ -114,6 +114,14 @@ class Call:
         """Whether no stream is open and no clock is running."""
         return not self._open and not self._running
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the open streams are generators that have ended: closing them awaits nothing."""
+        for stream in self._open:
+            if not inspect.isasyncgen(stream) or stream.ag_frame is not None:
+                return False
+        return True
+
     async def finish(self) -> None:
         """Close the open streams, the last first, and stop the clocks; log what closing raises."""
         if self._open:

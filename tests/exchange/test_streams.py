@@ -438,6 +438,42 @@ async def test_explain_streams_too() -> None:
     assert response.chunks == [b'{"n":3}\n']
 
 
+# --- others beside a stream that never waits ----------------------------------------------------
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("coalesce", [False, True])
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+async def test_what_takes_five_rounds_of_the_event_loop_waits_for_one_turn(
+    accept: str, coalesce: bool
+) -> None:
+    """As many as a new connection takes: accepted, listened to, read, answered."""
+    made: list[int] = []
+    app = ModelServer(coalesce=coalesce)
+
+    @app.model("restless")
+    async def restless(payload: Any) -> AsyncIterator[str]:
+        while True:
+            made.append(1)
+            yield ""
+
+    async with exchange(
+        app, "POST", "/v1/models/restless:predict", json={}, headers={"accept": accept}
+    ) as client:
+        while not made:  # noqa: ASYNC110 - no event tells
+            await anyio.sleep(0.001)
+        counts = []
+        for _ in range(10):
+            for _ in range(5):
+                await asyncio.sleep(0)
+                counts.append(len(made))
+            await asyncio.sleep(0.001)
+        client.hang_up()
+        await client.ended()
+    waits = [len(set(counts[start : start + 5])) - 1 for start in range(0, 50, 5)]
+    assert max(waits) <= 1
+
+
 # --- threads beside a stream that never waits ----------------------------------------------------
 
 
