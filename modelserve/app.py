@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from modelserve.dispatch import dispatch
-from modelserve.errors import ResponseCut, ServingError, Stopped
+from modelserve.errors import ResponseCut, Stopped
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.failures import log_failure
+from modelserve.exchange.failures import conclude
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.repository import ModelRepository
@@ -94,8 +94,7 @@ class ModelServer:
             if rest is not None:
                 await rest
         except Stopped as reason:
-            if not isinstance(reason.__cause__, ServingError | None):
-                log_failure(exchange, "Request %s failed while it ended", reason)
+            await conclude(exchange, exchange.reason or reason)
             if exchange.flight is not None:
                 await exchange.flight.deliver_absorbed()
         finally:

@@ -137,15 +137,15 @@ class Flight:
             self._start_watcher()
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine beside the pipeline until that ends; ClientGone ends the pipeline."""
+        """Run a coroutine beside the pipeline until that ends; Stopped ends the pipeline."""
         raise NotImplementedError
 
     async def accompany(self, companion: Coroutine[Any, Any, None]) -> None:
         """Await a companion; what it finds out about the client ends the request."""
         try:
             await companion
-        except ClientGone as gone:
-            self.cancel(gone)
+        except Stopped as reason:
+            self.cancel(reason)
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         """Await what closes user code: a cancellation only bounds it."""

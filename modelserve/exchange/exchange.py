@@ -15,6 +15,7 @@ from starlette.types import Receive, Send
 
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import ClientGone, Stopped
+from modelserve.exchange.sending import SendFailed, send_failure
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries
 from modelserve.protocols.codec import Codec, Payload
@@ -132,14 +133,14 @@ class Exchange(Head):
         """Send a whole answer; large buffers in parts, so that none is copied whole.
 
         Whoever has awaited user code checks the reason first. Raises ClientGone if the client has
-        left.
+        left, SendFailed if the host has failed.
         """
         self.phase = _SEND
         self.since = monotonic()
         body = buffers[0]
         size = len(body)
         if len(buffers) > 1 or type(body) is not bytes:
-            await self._send_parts(status, headers, buffers)
+            await _send_parts(self, status, headers, buffers)
             return
         length = _LENGTHS[size] if size < 1024 else length_header(size)
         headers = [*headers, length, (_ID, self.id)]
@@ -153,21 +154,9 @@ class Exchange(Head):
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
             await self.send({"type": "http.response.body", "body": body, "more_body": False})
         except Exception as exc:
-            raise ClientGone from exc
+            raise send_failure(self, exc) from exc
         self.sending = False
         self.phase = _DONE
-
-    async def _send_parts(
-        self, status: int, headers: list[Header], buffers: Sequence[Body]
-    ) -> None:
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        await self.start(status, [*headers, length_header(sum(map(len, views)))])
-        for view in () if self.headers_only else views:
-            for start in range(0, len(view), _PART_BYTES):
-                self.check_reason()
-                self.enter(_SEND)
-                await self.send_part(bytes(view[start : start + _PART_BYTES]))
-        await self.finish()
 
     async def start(self, status: int, headers: list[Header]) -> None:
         """Send the start of an answer whose body comes in parts.
@@ -203,8 +192,8 @@ class Exchange(Head):
         self.sending = True
         try:
             await self.send(message)
-        except Exception as exc:  # whatever it is, the client has left
-            raise ClientGone from exc
+        except Exception as exc:
+            raise send_failure(self, exc) from exc
         finally:
             if lock is not None:
                 lock.release()
@@ -224,6 +213,8 @@ class Exchange(Head):
                     await self.report(reason.status, reason.reason, reason.headers)
             except ClientGone:
                 return
+            except SendFailed as failed:
+                self.reason = failed
         self.cut = self.phase != _DONE
 
     async def report(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
@@ -236,3 +227,16 @@ class Exchange(Head):
             await self.finish()
         else:
             self.cut = True
+
+
+async def _send_parts(
+    exchange: Exchange, status: int, headers: list[Header], buffers: Sequence[Body]
+) -> None:
+    views = [memoryview(buffer).cast("B") for buffer in buffers]
+    await exchange.start(status, [*headers, length_header(sum(map(len, views)))])
+    for view in () if exchange.headers_only else views:
+        for start in range(0, len(view), _PART_BYTES):
+            exchange.check_reason()
+            exchange.enter(_SEND)
+            await exchange.send_part(bytes(view[start : start + _PART_BYTES]))
+    await exchange.finish()

@@ -1,25 +1,29 @@
-"""Report what a pipeline has raised, to the client and in the log."""
+"""Report how a request has failed, to the client and in the log."""
 
-import logging
+import anyio
 
 from modelserve.concurrency.flight import Phase
-from modelserve.errors import ClientGone, describe, is_expected
+from modelserve.errors import ClientGone, ServingError, Stopped, describe, is_expected
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.sending import SendFailed, log_failure
 
-__all__ = ["log_failure", "report_failure"]
-
-logger = logging.getLogger("modelserve")
+__all__ = ["conclude", "report_failure"]
 
 
 async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool) -> None:
     """Report an exception: as the response, as a final record, or by cutting the connection.
 
-    Nothing is sent to a client that has left, or that has had its whole answer. An unexpected
-    exception is logged; its text goes to the client only with `debug`. Raises ClientGone.
+    Nothing is sent to a client that has had its whole answer. An unexpected exception is logged;
+    its text goes to the client only with `debug`. What ends the process, and what the host has
+    failed with, is raised again. Raises ClientGone.
     """
     exchange.error = exc
     if isinstance(exc, ClientGone):
+        await _answer_nobody(exchange)
         return
+    if isinstance(exc, SendFailed) or _ends_process(exc):
+        exchange.status = exchange.status or 500  # as the host answers
+        raise exc
     if not is_expected(exc):
         log_failure(exchange, "Request %s failed", exc)
     if exchange.phase != Phase.DONE:
@@ -28,7 +32,34 @@ async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool)
         await exchange.report(status, sentence, headers)
 
 
-def log_failure(exchange: Exchange, text: str, exc: BaseException) -> None:
-    """Log a failure with its traceback; `text` has a place for the request's id."""
-    number = exchange.id.decode()
-    logger.error(text, number, exc_info=exc, extra={"request_id": number})
+async def conclude(exchange: Exchange, reason: Stopped) -> None:
+    """Do what is left to do for a request that was ended early, once its user code has ended.
+
+    Raises what the host, or middleware, has failed with.
+    """
+    if isinstance(reason, SendFailed):
+        raise reason.error
+    if not isinstance(reason.__cause__, ServingError | None):
+        log_failure(exchange, "Request %s failed while it ended", reason)
+    if isinstance(reason, ClientGone):
+        await _answer_nobody(exchange)
+
+
+async def _answer_nobody(exchange: Exchange) -> None:
+    """Send an empty 499 if nothing was sent; middleware takes no answer at all for a fault."""
+    if exchange.status:
+        return
+    headers = [(b"content-length", b"0"), (b"x-request-id", exchange.id)]
+    with anyio.move_on_after(exchange.deadlines.cleanup_timeout):
+        try:
+            start = {"type": "http.response.start", "status": ClientGone.status, "headers": headers}
+            await exchange.send(start)
+            await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+        except Exception:  # noqa: S110 - it has left
+            pass
+
+
+def _ends_process(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return any(map(_ends_process, exc.exceptions))
+    return isinstance(exc, KeyboardInterrupt | SystemExit)

@@ -13,9 +13,10 @@ from typing import Any, Final, NamedTuple
 import anyio
 
 from modelserve.concurrency.flight import Phase
-from modelserve.errors import ClientGone, CollectedTooLarge
+from modelserve.errors import CollectedTooLarge
 from modelserve.exchange.coalescing import Coalescer
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.sending import send_failure
 from modelserve.exchange.turns import TURN_SECONDS, give_way
 from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
@@ -170,7 +171,7 @@ class Stream:
                 try:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 except Exception as exc:
-                    raise ClientGone from exc
+                    raise send_failure(exchange, exc) from exc
                 exchange.sending = False
             else:
                 await exchange.send_part(chunk)

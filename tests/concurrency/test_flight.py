@@ -197,7 +197,7 @@ async def test_receive_that_raises_means_that_the_client_has_left() -> None:
     with anyio.fail_after(5):
         await client._app(_scope(*PREDICT, {}), receive, send)
     assert steps.is_clean
-    assert sent == []
+    assert [message.get("status") for message in sent] == [499, None]
 
 
 async def test_send_that_raises_means_that_the_client_has_left() -> None:
@@ -300,13 +300,11 @@ async def test_task_groups_of_the_handlers_own_are_cancelled_once() -> None:
 @pytest.mark.parametrize(
     "raised",
     [
-        SystemExit(1),
-        KeyboardInterrupt(),
         GeneratorExit(),
         StopIteration(),
         StopAsyncIteration(),
         ExceptionGroup("two", [ValueError(), KeyError()]),
-        BaseExceptionGroup("odd", [SystemExit(1)]),
+        BaseExceptionGroup("odd", [GeneratorExit()]),
         asyncio.CancelledError(),
     ],
     ids=lambda raised: type(raised).__name__,
@@ -322,6 +320,50 @@ async def test_whatever_a_handler_raises_is_a_500(raised: BaseException, kind: s
     app = serve(in_loop if kind == "async" else in_thread)
     assert (await request(app, *PREDICT, json=[])).status == 500
     assert (await request(app, "GET", "/")).status == 200
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        SystemExit(1),
+        KeyboardInterrupt(),
+        BaseExceptionGroup("odd", [SystemExit(1)]),
+        BaseExceptionGroup("odd", [ValueError(), KeyboardInterrupt()]),
+    ],
+    ids=lambda raised: type(raised).__name__,
+)
+@pytest.mark.parametrize("kind", ["async", "sync", "stream", "later", "suspended"])
+async def test_what_ends_the_process_goes_through_to_the_host(
+    raised: BaseException, kind: str
+) -> None:
+    async def in_loop(payload: Any) -> Any:
+        if kind == "suspended":
+            await anyio.sleep(0.001)
+        raise raised
+
+    def in_thread(payload: Any) -> Any:
+        raise raised
+
+    async def stream(payload: Any) -> AsyncIterator[Any]:
+        if kind == "later":
+            yield {"n": 1}
+        raise raised
+
+    hook = {"sync": in_thread, "stream": stream, "later": stream}.get(kind, in_loop)
+    app = serve(hook, limits=Limits(concurrency=1))
+    async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
+        await client.ended()
+        assert client.error is raised
+        if kind == "later":
+            await client.head()
+            assert await client.chunk() == b'{"n":1}\n'
+        with pytest.raises(Cut):
+            await client.response()
+    assert app.serving.statistics().running == 0
+    assert (await request(app, "GET", "/")).status == 200
+    metrics = (await request(app, "GET", "/metrics")).body.decode()
+    status = "200" if kind == "later" else "500"
+    assert f'outcome="error",protocol="v1",status="{status}",verb="predict"}} 1.0' in metrics
 
 
 # --- deadlines ----------------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""What an exception of the host's `send` means: the client has left, or what is around us failed."""
+
+import logging
+from typing import Final, Protocol
+
+import anyio
+
+from modelserve.errors import ClientGone, Stopped
+
+__all__ = ["SendFailed", "log_failure", "send_failure"]
+
+logger = logging.getLogger("modelserve")
+
+# Hosts have exceptions of their own for a client that has left, some of them not an OSError.
+_GONE_NAME: Final = "disconnect"
+_GONE: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+_GONE_OF_TRIO: Final = {"BrokenResourceError", "ClosedResourceError"}
+_CLOSED_OF_UVLOOP: Final = "the handler is closed"  # a RuntimeError
+
+
+class Logged(Protocol):
+    """A request, as far as its failures are logged; `reason` is what ends it early."""
+
+    id: bytes
+    reason: Stopped | None
+
+
+class SendFailed(Stopped):
+    """A host, or middleware, has failed in `send`; nothing can be sent any more.
+
+    It has been logged; `error` is what was raised, to be raised out of the application.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("sending failed")
+        self.error = error
+
+
+def send_failure(request: Logged, exc: Exception) -> Stopped:
+    """Return what to raise for an exception of `send`; log one that is nobody's leaving."""
+    if isinstance(request.reason, ClientGone) or _is_gone(exc):
+        return ClientGone()
+    log_failure(request, "Sending the answer to request %s failed", exc)
+    return SendFailed(exc)
+
+
+def log_failure(request: Logged, text: str, exc: BaseException) -> None:
+    """Log a failure with its traceback; `text` has a place for the request's id."""
+    number = request.id.decode()
+    logger.error(text, number, exc_info=exc, extra={"request_id": number})
+
+
+def _is_gone(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(_is_gone, exc.exceptions))
+    if isinstance(exc, _GONE):
+        return True
+    if isinstance(exc, RuntimeError) and _CLOSED_OF_UVLOOP in str(exc):
+        return True
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    return bool(names & _GONE_OF_TRIO) or any(_GONE_NAME in name.lower() for name in names)
