@@ -108,18 +108,19 @@ async def close_guarded(request: Watched, closing: Coroutine[Any, Any, None]) ->
 
 
 def abandon(request: Watched, pipeline: Pipeline) -> None:
-    """Close a pipeline that its host has dropped: nothing is sent, and nothing can be awaited."""
+    """End a pipeline that its host has dropped: nothing is sent, and nothing can be awaited.
+
+    A cancellation reaches user code inside an async generator; before Python 3.13 the exception
+    that closes a coroutine does not.
+    """
     request.reason = request.reason or HostCancelled()
     if request.flight is not None:
         request.flight.over = True
     for _ in range(_MOST_CLOSES):
         try:
-            pipeline.close()
-        except RuntimeError:
-            continue  # it has suspended once more
-        except Exception:  # noqa: S110 - there is nobody left to be told
-            pass
-        return
+            pipeline.throw(asyncio.CancelledError())
+        except BaseException:  # it has ended
+            return
 
 
 def _flight_of(request: Watched) -> ShelteredFlight:
