@@ -1,8 +1,14 @@
-"""The register of one application's requests in flight, and the one sweeper of them."""
+"""The register of one application's requests in flight.
+
+An application may serve several event loops, one after another or in several threads at once. Each
+has a register and a sweeper of its own; from another loop its requests are reached only by way of
+its own thread.
+"""
 
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterator
+from contextvars import Context
 from time import monotonic
 from typing import Any, Final
 
@@ -23,17 +29,16 @@ class Flights:
     """The requests in flight of one application."""
 
     def __init__(self) -> None:
-        self._young: dict[AsyncioFlight, None] = {}
-        self._adopted: dict[Flight, None] = {}
-        self._sweeping: asyncio.AbstractEventLoop | None = None
-        self._emptied: anyio.Event | None = None
+        self._registers: dict[Any, _LoopFlights] = {}
+        self._latest = _LoopFlights(None)  # of the loop that had the latest request
+        self._waiting: list[tuple[_LoopFlights, anyio.Event]] = []
         self._cleanup_cap = math.inf
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._adopted)
+        return sum(map(len, self._registers.values()))
 
     def __iter__(self) -> Iterator[Flight]:
-        return iter((*self._young, *self._adopted))
+        return iter([flight for register in [*self._registers.values()] for flight in register])
 
     def start(self, request: Watched, pipeline: Pipeline) -> Coroutine[Any, Any, None] | None:
         """Run the pipeline of a request until it suspends; return the rest of it, to be awaited.
@@ -60,22 +65,26 @@ class Flights:
 
     def add(self, flight: Flight) -> None:
         """Register a request that has suspended, or may."""
+        loop = asyncio.get_running_loop() if flight.spawns_tasks else _current_loop()
+        register = self._latest
+        if register.loop is not loop:
+            register = self._latest = self._register_of(loop)
         if flight.adopted or not isinstance(flight, AsyncioFlight):
-            self._adopted[flight] = None
+            register.adopted[flight] = None
             return
-        loop = asyncio.get_running_loop()
-        if self._sweeping is not loop:
-            self._young.clear()  # left over from a closed event loop, if any
-            self._sweep_later(loop)
-        self._young[flight] = None
+        register.young[flight] = None
+        if not register.is_sweeping:
+            register.sweep_later()
 
     def remove(self, flight: Flight) -> None:
         """Forget a request that has ended."""
-        self._young.pop(flight, None)  # type: ignore[call-overload]
-        self._adopted.pop(flight, None)
-        if self._emptied is not None and not self:
-            emptied, self._emptied = self._emptied, None
-            emptied.set()
+        if not self._latest.remove(flight):
+            for register in [*self._registers.values()]:
+                register.remove(flight)
+        if self._waiting and not self:
+            waiting, self._waiting = self._waiting, []
+            for waiter, event in waiting:
+                waiter.run(event.set)
 
     def reset_cleanup_cap(self) -> None:
         """Lift the bound that `cancel_all` has set, after a restart."""
@@ -88,30 +97,108 @@ class Flights:
     def cancel_all(self, reason: Callable[[], Stopped], *, cleanup_cap: float) -> None:
         """End every request in flight, with at most `cleanup_cap` seconds to clean up."""
         self._cleanup_cap = cleanup_cap
-        for flight in self:
-            flight.shorten_clean_up(cleanup_cap)
-            flight.cancel(reason())
+
+        def end(register: _LoopFlights) -> None:
+            for flight in [*register]:
+                flight.shorten_clean_up(cleanup_cap)
+                flight.cancel(reason())
+
+        for register in [*self._registers.values()]:
+            register.run(end, register)
 
     async def emptied(self) -> None:
-        """Wait until no request is in flight."""
+        """Wait until no request is in flight, in any event loop."""
         while self:
-            if self._emptied is None:
-                self._emptied = anyio.Event()
-            await self._emptied.wait()
+            event = anyio.Event()
+            self._waiting.append((self._register_of(_current_loop()), event))
+            if self:  # the last may have ended meanwhile, in another thread
+                await event.wait()
 
-    def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sweeping = loop
-        loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
+    def _register_of(self, loop: Any) -> "_LoopFlights":
+        """Return the register of an event loop; forget those of loops that have ended."""
+        for other, register in [*self._registers.items()]:
+            if register.is_closed:
+                self._registers.pop(other, None)
+        return self._registers.setdefault(loop, _LoopFlights(loop))
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+
+class _LoopFlights:
+    """The requests in flight of one event loop, and the one sweeper of them.
+
+    Attributes:
+        loop: asyncio's loop, or trio's token.
+        young: Requests that are not watched yet, the oldest first.
+        adopted: Those that are.
+        is_sweeping: A sweep is due.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+        self.young: dict[AsyncioFlight, None] = {}
+        self.adopted: dict[Flight, None] = {}
+        self.is_sweeping = False
+
+    def __len__(self) -> int:
+        return len(self.young) + len(self.adopted)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter((*self.young, *self.adopted))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the loop has ended; nobody will end the requests that are left."""
+        if isinstance(self.loop, asyncio.AbstractEventLoop):
+            return self.loop.is_closed()
+        return not self.run(int)
+
+    def run(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call a function in the loop's own thread, at once if that is ours.
+
+        Returns False if the loop has ended.
+        """
+        if _current_loop() is self.loop:
+            function(*args)
+            return True
+        try:
+            if isinstance(self.loop, asyncio.AbstractEventLoop):
+                # not in our context: that says which library runs the event loop
+                self.loop.call_soon_threadsafe(function, *args, context=Context())
+            else:
+                self.loop.run_sync_soon(function, *args)
+        except RuntimeError:  # trio's RunFinishedError is one too
+            return False
+        return True
+
+    def remove(self, flight: Flight) -> bool:
+        """Forget a request; return whether it was here."""
+        if flight in self.young:
+            del self.young[flight]
+            return True
+        return self.adopted.pop(flight, self) is None
+
+    def sweep_later(self) -> None:
+        self.is_sweeping = True
+        self.loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
         """Adopt the requests that have run for a while; come again while there are younger ones."""
         born_before = monotonic() - _SWEEP_SECONDS
-        for flight in list(self._young):
+        for flight in list(self.young):
             if flight.request.arrived > born_before:
                 break  # those after it are younger still
-            del self._young[flight]
-            self._adopted[flight] = None
+            del self.young[flight]
+            self.adopted[flight] = None
             flight.adopt()
-        self._sweeping = None
-        if self._young:
-            self._sweep_later(loop)
+        self.is_sweeping = False
+        if self.young:
+            self.sweep_later()
+
+
+def _current_loop() -> Any:
+    """Return the running event loop of asyncio, or the token of trio's."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        import trio  # only ever reached under trio
+
+        return trio.lowlevel.current_trio_token()
