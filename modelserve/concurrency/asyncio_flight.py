@@ -198,6 +198,7 @@ class ShieldedFlight(AsyncioFlight):
                 try:
                     trap = next(pipeline.__await__(), OVER)
                     if trap is not OVER:
+                        self.request.flight = self
                         await self.run(pipeline, trap)
                 except BaseException as exc:
                     error = exc

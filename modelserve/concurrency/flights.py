@@ -49,8 +49,7 @@ class Flights:
             request.flight = on_trio = TrioFlight(request, self)
             return on_trio.run_all(pipeline)
         if KNOWN_TASKS and in_host_scope():
-            request.flight = shielded = ShieldedFlight(request, self)
-            return shielded.run_all(pipeline)
+            return ShieldedFlight(request, self).run_all(pipeline)
         trap = next(pipeline.__await__(), OVER)
         if trap is OVER:
             return None
