@@ -45,7 +45,7 @@ class TrioFlight(Flight):
     async def run_all(self, pipeline: Pipeline) -> None:
         """Run a pipeline.
 
-        Raises the reason if something ended it early; the host's own cancellation once the pipeline
+        Raises the reason if something ended it early; the host's cancellation once the pipeline
         has cleaned up and the failure has been reported.
         """
         error: BaseException | None = None
@@ -71,7 +71,7 @@ class TrioFlight(Flight):
             return
         reason = self.request.reason
         if isinstance(reason, HostCancelled):
-            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
+            await anyio.lowlevel.checkpoint_if_cancelled()  # raises the host's cancellation
         if reason is not None and error is not reason:
             raise reason from error
         assert error is not None

@@ -1,6 +1,6 @@
-"""What trio knows about cancellation and shows to nobody: the one module that uses its private names.
+"""What trio knows of scopes and nurseries by private names alone.
 
-Each function says what it returns where a release of trio or anyio does not have the names.
+Each function says what it returns where a release of trio or anyio does not have these names.
 """
 
 from typing import Any
