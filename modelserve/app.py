@@ -28,13 +28,13 @@ _REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository"))
 
 
 class ModelServer:
-    """Serve models over KServe's V1 protocol and the Open Inference Protocol; an ASGI 3 application.
+    """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.
         limits: The application's limits; a model may have tighter ones in `limits`.
         threads: How many sync hooks run at the same time.
-        prefix: The path below which the application is mounted, for hosts that do not say.
+        prefix: The path below which the application is mounted, for hosts that do not report it.
         debug: Show clients the text of unexpected exceptions.
         token: A bearer token that requests must carry, liveness and readiness excepted.
         coalesce: Send items that are made without a pause in one event, unless a model says
@@ -113,7 +113,7 @@ class ModelServer:
                 exchange.error = exchange.reason or exchange.error
                 seconds = monotonic() - exchange.arrived
                 series.record(target.codec.protocol, target.verb, exchange, seconds, exchange.id)
-            # References in a circle, which only the garbage collector would find.
+            # Reference cycles, which only the garbage collector would free.
             exchange.flight = exchange.stream = exchange.reason = exchange.error = None
         if exchange.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
