@@ -174,8 +174,10 @@ class AsyncioFlight(Flight):
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # the traceback of its cancellation leads back to this object
         if self._companion is not None:
             self._companion.cancel()
+            self._companion = None
         if self._task is not None:
             for _ in range(self._cancels):
                 self._task.uncancel()

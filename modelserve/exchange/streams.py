@@ -139,7 +139,10 @@ class Stream:
         encode = encoder.encode
         if streaming.coalesce and (exchange.flight is None or exchange.flight.spawns_tasks):
             self._observer = coalescer = Coalescer(exchange, self, tick)
-            await coalescer.send(items, encode)
+            try:
+                await coalescer.send(items, encode)
+            finally:
+                self._observer = None  # else a reference cycle
             return
         self._observer = progress = _Progress(self, exchange, tick)
         try:
