@@ -641,7 +641,7 @@ async def test_a_handler_is_told_once_though_host_and_client_both_leave() -> Non
     app.add_model(streaming(started, cleaning, go_on, log), "m")
     async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
         await started.wait()
-        await until(lambda: all(flight.adopted for flight in app.serving.flights))
+        await until(lambda: all(flight.is_watched for flight in app.serving.flights))
         assert client.task is not None
         client.task.cancel()
         await cleaning.wait()
@@ -655,7 +655,7 @@ async def test_a_handler_is_told_once_though_host_and_client_both_leave() -> Non
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_host_task_is_left_alone_once_its_request_is_over() -> None:
-    """A request that is ended within its first 20 ms may still be cleaning up when it is adopted."""
+    """A request that is ended within its first 20 ms may still be cleaning up when it begins to be watched."""
     started, cleaning, go_on = anyio.Event(), anyio.Event(), anyio.Event()
     log: list[str] = []
     app = ModelServer(limits=Limits(cleanup_timeout=0.15))
@@ -677,9 +677,9 @@ async def test_a_host_task_is_left_alone_once_its_request_is_over() -> None:
     await started.wait()
     flights.cancel_all(ServerShuttingDown, cleanup_cap=0.15)
     young = list(flights)
-    assert not young[0].adopted
+    assert not young[0].is_watched
     await cleaning.wait()
-    await until(lambda: young[0].adopted)
+    await until(lambda: young[0].is_watched)
     go_on.set()
     with contextlib.suppress(asyncio.CancelledError):
         await task

@@ -525,7 +525,7 @@ async def test_a_stream_that_was_held_up_hears_at_once_that_its_client_has_left(
         await app(scope, listen, slow)
 
     async with exchange(host, "POST", "/v1/models/m:predict", json={}) as client:
-        while not any(f.adopted for f in app.serving.flights):  # noqa: ASYNC110 - no event tells
+        while not any(f.is_watched for f in app.serving.flights):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.005)
         read.set()  # the host's `send` goes on first, as hypercorn's does
         left.set()
