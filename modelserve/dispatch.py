@@ -190,7 +190,7 @@ async def _respond(
             call = Call(entry.name, serving.workers, headers, response_headers, exchange.id)
             exchange.seconds = call.seconds
             if plan.is_direct:
-                result = await call.adopt(plan.main, exchange.since, result)
+                result = await call.take_over(plan.main, exchange.since, result)
             else:
                 result = await infer(plan, payload, call, codec.check)
         is_stream = call is not None and call.is_stream(result)

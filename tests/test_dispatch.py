@@ -327,7 +327,7 @@ async def test_every_client_that_sends_is_served_the_same(
 
 
 @pytest.mark.parametrize("after", (0, 1))
-async def test_a_host_that_cannot_send_is_told_the_same(after: int, caplog: Any) -> None:
+async def test_a_send_that_fails_ends_the_request(after: int, caplog: Any) -> None:
     def breaking(app: App) -> App:
         async def host(scope: Any, receive: Any, send: Any) -> None:
             sent: list[Any] = []

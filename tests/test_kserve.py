@@ -667,7 +667,7 @@ def program(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("loaded", [True, False])
-def test_a_program_serves_until_it_is_told_to_stop(program: Path, loaded: bool) -> None:
+def test_a_program_serves_until_it_is_stopped(program: Path, loaded: bool) -> None:
     flags = ["--loaded"] if loaded else ["--model_name", "words", "--grpc_port", "1"]
     name = "model" if loaded else "words"
     with running(program, *flags) as served:

@@ -3,7 +3,7 @@
 A flight is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers once, so what
 clean-up awaits completes. The pipeline takes its first step without a flight: one that never
 suspends is over before anybody could end it early. Most of the others end within milliseconds, so
-the register adopts only those that are older than 20 ms; only they get a task that awaits
+the register has only those watched that are older than 20 ms: they get a task that awaits
 `http.disconnect` and a timer for the deadlines. A task group for each request would double the cost
 of a small one.
 
@@ -49,7 +49,7 @@ class AsyncioFlight(Flight):
 
     def __init__(self, request: Watched, register: Register) -> None:
         self.request = request
-        self.adopted = self.over = False
+        self.is_watched = self.over = False
         self._register = register
         self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -88,9 +88,9 @@ class AsyncioFlight(Flight):
                 await _finished(self._reporter)
             self._register.remove(self)
 
-    def adopt(self) -> None:
-        """Begin to watch a request that is still running."""
-        self.adopted = True
+    def start_watching(self) -> None:
+        """Watch the deadlines and the client of a request that is still running."""
+        self.is_watched = True
         if self.request.reason is not None:
             return
         if self.request.body_read:

@@ -99,17 +99,17 @@ class Flight:
 
     Attributes:
         request: What is in flight.
-        adopted: Its deadlines and its client are being watched.
+        is_watched: Its deadlines and its client are being watched.
         over: Its user code has ended.
     """
 
-    __slots__ = ("_register", "adopted", "over", "request")
+    __slots__ = ("_register", "is_watched", "over", "request")
 
     # Whether a task can be started at any moment, to send while the pipeline is suspended.
     spawns_tasks: ClassVar[bool] = True
 
     request: Watched
-    adopted: bool
+    is_watched: bool
     over: bool
     _register: Register
 
@@ -133,7 +133,7 @@ class Flight:
 
     def note_body_read(self) -> None:
         """Watch the client from now on, if the request is being watched already."""
-        if self.adopted:
+        if self.is_watched:
             self._start_watcher()
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:

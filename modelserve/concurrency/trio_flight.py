@@ -36,7 +36,7 @@ class TrioFlight(Flight):
 
     def __init__(self, request: Watched, register: Register) -> None:
         self.request = request
-        self.adopted = self.over = False
+        self.is_watched = self.over = False
         self._register = register
         self._reported: anyio.Event | None = None
         # Those that the pipeline was in when the cancellation was delivered; None before that.
@@ -51,7 +51,7 @@ class TrioFlight(Flight):
         error: BaseException | None = None
         finished = False
         async with anyio.create_task_group() as self._group:
-            self.adopted = True
+            self.is_watched = True
             self._register.add(self)
             self._group.start_soon(self._keep_time)
             try:
