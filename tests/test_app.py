@@ -732,6 +732,26 @@ async def test_a_heart_beats_while_a_stream_is_quiet_and_stops_with_it() -> None
         await client.ended()
 
 
+@pytest.mark.parametrize("before_first", [True, False])
+async def test_a_heart_beats_in_a_host_that_has_a_cancel_scope(before_first: bool) -> None:
+    """The first item is there at once: the heartbeat starts before the pipeline has suspended."""
+
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        yield {"n": 1}
+        await anyio.sleep(0.05)
+        yield {"n": 2}
+
+    app = beating(predict, before_first=before_first)
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        with anyio.CancelScope():
+            await app(scope, receive, send)
+
+    chunks = (await request(host, *PREDICT, json=[], headers=NDJSON)).chunks
+    assert [chunk for chunk in chunks if chunk != b"\n"] == [b'{"n":1}\n', b'{"n":2}\n']
+    assert b"\n" in chunks
+
+
 async def test_a_failure_after_a_heartbeat_is_a_record() -> None:
     async def predict(payload: Any) -> AsyncIterator[Any]:
         await anyio.sleep(0.05)
@@ -898,6 +918,22 @@ def test_an_application_can_be_pickled(used: bool, anyio_backend: str) -> None:
     assert anyio.run(use, copy, backend=anyio_backend) == b'{"agent":null}\n'
     assert copy.serving.limits.timeout == 9
     assert copy.serving.statistics().models["m"].running == 0
+
+
+class Branded(ModelServer):
+    """A subclass with an argument of its own."""
+
+    def __init__(self, brand: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.brand = brand
+
+
+def test_a_subclass_is_pickled_with_its_attributes() -> None:
+    copy = pickle.loads(pickle.dumps(Branded("acme", models=[Pickled("m")], token="t")))
+    assert type(copy) is Branded
+    assert copy.brand == "acme"
+    assert copy.serving.token == "t"
+    assert list(copy.serving.statistics().models) == ["m"]
 
 
 @pytest.mark.parametrize("with_lifespan", [True, False])

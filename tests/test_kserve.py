@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import signal
 import socket
@@ -304,6 +305,13 @@ async def test_a_model_server_is_an_asgi_application() -> None:
         assert (await request(server, "POST", "/v2/repository/models/two/unload")).status == 200
         assert await ask(server, "alias") == {"predictions": [2]}
         assert list(server.registered_models.get_models()) == ["one", "alias"]
+
+
+def test_a_model_server_can_be_pickled() -> None:
+    copy = pickle.loads(pickle.dumps(kserve.ModelServer(grace_period=7)))
+    copy.register_model(Model("late"))
+    assert copy.serving.limits.drain_timeout == 7
+    assert list(copy.serving.statistics().models) == ["late"]
 
 
 @pytest.mark.anyio

@@ -63,7 +63,7 @@ class AsyncioFlight(Flight):
         """Run the rest of a pipeline whose first step has suspended, awaiting `trap`.
 
         Raises the reason if something ended it early; the host's own cancellation once the pipeline
-        has cleaned up and the client has been told.
+        has cleaned up and the failure has been reported.
         """
         self._task = asyncio.current_task()
         assert self._task is not None
@@ -117,9 +117,10 @@ class AsyncioFlight(Flight):
                 self._timer = loop.call_later(seconds, self._cancel_task, _REPEAT_SECONDS)
 
     def _defer(self, reason: Stopped) -> bool:
-        """Wait while somebody else's cancellation is under way, the host's or a hook's own.
+        """Return whether another cancellation, the host's or a hook's own, is under way.
 
-        A second one would interrupt clean-up. The wait is bounded, like clean-up itself.
+        A second one would interrupt clean-up, so this one is tried again later. The wait is
+        bounded, like clean-up itself.
         """
         if not self._is_being_cancelled():
             return False
@@ -198,13 +199,14 @@ class ShieldedFlight(AsyncioFlight):
                 try:
                     trap = next(pipeline.__await__(), OVER)
                     if trap is not OVER:
+                        self.request.flight = self
                         await self.run(pipeline, trap)
                 except BaseException as exc:
                     error = exc
                 self.over = True
             group.cancel_scope.cancel()
         if isinstance(error, HostCancelled):
-            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
+            await anyio.lowlevel.checkpoint_if_cancelled()  # raises the host's cancellation
         if error is not None:
             raise error
 

@@ -37,9 +37,9 @@ class Flights:
     def start(self, request: Watched, pipeline: Pipeline) -> Coroutine[Any, Any, None] | None:
         """Run the pipeline of a request until it suspends; return the rest of it, to be awaited.
 
-        None is returned if nothing is left. The rest raises the reason if something ends the request
-        early, and the host's own cancellation once the pipeline has cleaned up. On trio and inside
-        a cancel scope of the host's, the rest is all of it.
+        None is returned if nothing is left. The rest raises the reason if something ends the
+        request early, and the host's cancellation once the pipeline has cleaned up. On trio, and
+        inside a cancel scope of the host's, the rest is all of it.
         """
         try:
             asyncio.get_running_loop()
@@ -49,8 +49,7 @@ class Flights:
             request.flight = on_trio = TrioFlight(request, self)
             return on_trio.run_all(pipeline)
         if KNOWN_TASKS and in_host_scope():
-            request.flight = shielded = ShieldedFlight(request, self)
-            return shielded.run_all(pipeline)
+            return ShieldedFlight(request, self).run_all(pipeline)
         trap = next(pipeline.__await__(), OVER)
         if trap is OVER:
             return None
