@@ -456,10 +456,10 @@ async def test_a_thread_gets_its_share_beside_a_restless_stream(accept: str) -> 
     @app.model("work")
     def work(payload: Any) -> Any:
         going.wait()
-        began, cpu_began = time.monotonic(), time.thread_time()
-        while time.thread_time() - cpu_began < 0.2:
+        began, all_began = time.thread_time(), time.process_time()
+        while time.thread_time() - began < 0.2:
             sum(range(1000))
-        used.append(0.2 / (time.monotonic() - began))
+        used.append(0.2 / (time.process_time() - all_began))  # whatever else the machine does
         return {}
 
     async with exchange(
