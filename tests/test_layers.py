@@ -38,7 +38,9 @@ RANK = {
 # ASGI application and knows nothing of ours.
 BESIDE = ("kserve", "testing")
 # What the pure packages may not import: nothing that reads a socket, a clock or starts a task.
-IMPURE = {"asyncio", "socket", "threading", "time", "anyio", "trio", "httpx", "uvicorn"}
+IMPURE = {
+    "asyncio", "datetime", "socket", "threading", "time", "anyio", "trio", "httpx", "uvicorn",
+}  # fmt: skip
 PURE = ("wire", "tensors", "protocols")
 # What a reader can hold in mind.
 MOST_LINES = {ast.ClassDef: 180, ast.FunctionDef: 70, ast.AsyncFunctionDef: 70}

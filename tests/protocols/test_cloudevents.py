@@ -468,9 +468,9 @@ async def test_merging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "false", "1", "yes"])
-def test_settings(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CE_MERGE", text)
-    assert EventSettings.from_environment() == EventSettings(None, OURS["type"], False)
+def test_settings(text: str) -> None:
+    settings = FIXED.with_variables({"CE_MERGE": text})
+    assert (settings.source, settings.type, settings.merge) == (None, OURS["type"], False)
 
 
 def head_with(headers: dict[str, str]) -> Head:
@@ -478,7 +478,7 @@ def head_with(headers: dict[str, str]) -> Head:
 
 
 def test_an_ordinary_request_costs_nothing_more() -> None:
-    assert codec_for(V1, head_with({"content-type": "application/json"}), EventSettings()) is V1
+    assert codec_for(V1, head_with({"content-type": "application/json"}), FIXED) is V1
 
 
 FIXED = EventSettings(
@@ -519,7 +519,7 @@ def test_the_headers_of_a_binary_reply() -> None:
 @pytest.mark.parametrize("headers", [STRUCTURED, BINARY])
 def test_an_event_is_of_the_protocol_of_its_path(codec: Codec, headers: dict[str, str]) -> None:
     head = head_with(headers | {"inference-header-content-length": "9"})
-    around = codec_for(codec, head, EventSettings())
+    around = codec_for(codec, head, FIXED)
     assert around is not codec
     assert (around.protocol, around.always_streams) == (codec.protocol, codec.always_streams)
     assert around.json_length(head) == codec.json_length(head)
