@@ -163,9 +163,9 @@ def _check_acceptable(codec: Codec, exchange: Exchange, ref: ModelRef) -> None:
 async def _respond(
     serving: Serving, entry: Entry, plan: Plan, codec: Codec, ref: ModelRef, exchange: Exchange
 ) -> None:
-    """Run the hooks of an admitted request and send what comes of them.
+    """Run the hooks of an admitted request and send their result.
 
-    Then close what the hooks have opened, and let the next request in.
+    Then close what the hooks have opened, and release the slot.
     """
     payload, exchange.payload = exchange.payload, None
     exchange.phase = _FIRST

@@ -88,8 +88,8 @@ class Stream:
         """Send all items, the first with the start of the answer.
 
         What fails before the first item is encoded is raised, to become an ordinary status; what
-        fails later is raised too, for `report_failure`, in band. The caller closes the
-        items. Raises ClientGone if the client has left.
+        fails later is raised too, to be reported in the stream. The caller closes the items.
+        Raises ClientGone if the client has left.
         """
         exchange = self._exchange
         if self._streaming.heartbeat_before_first:

@@ -35,7 +35,7 @@ def configure(*, form: str, level: str) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # Python would print these as plain text, which whoever collects JSON lines cannot read.
+    # Python would print these as plain text, which a collector of JSON lines cannot read.
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread_failure
     logging.getLogger("uvicorn.error").addFilter(no_response_cut)

@@ -56,7 +56,7 @@ __all__ = [
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-# Tuples, since `isinstance` of a union written in place makes the union anew each time.
+# Tuples, since `isinstance` of a union written in place makes the union again each time.
 BUFFERS: Final = (bytes, bytearray, memoryview)
 LISTS: Final = (list, tuple)
 _SCALARS: Final = (str, bytes, int, float)
