@@ -195,7 +195,7 @@ async def _respond(
                 result = await infer(plan, payload, call, codec.check)
         is_stream = call is not None and call.is_stream(result)
         if is_stream or codec.always_streams:
-            items = result if is_stream else _one(result)
+            items = result if is_stream else _stream_of_one(result)
             form = codec.stream_format(exchange, payload, response_headers, ref)
             coalesces = call is not None and call.coalesces
             streaming = entry.streaming._replace(coalesce=True) if coalesces else entry.streaming
@@ -216,6 +216,5 @@ async def _respond(
             serving.admission.release(entry.gate)
 
 
-async def _one(value: Any) -> AsyncIterator[Any]:
-    """Make a value a stream of one."""
+async def _stream_of_one(value: Any) -> AsyncIterator[Any]:
     yield value
