@@ -2,7 +2,7 @@
 
 import hmac
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from itertools import product
 from typing import Any, Final, TypeAlias
 
@@ -13,10 +13,10 @@ __all__ = ["NEW_IDS", "Head", "HookHeaders", "valid_id"]
 Scope: TypeAlias = MutableMapping[str, Any]
 
 _PAIRS: Final = [b"%02x" % n for n in range(256)]
+_PROCESS: Final = bytearray(16)
+_PARTS: Final[list[Sequence[bytes | bytearray]]] = [[_PROCESS], *[_PAIRS] * 6]
 # The ids of requests that bring none: 16 random digits of this process, and 12 that count up.
-NEW_IDS: Final[Iterator[bytes]] = map(
-    b"".join, product([os.urandom(8).hex().encode()], *[_PAIRS] * 6)
-)
+NEW_IDS: Final[Iterator[bytes]] = map(b"".join, product(*_PARTS))
 _ID_LENGTH: Final = 128
 _PRINTABLE: Final = bytes(range(33, 127))
 
@@ -88,3 +88,12 @@ def valid_id(given: bytes) -> bytes:
     if given and len(given) <= _ID_LENGTH and not given.translate(None, _PRINTABLE):
         return given
     return next(NEW_IDS)
+
+
+def _name_process() -> None:
+    _PROCESS[:] = os.urandom(8).hex().encode()
+
+
+_name_process()
+if hasattr(os, "register_at_fork"):  # a forked worker counts on from the same number
+    os.register_at_fork(after_in_child=_name_process)

@@ -1,5 +1,7 @@
 """The head of one request: its headers, its id and its token."""
 
+import subprocess
+import sys
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -64,6 +66,19 @@ def test_an_id_that_is_not_valid_is_replaced(given: bytes | None) -> None:
     assert len(ids) == 3
     assert given not in ids
     assert all(made.decode("ascii").isprintable() and 0 < len(made) <= 128 for made in ids)
+
+
+def test_forked_workers_make_other_ids() -> None:
+    code = (
+        "import os\n"
+        "from modelserve.wire.head import NEW_IDS\n"
+        "readable, writable = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.write(writable, next(NEW_IDS))\n"
+        "    os._exit(0)\n"
+        "assert os.read(readable, 99) != next(NEW_IDS)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 @pytest.mark.parametrize(
