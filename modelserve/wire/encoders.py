@@ -11,7 +11,8 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
-from modelserve.wire.json import JSON_OPTIONS, error_document, to_builtin, to_json
+from modelserve.wire.json import error_document, to_json
+from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = [
     "COLLECTED",
