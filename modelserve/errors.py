@@ -8,6 +8,7 @@ exception is a 500 whose text stays in the log.
     |   +-- NestedTooDeep            500  a value that is nested too deep for JSON
     |   +-- CollectedTooLarge        500  a stream over `max_collected_bytes`
     |   +-- InvalidOutput            500  an invalid V2 response
+    |   +-- NotText                  500  `data` was asked for what is bytes, not text
     +-- InvalidInput                 400  an invalid request
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
@@ -59,6 +60,7 @@ __all__ = [
     "NestedTooDeep",
     "NoModelReady",
     "NotAcceptable",
+    "NotText",
     "Overloaded",
     "ResponseCut",
     "RouteNotFound",
@@ -126,6 +128,15 @@ class InvalidOutput(InferenceError, InvalidInput):
     """Raised for an invalid V2 response, of the model or of its predictor.
 
     An InvalidInput as well, since KServe's SDK raises that and programs catch it.
+    """
+
+    status = 500
+
+
+class NotText(InferenceError, InvalidInput):
+    """Raised where a program asks for the `data` of BYTES that are not UTF-8.
+
+    That is the program's error, since any bytes may come. An InvalidInput as well, as before.
     """
 
     status = 500

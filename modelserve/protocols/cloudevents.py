@@ -36,7 +36,7 @@ from modelserve.protocols.codec import (
     StreamFormat,
 )
 from modelserve.tensors import InferResponse
-from modelserve.tensors.data import short
+from modelserve.tensors.elements import short
 from modelserve.wire.encoders import NDJSON, SSE, Encoder, encode_documents
 from modelserve.wire.head import Head
 from modelserve.wire.headers import Header

@@ -15,16 +15,14 @@ import orjson
 
 from modelserve.errors import InvalidInput, InvalidOutput, ServingError
 from modelserve.tensors.data import (
-    LISTS,
     Buffer,
-    Misfit,
     check_bytes,
     check_json,
     find_datatype,
     plain_shape,
-    short,
     to_bytes,
 )
+from modelserve.tensors.elements import LISTS, Misfit, short
 from modelserve.tensors.tensor import (
     SIZE,
     InferInput,
@@ -167,6 +165,7 @@ def _read_data(tensor: Tensor, data: Any, tail: memoryview | None) -> memoryview
         raise Misfit('has no "data"')
     if isinstance(tensor, InferInput):
         data = check_json(data, tensor.shape, find_datatype(tensor.datatype))
+        tensor._is_checked = True
     tensor._data = data
     return tail
 

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from modelserve.errors import InvalidInput, InvalidOutput
-from modelserve.tensors.data import Buffer, flatten, need, short
+from modelserve.tensors.data import Buffer, need
 from modelserve.tensors.documents import (
     LENGTH_HEADER,
     parse,
@@ -28,6 +28,7 @@ from modelserve.tensors.documents import (
     tensor_entry,
     without_null,
 )
+from modelserve.tensors.elements import flatten, short
 from modelserve.tensors.tensor import InferInput, InferOutput, RequestedOutput, Tensor
 
 __all__ = [
