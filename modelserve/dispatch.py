@@ -13,6 +13,7 @@ from typing import Any, Final
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
+    BodyTooLarge,
     ClientGone,
     MethodNotAllowed,
     RouteNotFound,
@@ -68,6 +69,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             limit = entry.max_body_bytes
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
                 codec = codec_for(codec, exchange, serving.events)
+            if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
             plan = entry.plans[target.hook]
             if plan.streams and not plan.wants_response_headers:
@@ -145,12 +147,16 @@ async def _wait_until_usable(serving: Serving, entry: Entry, exchange: Exchange)
 def _body_limit(codec: Codec, entry: Entry, exchange: Exchange) -> float:
     """Return how many bytes the body may have: the JSON and raw tensors have limits of their own.
 
-    Raises BodyTooLarge for a JSON part that is declared to be over its limit.
+    A JSON part declared to be over its limit is larger than a body under that limit, which is then
+    JSON alone.
     """
     json_length = codec.json_length(exchange)
     if json_length is None:
         return entry.max_body_bytes
-    check_length(json_length, entry.max_body_bytes)
+    try:
+        check_length(json_length, entry.max_body_bytes)
+    except BodyTooLarge:
+        return entry.max_body_bytes
     return entry.max_binary_bytes
 
 

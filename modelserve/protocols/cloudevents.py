@@ -118,6 +118,7 @@ class _EventCodec(Codec):
         self.inner = inner
         self.settings = settings
         self.protocol = inner.protocol
+        self.takes_binary = inner.takes_binary
         self.attributes: dict[str, Any] = {}
 
     def json_length(self, head: Head) -> bytes | None:

@@ -95,6 +95,7 @@ class Codec:
 
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
+        takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
 
     Args:
         format_class: How streams go out.
@@ -102,6 +103,7 @@ class Codec:
     """
 
     protocol: str
+    takes_binary: bool = False
 
     def __init__(
         self, format_class: type[StreamFormat] = StreamFormat, *, always_streams: bool = False

@@ -172,7 +172,7 @@ def _read_data(tensor: Tensor, data: Any, tail: memoryview | None) -> memoryview
 
 def _read_binary(tensor: Tensor, size: Any, tail: memoryview | None) -> memoryview:
     if tail is None:
-        raise Misfit(f"is binary data, and the header {LENGTH_HEADER} is missing")
+        raise Misfit(f"is binary data, and the header {LENGTH_HEADER} is missing or too large")
     if type(size) is not int or size < 0:
         raise Misfit(f'has a "{SIZE}" that is not a number of bytes: {short(size)}')
     if size > len(tail):
