@@ -39,7 +39,7 @@ WorkersShouldBeLessThanMaxWorkersError.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from starlette.exceptions import HTTPException
 
@@ -328,9 +328,10 @@ class LoadError(Exception):
     """Raised when the command line cannot load its target; the text is one sentence."""
 
 
-def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, str, Mapping[str, str]]:
-    """Return the status, the sentence and the headers of the response to an exception.
+def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapping[str, str]]:
+    """Return the status, the detail and the headers of the response to an exception.
 
+    The detail is a sentence; that of starlette's HTTPException may be any value that JSON has.
     A group that holds a single exception counts as that exception, so that a hook may raise from
     inside a task group. With `debug`, an unexpected exception's text is shown in KServe's form.
     """
@@ -339,7 +340,7 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, str, Mapp
         return exc.status, exc.reason, exc.headers
     if isinstance(exc, HTTPException):
         status = exc.status_code if 400 <= exc.status_code <= 599 else 500
-        return status, str(exc.detail), exc.headers or {}
+        return status, exc.detail, exc.headers or {}
     if isinstance(exc, NotImplementedError):
         return 501, str(exc) or "Not Implemented", {}
     if debug:

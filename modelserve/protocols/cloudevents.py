@@ -137,8 +137,8 @@ class _EventCodec(Codec):
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> Any:
         return self.inner.document(item, payload, ref)
 
-    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
-        return self.inner.error(status, sentence)
+    def error(self, status: int, detail: Any) -> tuple[int, list[Header], bytes]:
+        return self.inner.error(status, detail)
 
     def keep_attributes(self, attributes: dict[str, Any]) -> None:
         """Keep the request's attributes. Raises InvalidInput for those of no CloudEvent 1.0."""

@@ -152,9 +152,12 @@ class Codec:
         """Return what one item is, for an envelope around it; the item itself by default."""
         return item
 
-    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
-        """Return the status, the headers and the body of an error that is the whole response."""
-        return status, [JSON], error_document(sentence)
+    def error(self, status: int, detail: Any) -> tuple[int, list[Header], bytes]:
+        """Return the status, the headers and the body of an error that is the whole response.
+
+        The detail is a sentence, or what the model has put into an HTTPException.
+        """
+        return status, [JSON], error_document(detail)
 
 
 def encode_value(

@@ -61,7 +61,7 @@ class TextEventFormat(StreamFormat):
         return replace(
             SSE,
             encode=lambda item: SSE.encode(_document(item, self.ref)),
-            failure=lambda status, sentence: SSE.encode(error_document(sentence)),
+            failure=lambda status, detail: SSE.encode(error_document(detail)),
         )
 
 
