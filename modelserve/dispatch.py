@@ -23,6 +23,7 @@ from modelserve.errors import (
 from modelserve.exchange.body import read_body, read_rest
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
+from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
 from modelserve.limits import shortened
@@ -200,7 +201,10 @@ async def _respond(
             else:
                 result = await infer(plan, payload, call, codec.check)
         is_stream = call is not None and call.is_stream(result)
-        if is_stream or codec.always_streams:
+        if call is not None and type(result) not in PLAIN and is_response(result):
+            call.close_later(getattr(result, "body_iterator", None))
+            await send_response(exchange, result, response_headers)
+        elif is_stream or codec.always_streams:
             items = result if is_stream else _one(result)
             form = codec.stream_format(exchange, payload, response_headers, ref)
             coalesces = call is not None and call.coalesces
