@@ -208,7 +208,7 @@ class ThreadCall:
             self.reader_waits = False
             self._run_on_loop(self._notify_item)
             if first:
-                time.sleep(0)  # let go of the interpreter lock, so that it is sent at once
+                time.sleep(0)  # release the interpreter's lock, so that it is sent at once
         while self.buffers_more(_BUFFERED_ITEMS - 1, _BUFFERED_BYTES) and not self.stop_requested:
             self.room.clear()
             self.writer_waits = True

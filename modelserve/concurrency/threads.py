@@ -23,7 +23,7 @@ class Workers:
     """
 
     def __init__(self, limit: int = 40) -> None:
-        self._threads = 0
+        self._threads = 0  # first, since `__del__` reads it
         if limit < 1:
             raise ValueError(f"The number of threads must be at least 1, not {limit}")
         self.limit = limit
@@ -41,7 +41,7 @@ class Workers:
 
         Return its result; a sync iterator comes back as a `ThreadStream` that the same thread
         runs. If cancelled while waiting for a thread, the function is not called; if cancelled
-        later, the wait goes on until the function has returned, and then raises.
+        later, the wait lasts until the function has returned, and then raises.
         """
         call = ThreadCall(label, function, args, on_end=self._release)
         await self._acquire(call)
@@ -51,7 +51,7 @@ class Workers:
     async def iterate(self, label: str, iterator: Iterator[Any]) -> ThreadStream:
         """Run a sync iterator in one worker thread; cancellation as for `call`.
 
-        If cancelled while waiting for a thread, the iterator is closed, in a thread above the limit.
+        If cancelled while waiting for a thread, the iterator is closed, in an extra thread.
         """
         call = ThreadCall(label, lambda: iterator, (), on_end=self._release)
         try:

@@ -121,8 +121,8 @@ class InferCodec(Codec):
         """Return the request, binary with the length header and JSON without it.
 
         A length of more than the body is one that the client has forgotten to take away: the body
-        is JSON. The content type does not matter. Raises InvalidInput, naming the tensor and what is wrong
-        with it.
+        is JSON. The content type does not matter. Raises InvalidInput, naming the tensor and what
+        is wrong with it.
         """
         length = head.headers.get(_LENGTH_HEADER)
         request = decode_request(

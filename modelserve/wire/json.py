@@ -10,14 +10,14 @@ from modelserve.wire.values import JSON_OPTIONS, to_builtin, to_plain
 
 __all__ = ["error_document", "parse_json", "to_json"]
 
-# What orjson says of values that it alone cannot write, and of values inside which it does not
-# ask `to_builtin` for help.
+# Words in the errors of orjson: for values that the standard library can write, and for values
+# inside of which orjson does not call `to_builtin`.
 _ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian", "64-bit")
 _NOT_ASKED_FOR: Final = ("Dict key", "datetime64", "tzinfo")
 
 
 def parse_json(body: bytes | bytearray) -> Any:
-    """Parse a JSON body. Raises InvalidInput with the parser's words."""
+    """Parse a JSON body. Raises InvalidInput with the parser's message."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as exc:
