@@ -13,6 +13,7 @@ from typing import Any, Final
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
+    BodyTooLarge,
     ClientGone,
     MethodNotAllowed,
     RouteNotFound,
@@ -22,6 +23,7 @@ from modelserve.errors import (
 from modelserve.exchange.body import read_body, read_rest
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
+from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
 from modelserve.limits import shortened
@@ -68,6 +70,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             limit = entry.max_body_bytes
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
                 codec = codec_for(codec, exchange, serving.events)
+            if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
             plan = entry.plans[target.hook]
             if plan.streams and not plan.wants_response_headers:
@@ -145,12 +148,16 @@ async def _wait_until_usable(serving: Serving, entry: Entry, exchange: Exchange)
 def _body_limit(codec: Codec, entry: Entry, exchange: Exchange) -> float:
     """Return how many bytes the body may have: the JSON and raw tensors have limits of their own.
 
-    Raises BodyTooLarge for a JSON part that is declared to be over its limit.
+    A JSON part declared to be over its limit is larger than a body under that limit, which is then
+    JSON alone.
     """
     json_length = codec.json_length(exchange)
     if json_length is None:
         return entry.max_body_bytes
-    check_length(json_length, entry.max_body_bytes)
+    try:
+        check_length(json_length, entry.max_body_bytes)
+    except BodyTooLarge:
+        return entry.max_body_bytes
     return entry.max_binary_bytes
 
 
@@ -194,7 +201,10 @@ async def _respond(
             else:
                 result = await infer(plan, payload, call, codec.check)
         is_stream = call is not None and call.is_stream(result)
-        if is_stream or codec.always_streams:
+        if call is not None and type(result) not in PLAIN and is_response(result):
+            call.close_later(getattr(result, "body_iterator", None))
+            await send_response(exchange, result, response_headers)
+        elif is_stream or codec.always_streams:
             items = result if is_stream else _stream_of_one(result)
             form = codec.stream_format(exchange, payload, response_headers, ref)
             coalesces = call is not None and call.coalesces

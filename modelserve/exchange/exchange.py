@@ -219,14 +219,14 @@ class Exchange(Head):
                     return
         self.cut = self.phase != _DONE
 
-    async def report(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
+    async def report(self, status: int, detail: Any, headers: Mapping[str, str]) -> None:
         """Send an error as the response or as the last record, or note that the answer is cut."""
         encoder = None if self.stream is None else self.stream.encoder
         if not self.status:
-            status, with_body, body = self.codec.error(status, sentence)
+            status, with_body, body = self.codec.error(status, detail)
             await self.send_document(status, [*with_body, *error_headers(headers)], [body])
         elif encoder is not None and encoder.failure is not None:
-            await self.send_part(encoder.failure(status, sentence))
+            await self.send_part(encoder.failure(status, detail))
             await self.finish()
         else:
             self.cut = True

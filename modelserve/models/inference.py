@@ -108,6 +108,11 @@ class Call:
         self.seconds[name] = monotonic() - started
         return result
 
+    def close_later(self, stream: AsyncIterator[Any] | None) -> None:
+        """Close in `finish` a stream that this object has not opened."""
+        if stream is not None:
+            self._open.append(stream)
+
     @property
     def is_finished(self) -> bool:
         """Whether no stream is open and no clock is running."""

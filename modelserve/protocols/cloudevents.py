@@ -32,7 +32,7 @@ from modelserve.protocols.codec import (
     StreamFormat,
 )
 from modelserve.tensors import InferResponse
-from modelserve.tensors.data import short
+from modelserve.tensors.elements import short
 from modelserve.wire.encoders import NDJSON, SSE, Encoder, encode_documents
 from modelserve.wire.head import Head
 from modelserve.wire.headers import Header
@@ -120,6 +120,7 @@ class _EventCodec(Codec):
         self.inner = inner
         self.settings = settings
         self.protocol = inner.protocol
+        self.takes_binary = inner.takes_binary
         self.attributes: dict[str, Any] = {}
 
     def json_length(self, head: Head) -> bytes | None:
@@ -138,8 +139,8 @@ class _EventCodec(Codec):
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> Any:
         return self.inner.document(item, payload, ref)
 
-    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
-        return self.inner.error(status, sentence)
+    def error(self, status: int, detail: Any) -> tuple[int, list[Header], bytes]:
+        return self.inner.error(status, detail)
 
     def keep_attributes(self, attributes: dict[str, Any]) -> None:
         """Keep the request's attributes. Raises InvalidInput for those of no CloudEvent 1.0."""

@@ -95,6 +95,7 @@ class Codec:
 
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
+        takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
 
     Args:
         format_class: How streams go out.
@@ -102,6 +103,7 @@ class Codec:
     """
 
     protocol: str
+    takes_binary: bool = False
 
     def __init__(
         self, format_class: type[StreamFormat] = StreamFormat, *, always_streams: bool = False
@@ -150,9 +152,12 @@ class Codec:
         """Return what one item is, for an envelope around it; the item itself by default."""
         return item
 
-    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
-        """Return the status, the headers and the body of an error that is the whole response."""
-        return status, [JSON], error_document(sentence)
+    def error(self, status: int, detail: Any) -> tuple[int, list[Header], bytes]:
+        """Return the status, the headers and the body of an error that is the whole response.
+
+        The detail is a sentence, or what the model has put into an HTTPException.
+        """
+        return status, [JSON], error_document(detail)
 
 
 def encode_value(

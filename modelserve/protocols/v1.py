@@ -27,8 +27,9 @@ from modelserve.wire.accept import (
 from modelserve.wire.encoders import Encoder, natural_encoder
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON
-from modelserve.wire.json import JSON_OPTIONS, parse_json, to_builtin
+from modelserve.wire.json import parse_json
 from modelserve.wire.media import is_json, media_type
+from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["V1"]
 

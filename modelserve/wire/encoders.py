@@ -11,7 +11,8 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
-from modelserve.wire.json import JSON_OPTIONS, error_document, to_builtin, to_json
+from modelserve.wire.json import error_document, to_json
+from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = [
     "COLLECTED",
@@ -77,7 +78,7 @@ class Encoder:
         media_type: The content type of the response.
         encode: Writes one item as a record, or as none or several. Raises TypeError or ValueError
             for an item that does not fit.
-        failure: Writes the last record of a stream that failed, from the status and the sentence
+        failure: Writes the last record of a stream that failed, from the status and the detail
             that the error would have had before the start; without it the connection has to be cut.
         finish: Returns the last bytes of a stream that is complete.
         idle: What may be sent between items to keep a connection alive.
@@ -86,7 +87,7 @@ class Encoder:
 
     media_type: str
     encode: Callable[[Item], bytes]
-    failure: Callable[[int, str], bytes] | None = None
+    failure: Callable[[int, Any], bytes] | None = None
     finish: Callable[[], bytes] | None = None
     idle: bytes | None = None
     join: Callable[[list[bytes]], bytes] | None = None
@@ -147,8 +148,8 @@ def ndjson_item(item: Item) -> bytes:
     return json_item(item) + b"\n"
 
 
-def _ndjson_failure(status: int, sentence: str) -> bytes:
-    return error_document(sentence) + b"\n"
+def _ndjson_failure(status: int, detail: Any) -> bytes:
+    return error_document(detail) + b"\n"
 
 
 def _join_predictions(items: list[bytes]) -> bytes:
@@ -170,8 +171,8 @@ def sse_item(item: Item) -> bytes:
     return _sse_data(item) + b"\n"
 
 
-def _sse_failure(status: int, sentence: str) -> bytes:
-    return b"event: error\ndata: " + error_document(sentence) + b"\n\n"
+def _sse_failure(status: int, detail: Any) -> bytes:
+    return b"event: error\ndata: " + error_document(detail) + b"\n\n"
 
 
 def _sse_fields(event: ServerSentEvent) -> Iterable[bytes]:

@@ -862,11 +862,26 @@ def test_a_large_tensor_costs_little(tmp_path: Path) -> None:
         ),
     ],
 )
+@pytest.mark.parametrize("content_type", [None, "application/json", "application/octet-stream"])
 async def test_binary_tensors_may_be_larger_unless_a_limit_is_set(
-    limits: Limits, path: str, headers: dict[str, str], status: int
+    limits: Limits, path: str, headers: dict[str, str], status: int, content_type: str | None
 ) -> None:
     """The length is all that is looked at: the body that it announces is never sent."""
     app = ModelServer([Echo("m")], limits=limits)
     headers = headers | {"content-length": str(100_000_000)}
+    if content_type is not None:
+        headers["content-type"] = content_type
     response = await request(app, "POST", path, body=b"{}", headers=headers)
     assert response.status == status
+
+
+@pytest.mark.parametrize("length", ["9999", "99000000"])
+@pytest.mark.parametrize("content_type", ["application/json", "application/octet-stream"])
+async def test_a_length_header_larger_than_the_body_means_json(
+    length: str, content_type: str
+) -> None:
+    app = ModelServer([Echo("m")])
+    headers = {"content-type": content_type, "inference-header-content-length": length}
+    body = orjson.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "INT8", "data": [7]}]})
+    response = await request(app, "POST", "/v2/models/m/infer", body=body, headers=headers)
+    assert (response.status, response.json()["outputs"][0]["data"]) == (200, [7])
