@@ -39,7 +39,7 @@ RANK = {
 BESIDE = ("kserve", "testing")
 # What the pure packages may not import: nothing that reads a socket, a clock or starts a task.
 IMPURE = {
-    "asyncio", "datetime", "socket", "threading", "time", "anyio", "trio", "httpx", "uvicorn",
+    "asyncio", "socket", "threading", "time", "anyio", "trio", "httpx", "uvicorn",
 }  # fmt: skip
 PURE = ("wire", "tensors", "protocols")
 # What a reader can hold in mind.
@@ -136,6 +136,20 @@ def test_a_module_imports_from_below(module: str) -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if part_of(m) in PURE])
 def test_pure_modules_import_no_io(module: str) -> None:
     assert outside(MODULES[module]) & IMPURE == set()
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert names & {"utcnow", "today", "environ"} == set()
+    assert not any(is_clock(node) for node in ast.walk(tree))
+
+
+def is_clock(node: ast.AST) -> bool:
+    """Return whether a node is `datetime.now` or `date.now`."""
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr == "now"
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("datetime", "date")
+    )
 
 
 @pytest.mark.parametrize("module", MODULES)
