@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from modelserve.errors import HookMissing
 from modelserve.limits import Limits
 from modelserve.models.predictor import PredictorConfig, config_of
 
@@ -109,7 +110,7 @@ class Model:
 
     def _remote_for(self, verb: str, host: str | None) -> "Remote":
         if not host:
-            raise NotImplementedError(f"Model {self.name} does not implement {verb}.")
+            raise HookMissing(f"Model {self.name} does not implement {verb}.")
         if self._remote is None:
             raise RuntimeError(
                 f"Model {self.name} must be registered with a ModelServer to call its predictor."
