@@ -76,6 +76,7 @@ class Entry:
         """
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
+        _check_ready_can_be_set(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -127,6 +128,14 @@ class Entry:
     def not_ready(self, *, debug: bool) -> ModelNotReady:
         """Return the error for a request; it says why loading failed when debugging only."""
         return ModelNotReady(self.name, self.failure if debug else None)
+
+
+def _check_ready_can_be_set(model: Any) -> None:
+    try:
+        model.ready = model.ready
+    except AttributeError:  # a frozen dataclass, or a property
+        sentence = f"The attribute 'ready' of model {model.name!r} cannot be set"
+        raise TypeError(sentence) from None
 
 
 def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: bool) -> Streaming:
