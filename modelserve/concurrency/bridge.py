@@ -11,14 +11,16 @@ delivered after it has.
 """
 
 import asyncio
-import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Self
+from contextvars import copy_context
+from typing import Any, Final, NamedTuple, Self
 
 import anyio
+
+from modelserve.concurrency.contexts import Changes, apply_changes, changes_between, may_differ
 
 __all__ = ["ThreadCall", "ThreadStream"]
 
@@ -48,9 +50,13 @@ class ThreadStream:
             if call.items:
                 break
             if finished:
+                apply_changes(call.changes)
                 raise call.pop_exception()
             await call.wait_for_item()
         item = call.items.popleft()
+        if type(item) is _ChangedItem:
+            apply_changes(item.changes)
+            item = item.item
         call.bytes_out += _size(item)
         if call.writer_waits and not call.buffers_more(_BUFFERED_ITEMS // 2, _BUFFERED_BYTES // 2):
             call.writer_waits = False
@@ -70,11 +76,20 @@ class ThreadStream:
             raise error
 
 
+class _ChangedItem(NamedTuple):
+    """An item, with the context variables that the iterator has set since the one before it."""
+
+    item: Any
+    changes: Changes
+
+
 class ThreadCall:
     """One call in a worker thread. Each attribute is written by one side, as grouped below.
 
     Args:
         on_end: Called on the event loop once the thread is free again.
+        shares_context: What the call sets of context variables is set as well where its result or
+            its items are awaited.
     """
 
     def __init__(
@@ -84,12 +99,14 @@ class ThreadCall:
         args: tuple[Any, ...],
         *,
         on_end: "Callable[[ThreadCall], None]",
+        shares_context: bool = False,
     ) -> None:
         self.label = label
         self._function = function
         self._args = args
         self._on_end = on_end
-        self._context = contextvars.copy_context()
+        self._shares_context = shares_context
+        self._context = copy_context()
         self._call_soon = _thread_safe_call_soon()
         # written by the event loop
         self._returned = anyio.Event()
@@ -104,6 +121,8 @@ class ThreadCall:
         self._error: BaseException | None = None
         self.close_error: BaseException | None = None
         self._is_stream = False
+        self._last_context = self._context.copy()
+        self.changes: Changes = ()
         self.finished = False
         # set by the side that waits, cleared by the other
         self.reader_waits = False
@@ -126,6 +145,7 @@ class ThreadCall:
             return ThreadStream(self)
         if self._error is not None:
             raise self._error
+        apply_changes(self.changes)
         return self._result
 
     async def wait_for_item(self) -> None:
@@ -170,6 +190,8 @@ class ThreadCall:
             self._context.run(self._run)
         except BaseException as exc:
             self._error = exc
+        if self._shares_context:
+            self.changes = changes_between(self._last_context, self._context)
         self.finished = True
         self._run_on_loop(self._notify_end)
 
@@ -203,7 +225,7 @@ class ThreadCall:
     def _put(self, item: Any) -> None:
         first = self.bytes_in == 0 and not self.items
         self.bytes_in += _size(item)
-        self.items.append(item)
+        self.items.append(self._with_changes(item) if self._shares_context else item)
         if self.reader_waits:
             self.reader_waits = False
             self._run_on_loop(self._notify_item)
@@ -214,6 +236,13 @@ class ThreadCall:
             self.writer_waits = True
             if self.buffers_more(_BUFFERED_ITEMS - 1, _BUFFERED_BYTES) and not self.stop_requested:
                 self.room.wait()
+
+    def _with_changes(self, item: Any) -> Any:
+        context, last = copy_context(), self._last_context
+        if not may_differ(last, context):
+            return item
+        self._last_context = context
+        return _ChangedItem(item, changes_between(last, context))
 
     def _run_on_loop(self, callback: Callable[[], object]) -> None:
         try:

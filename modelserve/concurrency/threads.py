@@ -48,12 +48,19 @@ class Workers:
         self._start(call)
         return await call.result()
 
+    async def call_hook(self, label: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a sync hook, as `call` does; what it sets of context variables stays set."""
+        call = ThreadCall(label, function, args, on_end=self._release, shares_context=True)
+        await self._acquire(call)
+        self._start(call)
+        return await call.result()
+
     async def iterate(self, label: str, iterator: Iterator[Any]) -> ThreadStream:
-        """Run a sync iterator in one worker thread; cancellation as for `call`.
+        """Run a hook's sync iterator in one worker thread, otherwise as `call_hook`.
 
         If cancelled while waiting for a thread, the iterator is closed, in a thread above the limit.
         """
-        call = ThreadCall(label, lambda: iterator, (), on_end=self._release)
+        call = ThreadCall(label, lambda: iterator, (), on_end=self._release, shares_context=True)
         try:
             await self._acquire(call)
         except anyio.get_cancelled_exc_class():
