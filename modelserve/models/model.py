@@ -34,6 +34,7 @@ METADATA: Final = ("get_input_types", "get_output_types")
 SETTINGS: Final = (
     "return_response_headers",
     "engine",
+    "own_thread",
     "limits",
     "coalesce",
     "heartbeat",
@@ -54,6 +55,9 @@ class Model:
 
     Attributes:
         ready: Whether the model takes requests; set by `load`.
+        own_thread: Run `load`, `start`, `stop` and all other sync hooks but `healthy` on one thread
+            that this model alone has, one at a time. None means yes where the model's own `limits`
+            say `concurrency=1`.
         limits: Limits of this model, applied within the application's.
         coalesce: Send items that are made without a pause in one event; None leaves the choice to
             the application. If false, each item is one event.
@@ -83,6 +87,7 @@ class Model:
     return_response_headers: bool = False
 
     engine: bool = False
+    own_thread: bool | None = None
     limits: Limits | None = None
     coalesce: bool | None = None
     heartbeat: float | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modelserve import Model, ModelServer
-from modelserve.concurrency.contexts import apply_changes, changes_between, may_differ
+from modelserve.concurrency.contexts import Recorder, apply_changes
 from modelserve.concurrency.threads import Workers
 from modelserve.testing import request
 
@@ -18,28 +18,35 @@ tenant: ContextVar[Any] = ContextVar("tenant", default="nobody")
 other: ContextVar[Any] = ContextVar("other", default=0)
 
 
-# --- what differs between two contexts ----------------------------------------------------------
-
-CHANGES: list[tuple[Any, Any]] = [(None, "a"), ("a", "b"), (0, False), ([], []), (np.ones(2), "b")]
+# --- what is set in a context -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("before", "after"), CHANGES)
-def test_what_was_set_is_a_change(before: Any, after: Any) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, "a"), ("a", "b"), (0, False), ([], []), (np.ones(2), "b"), (np.ones(2), np.ones(2))],
+)
+def test_what_was_set_is_a_change_once(before: Any, after: Any) -> None:
     context = Context()
     context.run(other.set, "same")
     context.run(tenant.set, before)
-    changed = context.copy()
-    assert (changes_between(context, changed), may_differ(context, changed)) == ((), False)
-    changed.run(tenant.set, after)
-    ((variable, value),) = changes_between(context, changed)
+    recorder = Recorder(context)
+    assert recorder.changes_in(context) == ()
+    context.run(tenant.set, after)
+    ((variable, value),) = recorder.changes_in(context)
     assert variable is tenant and value is after
+    assert recorder.changes_in(context) == ()
 
 
-def test_values_that_cannot_be_compared_may_differ() -> None:
-    one, two = Context(), Context()
-    one.run(tenant.set, np.ones(2))
-    two.run(tenant.set, np.ones(2))
-    assert may_differ(one, two)
+@pytest.mark.parametrize(("before", "after"), [("a", "b"), (np.ones(2), np.ones(2))])
+def test_what_was_set_in_the_current_context_is_a_change_once(before: Any, after: Any) -> None:
+    context = Context()
+    context.run(tenant.set, before)
+    recorder = Recorder(context)
+    assert context.run(recorder.recent_changes) == ()
+    context.run(tenant.set, after)
+    ((variable, value),) = context.run(recorder.recent_changes)
+    assert variable is tenant and value is after
+    assert context.run(recorder.recent_changes) == ()
 
 
 def test_changes_are_applied_to_the_current_context() -> None:

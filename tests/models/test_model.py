@@ -298,6 +298,7 @@ def test_a_model_whose_readiness_cannot_be_set_is_refused(model: Model) -> None:
 VALUES = {
     "return_response_headers": True,
     "engine": True,
+    "own_thread": True,
     "limits": Limits(timeout=3),
     "coalesce": False,
     "heartbeat": 2.0,
