@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import numpy as np
 import pytest
 from blocking import Blocking, until
@@ -68,6 +70,22 @@ async def test_a_call_sees_the_context_and_does_not_change_it() -> None:
 
     assert await Workers(1).call("m", look) == "red"
     assert color.get() == "red"
+
+
+async def test_a_call_may_call_back_into_the_event_loop() -> None:
+    """By anyio's public way, for which anyio's thread need not be ours."""
+
+    async def answer(value: int) -> tuple[int, threading.Thread]:
+        await anyio.lowlevel.checkpoint()
+        return value, threading.current_thread()
+
+    token = anyio.lowlevel.current_token()
+
+    def call_back() -> tuple[int, threading.Thread]:
+        return anyio.from_thread.run(answer, 5, token=token)
+
+    with anyio.fail_after(5):
+        assert await Workers(1).call("m", call_back) == (5, threading.current_thread())
 
 
 async def test_threads_are_reused() -> None:
