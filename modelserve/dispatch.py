@@ -1,7 +1,7 @@
 """The pipeline that every request takes: from a path to the end of its answer.
 
 One place decides whether a request may run: the method, the token, the drain, the model and its
-readiness, the limits. The protocol is the codec's matter; hooks are `models.inference`'s. Nothing is
+readiness, the limits. The codec knows the protocol, `models.inference` runs the hooks. Nothing is
 made before it is needed, since most requests are small: the flight of a request, which can end it
 early, exists only once the pipeline has suspended.
 """
@@ -106,7 +106,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
 
 
 def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | None:
-    """Return the endpoint of a request that may have it, None for a model; else raise the answer."""
+    """Return the endpoint of a request, None for a model; raise what refuses the request."""
     method = exchange.scope["method"]
     if method not in target.endpoints:
         raise MethodNotAllowed(sorted(target.endpoints)) if target.endpoints else RouteNotFound
@@ -190,7 +190,7 @@ async def _respond(
             call = Call(entry.name, entry.workers, headers, response_headers, exchange.id)
             exchange.seconds = call.seconds
             if plan.is_direct:
-                result = await call.adopt(plan.main, exchange.since, result)
+                result = await call.take_over(plan.main, exchange.since, result)
             else:
                 result = await infer(plan, payload, call, codec.check)
         is_stream = call is not None and call.is_stream(result)

@@ -260,7 +260,7 @@ class ThreadCall:
             self.reader_waits = False
             _run_on_loop(self._call_soon, self._notify_item)
             if first:
-                time.sleep(0)  # let go of the interpreter lock, so that it is sent at once
+                time.sleep(0)  # release the interpreter's lock, so that it is sent at once
         self._interruptions.run()
         while self._has_no_room():
             self.room.clear()

@@ -24,7 +24,7 @@ class Workers:
     """
 
     def __init__(self, limit: int = 40) -> None:
-        self._threads = 0
+        self._threads = 0  # first, since `__del__` reads it and what follows
         self._own: weakref.WeakSet[OwnThread] = weakref.WeakSet()
         if limit < 1:
             raise ValueError(f"The number of threads must be at least 1, not {limit}")
@@ -50,7 +50,7 @@ class Workers:
 
         Return its result; a sync iterator comes back as a `ThreadStream` that the same thread
         runs. If cancelled while waiting for a thread, the function is not called; if cancelled
-        later, the wait goes on until the function has returned, and then raises.
+        later, the wait lasts until the function has returned, and then raises.
         """
         call = ThreadCall(label, function, args, on_end=self._release)
         await self._acquire(call)
@@ -67,7 +67,7 @@ class Workers:
     async def iterate(self, label: str, iterator: Iterator[Any]) -> ThreadStream:
         """Run a hook's sync iterator in one worker thread, otherwise as `call_hook`.
 
-        If cancelled while waiting for a thread, the iterator is closed, in a thread above the limit.
+        If cancelled while waiting for a thread, the iterator is closed, in an extra thread.
         """
         call = ThreadCall(label, lambda: iterator, (), on_end=self._release, shares_context=True)
         try:

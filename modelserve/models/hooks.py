@@ -29,8 +29,9 @@ class Hook:
     """One hook of one model, with all that registration could find out about it.
 
     `function` is the hook itself; `call(payload, headers, response_headers)` passes on to it what
-    it declares, so with `takes_payload_alone` it is the same as `function(payload)`. Without `on_loop` it runs in a worker thread. `streams` is true where it is known
-    to yield; a hook may still return a stream without it.
+    it declares, which with `takes_payload_alone` is `function(payload)`. A hook that is not
+    `on_loop` runs in a worker thread. `streams` is true where it is known to yield; a hook may
+    return a stream without it.
     """
 
     name: str
@@ -231,7 +232,7 @@ class _Signature:
         return self.declares(name) or self.has_args or (self.has_kwargs and name != "payload")
 
     def check(self, label: str) -> None:
-        """Raise TypeError for a parameter that cannot be filled, or if there is none for a payload."""
+        """Raise TypeError for a parameter that cannot be filled, or without one for a payload."""
         for p in self.parameters:
             known = p is self.payload or p.name in _HEADERS or p.kind in _VARIADIC
             if not known and p.default is inspect.Parameter.empty:
@@ -243,7 +244,7 @@ class _Signature:
             raise TypeError(f"{label} takes no payload: it must be the first positional parameter")
 
     def arguments(self, passed: set[str]) -> _Arguments:
-        """Choose the arguments: those that are declared, and those in `passed` that are accepted."""
+        """Choose the arguments: those declared, and those in `passed` that are accepted."""
         names = [
             name
             for name in ("payload", *_HEADERS)
@@ -284,7 +285,7 @@ _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYW
 
 
 def _signatures(function: Any) -> Iterator[list[inspect.Parameter]]:
-    """Yield the parameters of a callable and of each function that it says it wraps."""
+    """Yield the parameters of a callable and of each function that it wraps (`__wrapped__`)."""
     is_bound = inspect.ismethod(function)
     is_outermost = True
     while function is not None:

@@ -88,8 +88,8 @@ class Call:
             return await self.resolve(await call(*arguments))
         return await self.resolve(await self.workers.call_hook(self.label, call, *arguments))
 
-    async def adopt(self, hook: Hook, started: float, result: Any) -> Any:
-        """Take over from here a hook that was called without this object; otherwise as `run`."""
+    async def take_over(self, hook: Hook, started: float, result: Any) -> Any:
+        """Continue a hook that was called without this object; otherwise as `run`."""
         self.note_started(hook, started)
         return await self.resolve(result)
 

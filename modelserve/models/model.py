@@ -100,7 +100,7 @@ class Model:
     use_ssl: bool = False
     timeout: float = 600
     retries: int = 0
-    _remote: "Remote | None" = None  # what calls the predictor: the registry's to give
+    _remote: "Remote | None" = None  # calls the predictor; set when the model is registered
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name

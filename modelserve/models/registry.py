@@ -34,7 +34,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the models of one application share. `limits` are those that were set, without defaults."""
+    """What the models of one application share; `limits` are without the defaults."""
 
     limits: Limits
     workers: Workers
@@ -44,11 +44,11 @@ class Shared:
 
 
 class Entry:
-    """One registered model: what registration settles about it, and where it is in its life.
+    """One registered model: what is settled about it, and where it is in its life.
 
-    `is_awaited`: the repository has not built the model yet; `model` is a placeholder. `is_retired`:
-    the name leads to another model by now, or to none. `attempted` is set once the load under way
-    has succeeded or failed, and `failure` says why it failed.
+    `is_awaited`: the repository has not built the model yet; `model` is a placeholder.
+    `is_retired`: no name leads to it any more. `attempted` is set once the load under way has
+    succeeded or failed, and `failure` says why it failed.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
@@ -66,7 +66,7 @@ class Entry:
             self.model.ready = False
 
     def settle(self, model: Any) -> None:
-        """Find out all that requests need to know of the model, so that none has to ask again.
+        """Work out, once, everything that requests need to know of the model.
 
         Raises TypeError for a hook that cannot be served; the entry is then as it was.
         """
@@ -125,7 +125,7 @@ class Entry:
             self.workers.close()
 
     def not_ready(self, *, debug: bool) -> ModelNotReady:
-        """Return the error for a request; it says why loading failed when debugging only."""
+        """Return the error for a request; with `debug` it says why loading failed."""
         return ModelNotReady(self.name, self.failure if debug else None)
 
 
@@ -169,7 +169,7 @@ class Registry:
 
     Attributes:
         entries: The models by name; a model may have several names.
-        pending: Entries that no one has tried to load yet.
+        pending: Entries that have not been tried to load yet.
         leaving: Entries without a name, whose models are to be stopped after their last request.
         unloaded: Entries that were taken out by name and can be loaded again.
         locks: One for each name that is being loaded or unloaded.
@@ -304,7 +304,7 @@ class Registry:
         }
 
     def index(self, found: Collection[str] = ()) -> list[dict[str, str]]:
-        """Return Triton's repository index: registered models, unloaded ones, then those in `found`.
+        """Return Triton's repository index: registered, unloaded, then other models in `found`.
 
         Args:
             found: The names of all models that the repository has, registered or not.

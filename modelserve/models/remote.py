@@ -33,6 +33,7 @@ from modelserve.errors import (
 )
 from modelserve.models.predictor import PredictorConfig, config_of
 from modelserve.tensors import InferRequest, InferResponse
+from modelserve.wire import media
 from modelserve.wire.accept import framed_encoder
 from modelserve.wire.decoders import (
     ChunkReader,
@@ -392,17 +393,14 @@ def _reader(media_type: str, *, sized: bool) -> Reader | None:
 
 def _media_type(content_type: str) -> str:
     """Return the media type, one for all spellings of NDJSON; text that is not UTF-8 has none."""
-    media_type, _, parameters = content_type.lower().partition(";")
-    media_type = media_type.strip()
-    if media_type == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
+    name, parameters = media.media_type(content_type), content_type.lower().partition(";")[2]
+    if name == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
         return "text"
-    return "application/x-ndjson" if _NDJSON.fullmatch(media_type) else media_type
+    return "application/x-ndjson" if _NDJSON.fullmatch(name) else name
 
 
 def _is_json(media_type: str) -> bool:
-    return media_type == "application/json" or (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    )
+    return media_type.startswith("application/") and media.is_json(media_type)
 
 
 async def _error_in(response: httpx.Response, config: PredictorConfig) -> PredictorError:

@@ -331,7 +331,7 @@ def _encoded_again(data: Any) -> bytes:
 
 
 def _unicode_error(data: bytes | bytearray) -> UnicodeDecodeError | None:
-    """Return why data is no text; KServe shows these words for JSON that is not UTF-8."""
+    """Return the error in data that is not UTF-8, whose text KServe shows for JSON."""
     try:
         data.decode()
     except UnicodeDecodeError as exc:

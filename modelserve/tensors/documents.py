@@ -260,7 +260,7 @@ def _check_distinct(names: list[str], noun: str, error: type[ServingError]) -> N
 def tensor_entry(tensor: Tensor, buffers: list[Buffer] | None) -> dict[str, Any]:
     """Return a tensor's entry as a response has it, `parameters` of null included.
 
-    The data is appended to `buffers` as bytes; where there are none, it is a flat list in the entry.
+    The data is appended to `buffers` as bytes; without `buffers` it is a flat list in the entry.
     Raises the error of the tensor's role for data that does not fit.
     """
     try:

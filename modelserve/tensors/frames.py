@@ -62,7 +62,7 @@ def _are_objects(rows: list[Any]) -> bool:
 
 
 def _make_frame(rows: list[Any], columns: list[str] | None) -> Any:
-    """Return rows as one DataFrame; a row is an object of values or of lists, or a list of those."""
+    """Return rows as one DataFrame; a row is an object of values or lists, or a list of those."""
     records = list(chain.from_iterable(row if isinstance(row, list) else [row] for row in rows))
     if set(map(type, records)) != {dict}:
         raise ValueError("values beside objects")

@@ -1,8 +1,8 @@
 """The items of a stream as bytes. Pure.
 
 An `Encoder` is a few functions of one shape, the same for raw bytes, NDJSON and server-sent events.
-Collected JSON is an encoder too; its items are put together with `join`. Which encoder a stream
-gets, `accept` chooses once.
+Collected JSON is an encoder too; its items are put together with `join`. `accept` chooses
+the encoder of a stream, once.
 """
 
 from collections.abc import Callable, Iterable
@@ -143,7 +143,7 @@ def ndjson_item(item: Item) -> bytes:
         try:
             return orjson.dumps(item, to_builtin, JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError:
-            pass  # `json_item` tries harder, or names what is wrong
+            pass  # `json_item` has a fallback, or says what is wrong
     return json_item(item) + b"\n"
 
 
@@ -201,7 +201,7 @@ def _sse_data(value: Any) -> bytes:
 SSE: Final = Encoder("text/event-stream", sse_item, _sse_failure, idle=b":\n\n")
 
 
-# --- where the client has no wish ---------------------------------------------------------------
+# --- where the client has no preference ---------------------------------------------------------
 
 
 def natural_encoder(first: Item) -> Encoder:

@@ -12,12 +12,12 @@ from modelserve.errors import InvalidInput, NestedTooDeep
 __all__ = ["JSON_OPTIONS", "error_document", "parse_json", "to_builtin", "to_json"]
 
 JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-# What orjson says of values that it alone cannot write.
+# Words in the errors of orjson for values that the standard library can write.
 _ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian", "64-bit")
 
 
 def parse_json(body: bytes | bytearray) -> Any:
-    """Parse a JSON body. Raises InvalidInput with the parser's words."""
+    """Parse a JSON body. Raises InvalidInput with the parser's message."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as exc:

@@ -147,7 +147,7 @@ def test_a_name_is_text(name: Any) -> None:
         ModelServer([Model(name)])
 
 
-def test_a_subclass_that_forgets_the_base_is_told() -> None:
+def test_a_subclass_that_forgets_the_base_is_refused() -> None:
     class Forgetful(Model):
         def __init__(self) -> None:
             pass

@@ -138,7 +138,7 @@ async def test_data_that_says_it_is_json(headers: Any, body: bytes) -> None:
     assert response.json()["error"].startswith(words)
 
 
-async def test_data_that_is_not_text_is_told_in_the_decoders_words() -> None:
+async def test_data_that_is_not_text_has_the_decoders_message() -> None:
     headers = BINARY | {"ce-content-type": "application/json"}
     response = await request(serve(kind), *PREDICT, body=b"0\x80", headers=headers)
     words = "'utf-8' codec can't decode byte 0x80 in position 1: invalid start byte"
@@ -401,11 +401,11 @@ async def test_nothing_acceptable() -> None:
 
 @pytest.mark.parametrize("binary", [True, False])
 async def test_heartbeats_between_events(binary: bool) -> None:
-    go_on = anyio.Event()
+    release = anyio.Event()
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
         yield {"n": 1}
-        await go_on.wait()
+        await release.wait()
         yield {"n": 2}
 
     app = serve(predict, heartbeat=0.01)
@@ -415,7 +415,7 @@ async def test_heartbeats_between_events(binary: bool) -> None:
         await client.head()
         assert b'"n":1' in (await client.chunk() or b"")
         assert await client.chunk() == b"\n"
-        go_on.set()
+        release.set()
         assert b'"n":2' in b"".join([chunk async for chunk in client])
 
 

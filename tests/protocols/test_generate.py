@@ -251,11 +251,11 @@ async def test_a_client_that_leaves_ends_the_work(path: str) -> None:
 
 
 async def test_heartbeats_only_where_they_are_asked_for() -> None:
-    go_on = anyio.Event()
+    release = anyio.Event()
 
     async def predict(payload: Any) -> AsyncIterator[str]:
         yield "a"
-        await go_on.wait()
+        await release.wait()
 
     app = serve(predict, heartbeat=0.01)
     headers = {"accept": "text/event-stream"}
@@ -264,5 +264,5 @@ async def test_heartbeats_only_where_they_are_asked_for() -> None:
         await client.head()
         await client.chunk()
         assert await client.chunk() == b":\n\n"
-        go_on.set()
+        release.set()
         assert {chunk async for chunk in client} <= {b":\n\n"}

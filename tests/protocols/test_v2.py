@@ -342,7 +342,7 @@ async def test_a_bad_document(body: Any, word: str) -> None:
     assert (response.status, word in response.json()["error"]) == (400, True)
 
 
-async def test_an_unknown_output_is_told_in_kserves_words() -> None:
+async def test_an_unknown_output_has_kserves_message() -> None:
     response = await infer(serve(Echo("m")), document(tensor(), outputs=[{"name": "y"}]))
     assert response.json() == {"error": "Unexpected inference output 'y' for model 'm'"}
 
