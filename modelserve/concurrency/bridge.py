@@ -185,7 +185,7 @@ class ThreadCall:
             await self._item_arrived.wait()
 
     def run_between_items(self, call: "ThreadCall") -> bool:
-        """Have the thread run another call before the next item; return False if it has finished."""
+        """Have the thread run another call before the next item; False if it has finished."""
         self._interruptions.append(call)
         self.room.set()
         return not self.finished or not self._interruptions.take_back(call)

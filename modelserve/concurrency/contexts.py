@@ -1,8 +1,8 @@
 """Context variables that code in a thread has set, brought back to the event loop.
 
 A call in a thread runs in a copy of the context of its task, since a context can be entered by one
-thread at a time. What the call sets there is set in the task afterwards, so that one hook finds what
-another has set, wherever the two run.
+thread at a time. What the call sets there is set in the task afterwards, so that one hook finds
+what another has set, wherever the two run.
 """
 
 from contextvars import Context, ContextVar, copy_context

@@ -123,8 +123,8 @@ class Workers:
 class OwnThread(Workers):
     """The one thread of one model, for what only the thread that made it may use.
 
-    Calls run one at a time, in order. A call by a task that reads a stream of this thread would wait
-    for itself, so that the thread makes it between two items.
+    Calls run one at a time, in order. A call by a task that reads a stream of this thread would
+    wait for itself, so that the thread makes it between two items.
     """
 
     def __init__(self, name: str) -> None:

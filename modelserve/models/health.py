@@ -1,7 +1,7 @@
 """Ask a model whether it is healthy: one question at a time, for a bounded time.
 
-Probes come from outside, as often as they like, so that a `healthy` that blocks may cost no more than
-one thread, and none of those that hooks run in.
+Probes come from outside, as often as they like, so that a `healthy` that blocks may cost no more
+than one thread, and none of those that hooks run in.
 """
 
 import inspect
