@@ -14,6 +14,7 @@ from modelserve.dispatch import dispatch
 from modelserve.errors import ResponseCut, ServingError, Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import log_failure
+from modelserve.exchange.running import Running
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.repository import ModelRepository
@@ -100,6 +101,8 @@ class ModelServer:
         serving = self.serving
         target = self._routes.find(scope)
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
+        if Running.note_id is not None:
+            Running.note_id(exchange.id)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:

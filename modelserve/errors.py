@@ -19,6 +19,7 @@ exception is a 500 whose text stays in the log.
     +-- UnsupportedCoding            415  the request's body has an unknown content coding
     +-- Unauthorized                 401  the bearer token is missing or wrong
     +-- UnsupportedProtocol          501  a protocol, or a part of one, that is not supported
+    +-- HookMissing                  501  the model does not have the hook that the verb needs
     +-- ServerNotLive                503  the server is not live
     +-- ServerNotReady               503  models are loading, or loading failed
     |   +-- ModelNotReady            503  this model is not loaded yet, or loading failed
@@ -49,6 +50,7 @@ __all__ = [
     "ClientGone",
     "CollectedTooLarge",
     "DeadlineExceeded",
+    "HookMissing",
     "InferenceError",
     "InvalidInput",
     "InvalidOutput",
@@ -222,6 +224,15 @@ class UnsupportedProtocol(ServingError):
         super().__init__(f"Unsupported protocol {protocol_version}.")
 
 
+class HookMissing(ServingError, NotImplementedError):
+    """Raised by the hooks of `Model` itself for what a model does not do.
+
+    A NotImplementedError of any other origin (torch raises it for a missing kernel) is a failure.
+    """
+
+    status = 501
+
+
 class ServerNotLive(ServingError, RuntimeError):
     """Raise when the server is not live."""
 
@@ -341,8 +352,6 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapp
     if isinstance(exc, HTTPException):
         status = exc.status_code if 400 <= exc.status_code <= 599 else 500
         return status, exc.detail, exc.headers or {}
-    if isinstance(exc, NotImplementedError):
-        return 501, str(exc) or "Not Implemented", {}
     if debug:
         return 500, f"{type(exc).__name__} : {exc}", {}
     return 500, "Internal Server Error", {}

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
-from modelserve.models.model import LIFECYCLE, METADATA, STREAMING_HOOKS, defines
+from modelserve.models.model import (
+    LIFECYCLE,
+    METADATA,
+    STREAMING_HOOKS,
+    ServedObject,
+    defines,
+    is_function,
+)
 
 __all__ = ["VERBS", "Hook", "Plan", "check_lifecycle", "plan_of", "plans_of"]
 
@@ -116,7 +123,8 @@ def _hook(model: Any, name: str) -> Hook:
     streams = is_async_generator or inspect.isgeneratorfunction(callee)
     if streams and name not in STREAMING_HOOKS:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
-    arguments = _arguments_of(function, f"{name} of model {model.name!r}")
+    names_all = isinstance(model, ServedObject) or _is_object(function)
+    arguments = _arguments_of(function, f"{name} of model {model.name!r}", names_all=names_all)
     return Hook(
         name,
         function,
@@ -128,6 +136,13 @@ def _hook(model: Any, name: str) -> Hook:
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,
     )
+
+
+def _is_object(function: Any) -> bool:
+    """Return whether a hook is an object that can be called, of whatever library."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return not inspect.ismethod(function) and not is_function(function)
 
 
 def _callee(function: Any) -> Any:
@@ -177,17 +192,20 @@ def _bind(function: Callable[..., Any], arguments: _Arguments) -> Callable[[Any,
     return call
 
 
-def _arguments_of(function: Any, label: str) -> _Arguments:
+def _arguments_of(function: Any, label: str, *, names_all: bool = False) -> _Arguments:
     """Read a signature: the payload goes by position, headers by name wherever they are declared.
 
     What would go through `*args` or `**kwargs` of a wrapper goes only if the wrapped function takes
-    it. Raises TypeError for a required parameter that no hook is given.
+    it; with `names_all`, only if some function names it. Raises TypeError for a required parameter
+    that no hook is given.
     """
     layers = [_Signature(parameters) for parameters in _signatures(function)]
     if not layers:
         return _PAYLOAD_ALONE
     layers[0].check(label)
     passed = {name for name in ("payload", *_HEADERS) if all(s.accepts(name) for s in layers)}
+    if names_all:
+        passed = {n for n in passed if n == "payload" or any(s.declares(n) for s in layers)}
     return layers[0].arguments(passed)
 
 

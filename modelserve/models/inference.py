@@ -86,7 +86,7 @@ class Call:
             return stream
         if hook.on_loop:
             return await self.resolve(await call(*arguments))
-        return await self.resolve(await self.workers.call(self.label, call, *arguments))
+        return await self.resolve(await self.workers.call_hook(self.label, call, *arguments))
 
     async def take_over(self, hook: Hook, started: float, result: Any) -> Any:
         """Continue a hook that was called without this object; otherwise as `run`."""

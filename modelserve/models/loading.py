@@ -300,6 +300,7 @@ async def _stop(entry: Entry) -> None:
             if defines(entry.model, hook):
                 await _call_to_stop(entry, hook)
     entry.started = False
+    entry.release_thread()
     await disconnect(entry.model)
 
 

@@ -1,11 +1,10 @@
 """Which models exist, and what is settled about each when it is registered."""
 
-import logging
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 import anyio
 
@@ -16,15 +15,12 @@ from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
+from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import HOOKS, Model, as_model, defines
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
-
-logger = logging.getLogger("modelserve")
-
-_HEALTHY_SECONDS: Final = 5.0
 
 
 class State(StrEnum):
@@ -76,15 +72,20 @@ class Entry:
         """
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
+        _check_ready_can_be_set(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
         self.is_awaited = False
         self.plans = plans
         self.checks_health = defines(model, "healthy")
+        self.health = Health(self.name, model.healthy)
         self.needs_loading = bool(model.engine) or defines(model, "load") or defines(model, "start")
         self.versions = [str(version) for version in model.versions or ()]
 
+        self.workers = shared.workers
+        if _has_own_thread(model):
+            self.workers = shared.workers.own_thread(self.name)
         self.limits = limits.with_defaults(DEFAULTS)
         self.deadlines = self.limits.deadlines()
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
@@ -111,22 +112,35 @@ class Entry:
         """Ask the model's `healthy` if it has one; False where that fails or hangs."""
         if not self.checks_health:
             return bool(self.model.ready)
-        healthy = False
-        with anyio.move_on_after(_HEALTHY_SECONDS):
-            try:
-                healthy = bool(await self.call("healthy"))
-            except Exception as exc:
-                logger.warning("healthy() of model %s failed", self.name, exc_info=exc)
-        return healthy
+        return await self.health.ask()
 
     async def call(self, hook: str) -> Any:
         """Call a hook outside requests: on the event loop or in a thread."""
         label = f"{hook} of {self.name}"
-        return await call_hook(label, self._shared.workers, getattr(self.model, hook))
+        return await call_hook(label, self.workers, getattr(self.model, hook))
+
+    def release_thread(self) -> None:
+        """Let the model's own thread end, if it has one; another one begins with its next hook."""
+        if self.workers is not self._shared.workers:
+            self.workers.close()
 
     def not_ready(self, *, debug: bool) -> ModelNotReady:
         """Return the error for a request; with `debug` it says why loading failed."""
         return ModelNotReady(self.name, self.failure if debug else None)
+
+
+def _has_own_thread(model: Any) -> bool:
+    if model.own_thread is not None:
+        return bool(model.own_thread)
+    return model.limits is not None and model.limits.concurrency == 1
+
+
+def _check_ready_can_be_set(model: Any) -> None:
+    try:
+        model.ready = model.ready
+    except AttributeError:  # a frozen dataclass, or a property
+        sentence = f"The attribute 'ready' of model {model.name!r} cannot be set"
+        raise TypeError(sentence) from None
 
 
 def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: bool) -> Streaming:

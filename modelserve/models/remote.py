@@ -24,7 +24,13 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from modelserve.errors import InferenceError, InvalidInput, NestedTooDeep, UnsupportedProtocol
+from modelserve.errors import (
+    HookMissing,
+    InferenceError,
+    InvalidInput,
+    NestedTooDeep,
+    UnsupportedProtocol,
+)
 from modelserve.models.predictor import PredictorConfig, config_of
 from modelserve.tensors import InferRequest, InferResponse
 from modelserve.wire import media
@@ -129,7 +135,7 @@ class Remote:
         """Send a payload to a model's predictor; return the answer, or an async iterator of items.
 
         With `sets_type`, `response_headers` gets the content type of an answer that is bytes.
-        Cancellation closes the connection. Raises NotImplementedError if httpx is missing,
+        Cancellation closes the connection. Raises HookMissing if httpx is missing,
         UnsupportedProtocol, PredictorError.
         """
         config = config_of(model)
@@ -211,7 +217,7 @@ def _new_client(config: PredictorConfig) -> httpx.AsyncClient:
         import httpx
     except ImportError:
         problem = "Calling a predictor needs httpx: pip install 'modelserve[predictor]'"
-        raise NotImplementedError(problem) from None
+        raise HookMissing(problem) from None
     secure = config.predictor_base_url.startswith("https:")
     transport = httpx.AsyncHTTPTransport(
         verify=_trusted() if secure else False,

@@ -17,6 +17,7 @@ _PROCESS: Final = bytearray(16)
 _PARTS: Final[list[Sequence[bytes | bytearray]]] = [[_PROCESS], *[_PAIRS] * 6]
 # The ids of requests that bring none: 16 random digits of this process, and 12 that count up.
 NEW_IDS: Final[Iterator[bytes]] = map(b"".join, product(*_PARTS))
+_ID: Final = b"x-request-id"
 _ID_LENGTH: Final = 128
 _PRINTABLE: Final = bytes(range(33, 127))
 
@@ -32,8 +33,12 @@ class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[mis
 
     @classmethod
     def of(cls, scope: Scope, request_id: bytes) -> "HookHeaders":
-        """Return a copy of a request's headers that hooks may write to."""
-        headers = cls(raw=list(scope["headers"]))
+        """Return a copy of a request's headers that hooks may write to, with the request's id."""
+        raw = list(scope["headers"])
+        if [value for name, value in raw if name == _ID] != [request_id]:
+            raw = [pair for pair in raw if pair[0] != _ID]
+            raw.append((_ID, request_id))
+        headers = cls(raw=raw)
         headers.scope = scope
         headers.request_id = request_id
         return headers
