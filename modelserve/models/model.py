@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from modelserve.errors import HookMissing
 from modelserve.limits import Limits
+from modelserve.models.connecting import connect
 from modelserve.models.predictor import PredictorConfig, config_of
 
 if TYPE_CHECKING:
@@ -152,10 +153,9 @@ class Model:
     def _remote_for(self, verb: str, host: str | None) -> "Remote":
         if not host:
             raise HookMissing(f"Model {self.name} does not implement {verb}.")
-        if self._remote is None:
-            raise RuntimeError(
-                f"Model {self.name} must be registered with a ModelServer to call its predictor."
-            )
+        if self._remote is None:  # outside of any server, in a test for example
+            connect(self)
+        assert self._remote is not None
         return self._remote
 
     if TYPE_CHECKING:

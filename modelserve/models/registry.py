@@ -15,6 +15,7 @@ from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
+from modelserve.models.connecting import connect
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
@@ -96,7 +97,7 @@ class Entry:
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
-        _connect(model)
+        connect(model)
         if not self.needs_loading:
             model.ready = True
 
@@ -151,12 +152,6 @@ def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: boo
         model.heartbeat,
         model.heartbeat_before_first,
     )
-
-
-def _connect(model: Any) -> None:
-    from modelserve.models.remote import connect  # imported once there is a model
-
-    connect(model)
 
 
 def infinite_if_none(limit: float | None) -> float:
