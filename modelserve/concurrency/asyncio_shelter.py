@@ -106,7 +106,7 @@ class ShelteredFlight(Flight):
         return True
 
     def _is_patient(self) -> bool:
-        """Return whether to wait for the end of somebody else's cancellation, the host's or a hook's.
+        """Return whether to wait for the end of another cancellation, the host's or a hook's.
 
         A second one would interrupt clean-up. The wait is bounded, like clean-up itself.
         """

@@ -43,9 +43,9 @@ class Flights:
     def start(self, request: Watched, pipeline: Pipeline) -> Coroutine[Any, Any, None] | None:
         """Run the pipeline of a request until it suspends; return the rest of it, to be awaited.
 
-        None is returned if nothing is left. The rest raises the reason if something ends the request
-        early, and the host's own cancellation once the pipeline has cleaned up. On trio and inside
-        a cancel scope of the host's, the rest is all of it.
+        None is returned if nothing is left. The rest raises the reason if something ends the
+        request early, and the host's cancellation once the pipeline has cleaned up. On trio, and
+        inside a cancel scope of the host's, the rest is all of it.
         """
         try:
             asyncio.get_running_loop()
@@ -55,8 +55,7 @@ class Flights:
             request.flight = on_trio = TrioFlight(request, self)
             return on_trio.run_all(pipeline)
         if KNOWN_TASKS and in_host_scope():
-            request.flight = shielded = ShieldedFlight(request, self)
-            return shielded.run_all(pipeline)
+            return ShieldedFlight(request, self).run_all(pipeline)
         trap = next(pipeline.__await__(), OVER)
         if trap is OVER:
             return None
@@ -69,8 +68,8 @@ class Flights:
         register = self._latest
         if register.loop is not loop:
             register = self._latest = self._register_of(loop)
-        if flight.adopted or not isinstance(flight, AsyncioFlight):
-            register.adopted[flight] = None
+        if flight.is_watched or not isinstance(flight, AsyncioFlight):
+            register.watched[flight] = None
             return
         register.young[flight] = None
         if not register.is_sweeping:
@@ -128,21 +127,21 @@ class _LoopFlights:
     Attributes:
         loop: asyncio's loop, or trio's token.
         young: Requests that are not watched yet, the oldest first.
-        adopted: Those that are.
+        watched: Those that are.
         is_sweeping: A sweep is due.
     """
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
         self.young: dict[AsyncioFlight, None] = {}
-        self.adopted: dict[Flight, None] = {}
+        self.watched: dict[Flight, None] = {}
         self.is_sweeping = False
 
     def __len__(self) -> int:
-        return len(self.young) + len(self.adopted)
+        return len(self.young) + len(self.watched)
 
     def __iter__(self) -> Iterator[Flight]:
-        return iter((*self.young, *self.adopted))
+        return iter((*self.young, *self.watched))
 
     @property
     def is_closed(self) -> bool:
@@ -174,21 +173,21 @@ class _LoopFlights:
         if flight in self.young:
             del self.young[flight]
             return True
-        return self.adopted.pop(flight, self) is None
+        return self.watched.pop(flight, self) is None
 
     def sweep_later(self) -> None:
         self.is_sweeping = True
         self.loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
-        """Adopt the requests that have run for a while; come again while there are younger ones."""
+        """Watch the requests that have run for a while; come again while there are younger ones."""
         born_before = monotonic() - _SWEEP_SECONDS
         for flight in list(self.young):
             if flight.request.arrived > born_before:
                 break  # those after it are younger still
             del self.young[flight]
-            self.adopted[flight] = None
-            flight.adopt()
+            self.watched[flight] = None
+            flight.start_watching()
         self.is_sweeping = False
         if self.young:
             self.sweep_later()

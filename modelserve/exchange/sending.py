@@ -1,4 +1,4 @@
-"""What an exception of the host's `send` means: the client has left, or what is around us failed."""
+"""What an exception of the host's `send` means: the client has left, or something else failed."""
 
 import logging
 from typing import Final, Protocol

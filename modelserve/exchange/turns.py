@@ -6,8 +6,8 @@ import anyio.lowlevel
 
 __all__ = ["TURN_SECONDS", "give_way"]
 
-# It has to be more than the interpreter's switch interval, 5 ms: a pause lets go of its lock for too
-# short a time to be taken by a thread that waits for it, and begins that thread's 5 ms anew.
+# It has to be more than the interpreter's switch interval, 5 ms: a pause releases the interpreter's
+# lock too briefly for a thread that waits for it, and starts that thread's 5 ms again.
 TURN_SECONDS: Final = 0.006
 # A new request needs several rounds of the event loop: one to accept its connection, two to listen
 # to it, one to read it, one to answer. It should not wait for a turn between any two of them.
