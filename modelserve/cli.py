@@ -3,7 +3,13 @@
 import math
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
@@ -68,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             uds=options.uds,
             fd=options.fd,
             workers=options.workers,
+            shutdown_delay=options.shutdown_delay,
             watched=_watched(options) if options.reload else (),
             uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
             set_up_logging=set_up_logging,
@@ -120,6 +127,8 @@ def _configure(app: ModelServer, options: Namespace) -> None:
     serving.reconfigure(limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
+    if options.control is not None:
+        serving.control = options.control
     if options.model_dir is not None:
         try:
             serving.use(ModelRepository(options.model_dir))
@@ -134,6 +143,7 @@ def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
     given += [
         name for name in ("threads", "debug", "model_dir", "token_file") if getattr(options, name)
     ]
+    given += ["control"] if options.control is not None else []
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise LoadError(
@@ -172,8 +182,8 @@ def _parser() -> ArgumentParser:
         usage="modelserve TARGET [options]",
         description="Serve machine-learning models over HTTP.",
         epilog=(
-            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish;"
-            " a second signal exits at once."
+            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish, after"
+            " --shutdown-delay seconds; a second signal exits at once."
         ),
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -202,6 +212,14 @@ def _add_address(parser: ArgumentParser) -> None:
     group.add_argument("--fd", type=_whole, help="listen on a bound socket, by its file descriptor")
     group.add_argument(
         "--workers", type=_positive, default=1, help="number of processes; default: %(default)s"
+    )
+    group.add_argument(
+        "--shutdown-delay",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="for which requests are still served after SIGTERM, while readiness is 503;"
+        " --drain-timeout counts after it; default: 0",
     )
 
 
@@ -234,6 +252,11 @@ def _add_application(parser: ArgumentParser) -> None:
         help="serve the models in DIR/NAME/model.py, with or without a TARGET",
     )
     group.add_argument("--token-file", metavar="PATH", help="require the bearer token in this file")
+    group.add_argument(
+        "--control",
+        action=BooleanOptionalAction,
+        help="let clients load and unload models; default: where there is a --model-dir",
+    )
     group.add_argument(
         "--cors-origin",
         action="append",
@@ -306,6 +329,13 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _seconds(text: str) -> float:
+    seconds = _number(text)
+    if not 0 <= seconds < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def _whole_or_inf(text: str) -> float:

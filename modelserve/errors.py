@@ -9,6 +9,7 @@ exception is a 500 whose text stays in the log.
     |   +-- CollectedTooLarge        500  a stream over `max_collected_bytes`
     |   +-- InvalidOutput            500  an invalid V2 response
     +-- InvalidInput                 400  an invalid request
+    +-- Forbidden                    403  what the server has been told not to do
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
     +-- MethodNotAllowed             405  a known path, another method
@@ -48,6 +49,7 @@ __all__ = [
     "ClientGone",
     "CollectedTooLarge",
     "DeadlineExceeded",
+    "Forbidden",
     "InferenceError",
     "InvalidInput",
     "InvalidOutput",
@@ -129,6 +131,12 @@ class InvalidOutput(InferenceError, InvalidInput):
     """
 
     status = 500
+
+
+class Forbidden(ServingError):
+    """Raised for what is turned off on this server, such as loading models over HTTP."""
+
+    status = 403
 
 
 class RouteNotFound(ServingError):

@@ -67,6 +67,8 @@ def built(*arguments: str) -> Any:
         ("a.py --concurrency 1.5", "argument --concurrency: '1.5' is not a whole number"),
         ("a.py --timeout soon", "argument --timeout: 'soon' is not a number"),
         ("a.py --timeout nan", "The limit timeout cannot be nan"),
+        ("a.py --shutdown-delay inf", "'inf' is not a number of seconds"),
+        ("a.py --shutdown-delay=-1", "'-1' is not a number of seconds"),
         ("a.py --drain-timeout=-1", "The limit drain_timeout cannot be -1.0"),
         ("a.py --cors-origin example.org", "'example.org' is not an origin, like"),
         ("a.py --cors-origin https://a.org/", "'https://a.org/' is not an origin, like"),
@@ -166,7 +168,7 @@ def test_flags_for_an_application_that_is_no_model_server(served: str) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "seconds"),
-    [((), 30), (("--reload",), 1), (("--reload", "--drain-timeout", "7"), 7)],
+    [((), 25), (("--reload",), 1), (("--reload", "--drain-timeout", "7"), 7)],
 )
 def test_requests_have_little_time_when_a_file_has_changed(
     served: str, flags: tuple[str, ...], seconds: float
