@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from argparse import (
+    SUPPRESS,
     ArgumentParser,
     ArgumentTypeError,
     BooleanOptionalAction,
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
@@ -25,6 +26,7 @@ from modelserve.app import ModelServer
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.loader import load_target, source_folder
+from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.run import serve
@@ -124,6 +126,14 @@ def _configure(app: ModelServer, options: Namespace) -> None:
     limits = options.limits
     if options.reload:
         limits = limits.with_defaults(Limits(drain_timeout=RELOAD_DRAIN_SECONDS))
+    if options.model_name is not None:
+        try:
+            serving.registry.rename_only(options.model_name)
+        except ValueError as exc:
+            raise LoadError(f"--model-name: {exc}.") from None
+    if options.predictor_host is not None:
+        predictor = PredictorConfig(options.predictor_host, options.predictor_protocol or "v1")
+        serving.loading.source.forward_to(predictor)
     serving.reconfigure(limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
@@ -131,7 +141,7 @@ def _configure(app: ModelServer, options: Namespace) -> None:
         serving.control = options.control
     if options.model_dir is not None:
         try:
-            serving.use(ModelRepository(options.model_dir))
+            serving.use(ModelRepository(options.model_dir, options.model_name))
         except OSError as exc:
             problem = exc.strerror or exc
             raise LoadError(f"Cannot read the models in {options.model_dir}: {problem}.") from None
@@ -141,7 +151,9 @@ def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
     """Refuse flags for a `ModelServer` where the target is another application."""
     given = [name for name in LIMITS if getattr(options.limits, name) is not None]
     given += [
-        name for name in ("threads", "debug", "model_dir", "token_file") if getattr(options, name)
+        name
+        for name in ("threads", "debug", "model_dir", "predictor_host", "token_file")
+        if getattr(options, name)
     ]
     given += ["control"] if options.control is not None else []
     if given:
@@ -206,8 +218,12 @@ def _add_address(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("where to listen")
     group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     group.add_argument(
-        "--port", type=_port, help=f"default: environment variable PORT, else {DEFAULT_PORT}"
+        "--port",
+        type=_port,
+        metavar="PORT",
+        help=f"default: environment variable PORT, else {DEFAULT_PORT}",
     )
+    _also(group, "--http_port", type=_port)
     group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
     group.add_argument("--fd", type=_whole, help="listen on a bound socket, by its file descriptor")
     group.add_argument(
@@ -221,6 +237,12 @@ def _add_address(parser: ArgumentParser) -> None:
         help="for which requests are still served after SIGTERM, while readiness is 503;"
         " --drain-timeout counts after it; default: 0",
     )
+
+
+def _also(group: Any, spelling: str, **options: Any) -> None:
+    """Take KServe's spelling of a flag, which is not in the help."""
+    dest = spelling.removeprefix("--").removeprefix("http_")
+    group.add_argument(spelling, dest=dest, default=SUPPRESS, help=SUPPRESS, **options)
 
 
 def _add_limits(parser: ArgumentParser) -> None:
@@ -249,8 +271,28 @@ def _add_application(parser: ArgumentParser) -> None:
     group.add_argument(
         "--model-dir",
         metavar="DIR",
-        help="serve the models in DIR/NAME/model.py, with or without a TARGET",
+        help="serve the model in DIR/model.py, else those in DIR/NAME/model.py, with or without a"
+        " TARGET",
     )
+    group.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="the name of the model in DIR/model.py, or of TARGET's where it has one model; default"
+        " for DIR: environment variable INFERENCE_SERVICE_NAME, else the name of DIR",
+    )
+    group.add_argument(
+        "--predictor-host",
+        metavar="HOST[:PORT]",
+        help="where models without a predict of their own send their payloads",
+    )
+    group.add_argument(
+        "--predictor-protocol",
+        choices=("v1", "v2"),
+        help="the predictor's protocol; default: v1",
+    )
+    for spelling in ("--model_dir", "--model_name", "--predictor_host"):
+        _also(group, spelling)
+    _also(group, "--predictor_protocol", choices=("v1", "v2"))
     group.add_argument("--token-file", metavar="PATH", help="require the bearer token in this file")
     group.add_argument(
         "--control",

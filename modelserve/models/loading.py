@@ -18,7 +18,8 @@ from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.limits import DEFAULTS
 from modelserve.models.inference import call_hook
-from modelserve.models.model import as_model, defines
+from modelserve.models.model import Model, as_model, defines
+from modelserve.models.predictor import PredictorConfig
 from modelserve.models.registry import Entry, Registry, infinite_if_none
 from modelserve.models.repository import ModelRepository
 
@@ -37,6 +38,18 @@ class Source:
         self._registry = registry
         self._repository: ModelRepository | None = None
         self._builds = False
+        self._predictor: PredictorConfig | None = None
+
+    def forward_to(self, predictor: PredictorConfig) -> None:
+        """Let the models that name no predictor send their payloads to this one."""
+        self._predictor = predictor
+        for _, model in self._registry.models:
+            self._set_predictor(model)
+
+    def _set_predictor(self, model: Any) -> None:
+        if self._predictor is not None and isinstance(model, Model) and not model.predictor_host:
+            model.predictor_host = self._predictor.predictor_host
+            model.protocol = self._predictor.protocol
 
     def follow(self, repository: ModelRepository, *, builds: bool) -> None:
         """Serve the models that a repository has and is given; have it build others if `builds`."""
@@ -64,7 +77,14 @@ class Source:
         """Have the repository build a model. Raises what the model's code raises."""
         assert self._repository is not None
         provide = self._repository.provide
-        return as_model(await call_hook(f"load of {name}", self._workers, provide, name), name)
+        model = as_model(await call_hook(f"load of {name}", self._workers, provide, name), name)
+        self._set_predictor(model)
+        return model
+
+    def withdraw(self, name: str) -> None:
+        """Have the repository go back to the code of the model that is still served."""
+        if self._repository is not None:
+            self._repository.withdraw(name)
 
     def note_loaded(self, name: str, model: Any) -> None:
         """Keep the repository's own table of models up to date."""
@@ -258,6 +278,7 @@ class Loading:
             await _stop(entry)
         if known is not None:
             known.failure = entry.failure
+            self.source.withdraw(name)
             self.source.note_loaded(name, known.model)
         raise ModelNotReady(name, entry.failure)
 
