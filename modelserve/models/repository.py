@@ -21,7 +21,7 @@ import inspect
 import os
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.models.directory import (
@@ -31,7 +31,9 @@ from modelserve.models.directory import (
     model_in,
     only_name,
 )
-from modelserve.models.folders import Modules, modules_of
+
+if TYPE_CHECKING:
+    from modelserve.models.folders import Modules
 
 __all__ = ["MODEL_MOUNT_DIRS", "ModelRepository"]
 
@@ -71,7 +73,7 @@ class ModelRepository:
         self.models: dict[str, Any] = {}
         self.models_dir = models_dir
         self._model_name = model_name
-        self._modules: dict[str, Modules] = {}
+        self._modules: dict[str, "Modules"] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # An argument of an application goes to worker processes by pickle, without its server.
@@ -192,6 +194,8 @@ class ModelRepository:
 
         Raises ModelNotFound, TypeError for a `model.py` without a model, and what its code raises.
         """
+        from modelserve.models.folders import modules_of  # it adds to how Python imports
+
         folder = file_of(self.models_dir, name, self._model_name).parent
         modules = self._modules.get(name)
         if modules is None or modules.path != folder.absolute():
