@@ -73,7 +73,7 @@ class ModelRepository:
         self.models: dict[str, Any] = {}
         self.models_dir = models_dir
         self._model_name = model_name
-        self._modules: dict[str, "Modules"] = {}
+        self._modules: dict[str, Modules] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # An argument of an application goes to worker processes by pickle, without its server.
