@@ -72,7 +72,7 @@ class Admission:
     """Which requests of one application run, wait or are refused.
 
     Attributes:
-        gate: The application's own; a request passes it together with its model's.
+        gate: The application's; a request passes it together with its model's.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -84,7 +84,7 @@ class Admission:
     def acquire_nowait(self, gate: Gate) -> bool:
         """Acquire both slots if they are free and nobody waits for them; return whether.
 
-        Every request runs this and `release`, so neither calls anything on the way.
+        Every request runs this and `release`, so neither calls anything where nobody waits.
         """
         outer = self.gate
         free = gate.running < gate.concurrency and outer.running < outer.concurrency

@@ -8,7 +8,7 @@ from modelserve.wire.coding import check_length, too_large
 __all__ = ["read_body", "read_rest"]
 
 
-async def read_body(receive: Receive, limit: float, content_length: bytes) -> bytes:
+async def read_body(receive: Receive, limit: float, content_length: bytes) -> bytes | bytearray:
     """Read a request's body to its end.
 
     Raises BodyTooLarge as soon as the body is known to exceed the limit, in bytes, with or without
@@ -22,20 +22,24 @@ async def read_body(receive: Receive, limit: float, content_length: bytes) -> by
     return await read_rest(message, receive, limit)
 
 
-async def read_rest(message: Message, receive: Receive, limit: float) -> bytes:
-    """Read a body of which the first message is here. Raises as `read_body`."""
-    parts: list[bytes] = []
-    size = 0
+async def read_rest(message: Message, receive: Receive, limit: float) -> bytes | bytearray:
+    """Read a body of which the first message is here. Raises as `read_body`.
+
+    The body grows in one buffer: parts that are joined at the end would take twice its memory.
+    """
+    body = bytearray()
     while True:
         if message["type"] == "http.disconnect":
             raise ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
+        part: bytes = message.get("body", b"")
+        if len(body) + len(part) > limit:
             raise too_large(limit)
-        parts.append(part)
-        if not message.get("more_body"):
-            return b"".join(parts)
+        more = message.get("more_body")
+        if not (more or body):
+            return part  # the whole body, not copied
+        body += part
+        if not more:
+            return body
         try:
             message = await receive()
         except Exception as exc:  # whatever it is, the client has left

@@ -18,8 +18,8 @@ class Telemetry:
     """The metrics of one application, which `prometheus_client` can collect as well.
 
     Args:
-        directory: Where the workers of one server share theirs. None is what MODELSERVE_METRICS_DIR
-            says when the first request or scrape comes; if that is not set either, the metrics
+        directory: Where the workers of one server share theirs. The default is the directory that
+            MODELSERVE_METRICS_DIR names at the first request or scrape; without one the metrics
             cover this process alone.
     """
 
@@ -56,7 +56,8 @@ class Telemetry:
     def expose(self, accept: str | None = None) -> tuple[bytes, bytes]:
         """Return a content type and a body: OpenMetrics if `Accept` asks for it, else Prometheus.
 
-        The default registry of `prometheus_client` is in it: a model's own metrics. Slow if there are many models: call it in a thread, after `open` on the event loop.
+        The default registry of `prometheus_client` is in it: a model's own metrics. Slow if there
+        are many models: call it in a thread, after `open` on the event loop.
         """
         from modelserve.metrics.registered import Combined  # it imports prometheus_client
 

@@ -1,11 +1,11 @@
 """The folders of models as packages, whose modules have the same names in every process.
 
 `model.py` in a folder `churn` is the module `modelserve.models.folders.churn@1a2b3c4d.model`, where
-the number is made of the folder's path, and a `features.py` beside it is `...churn@1a2b3c4d.features`.
-After a reload, after a restart and in a worker process of `multiprocessing` these names lead to the
-files as they are then, so that what has been pickled by them can be read there; where the path is
-another one, to a folder of the same name. For worker processes, `sys.path`, which they are given,
-gets an entry that says where the folders are and that nothing else looks into.
+the number is made of the folder's path; a `features.py` beside it ends in `.features`. After a
+reload, after a restart and in a worker process of `multiprocessing` these names lead to the files
+as they are then, so that what has been pickled by them can be read there; where the path is another
+one, to a folder of the same name. For worker processes, `sys.path`, which they are given, gets an
+entry that says where the folders are and that nothing else looks into.
 
 Modules of a folder import each other by `from . import features` or, as scripts in that folder do,
 by `import features`: two models with a `features.py` each have their own. An artifact that was
@@ -161,7 +161,7 @@ def _find(key: str) -> _Folder | None:
 
 
 def _candidates(name: str) -> Iterator[Path]:
-    """Yield where a folder of this name may be: below a marked directory, or as a script sees it."""
+    """Yield where a folder of this name may be: below a marked directory, or where scripts look."""
     for entry in sys.path:
         path = Path(entry.removesuffix(_MARKER)).absolute()
         yield path / name
@@ -214,7 +214,7 @@ class _FileLoader(SourceFileLoader):
 
 
 class _StandInFinder(MetaPathFinder):
-    """Finds, where nothing else is found, what a model's code asks for by its name in the folder."""
+    """Finds what a model's code asks for by its name in the folder, if nothing else is found."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -7,11 +7,11 @@ A directory holds a folder for each model, of the model's name, and in each fold
             model.py
             words.txt
 
-A directory that has a `model.py` itself is the folder of one model: KServe mounts a model's own files
-there. `model.py` has one subclass of `Model`, which is called with the name; or a function
+A directory that has a `model.py` itself is the folder of one model: KServe mounts a model's own
+files there. `model.py` has one subclass of `Model`, which is called with the name; or a function
 `load(path, name)`, which is called with the folder (a `Path`) and the name and returns a model: a
-`Model`, an object with a `predict`, or a function. It imports other modules of its folder by
-`from . import helper`, or `import helper`.
+`Model`, an object with a `predict`, or a function. It imports other modules of its folder by `from
+. import helper`, or `import helper`.
 
 Every load runs `model.py` again and makes a new model, so that changes in the folder take effect;
 a server goes on with the old model until the new one is ready.
@@ -53,8 +53,8 @@ class ModelRepository:
 
     The methods are KServe's. As there, a subclass may override `load` (sync or async) or
     `load_model` to load models in its own way, and `update` the repository with them; a server
-    passes neither a name that leads out of the directory. A server stops a model itself, after its
-    last request: it does not call `unload`.
+    calls neither with a name that leads out of the directory. A server stops a model itself, after
+    its last request: it does not call `unload`.
 
     Args:
         models_dir: The directory.
