@@ -105,7 +105,11 @@ async def metadata(serving: Serving, target: Target, exchange: Exchange) -> None
 async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
     """POST /v2/repository/index (Triton's); with `{"ready": true}` only those that are ready."""
     length = exchange.get(b"content-length")
-    body = await read_body(exchange.receive, _INDEX_BYTES, length)
+    share = serving.admission.budget.hold(0)
+    try:
+        body = await read_body(exchange.receive, _INDEX_BYTES, length, share)
+    finally:
+        share.close()
     rows = await serving.index()
     if wants_ready_only(body):
         rows = [row for row in rows if row["state"] == State.READY]
