@@ -6,7 +6,7 @@ One instance owns models, limits and worker threads.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -14,6 +14,7 @@ from modelserve.dispatch import dispatch
 from modelserve.errors import ResponseCut, ServingError, Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import log_failure
+from modelserve.exchange.running import Running
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.repository import ModelRepository
@@ -23,22 +24,26 @@ __all__ = ["ModelServer"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# Attributes that an application which is unpickled has made itself.
+_REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository"))
+
 
 class ModelServer:
-    """Serve models over KServe's V1 protocol and the Open Inference Protocol; an ASGI 3 application.
+    """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.
         limits: The application's limits; a model may have tighter ones in `limits`.
         threads: How many sync hooks run at the same time.
-        prefix: The path below which the application is mounted, for hosts that do not say.
+        prefix: The path below which the application is mounted, for hosts that do not report it.
         debug: Show clients the text of unexpected exceptions.
         token: A bearer token that requests must carry, liveness and readiness excepted.
         coalesce: Send items that are made without a pause in one event, unless a model says
             otherwise; off, one item is one event.
         repository: Models of a directory, loaded in the background and by name over HTTP.
 
-    It can be pickled: what is unpickled is a new application with the same arguments and models.
+    It can be pickled, as can a subclass: what is unpickled is a new application with the same
+    arguments, models and attributes.
     Raises TypeError or ValueError for a model that cannot be served.
     """
 
@@ -65,7 +70,7 @@ class ModelServer:
         if repository is not None:
             self.serving.use(repository)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         shared = self.serving.registry.shared
         options = {
             "limits": shared.limits,
@@ -76,7 +81,14 @@ class ModelServer:
             "coalesce": shared.coalesce,
             "repository": self._repository,
         }
-        return _rebuilt, (options, self.serving.registry.models)
+        others = {key: value for key, value in vars(self).items() if key not in _REBUILT}
+        return {"options": options, "models": self.serving.registry.models, "others": others}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        ModelServer.__init__(self, **state["options"])  # a subclass may take other arguments
+        for name, model in state["models"]:
+            self.serving.registry.adopt(name, model)
+        vars(self).update(state["others"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan.
@@ -89,6 +101,8 @@ class ModelServer:
         serving = self.serving
         target = self._routes.find(scope)
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
+        if Running.note_id is not None:
+            Running.note_id(exchange.id)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:
@@ -102,7 +116,7 @@ class ModelServer:
                 exchange.error = exchange.reason or exchange.error
                 seconds = monotonic() - exchange.arrived
                 series.record(target.codec.protocol, target.verb, exchange, seconds, exchange.id)
-            # References in a circle, which only the garbage collector would find.
+            # Reference cycles, which only the garbage collector would free.
             exchange.flight = exchange.stream = exchange.reason = exchange.error = None
         if exchange.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
@@ -149,11 +163,3 @@ class ModelServer:
             await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
             raise
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def _rebuilt(options: dict[str, Any], models: list[tuple[str, Any]]) -> ModelServer:
-    """Return the application that was pickled, with its models under their names."""
-    app = ModelServer(**options)
-    for name, model in models:
-        app.serving.registry.adopt(name, model)
-    return app

@@ -27,7 +27,7 @@ from modelserve.server.settings import CANNOT_LOAD, Settings
 __all__ = ["main"]
 
 DEFAULT_PORT: Final = 8080
-# Whoever has saved a file does not want to wait for an open stream.
+# After saving a file, nobody wants to wait for an open stream.
 RELOAD_DRAIN_SECONDS: Final = 1.0
 LIMITS: Final = tuple(limit.name for limit in fields(Limits))
 _LIMIT_TEXTS: Final = {

@@ -1,7 +1,7 @@
 """The pipeline that every request takes: from a path to the end of its answer.
 
 One place decides whether a request may run: the method, the token, the drain, the model and its
-readiness, the limits. The protocol is the codec's matter; hooks are `models.inference`'s. Nothing is
+readiness, the limits. The codec knows the protocol, `models.inference` runs the hooks. Nothing is
 made before it is needed, since most requests are small: the flight of a request, which can end it
 early, exists only once the pipeline has suspended.
 """
@@ -16,6 +16,7 @@ from modelserve.concurrency.budget import Share
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
+    BodyTooLarge,
     ClientGone,
     MethodNotAllowed,
     RouteNotFound,
@@ -25,6 +26,7 @@ from modelserve.errors import (
 from modelserve.exchange.body import decoded, read_rest, receive_first
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
+from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
 from modelserve.limits import shortened
@@ -74,11 +76,11 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             limit = entry.max_body_bytes
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
                 codec = codec_for(codec, exchange, serving.events)
+            if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
             plan = entry.plans[target.hook]
             if plan.streams and not plan.wants_response_headers:
                 _check_acceptable(codec, exchange, ref)
-            # as `_read_whole`, and a small body that comes in one message needs no coroutine
             length = headers.get(b"content-length", b"")
             if len(length) > 4 or limit < 10_000:
                 check_length(length, limit)
@@ -117,7 +119,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
 
 
 def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | None:
-    """Return the endpoint of a request that may have it, None for a model; else raise the answer."""
+    """Return the endpoint of a request, None for a model; raise what refuses the request."""
     method = exchange.scope["method"]
     if method not in target.endpoints:
         raise MethodNotAllowed(sorted(target.endpoints)) if target.endpoints else RouteNotFound
@@ -149,7 +151,10 @@ async def _read_whole(serving: Serving, exchange: Exchange, share: Share) -> byt
 async def _complete(
     serving: Serving, exchange: Exchange, message: Message, limit: float, share: Share
 ) -> bytes | bytearray:
-    """Read the rest of the body and undo its coding; from its end on the client can only leave."""
+    """Read the rest of the body and undo its coding; from its end on the client can only leave.
+
+    Most bodies come in one message and have no coding: they need no coroutine of their own.
+    """
     body = await read_rest(message, exchange.receive, limit, share)
     exchange.phase = _QUEUE
     exchange.body_read = True
@@ -170,12 +175,16 @@ async def _wait_until_usable(serving: Serving, entry: Entry, exchange: Exchange)
 def _body_limit(codec: Codec, entry: Entry, exchange: Exchange) -> float:
     """Return how many bytes the body may have: the JSON and raw tensors have limits of their own.
 
-    Raises BodyTooLarge for a JSON part that is declared to be over its limit.
+    A JSON part declared to be over its limit is larger than a body under that limit, which is then
+    JSON alone.
     """
     json_length = codec.json_length(exchange)
     if json_length is None:
         return entry.max_body_bytes
-    check_length(json_length, entry.max_body_bytes)
+    try:
+        check_length(json_length, entry.max_body_bytes)
+    except BodyTooLarge:
+        return entry.max_body_bytes
     return entry.max_binary_bytes
 
 
@@ -188,9 +197,9 @@ def _check_acceptable(codec: Codec, exchange: Exchange, ref: ModelRef) -> None:
 async def _respond(
     serving: Serving, entry: Entry, plan: Plan, codec: Codec, ref: ModelRef, exchange: Exchange
 ) -> None:
-    """Run the hooks of an admitted request and send what comes of them.
+    """Run the hooks of an admitted request and send their result.
 
-    Then close what the hooks have opened, and let the next request in.
+    Then close what the hooks have opened, and release the slot.
     """
     payload, exchange.payload = exchange.payload, None
     exchange.phase = _FIRST
@@ -212,15 +221,18 @@ async def _respond(
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
-            call = Call(entry.name, serving.workers, headers, response_headers, exchange.id)
+            call = Call(entry.name, entry.workers, headers, response_headers, exchange.id)
             exchange.seconds = call.seconds
             if plan.is_direct:
-                result = await call.adopt(plan.main, exchange.since, result)
+                result = await call.take_over(plan.main, exchange.since, result)
             else:
                 result = await infer(plan, payload, call, codec.check)
         is_stream = call is not None and call.is_stream(result)
-        if is_stream or codec.always_streams:
-            items = result if is_stream else _one(result)
+        if call is not None and type(result) not in PLAIN and is_response(result):
+            call.close_later(getattr(result, "body_iterator", None))
+            await send_response(exchange, result, response_headers)
+        elif is_stream or codec.always_streams:
+            items = result if is_stream else _stream_of_one(result)
             form = codec.stream_format(exchange, payload, response_headers, ref)
             coalesces = call is not None and call.coalesces
             streaming = entry.streaming._replace(coalesce=True) if coalesces else entry.streaming
@@ -241,6 +253,5 @@ async def _respond(
             serving.admission.release(entry.gate)
 
 
-async def _one(value: Any) -> AsyncIterator[Any]:
-    """Make a value a stream of one."""
+async def _stream_of_one(value: Any) -> AsyncIterator[Any]:
     yield value

@@ -8,6 +8,7 @@ exception is a 500 whose text stays in the log.
     |   +-- NestedTooDeep            500  a value that is nested too deep for JSON
     |   +-- CollectedTooLarge        500  a stream over `max_collected_bytes`
     |   +-- InvalidOutput            500  an invalid V2 response
+    |   +-- NotText                  500  `data` was asked for what is bytes, not text
     +-- InvalidInput                 400  an invalid request
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
@@ -18,6 +19,7 @@ exception is a 500 whose text stays in the log.
     +-- UnsupportedCoding            415  the request's body has an unknown content coding
     +-- Unauthorized                 401  the bearer token is missing or wrong
     +-- UnsupportedProtocol          501  a protocol, or a part of one, that is not supported
+    +-- HookMissing                  501  the model does not have the hook that the verb needs
     +-- ServerNotLive                503  the server is not live
     +-- ServerNotReady               503  models are loading, or loading failed
     |   +-- ModelNotReady            503  this model is not loaded yet, or loading failed
@@ -38,7 +40,7 @@ WorkersShouldBeLessThanMaxWorkersError.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from starlette.exceptions import HTTPException
 
@@ -48,6 +50,7 @@ __all__ = [
     "ClientGone",
     "CollectedTooLarge",
     "DeadlineExceeded",
+    "HookMissing",
     "InferenceError",
     "InvalidInput",
     "InvalidOutput",
@@ -59,6 +62,7 @@ __all__ = [
     "NestedTooDeep",
     "NoModelReady",
     "NotAcceptable",
+    "NotText",
     "Overloaded",
     "ResponseCut",
     "RouteNotFound",
@@ -126,6 +130,15 @@ class InvalidOutput(InferenceError, InvalidInput):
     """Raised for an invalid V2 response, of the model or of its predictor.
 
     An InvalidInput as well, since KServe's SDK raises that and programs catch it.
+    """
+
+    status = 500
+
+
+class NotText(InferenceError, InvalidInput):
+    """Raised where a program asks for the `data` of BYTES that are not UTF-8.
+
+    That is the program's error, since any bytes may come. An InvalidInput as well, as before.
     """
 
     status = 500
@@ -209,6 +222,15 @@ class UnsupportedProtocol(ServingError):
 
     def __init__(self, protocol_version: str | None = None) -> None:
         super().__init__(f"Unsupported protocol {protocol_version}.")
+
+
+class HookMissing(ServingError, NotImplementedError):
+    """Raised by the hooks of `Model` itself for what a model does not do.
+
+    A NotImplementedError of any other origin (torch raises it for a missing kernel) is a failure.
+    """
+
+    status = 501
 
 
 class ServerNotLive(ServingError, RuntimeError):
@@ -317,9 +339,10 @@ class LoadError(Exception):
     """Raised when the command line cannot load its target; the text is one sentence."""
 
 
-def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, str, Mapping[str, str]]:
-    """Return the status, the sentence and the headers of the response to an exception.
+def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapping[str, str]]:
+    """Return the status, the detail and the headers of the response to an exception.
 
+    The detail is a sentence; that of starlette's HTTPException may be any value that JSON has.
     A group that holds a single exception counts as that exception, so that a hook may raise from
     inside a task group. With `debug`, an unexpected exception's text is shown in KServe's form.
     """
@@ -328,9 +351,7 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, str, Mapp
         return exc.status, exc.reason, exc.headers
     if isinstance(exc, HTTPException):
         status = exc.status_code if 400 <= exc.status_code <= 599 else 500
-        return status, str(exc.detail), exc.headers or {}
-    if isinstance(exc, NotImplementedError):
-        return 501, str(exc) or "Not Implemented", {}
+        return status, exc.detail, exc.headers or {}
     if debug:
         return 500, f"{type(exc).__name__} : {exc}", {}
     return 500, "Internal Server Error", {}

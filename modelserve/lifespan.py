@@ -5,10 +5,14 @@ can be made anywhere, pickled, and mounted.
 """
 
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from typing import Final
+from uuid import uuid4
 
 import anyio
 
@@ -30,6 +34,8 @@ logger = logging.getLogger("modelserve")
 # How long clean-up may take once the drain is over, and how long to wait for threads after that.
 CLEANUP_AFTER_DRAIN: Final = 1.5
 _DECOMPRESSORS: Final = 2
+
+_EVENTS: Final = EventSettings(uuid4, partial(datetime.now, UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ class Serving:
         )
         self.loading = Loading(self.registry)
         self.flights = Flights()
-        self.events = EventSettings.from_environment()
+        self.events = _EVENTS.with_variables(os.environ)
         self.draining = False
         self._drained = False
         self._hosted = False
@@ -191,7 +197,7 @@ class Serving:
         self._hosted = True
         self.draining = self._drained = False
         self.admission.refuse_waiting(None)
-        self.events = EventSettings.from_environment()
+        self.events = _EVENTS.with_variables(os.environ)
         self.flights.reset_cleanup_cap()
         self.telemetry.open()
         self.load_pending()

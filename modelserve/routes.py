@@ -84,7 +84,7 @@ class Routes:
 
     Args:
         registry: The models that there are; paths of others are not remembered.
-        prefix: The path below which the application is mounted, for hosts that do not say.
+        prefix: The path below which the application is mounted, for hosts that do not report it.
     """
 
     def __init__(self, registry: Registry, *, prefix: str = "") -> None:

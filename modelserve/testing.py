@@ -138,7 +138,7 @@ class Exchange:
         self._held = True
 
     def resume(self) -> None:
-        """Go on reading."""
+        """Start to read again."""
         self._held = False
         self._notify()
 

@@ -1,8 +1,6 @@
 """The application: its lifespan, mounted or not, its one load, and what an event loop leaves."""
 
-import asyncio
 import contextlib
-import gc
 import pickle
 import random
 import threading
@@ -20,8 +18,8 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 
-from modelserve import Limits, Model, ModelServer, ServerSentEvent
-from modelserve.errors import ResponseCut, ServerShuttingDown
+from modelserve import Limits, Model, ModelServer
+from modelserve.errors import ResponseCut
 from modelserve.testing import Cut, Exchange, _scope, _start, exchange, lifespan, request
 
 pytestmark = pytest.mark.anyio
@@ -41,13 +39,13 @@ class Loaded(Model):
         super().__init__(name)
         self.loads = 0
         self.began = anyio.Event()
-        self.go_on = anyio.Event()
+        self.release = anyio.Event()
         self.log: list[str] = []
 
     async def load(self) -> bool:
         self.loads += 1
         self.began.set()
-        await self.go_on.wait()
+        await self.release.wait()
         self.log.append("loaded")
         return True
 
@@ -95,7 +93,7 @@ async def test_startup_is_complete_before_the_models_are_loaded() -> None:
     async with lifespan(ModelServer([model])):
         await model.began.wait()
         assert not model.ready
-        model.go_on.set()
+        model.release.set()
 
 
 async def test_a_lifespan_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +229,7 @@ async def test_busy_threads_do_not_hold_up_what_runs_no_model(path: str) -> None
 
 async def test_the_first_request_loads_and_waits() -> None:
     model = Loaded()
-    model.go_on.set()
+    model.release.set()
     assert (await request(ModelServer([model]), *PREDICT, json=[1])).json() == [1]
 
 
@@ -247,7 +245,7 @@ async def test_the_model_is_loaded_once_for_all_who_wait() -> None:
         for _ in range(5):
             group.start_soon(one)
         await anyio.wait_all_tasks_blocked()
-        model.go_on.set()
+        model.release.set()
     assert statuses == [200] * 5
     assert model.loads == 1
 
@@ -260,7 +258,7 @@ async def test_any_request_starts_the_load_and_does_not_wait(path: str) -> None:
     assert (await request(app, "GET", path)).status == expected
     with anyio.fail_after(5):
         await model.began.wait()
-    model.go_on.set()
+    model.release.set()
     await until(lambda: model.ready)
     assert (await request(app, "GET", path)).status == 200
     assert model.loads == 1
@@ -273,7 +271,7 @@ async def test_a_client_that_leaves_does_not_cancel_the_load() -> None:
         await model.began.wait()
         client.hang_up()
         await anyio.wait_all_tasks_blocked()
-        model.go_on.set()
+        model.release.set()
         await client.ended()
     await until(lambda: model.ready)
     assert (await request(app, *PREDICT, json=[1])).json() == [1]
@@ -287,7 +285,7 @@ async def test_a_deadline_during_the_load_is_no_slow_body() -> None:
     await model.began.wait()
     headers = {"x-request-timeout-seconds": "0.05"}
     response = await request(app, *PREDICT, json=[], headers=headers)
-    model.go_on.set()
+    model.release.set()
     assert response.status == 504
 
 
@@ -406,7 +404,7 @@ async def test_a_compressing_host_passes_each_item_on() -> None:
 @pytest.mark.parametrize("host", [in_starlette, in_fastapi])
 async def test_a_host_without_our_lifespan_loads_at_the_first_request(host: Any) -> None:
     model = Loaded()
-    model.go_on.set()
+    model.release.set()
     app = host(ModelServer([model]))
     async with lifespan(app):
         assert (await request(app, "POST", "/ml/v1/models/m:predict", json=[1])).json() == [1]
@@ -423,7 +421,7 @@ async def test_a_host_may_run_our_lifespan(kind: Any) -> None:
         with anyio.fail_after(5):
             await model.began.wait()
         assert (await request(host, "GET", "/ml/v2/health/ready")).status == 503
-        model.go_on.set()
+        model.release.set()
         await until(lambda: model.ready)
         assert (await request(host, "POST", "/ml/v1/models/m:predict", json=[1])).json() == [1]
     assert model.log == ["loaded", "stopped"]
@@ -431,7 +429,7 @@ async def test_a_host_may_run_our_lifespan(kind: Any) -> None:
 
 async def test_the_lifespan_may_be_run_by_hand() -> None:
     model = Loaded()
-    model.go_on.set()
+    model.release.set()
     app = ModelServer([model])
     async with app.lifespan():
         await until(lambda: model.ready)
@@ -442,7 +440,7 @@ async def test_the_lifespan_may_be_run_by_hand() -> None:
 
 async def test_an_error_inside_the_lifespan_still_stops_the_models() -> None:
     model = Loaded()
-    model.go_on.set()
+    model.release.set()
     with pytest.raises(ValueError, match="in the host"):
         async with ModelServer([model]).lifespan():
             await until(lambda: model.ready)
@@ -452,7 +450,7 @@ async def test_an_error_inside_the_lifespan_still_stops_the_models() -> None:
 
 async def test_a_lifespan_that_is_cancelled_still_stops_the_models() -> None:
     model = Loaded()
-    model.go_on.set()
+    model.release.set()
     app = ModelServer([model])
 
     async def run() -> None:
@@ -471,12 +469,12 @@ async def test_a_lifespan_that_is_cancelled_still_stops_the_models() -> None:
 
 
 async def test_a_shutdown_waits_for_a_stream_and_lets_it_end_whole() -> None:
-    go_on, running = anyio.Event(), anyio.Event()
+    release, running = anyio.Event(), anyio.Event()
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
         yield {"n": 1}
         running.set()
-        await go_on.wait()
+        await release.wait()
         yield {"n": 2}
 
     app = ModelServer()
@@ -486,21 +484,21 @@ async def test_a_shutdown_waits_for_a_stream_and_lets_it_end_whole() -> None:
         async with anyio.create_task_group() as group, lifespan(app):
             client = await stack.enter_async_context(exchange(app, *PREDICT, json=[]))
             await running.wait()
-            group.start_soon(release_when_draining, app, go_on)
+            group.start_soon(release_when_draining, app, release)
         response = await client.response()
     assert response.chunks == [b'{"n":1}\n', b'{"n":2}\n']
 
 
-async def release_when_draining(app: ModelServer, go_on: anyio.Event) -> None:
+async def release_when_draining(app: ModelServer, release: anyio.Event) -> None:
     await until(lambda: app.serving.draining)
     response = await request(app, *PREDICT, json=[])
     assert response.status == 503
     assert response.headers["retry-after"]
     assert response.headers["connection"] == "close"
-    go_on.set()
+    release.set()
 
 
-async def test_what_outlives_the_drain_is_told_and_cancelled() -> None:
+async def test_what_outlives_the_drain_is_answered_and_cancelled() -> None:
     cleaned: list[bool] = []
     running = anyio.Event()
 
@@ -524,7 +522,7 @@ async def test_what_outlives_the_drain_is_told_and_cancelled() -> None:
     assert response.chunks[-1] == b'{"error":"server shutting down"}\n'
 
 
-async def test_a_drain_waits_for_the_farewell() -> None:
+async def test_a_drain_waits_for_the_final_message() -> None:
     running = anyio.Event()
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
@@ -572,31 +570,6 @@ async def test_a_thread_that_hangs_does_not_keep_the_lifespan_from_ending(
         release.set()
 
 
-async def test_two_who_wait_for_the_end_are_both_told() -> None:
-    release = anyio.Event()
-    app = ModelServer()
-
-    @app.model("m")
-    async def predict(payload: Any) -> Any:
-        await release.wait()
-
-    told: list[int] = []
-
-    async def wait() -> None:
-        with anyio.move_on_after(1):
-            await app.serving.flights.emptied()
-            told.append(1)
-
-    async with anyio.create_task_group() as group, exchange(app, *PREDICT, json=[]) as client:
-        await anyio.wait_all_tasks_blocked()
-        group.start_soon(wait)
-        group.start_soon(wait)
-        await anyio.wait_all_tasks_blocked()
-        release.set()
-        await client.ended()
-    assert told == [1, 1]
-
-
 async def test_a_second_life_has_the_whole_time_for_clean_up() -> None:
     running = anyio.Event()
     app = ModelServer(limits=Limits(drain_timeout=0))
@@ -611,254 +584,6 @@ async def test_a_second_life_has_the_whole_time_for_clean_up() -> None:
         await running.wait()
     async with lifespan(app):
         assert app.serving.flights.cleanup_bound(5.0) == 5.0
-
-
-# --- the host cancels ---------------------------------------------------------------------------
-
-
-def streaming(
-    started: anyio.Event, cleaning: anyio.Event, go_on: anyio.Event, log: list[str]
-) -> Any:
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        try:
-            yield {"n": 1}
-            started.set()
-            await anyio.sleep(60)
-        finally:
-            cleaning.set()
-            await go_on.wait()
-            log.append("cleaned")
-
-    return predict
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_handler_is_told_once_though_host_and_client_both_leave() -> None:
-    """Servers that stop cancel their tasks and close the connections too."""
-    started, cleaning, go_on = anyio.Event(), anyio.Event(), anyio.Event()
-    log: list[str] = []
-    app = ModelServer()
-    app.add_model(streaming(started, cleaning, go_on, log), "m")
-    async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
-        await started.wait()
-        await until(lambda: all(flight.adopted for flight in app.serving.flights))
-        assert client.task is not None
-        client.task.cancel()
-        await cleaning.wait()
-        client.hang_up()
-        await anyio.wait_all_tasks_blocked()
-        go_on.set()
-        with contextlib.suppress(asyncio.CancelledError):
-            await client.task
-    assert log == ["cleaned"]
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_host_task_is_left_alone_once_its_request_is_over() -> None:
-    """A request that is ended within its first 20 ms may still be cleaning up when it is adopted."""
-    started, cleaning, go_on = anyio.Event(), anyio.Event(), anyio.Event()
-    log: list[str] = []
-    app = ModelServer(limits=Limits(cleanup_timeout=0.15))
-    app.add_model(streaming(started, cleaning, go_on, log), "m")
-    flights = app.serving.flights
-    client = Exchange(app, _scope(*PREDICT, NDJSON), timeout=10)
-    client.send_body(b"[]")
-    cancelled: list[BaseException] = []
-
-    async def host() -> None:
-        try:
-            await client.run()
-            await asyncio.sleep(0.4)
-        except asyncio.CancelledError as exc:
-            cancelled.append(exc)
-            raise
-
-    task = asyncio.get_running_loop().create_task(host())
-    await started.wait()
-    flights.cancel_all(ServerShuttingDown, cleanup_cap=0.15)
-    young = list(flights)
-    assert not young[0].adopted
-    await cleaning.wait()
-    await until(lambda: young[0].adopted)
-    go_on.set()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    assert log == ["cleaned"]
-    assert cancelled == []
-
-
-# --- heartbeats and coalescing, where they meet a client or a deadline ----------------------------
-
-
-def beating(predict: Any, *, seconds: float = 0.01, before_first: bool = False) -> ModelServer:
-    model = Model("m")
-    model.heartbeat = seconds
-    model.heartbeat_before_first = before_first
-    vars(model)["predict"] = predict
-    return ModelServer([model])
-
-
-async def two_at_once(payload: Any) -> AsyncIterator[Any]:
-    yield {"n": 1}
-    yield {"n": 2}
-
-
-@pytest.mark.parametrize("before_first", [True, False])
-async def test_a_stream_that_is_faster_than_its_heart_is_whole(before_first: bool) -> None:
-    """No companion is left that was never begun (asyncio warns of one)."""
-    app = beating(two_at_once, seconds=5, before_first=before_first)
-    response = await request(app, *PREDICT, json=[], headers=NDJSON)
-    assert response.chunks == [b'{"n":1}\n', b'{"n":2}\n']
-    gc.collect()  # where the warning comes from
-
-
-async def test_a_heart_beats_while_a_stream_is_quiet_and_stops_with_it() -> None:
-    go_on = anyio.Event()
-
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        yield {"n": 1}
-        await go_on.wait()
-        yield ServerSentEvent({"n": 2}, id="2")
-
-    headers = {"accept": "text/event-stream"}
-    async with exchange(beating(predict), *PREDICT, json=[], headers=headers) as client:
-        await client.head()
-        assert await client.chunk() == b'data: {"n":1}\n\n'
-        assert await client.chunk() == b":\n\n"
-        assert await client.chunk() == b":\n\n"
-        go_on.set()
-        rest = [chunk async for chunk in client if chunk != b":\n\n"]
-        assert rest == [b'id: 2\ndata: {"n":2}\n\n']
-        await client.ended()
-
-
-async def test_a_failure_after_a_heartbeat_is_a_record() -> None:
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        await anyio.sleep(0.05)
-        raise ValueError("secret")
-        yield
-
-    app = beating(predict, before_first=True)
-    response = await request(app, *PREDICT, json=[], headers=NDJSON)
-    assert response.status == 200
-    assert response.chunks[0] == b"\n"
-    assert response.chunks[-1] == b'{"error":"Internal Server Error"}\n'
-
-
-async def test_a_client_that_leaves_between_heartbeats_cancels() -> None:
-    started, cleaning, go_on = anyio.Event(), anyio.Event(), anyio.Event()
-    log: list[str] = []
-    app = beating(streaming(started, cleaning, go_on, log), seconds=0.01)
-    go_on.set()
-    async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
-        await started.wait()
-        client.hang_up()
-        await client.ended()
-    assert log == ["cleaned"]
-
-
-def coalescing(predict: Any, **limits: Any) -> ModelServer:
-    app = ModelServer(coalesce=True, limits=Limits(**limits))
-    app.add_model(predict, "m")
-    return app
-
-
-async def test_coalesced_items_are_all_there() -> None:
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        for number in range(500):
-            yield {"n": number}
-            if number % 100 == 0:
-                await anyio.sleep(0.001)
-
-    response = await request(coalescing(predict), *PREDICT, json=[])
-    assert response.body.splitlines() == [b'{"n":%d}' % number for number in range(500)]
-
-
-@pytest.mark.parametrize("coalesce", [False, True])
-async def test_a_stream_that_pauses_has_told_of_its_items(coalesce: bool) -> None:
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        for number in range(5):
-            yield {"n": number}
-        await anyio.sleep(60)
-        yield {}
-
-    app = ModelServer(coalesce=coalesce)
-    app.add_model(predict, "m")
-    async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
-        await client.head()
-        while b'{"n":4}' not in (await client.chunk() or b""):
-            pass
-        await anyio.wait_all_tasks_blocked()
-        scraped = (await request(app, "GET", "/metrics")).body.decode()
-        client.hang_up()
-        await client.ended()
-    assert 'modelserve_stream_items_total{model_name="m"} 5.0' in scraped
-    assert 'modelserve_inter_item_seconds_count{model_name="m"} 4.0' in scraped
-
-
-@pytest.mark.parametrize("kind", ["anyio", "asyncio"])
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_time_limit_of_the_generators_own_does_not_hit_our_send(kind: str) -> None:
-    """What is there is sent while the generator waits inside a time limit of its own, in one task."""
-    clients: list[Exchange] = []
-    waiting = anyio.Event()
-
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        yield {"n": 1}
-        clients[0].hold()
-        yield {"n": 2}
-        waiting.set()
-        if kind == "anyio":
-            with anyio.move_on_after(0.03):
-                await anyio.sleep(60)
-        else:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.03):
-                    await asyncio.sleep(60)
-        yield {"n": 3}
-
-    async with exchange(coalescing(predict), *PREDICT, json=[], headers=NDJSON) as client:
-        clients.append(client)
-        await client.head()
-        assert await client.chunk() == b'{"n":1}\n'
-        await waiting.wait()
-        await anyio.sleep(0.06)
-        client.resume()
-        assert b"".join([chunk async for chunk in client]) == b'{"n":2}\n{"n":3}\n'
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_generator_is_told_of_a_lost_client_as_always() -> None:
-    told: list[BaseException] = []
-    app = coalescing(two_then_wait(told))
-    body = [{"type": "http.request", "body": b"[]", "more_body": False}]
-
-    async def receive() -> Any:
-        if not body:
-            await anyio.sleep_forever()
-        return body.pop()
-
-    async def send(message: Any) -> None:
-        if b"2" in message.get("body", b""):
-            raise OSError("gone")
-
-    scope = {"type": "http", "method": "POST", "path": PREDICT[1], "headers": []}
-    with anyio.fail_after(5):
-        await app(scope, receive, send)
-    assert [isinstance(exc, Exception) for exc in told] == [False]
-
-
-def two_then_wait(told: list[BaseException]) -> Any:
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        try:
-            yield {"n": 1}
-            yield {"n": 2}
-            await anyio.sleep(60)
-        except BaseException as exc:
-            told.append(exc)
-            raise
-
-    return predict
 
 
 # --- copies and event loops ---------------------------------------------------------------------
@@ -898,6 +623,22 @@ def test_an_application_can_be_pickled(used: bool, anyio_backend: str) -> None:
     assert anyio.run(use, copy, backend=anyio_backend) == b'{"agent":null}\n'
     assert copy.serving.limits.timeout == 9
     assert copy.serving.statistics().models["m"].running == 0
+
+
+class Branded(ModelServer):
+    """A subclass with an argument of its own."""
+
+    def __init__(self, brand: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.brand = brand
+
+
+def test_a_subclass_is_pickled_with_its_attributes() -> None:
+    copy = pickle.loads(pickle.dumps(Branded("acme", models=[Pickled("m")], token="t")))
+    assert type(copy) is Branded
+    assert copy.brand == "acme"
+    assert copy.serving.token == "t"
+    assert list(copy.serving.statistics().models) == ["m"]
 
 
 @pytest.mark.parametrize("with_lifespan", [True, False])

@@ -9,7 +9,7 @@ import gc
 import logging
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -327,7 +327,7 @@ async def test_every_client_that_sends_is_served_the_same(
 
 
 @pytest.mark.parametrize("after", (0, 1))
-async def test_a_host_that_cannot_send_is_told_the_same(after: int, caplog: Any) -> None:
+async def test_a_send_that_fails_ends_the_request(after: int, caplog: Any) -> None:
     def breaking(app: App) -> App:
         async def host(scope: Any, receive: Any, send: Any) -> None:
             sent: list[Any] = []
@@ -423,6 +423,30 @@ async def test_nothing_is_left_to_the_garbage_collector(hook: Any) -> None:
     others = alive(Flight, ServedExchange)
     try:
         await request(app, "POST", PATH, json={})
+        assert alive(Flight, ServedExchange) <= others
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("traits", [{}, {"coalesce": True}, {"heartbeat": 0.01}])
+async def test_a_stream_leaves_nothing_to_the_garbage_collector(traits: dict[str, Any]) -> None:
+    async def slow_items(payload: Any) -> AsyncIterator[Any]:
+        for n in range(3):
+            await anyio.sleep(0.02)  # long enough to be watched
+            yield n
+
+    model = Model("m")
+    vars(model).update(predict=slow_items, **traits)
+    app = ModelServer([model])
+    headers = {"accept": "text/event-stream"}
+    await request(app, "POST", PATH, json={}, headers=headers)
+    gc.collect()
+    gc.disable()
+    others = alive(Flight, ServedExchange)
+    try:
+        await request(app, "POST", PATH, json={}, headers=headers)
+        await anyio.wait_all_tasks_blocked()
         assert alive(Flight, ServedExchange) <= others
     finally:
         gc.enable()

@@ -14,6 +14,7 @@ from modelserve.errors import (
     ClientGone,
     CollectedTooLarge,
     DeadlineExceeded,
+    HookMissing,
     InferenceError,
     InvalidInput,
     InvalidOutput,
@@ -97,8 +98,9 @@ TABLE: list[tuple[BaseException, int, str, dict[str, str]]] = [
     (HTTPException(403), 403, "Forbidden", {}),
     (HTTPException(429, "x", {"retry-after": "9"}), 429, "x", {"retry-after": "9"}),
     (HTTPException(307, "x"), 500, "x", {}),
-    (NotImplementedError("x"), 501, "x", {}),
-    (NotImplementedError(), 501, "Not Implemented", {}),
+    (HookMissing("x"), 501, "x", {}),
+    (NotImplementedError("secret"), 500, "Internal Server Error", {}),
+    (NotImplementedError(), 500, "Internal Server Error", {}),
     (ValueError("secret"), 500, "Internal Server Error", {}),
     (SystemExit("secret"), 500, "Internal Server Error", {}),
     (ExceptionGroup("g", [InvalidInput("x")]), 400, "x", {}),
@@ -122,7 +124,8 @@ def test_an_exception_becomes_a_response(
         (ValueError("text"), "ValueError : text"),
         (ExceptionGroup("g", [ValueError("text")]), "ValueError : text"),
         (InvalidInput("x"), "x"),
-        (NotImplementedError("x"), "x"),
+        (HookMissing("x"), "x"),
+        (NotImplementedError("x"), "NotImplementedError : x"),
     ],
 )
 def test_debug_describes_the_exception(exc: BaseException, sentence: str) -> None:
@@ -221,11 +224,11 @@ def raising(exc: BaseException, **options: Any) -> ModelServer:
         (InvalidInput("x"), 400, {"error": "x"}),
         (InferenceError("x"), 500, {"error": "x"}),
         (UnsupportedProtocol("v9"), 501, {"error": "Unsupported protocol v9."}),
-        (NotImplementedError("x"), 501, {"error": "x"}),
+        (NotImplementedError("x"), 500, {"error": "Internal Server Error"}),
         (HTTPException(403, "x"), 403, {"error": "x"}),
         (ValueError("secret"), 500, {"error": "Internal Server Error"}),
         (InvalidInput("ä\n\0"), 400, {"error": "ä\n\0"}),
-        (HTTPException(403, {"a": 1}), 403, {"error": "{'a': 1}"}),  # type: ignore[arg-type]
+        (HTTPException(403, {"a": 1}), 403, {"error": {"a": 1}}),  # type: ignore[arg-type]
     ],
 )
 async def test_an_error_response_has_one_shape(exc: Exception, status: int, body: Any) -> None:
@@ -297,9 +300,33 @@ async def test_an_unexpected_failure_is_logged_once_with_its_id(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("exc", [InvalidInput("x"), NotImplementedError(), HTTPException(403)])
+@pytest.mark.parametrize("exc", [InvalidInput("x"), UnsupportedProtocol("x"), HTTPException(403)])
 async def test_a_deliberate_response_is_not_logged(
     exc: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     await request(raising(exc), *PREDICT, json=[])
     assert caplog.records == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+async def test_a_hook_that_the_model_does_not_have_is_not_implemented(
+    verb: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = ModelServer([Model("m")])
+    response = await request(app, "POST", f"/v1/models/m:{verb}", json=[])
+    sentence = f"Model m does not implement {verb}."
+    assert (response.status, response.json()) == (501, {"error": sentence})
+    assert caplog.records == []
+
+
+@pytest.mark.anyio
+async def test_a_hook_of_the_model_that_is_not_implemented_further_down_is_a_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """torch raises NotImplementedError where a device has no kernel for an operation."""
+    response = await request(raising(NotImplementedError("secret")), *PREDICT, json=[])
+    assert (response.status, response.json()) == (500, {"error": "Internal Server Error"})
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "secret"

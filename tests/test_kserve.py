@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import signal
 import socket
@@ -304,6 +305,13 @@ async def test_a_model_server_is_an_asgi_application() -> None:
         assert (await request(server, "POST", "/v2/repository/models/two/unload")).status == 200
         assert await ask(server, "alias") == {"predictions": [2]}
         assert list(server.registered_models.get_models()) == ["one", "alias"]
+
+
+def test_a_model_server_can_be_pickled() -> None:
+    copy = pickle.loads(pickle.dumps(kserve.ModelServer(grace_period=7)))
+    copy.register_model(Model("late"))
+    assert copy.serving.limits.drain_timeout == 7
+    assert list(copy.serving.statistics().models) == ["late"]
 
 
 @pytest.mark.anyio
@@ -659,7 +667,7 @@ def program(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("loaded", [True, False])
-def test_a_program_serves_until_it_is_told_to_stop(program: Path, loaded: bool) -> None:
+def test_a_program_serves_until_it_is_stopped(program: Path, loaded: bool) -> None:
     flags = ["--loaded"] if loaded else ["--model_name", "words", "--grpc_port", "1"]
     name = "model" if loaded else "words"
     with running(program, *flags) as served:

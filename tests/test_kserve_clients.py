@@ -93,10 +93,10 @@ def serving(*command: str, cwd: Path, base: str = "") -> Iterator[str]:
             [sys.executable, *command], cwd=cwd, env=environment(), stderr=stderr
         )
     try:
-        while not (base or (told := re.search(r"Serving on http://\S+:(\d+)", log.read_text()))):
+        while not (base or (found := re.search(r"Serving on http://\S+:(\d+)", log.read_text()))):
             assert process.poll() is None, log.read_text()
             time.sleep(0.02)
-        yield base or f"http://127.0.0.1:{told[1]}"  # type: ignore[index]
+        yield base or f"http://127.0.0.1:{found[1]}"  # type: ignore[index]
         process.send_signal(signal.SIGTERM)
         process.wait(20)
     finally:
@@ -499,8 +499,8 @@ def test_the_arguments_are_those_of_kserve() -> None:
         "print(json.dumps([sum(flags, []), parameters]))\n"
     )
     run = [sys.executable, "-W", "ignore", "-c", code]
-    told = subprocess.run(run, check=True, timeout=60, capture_output=True, text=True).stdout
-    flags, parameters = json.loads(told.splitlines()[-1])
+    output = subprocess.run(run, check=True, timeout=60, capture_output=True, text=True).stdout
+    flags, parameters = json.loads(output.splitlines()[-1])
     ours = [
         flag for action in ours_sdk.model_server.parser._actions for flag in action.option_strings
     ]

@@ -55,12 +55,12 @@ async def test_the_statistics_follow_requests_and_threads() -> None:
 
 
 async def test_the_statistics_follow_what_is_loaded() -> None:
-    began, go_on = anyio.Event(), anyio.Event()
+    began, release = anyio.Event(), anyio.Event()
 
     class Slow(Model):
         async def load(self) -> bool:
             began.set()
-            await go_on.wait()
+            await release.wait()
             return True
 
     app = ModelServer([Slow("m")])
@@ -73,7 +73,7 @@ async def test_the_statistics_follow_what_is_loaded() -> None:
     async with lifespan(app):
         await began.wait()
         assert loading() == (1, State.LOADING)
-        go_on.set()
+        release.set()
         await anyio.wait_all_tasks_blocked()
         assert loading() == (0, State.READY)
         await request(app, "POST", "/v2/repository/models/m/unload")

@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -169,3 +171,18 @@ def test_a_name_is_loaded_when_it_is_asked_for() -> None:
         "assert 'modelserve.app' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_the_changelog_says_where_the_internal_modules_are() -> None:
+    path = Path(modelserve.__file__).parents[1] / "CHANGELOG.md"
+    rows = re.findall(r"^\| .* \| (.*) \|$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    listed: set[str] = set()
+    for row in rows:
+        package = ""
+        for name in re.findall(r"`((?:modelserve)?\.[a-z_.0-9]+|modelserve[a-z_.0-9]*)`", row):
+            package = package if name.startswith(".") else name.rpartition(".")[0]
+            listed.add(package + name if name.startswith(".") else name)
+    assert listed <= set(names_of_modules())
+    packages = {"concurrency", "exchange", "metrics", "models", "protocols", "server", "wire"}
+    inside = {name for name in names_of_modules() if name.split(".")[1] in packages}
+    assert {name for name in inside if name.count(".") > 1} <= listed

@@ -1,6 +1,6 @@
 """Triton's own Python client against a real server: what it sends is what it reads back.
 
-It sends no content type at all, and asks for binary outputs unless it is told otherwise.
+It sends no content type at all, and asks for binary outputs unless it is asked for JSON.
 """
 
 import socket

@@ -13,13 +13,20 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from modelserve import (
+    Coalesced,
     InferenceError,
+    InferInput,
+    InferOutput,
+    InferRequest,
+    InferResponse,
     InvalidInput,
     Limits,
     Model,
     ModelNotFound,
     ModelNotReady,
+    ModelRepository,
     ModelServer,
+    RequestedOutput,
     ServerSentEvent,
     ServingError,
 )
@@ -236,6 +243,26 @@ async def host_lifespan(host: Starlette) -> AsyncIterator[None]:
 
 host = Starlette(routes=[Mount("/ml", app=app)], lifespan=host_lifespan)
 short = Starlette(routes=[Mount("/ml", app=app)], lifespan=app.lifespan)
+
+
+# --- V2's messages, and a directory of models -----------------------------------------------------
+
+
+class Tensors(Model):
+    async def predict(self, payload: InferRequest) -> InferResponse:
+        first = payload.inputs[0]
+        assert_type(first, InferInput)
+        assert_type(payload.request_outputs, list[RequestedOutput] | None)
+        output = InferOutput("sum", [1], "FP32", [float(first.as_numpy().sum())])
+        return InferResponse(payload.id, self.name, [output])
+
+
+class Joined(Model):
+    def predict(self, payload: Any) -> Coalesced:
+        return Coalesced(iter(payload["instances"]))
+
+
+shelf = ModelServer([Tensors("t"), Joined("j")], repository=ModelRepository("models"))
 
 
 # --- errors -------------------------------------------------------------------------------------

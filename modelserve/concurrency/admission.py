@@ -73,7 +73,7 @@ class Admission:
     """Which requests of one application run, wait or are refused.
 
     Attributes:
-        gate: The application's own; a request passes it together with its model's.
+        gate: The application's; a request passes it together with its model's.
         budget: The bytes that requests hold before they are admitted.
     """
 
@@ -88,7 +88,7 @@ class Admission:
     def acquire_nowait(self, gate: Gate) -> bool:
         """Acquire both slots if they are free and nobody waits for them; return whether.
 
-        Every request runs this and `release`, so neither calls anything on the way.
+        Every request runs this and `release`, so neither calls anything where nobody waits.
         """
         outer = self.gate
         free = gate.running < gate.concurrency and outer.running < outer.concurrency

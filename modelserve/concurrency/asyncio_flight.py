@@ -3,7 +3,7 @@
 A flight is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers once, so what
 clean-up awaits completes. The pipeline takes its first step without a flight: one that never
 suspends is over before anybody could end it early. Most of the others end within milliseconds, so
-the register adopts only those that are older than 20 ms; only they get a task that awaits
+the register has only those watched that are older than 20 ms: they get a task that awaits
 `http.disconnect` and a timer for the deadlines. A task group for each request would double the cost
 of a small one.
 
@@ -49,7 +49,7 @@ class AsyncioFlight(Flight):
 
     def __init__(self, request: Watched, register: Register) -> None:
         self.request = request
-        self.adopted = self.over = False
+        self.is_watched = self.over = False
         self._register = register
         self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -63,7 +63,7 @@ class AsyncioFlight(Flight):
         """Run the rest of a pipeline whose first step has suspended, awaiting `trap`.
 
         Raises the reason if something ended it early; the host's own cancellation once the pipeline
-        has cleaned up and the client has been told.
+        has cleaned up and the failure has been reported.
         """
         self._task = asyncio.current_task()
         assert self._task is not None
@@ -88,9 +88,9 @@ class AsyncioFlight(Flight):
                 await _finished(self._reporter)
             self._register.remove(self)
 
-    def adopt(self) -> None:
-        """Begin to watch a request that is still running."""
-        self.adopted = True
+    def start_watching(self) -> None:
+        """Watch the deadlines and the client of a request that is still running."""
+        self.is_watched = True
         if self.request.reason is not None:
             return
         if self.request.body_read:
@@ -117,9 +117,10 @@ class AsyncioFlight(Flight):
                 self._timer = loop.call_later(seconds, self._cancel_task, _REPEAT_SECONDS)
 
     def _defer(self, reason: Stopped) -> bool:
-        """Wait while somebody else's cancellation is under way, the host's or a hook's own.
+        """Return whether another cancellation, the host's or a hook's own, is under way.
 
-        A second one would interrupt clean-up. The wait is bounded, like clean-up itself.
+        A second one would interrupt clean-up, so this one is tried again later. The wait is
+        bounded, like clean-up itself.
         """
         if not self._is_being_cancelled():
             return False
@@ -173,8 +174,10 @@ class AsyncioFlight(Flight):
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # the traceback of its cancellation leads back to this object
         if self._companion is not None:
             self._companion.cancel()
+            self._companion = None
         if self._task is not None:
             for _ in range(self._cancels):
                 self._task.uncancel()
@@ -198,13 +201,14 @@ class ShieldedFlight(AsyncioFlight):
                 try:
                     trap = next(pipeline.__await__(), OVER)
                     if trap is not OVER:
+                        self.request.flight = self
                         await self.run(pipeline, trap)
                 except BaseException as exc:
                     error = exc
                 self.over = True
             group.cancel_scope.cancel()
         if isinstance(error, HostCancelled):
-            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
+            await anyio.lowlevel.checkpoint_if_cancelled()  # raises the host's cancellation
         if error is not None:
             raise error
 

@@ -1,4 +1,4 @@
-"""Tasks that belong to no request: they go on when the task that started them is cancelled."""
+"""Tasks that belong to no request: cancelling the task that started them does not stop them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -11,14 +11,16 @@ delivered after it has.
 """
 
 import asyncio
-import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Self
+from contextvars import copy_context
+from typing import Any, Final, NamedTuple, Self
 
 import anyio
+
+from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
 
 __all__ = ["ThreadCall", "ThreadStream"]
 
@@ -48,9 +50,13 @@ class ThreadStream:
             if call.items:
                 break
             if finished:
+                apply_changes(call.changes)
                 raise call.pop_exception()
             await call.wait_for_item()
         item = call.items.popleft()
+        if type(item) is _ChangedItem:
+            apply_changes(item.changes)
+            item = item.item
         call.bytes_out += _size(item)
         if call.writer_waits and not call.buffers_more(_BUFFERED_ITEMS // 2, _BUFFERED_BYTES // 2):
             call.writer_waits = False
@@ -70,11 +76,41 @@ class ThreadStream:
             raise error
 
 
+class _ChangedItem(NamedTuple):
+    """An item, with the context variables that the iterator has set since the one before it."""
+
+    item: Any
+    changes: Changes
+
+
+class _Interruptions(deque["ThreadCall"]):
+    """Calls for a thread to run between two items; the event loop adds them."""
+
+    def take_back(self, call: "ThreadCall") -> bool:
+        """Take a call out again; return whether the thread had not taken it."""
+        try:
+            self.remove(call)
+        except ValueError:
+            return False
+        return True
+
+    def run(self) -> None:
+        """Run the calls that there are; to be called by the thread."""
+        while self:
+            try:
+                call = self.popleft()
+            except IndexError:  # the event loop has taken it back
+                return
+            call.run()
+
+
 class ThreadCall:
     """One call in a worker thread. Each attribute is written by one side, as grouped below.
 
     Args:
         on_end: Called on the event loop once the thread is free again.
+        shares_context: What the call sets of context variables is set as well where its result or
+            its items are awaited.
     """
 
     def __init__(
@@ -84,17 +120,19 @@ class ThreadCall:
         args: tuple[Any, ...],
         *,
         on_end: "Callable[[ThreadCall], None]",
+        shares_context: bool = False,
     ) -> None:
         self.label = label
         self._function = function
         self._args = args
         self._on_end = on_end
-        self._context = contextvars.copy_context()
+        self._context = copy_context()
         self._call_soon = _thread_safe_call_soon()
         # written by the event loop
         self._returned = anyio.Event()
         self._item_arrived = anyio.Event()
         self._ended = anyio.Event()
+        self._interruptions = _Interruptions()
         self.bytes_out = 0
         self.stop_requested = False
         # written by the thread
@@ -104,6 +142,8 @@ class ThreadCall:
         self._error: BaseException | None = None
         self.close_error: BaseException | None = None
         self._is_stream = False
+        self._recorder = Recorder(self._context) if shares_context else None
+        self.changes: Changes = ()
         self.finished = False
         # set by the side that waits, cleared by the other
         self.reader_waits = False
@@ -122,10 +162,19 @@ class ThreadCall:
         except anyio.get_cancelled_exc_class():
             await self.stop()
             raise
+        return self._outcome()
+
+    async def peek(self) -> Any:
+        """Wait for the function's result; if cancelled, the thread goes on without being asked."""
+        await self._returned.wait()
+        return self._outcome()
+
+    def _outcome(self) -> Any:
         if self._is_stream:
             return ThreadStream(self)
         if self._error is not None:
             raise self._error
+        apply_changes(self.changes)
         return self._result
 
     async def wait_for_item(self) -> None:
@@ -134,6 +183,12 @@ class ThreadCall:
         self.reader_waits = True
         if not (self.items or self.finished):
             await self._item_arrived.wait()
+
+    def run_between_items(self, call: "ThreadCall") -> bool:
+        """Have the thread run another call before the next item; False if it has finished."""
+        self._interruptions.append(call)
+        self.room.set()
+        return not self.finished or not self._interruptions.take_back(call)
 
     def pop_exception(self) -> BaseException:
         """Return what the iterator raised, the first time; then StopAsyncIteration."""
@@ -170,14 +225,17 @@ class ThreadCall:
             self._context.run(self._run)
         except BaseException as exc:
             self._error = exc
+        if self._recorder is not None:
+            self.changes = self._recorder.changes_in(self._context)
         self.finished = True
-        self._run_on_loop(self._notify_end)
+        self._interruptions.run()
+        _run_on_loop(self._call_soon, self._notify_end)
 
     def _run(self) -> None:
         result = self._function(*self._args)
         if isinstance(result, Iterator):
             self._is_stream = True
-            self._run_on_loop(self._returned.set)
+            _run_on_loop(self._call_soon, self._returned.set)
             self._produce(result)
         else:
             self._result = result
@@ -190,36 +248,30 @@ class ThreadCall:
                         break
                     self._put(item)
         finally:
-            self._close(iterator)
-
-    def _close(self, iterator: Iterator[Any]) -> None:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            try:
-                close()
-            except BaseException as exc:
-                self.close_error = exc
+            self.close_error = _close(iterator)
 
     def _put(self, item: Any) -> None:
         first = self.bytes_in == 0 and not self.items
         self.bytes_in += _size(item)
+        if self._recorder is not None and (changes := self._recorder.recent_changes()):
+            item = _ChangedItem(item, changes)
         self.items.append(item)
         if self.reader_waits:
             self.reader_waits = False
-            self._run_on_loop(self._notify_item)
+            _run_on_loop(self._call_soon, self._notify_item)
             if first:
-                time.sleep(0)  # let go of the interpreter lock, so that it is sent at once
-        while self.buffers_more(_BUFFERED_ITEMS - 1, _BUFFERED_BYTES) and not self.stop_requested:
+                time.sleep(0)  # release the interpreter's lock, so that it is sent at once
+        self._interruptions.run()
+        while self._has_no_room():
             self.room.clear()
             self.writer_waits = True
-            if self.buffers_more(_BUFFERED_ITEMS - 1, _BUFFERED_BYTES) and not self.stop_requested:
+            if not self._interruptions and self._has_no_room():
                 self.room.wait()
+            self._interruptions.run()
 
-    def _run_on_loop(self, callback: Callable[[], object]) -> None:
-        try:
-            self._call_soon(callback)
-        except RuntimeError:
-            pass  # the event loop has ended (trio's RunFinishedError is one too)
+    def _has_no_room(self) -> bool:
+        is_full = self.buffers_more(_BUFFERED_ITEMS - 1, _BUFFERED_BYTES)
+        return is_full and not self.stop_requested
 
     # -- on both sides
 
@@ -235,6 +287,24 @@ def _size(item: Any) -> int:
         return len(item)
     size = getattr(item, "nbytes", 0)
     return size if isinstance(size, int) else 0
+
+
+def _close(iterator: Iterator[Any]) -> BaseException | None:
+    """Close an iterator, if it can be closed; return what that raised."""
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        try:
+            close()
+        except BaseException as exc:
+            return exc
+    return None
+
+
+def _run_on_loop(call_soon: _CallSoon, callback: Callable[[], object]) -> None:
+    try:
+        call_soon(callback)
+    except RuntimeError:
+        pass  # the event loop has ended (trio's RunFinishedError is one too)
 
 
 def _thread_safe_call_soon() -> _CallSoon:

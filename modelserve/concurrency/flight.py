@@ -44,7 +44,7 @@ class Phase:
 
 
 class Suspending(Protocol):
-    """What wants to know when a pipeline suspends."""
+    """What is notified when a pipeline suspends."""
 
     def note_suspension(self) -> None: ...
 
@@ -52,7 +52,7 @@ class Suspending(Protocol):
 class Watched(Protocol):
     """A request, as far as its flight knows it.
 
-    The pipeline writes these as it goes on; the flight reads them only while the pipeline is
+    The pipeline writes these while it runs; the flight reads them only while the pipeline is
     suspended. `reason` and `flight` are for the flight to set.
 
     Attributes:
@@ -63,8 +63,8 @@ class Watched(Protocol):
         body_read: Its body has been read: the next message can only be a disconnect.
         answered: The last event of the answer is on its way.
         reason: What ends it early, once something does.
-        flight: The request's own flight; None before its pipeline has suspended.
-        stream: What is told wherever the pipeline suspends, if anything is.
+        flight: The request's flight; None before its pipeline has suspended.
+        stream: Notified wherever the pipeline suspends; None before anything is streamed.
     """
 
     arrived: float
@@ -81,7 +81,7 @@ class Watched(Protocol):
     def stream(self) -> "Suspending | None": ...
 
     def report_early_end(self, reason: Stopped) -> Coroutine[Any, Any, None]:
-        """Tell the client, while user code is still cleaning up."""
+        """Report the early end to the client, while user code is still cleaning up."""
 
 
 class Register(Protocol):
@@ -99,17 +99,17 @@ class Flight:
 
     Attributes:
         request: What is in flight.
-        adopted: Its deadlines and its client are being watched.
+        is_watched: Its deadlines and its client are being watched.
         over: Its user code has ended.
     """
 
-    __slots__ = ("_register", "adopted", "over", "request")
+    __slots__ = ("_register", "is_watched", "over", "request")
 
-    # Tasks of the event loop's own can be started at any time, to send beside the pipeline.
+    # Whether a task can be started at any moment, to send while the pipeline is suspended.
     spawns_tasks: ClassVar[bool] = True
 
     request: Watched
-    adopted: bool
+    is_watched: bool
     over: bool
     _register: Register
 
@@ -133,15 +133,15 @@ class Flight:
 
     def note_body_read(self) -> None:
         """Watch the client from now on, if the request is being watched already."""
-        if self.adopted:
+        if self.is_watched:
             self._start_watcher()
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine beside the pipeline until that ends; ClientGone ends the pipeline."""
+        """Run a coroutine until the pipeline ends; ClientGone raised by it ends the pipeline."""
         raise NotImplementedError
 
     async def accompany(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Await a companion; what it finds out about the client ends the request."""
+        """Await a companion; ClientGone raised by it ends the request."""
         try:
             await companion
         except ClientGone as gone:

@@ -23,23 +23,23 @@ class Flights:
 
     def __init__(self) -> None:
         self._young: dict[AsyncioFlight, None] = {}
-        self._adopted: dict[Flight, None] = {}
+        self._watched: dict[Flight, None] = {}
         self._sweeping: asyncio.AbstractEventLoop | None = None
         self._emptied: anyio.Event | None = None
         self._cleanup_cap = math.inf
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._adopted)
+        return len(self._young) + len(self._watched)
 
     def __iter__(self) -> Iterator[Flight]:
-        return iter((*self._young, *self._adopted))
+        return iter((*self._young, *self._watched))
 
     def start(self, request: Watched, pipeline: Pipeline) -> Coroutine[Any, Any, None] | None:
         """Run the pipeline of a request until it suspends; return the rest of it, to be awaited.
 
-        None is returned if nothing is left. The rest raises the reason if something ends the request
-        early, and the host's own cancellation once the pipeline has cleaned up. On trio and inside
-        a cancel scope of the host's, the rest is all of it.
+        None is returned if nothing is left. The rest raises the reason if something ends the
+        request early, and the host's cancellation once the pipeline has cleaned up. On trio, and
+        inside a cancel scope of the host's, the rest is all of it.
         """
         try:
             asyncio.get_running_loop()
@@ -49,8 +49,7 @@ class Flights:
             request.flight = on_trio = TrioFlight(request, self)
             return on_trio.run_all(pipeline)
         if KNOWN_TASKS and in_host_scope():
-            request.flight = shielded = ShieldedFlight(request, self)
-            return shielded.run_all(pipeline)
+            return ShieldedFlight(request, self).run_all(pipeline)
         trap = next(pipeline.__await__(), OVER)
         if trap is OVER:
             return None
@@ -59,8 +58,8 @@ class Flights:
 
     def add(self, flight: Flight) -> None:
         """Register a request that has suspended, or may."""
-        if flight.adopted or not isinstance(flight, AsyncioFlight):
-            self._adopted[flight] = None
+        if flight.is_watched or not isinstance(flight, AsyncioFlight):
+            self._watched[flight] = None
             return
         loop = asyncio.get_running_loop()
         if self._sweeping is not loop:
@@ -71,7 +70,7 @@ class Flights:
     def remove(self, flight: Flight) -> None:
         """Forget a request that has ended."""
         self._young.pop(flight, None)  # type: ignore[call-overload]
-        self._adopted.pop(flight, None)
+        self._watched.pop(flight, None)
         if self._emptied is not None and not self:
             emptied, self._emptied = self._emptied, None
             emptied.set()
@@ -103,14 +102,14 @@ class Flights:
         loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Adopt the requests that have run for a while; come again while there are younger ones."""
+        """Watch the requests that have run for a while; come again while there are younger ones."""
         born_before = monotonic() - _SWEEP_SECONDS
         for flight in list(self._young):
             if flight.request.arrived > born_before:
                 break  # those after it are younger still
             del self._young[flight]
-            self._adopted[flight] = None
-            flight.adopt()
+            self._watched[flight] = None
+            flight.start_watching()
         self._sweeping = None
         if self._young:
             self._sweep_later(loop)

@@ -4,8 +4,7 @@ The pipeline is driven by hand inside two cancel scopes. The outer one is cancel
 await after the cancellation has been delivered, the inner one becomes a shield whose deadline is
 the bound on clean-up.
 
-Some of this can only be told by names of trio's that are not public: they are here alone, and each
-says what happens without it.
+What trio shows of scopes and nurseries by private names only is in `trio_scopes`.
 """
 
 import math
@@ -19,6 +18,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from modelserve.concurrency.flight import Flight, HostCancelled, Pipeline, Register, Watched
+from modelserve.concurrency.trio_scopes import is_ending, is_visible_to
 from modelserve.concurrency.watcher import watch
 
 __all__ = ["TrioFlight"]
@@ -36,7 +36,7 @@ class TrioFlight(Flight):
 
     def __init__(self, request: Watched, register: Register) -> None:
         self.request = request
-        self.adopted = self.over = False
+        self.is_watched = self.over = False
         self._register = register
         self._reported: anyio.Event | None = None
         # Those that the pipeline was in when the cancellation was delivered; None before that.
@@ -45,13 +45,13 @@ class TrioFlight(Flight):
     async def run_all(self, pipeline: Pipeline) -> None:
         """Run a pipeline.
 
-        Raises the reason if something ended it early; the host's own cancellation once the pipeline
-        has cleaned up and the client has been told.
+        Raises the reason if something ended it early; the host's cancellation once the pipeline
+        has cleaned up and the failure has been reported.
         """
         error: BaseException | None = None
         finished = False
         async with anyio.create_task_group() as self._group:
-            self.adopted = True
+            self.is_watched = True
             self._register.add(self)
             self._group.start_soon(self._keep_time)
             try:
@@ -71,7 +71,7 @@ class TrioFlight(Flight):
             return
         reason = self.request.reason
         if isinstance(reason, HostCancelled):
-            await anyio.lowlevel.checkpoint_if_cancelled()  # the host's own cancellation goes on
+            await anyio.lowlevel.checkpoint_if_cancelled()  # raises the host's cancellation
         if reason is not None and error is not reason:
             raise reason from error
         assert error is not None
@@ -108,37 +108,19 @@ class TrioFlight(Flight):
         if self._nurseries is None:
             self._nurseries = list(task.child_nurseries)
 
-    def is_visible_to(self, task: Any) -> bool:
-        """Return whether no shield of the pipeline's own hides our cancellation from a task.
-
-        What ends a sleep, or a time limit, is a cancellation too. Nothing public tells the two
-        apart when they coincide; without these names each counts as ours.
-        """
-        status = getattr(task, "_cancel_status", None)
-        while status is not None and (scope := getattr(status, "_scope", None)) is not None:
-            if scope is getattr(self._inner, "_CancelScope__original", None):
-                return True
-            if scope.shield:
-                return False
-            status = getattr(status, "_parent", None)
-        return True
-
     def is_leaving_nursery(self, task: Any) -> bool:
-        """Return whether a task waits at the end of the innermost of its cancelled nurseries.
-
-        Nothing public tells it. Without these names, a handler whose nursery swallows the
-        cancellation is cancelled again after `cleanup_timeout`.
-        """
+        """Return whether a task waits at the end of the innermost of its cancelled nurseries."""
         nurseries = task.child_nurseries
         if not nurseries:
             return False
         innermost = nurseries[-1]
         if self._nurseries is not None and innermost not in self._nurseries:
             return False
-        return bool(
-            getattr(innermost, "_parent_waiting_in_aexit", False)
-            or getattr(innermost, "_closed", False)
-        )
+        return is_ending(innermost)
+
+    def is_visible_to(self, task: Any) -> bool:
+        """Return whether a task sees this flight's cancellation."""
+        return is_visible_to(task, self._inner)
 
     def lower_shield(self) -> None:
         """Let a nursery that ends see that it was cancelled from outside."""

@@ -19,7 +19,7 @@ _SMALL_OUT: Final = 1 << 20
 
 async def read_body(
     receive: Receive, limit: float, content_length: bytes, share: Share | None = None
-) -> bytes:
+) -> bytes | bytearray:
     """Read a request's body to its end. Raises as `receive_first` and `read_rest`."""
     message = await receive_first(receive, limit, content_length)
     return await read_rest(message, receive, limit, share)
@@ -40,25 +40,26 @@ async def receive_first(receive: Receive, limit: float, content_length: bytes) -
 
 async def read_rest(
     message: Message, receive: Receive, limit: float, share: Share | None = None
-) -> bytes:
+) -> bytes | bytearray:
     """Read a body of which the first message is here.
 
-    What has come is held by `share`. Raises BodyTooLarge as soon as the body exceeds the limit, in
-    bytes, with or without a content length; what the share raises; ClientGone if the client leaves
-    before the end.
+    The body grows in one buffer: parts that are joined at the end would take twice its memory. It
+    is held by `share`. Raises BodyTooLarge as soon as it exceeds the limit, in bytes, with or
+    without a content length; what the share raises; ClientGone if the client leaves before its end.
     """
-    parts: list[bytes] = []
-    size = 0
+    body = bytearray()
     while True:
         if message["type"] == "http.disconnect":
             raise ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
+        part: bytes = message.get("body", b"")
+        if len(body) + len(part) > limit:
             raise too_large(limit)
-        parts.append(part)
-        if not message.get("more_body"):
-            return b"".join(parts)
+        more = message.get("more_body")
+        if not (more or body):
+            return part  # the whole body, not copied
+        body += part
+        if not more:
+            return body
         if share is not None:
             share.grow(len(part))
         try:
@@ -68,7 +69,7 @@ async def read_rest(
 
 
 async def decoded(
-    body: bytes, coding: bytes, limit: float, share: Share, threads: Workers
+    body: bytes | bytearray, coding: bytes, limit: float, share: Share, threads: Workers
 ) -> bytes | bytearray:
     """Undo the content coding of a body: on the event loop if it is small, else in `threads`.
 

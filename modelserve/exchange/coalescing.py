@@ -14,9 +14,9 @@ from modelserve.metrics.series import Tick
 
 __all__ = ["TURN_SECONDS", "Coalesced", "Coalescer"]
 
-# What a stream may run without giving way to other requests. It has to be more than the
-# interpreter's switch interval, 5 ms: a pause lets go of its lock for too short a time to be taken
-# by a thread that waits for it, and begins that thread's 5 ms anew.
+# How long a stream may run without giving way to other requests. It has to be more than the
+# interpreter's switch interval, 5 ms: a pause releases the interpreter's lock too briefly for a
+# thread that waits for it, and starts that thread's 5 ms again.
 TURN_SECONDS: Final = 0.006
 _EVENT_BYTES: Final = 1 << 16
 
@@ -41,9 +41,9 @@ class Coalesced:
 class Coalescer:
     """The items of one stream that have been made and not sent yet, and the task that sends them.
 
-    Only where the iterator suspends is what there is sent. So nothing ever waits for more. It is
-    sent by a task beside the pipeline then: the iterator may be suspended inside a time limit of
-    its own, whose cancellation must not find the pipeline in the middle of a `send`.
+    Wherever the iterator suspends, what has been gathered is sent, so that nothing ever waits for
+    more items. A separate task sends it: the iterator may be suspended inside a time limit of its
+    own, whose cancellation must not find the pipeline in the middle of a `send`.
 
     After a pause `_unrecorded` is -1: the next item is recorded by itself, at its own time.
     """
@@ -86,13 +86,13 @@ class Coalescer:
             await self._stop_task()
 
     def note_suspension(self) -> None:
-        """Send what there is, and what comes meanwhile, in a task of its own."""
+        """Send what has been gathered, and what comes meanwhile, in a separate task."""
         if not self._gathering:
             return
         self._record()
         self._unrecorded = -1
         if self._parts and (self._task is None or self._task.done()):
-            self._task = asyncio.get_running_loop().create_task(self._send_beside())
+            self._task = asyncio.get_running_loop().create_task(self._send_in_task())
 
     async def _gather(self, items: AsyncIterator[Any], encode: Callable[[Any], bytes]) -> None:
         """Gather items, and send them where they are many or have taken long."""
@@ -121,14 +121,14 @@ class Coalescer:
             self._unrecorded = 0
 
     async def _send_parts(self) -> None:
-        """Send what there is, after what is being sent."""
+        """Send what has been gathered, after what is being sent."""
         self._record()
         # Waiting for a task suspends even if it is done, and another would be started then.
         if self._task is not None and not self._task.done():
             await asyncio.wait((self._task,))
         await self._send_all()
 
-    async def _send_beside(self) -> None:
+    async def _send_in_task(self) -> None:
         try:
             await self._send_all()
         except Stopped as gone:

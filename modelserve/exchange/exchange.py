@@ -6,7 +6,7 @@ never at once: the pipeline and, once the request has a reason to end early, `re
 pipeline looks at the reason before it sends anything. Streams are written by `streams`.
 """
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -58,23 +58,22 @@ class StreamState(Protocol):
 class Exchange(Head):
     """One request and its answer; one object from the first byte to the last.
 
+    The flight reads some attributes, which `concurrency.flight.Watched` describes; others are
+    recorded at the end, see `metrics.ending.Ending`. The rest are:
+
     Attributes:
-        codec, receive, send: What writes the errors; the host's callables.
+        codec: Writes the errors.
         payload: Decoded and not yet given to a hook.
-        arrived, since, phase, deadlines, body_read, answered, reason, flight, stream: As for
-            `concurrency.flight.Watched`.
         status: That of the answer; 0 before its start.
         sending: A `send` has begun and not returned.
         cut: The answer must not look complete: the host has to cut the connection.
-        headers_only: The request is a HEAD.
         closes_connection: The answer asks the client to close the connection.
-        series, error, admitted, seconds, stream: Recorded, as for `metrics.ending.Ending`.
     """
 
     __slots__ = (
         "admitted", "answered", "arrived", "body_read", "closes_connection", "codec", "cut",
-        "deadlines", "error", "flight", "headers_only", "payload", "phase", "reason", "receive", "seconds",
-        "send", "sending", "series", "since", "status", "stream",
+        "deadlines", "error", "flight", "headers_only", "payload", "phase", "reason", "receive",
+        "seconds", "send", "sending", "series", "since", "status", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -87,8 +86,8 @@ class Exchange(Head):
         self.id = next(NEW_IDS) if given is None else valid_id(given)
 
         self.codec = codec
-        self.receive = receive
         self.payload: Payload = None
+        self.receive = receive
         self.send = send
         # what the flight reads
         self.arrived = self.since = arrived
@@ -131,8 +130,7 @@ class Exchange(Head):
     ) -> None:
         """Send a whole answer; large buffers in parts, so that none is copied whole.
 
-        Whoever has awaited user code checks the reason first. Raises ClientGone if the client has
-        left.
+        The caller has checked the reason. Raises ClientGone if the client has left.
         """
         self.phase = _SEND
         self.since = monotonic()
@@ -162,11 +160,10 @@ class Exchange(Head):
     ) -> None:
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         await self.start(status, [*headers, length_header(sum(map(len, views)))])
-        for view in () if self.headers_only else views:
-            for start in range(0, len(view), _PART_BYTES):
-                self.check_reason()
-                self.enter(_SEND)
-                await self.send_part(bytes(view[start : start + _PART_BYTES]))
+        for part in () if self.headers_only else _parts(views):
+            self.check_reason()
+            self.enter(_SEND)
+            await self.send_part(part)
         await self.finish()
 
     async def start(self, status: int, headers: list[Header]) -> None:
@@ -174,8 +171,7 @@ class Exchange(Head):
 
         Raises the reason if the request is being ended early, ClientGone if the client has left.
         """
-        if self.reason is not None:
-            raise self.reason
+        self.check_reason()
         self.phase = _SEND
         self.since = monotonic()
         self.status = status
@@ -213,26 +209,31 @@ class Exchange(Head):
     # -- failures
 
     async def report_early_end(self, reason: Stopped) -> None:
-        """Tell the client why the request ends early, while user code is still cleaning up."""
+        """Report why the request ends early, while user code is still cleaning up."""
         self.error = reason
-        if self.sending:  # hosts differ in what they did with an interrupted event
-            self.cut = self.phase != _DONE
-            return
-        with anyio.move_on_after(self.deadlines.cleanup_timeout):
-            try:
-                if self.phase != _DONE:
+        if not self.sending and self.phase != _DONE:  # after an interrupted `send` hosts differ
+            with anyio.move_on_after(self.deadlines.cleanup_timeout):
+                try:
                     await self.report(reason.status, reason.reason, reason.headers)
-            except ClientGone:
-                return
+                except ClientGone:
+                    return
         self.cut = self.phase != _DONE
 
-    async def report(self, status: int, sentence: str, headers: Mapping[str, str]) -> None:
+    async def report(self, status: int, detail: Any, headers: Mapping[str, str]) -> None:
+        """Send an error as the response or as the last record, or note that the answer is cut."""
         encoder = None if self.stream is None else self.stream.encoder
         if not self.status:
-            status, with_body, body = self.codec.error(status, sentence)
+            status, with_body, body = self.codec.error(status, detail)
             await self.send_document(status, [*with_body, *error_headers(headers)], [body])
         elif encoder is not None and encoder.failure is not None:
-            await self.send_part(encoder.failure(status, sentence))
+            await self.send_part(encoder.failure(status, detail))
             await self.finish()
         else:
             self.cut = True
+
+
+def _parts(views: Sequence[memoryview]) -> Iterator[bytes]:
+    """Yield the bytes of some buffers, no more at a time than one event should have."""
+    for view in views:
+        for start in range(0, len(view), _PART_BYTES):
+            yield bytes(view[start : start + _PART_BYTES])

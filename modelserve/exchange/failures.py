@@ -23,9 +23,9 @@ async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool)
     if not is_expected(exc):
         log_failure(exchange, "Request %s failed", exc)
     if exchange.phase != Phase.DONE:
-        status, sentence, headers = describe(exc, debug=debug)
+        status, detail, headers = describe(exc, debug=debug)
         exchange.enter(Phase.SEND)
-        await exchange.report(status, sentence, headers)
+        await exchange.report(status, detail, headers)
 
 
 def log_failure(exchange: Exchange, text: str, exc: BaseException) -> None:

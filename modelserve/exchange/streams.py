@@ -88,8 +88,8 @@ class Stream:
         """Send all items, the first with the start of the answer.
 
         What fails before the first item is encoded is raised, to become an ordinary status; what
-        fails later is raised too, for `report_failure`, in band. The caller closes the
-        items. Raises ClientGone if the client has left.
+        fails later is raised too, to be reported in the stream. The caller closes the items.
+        Raises ClientGone if the client has left.
         """
         exchange = self._exchange
         if self._streaming.heartbeat_before_first:
@@ -132,14 +132,17 @@ class Stream:
     async def _send_later_items(
         self, items: AsyncIterator[Any], encoder: Encoder, tick: Tick
     ) -> None:
-        """Send the items after the first, while the driver tells of each suspension."""
+        """Send the items after the first, one event an item or coalesced."""
         exchange, streaming = self._exchange, self._streaming
         if streaming.heartbeat is not None and self.lock is None:
             await self._start_heartbeat()
         encode = encoder.encode
         if streaming.coalesce and (exchange.flight is None or exchange.flight.spawns_tasks):
             self._observer = coalescer = Coalescer(exchange, self, tick)
-            await coalescer.send(items, encode)
+            try:
+                await coalescer.send(items, encode)
+            finally:
+                self._observer = None  # else a reference cycle
             return
         self._observer = progress = _Progress(self, exchange, tick)
         try:
@@ -153,8 +156,8 @@ class Stream:
     ) -> None:
         """Send each item as one event.
 
-        Nobody looks at how long a phase has lasted, or at what has been counted, unless the
-        pipeline is suspended; so both are noted there, instead of at every item.
+        How long a phase has lasted, and what has been counted, is only read while the pipeline is
+        suspended; so both are noted at each suspension, instead of at every item.
         """
         exchange, send = self._exchange, self._exchange.send
         sends_alone = self.lock is None
@@ -236,8 +239,8 @@ class _Progress:
     """What is noted of a stream where it suspends: for the metrics, the clock and the next turn.
 
     `look_at` is when an item has to ask `turn_is_over`: at the end of the turn, and after a pause,
-    when it is 0. A pause is no turn's end: what has happened meanwhile (that the client has left,
-    say), other tasks may only see at the next one.
+    when it is 0. A pause does not end the turn: what happened during it (the client left, for
+    example) other tasks may only see at the next one.
     """
 
     __slots__ = ("_exchange", "_phase", "_recorded", "_stream", "_tick", "_turn_ends", "look_at")
@@ -283,7 +286,7 @@ class _Progress:
 def _with_defaults(
     headers: list[Header], encoder: Encoder, defaults: Iterable[Header] = ()
 ) -> list[Header]:
-    """Put the content type first, then the defaults that the model has not set itself."""
+    """Put the content type first, then the defaults that the model has not set."""
     content_type = (b"content-type", encoder.media_type.encode("latin-1"))
     if not headers:
         return [content_type, *defaults]

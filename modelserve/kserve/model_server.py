@@ -237,8 +237,11 @@ class ModelServer(_ModelServer):
         self.registered_models = (
             ModelRepository() if registered_models is None else registered_models
         )
-        # KServe's own repository finds nothing: only one that the program gives is asked.
-        self.serving.follow(self.registered_models, loads_by_name=registered_models is not None)
+        self._follow_repository()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._follow_repository()
 
     def register_model(self, model: Any, name: str | None = None) -> None:
         """Serve a model under its name, or another; it is loaded in the background if not ready."""
@@ -299,6 +302,11 @@ class ModelServer(_ModelServer):
         code = serve(self._loader(options.workers), settings)
         if code:
             sys.exit(code)
+
+    def _follow_repository(self) -> None:
+        # KServe's own repository finds nothing: only one that the program gives is asked.
+        given = self._arguments["registered_models"] is not None
+        self.serving.follow(self.registered_models, loads_by_name=given)
 
     def stop(self, sig: int = signal.SIGTERM) -> None:
         """Stop the server of this process as a signal would."""

@@ -12,8 +12,8 @@ from modelserve.metrics.store import Store
 
 __all__ = ["ModelSeries", "Tick"]
 
-# What runs for each request or each item does not call `Histogram.observe`, but has its two lines:
-# the call would take longer than they do.
+# What runs for each request or item repeats the two lines of `Histogram.observe`: a call would take
+# longer than they do.
 
 
 class ModelSeries:

@@ -38,8 +38,8 @@ class Store:
     """The series of one process.
 
     Args:
-        directory: Where the workers of a server share theirs. None is what MODELSERVE_METRICS_DIR
-            says when `open` is called; if that is not set either, nothing is shared.
+        directory: Where the workers of a server share theirs. The default is the directory that
+            MODELSERVE_METRICS_DIR names when `open` is called; without one nothing is shared.
 
     Attributes:
         opened: Whether `open` has been called since the last `close`.
@@ -118,7 +118,7 @@ class Store:
         return local_cells(size)
 
     def _share(self, directory: Path) -> None:
-        """Claim a file, continue what a dead worker has counted in it, and move all series there."""
+        """Claim a file, continue the counters of a dead worker in it, and move all series there."""
         directory.mkdir(parents=True, exist_ok=True)
         file = claim_file(directory)
         inherited = dict(file.records())

@@ -18,8 +18,8 @@ class Telemetry:
     """The metrics of one application, which `prometheus_client` can collect as well.
 
     Args:
-        directory: Where the workers of one server share theirs. None is what MODELSERVE_METRICS_DIR
-            says when the first request or scrape comes; if that is not set either, the metrics
+        directory: Where the workers of one server share theirs. The default is the directory that
+            MODELSERVE_METRICS_DIR names at the first request or scrape; without one the metrics
             cover this process alone.
     """
 

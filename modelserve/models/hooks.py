@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
-from modelserve.models.model import LIFECYCLE, METADATA, STREAMING_HOOKS, defines
+from modelserve.models.model import (
+    LIFECYCLE,
+    METADATA,
+    STREAMING_HOOKS,
+    ServedObject,
+    defines,
+    is_function,
+)
 
 __all__ = ["VERBS", "Hook", "Plan", "check_lifecycle", "plan_of", "plans_of"]
 
@@ -22,8 +29,9 @@ class Hook:
     """One hook of one model, with all that registration could find out about it.
 
     `function` is the hook itself; `call(payload, headers, response_headers)` passes on to it what
-    it declares, so with `takes_payload_alone` it is the same as `function(payload)`. Without `on_loop` it runs in a worker thread. `streams` is true where it is known
-    to yield; a hook may still return a stream without it.
+    it declares, which with `takes_payload_alone` is `function(payload)`. A hook that is not
+    `on_loop` runs in a worker thread. `streams` is true where it is known to yield; a hook may
+    return a stream without it.
     """
 
     name: str
@@ -115,7 +123,8 @@ def _hook(model: Any, name: str) -> Hook:
     streams = is_async_generator or inspect.isgeneratorfunction(callee)
     if streams and name not in STREAMING_HOOKS:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
-    arguments = _arguments_of(function, f"{name} of model {model.name!r}")
+    names_all = isinstance(model, ServedObject) or _is_object(function)
+    arguments = _arguments_of(function, f"{name} of model {model.name!r}", names_all=names_all)
     return Hook(
         name,
         function,
@@ -127,6 +136,13 @@ def _hook(model: Any, name: str) -> Hook:
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,
     )
+
+
+def _is_object(function: Any) -> bool:
+    """Return whether a hook is an object that can be called, of whatever library."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return not inspect.ismethod(function) and not is_function(function)
 
 
 def _callee(function: Any) -> Any:
@@ -176,17 +192,20 @@ def _bind(function: Callable[..., Any], arguments: _Arguments) -> Callable[[Any,
     return call
 
 
-def _arguments_of(function: Any, label: str) -> _Arguments:
+def _arguments_of(function: Any, label: str, *, names_all: bool = False) -> _Arguments:
     """Read a signature: the payload goes by position, headers by name wherever they are declared.
 
     What would go through `*args` or `**kwargs` of a wrapper goes only if the wrapped function takes
-    it. Raises TypeError for a required parameter that no hook is given.
+    it; with `names_all`, only if some function names it. Raises TypeError for a required parameter
+    that no hook is given.
     """
     layers = [_Signature(parameters) for parameters in _signatures(function)]
     if not layers:
         return _PAYLOAD_ALONE
     layers[0].check(label)
     passed = {name for name in ("payload", *_HEADERS) if all(s.accepts(name) for s in layers)}
+    if names_all:
+        passed = {n for n in passed if n == "payload" or any(s.declares(n) for s in layers)}
     return layers[0].arguments(passed)
 
 
@@ -213,7 +232,7 @@ class _Signature:
         return self.declares(name) or self.has_args or (self.has_kwargs and name != "payload")
 
     def check(self, label: str) -> None:
-        """Raise TypeError for a parameter that cannot be filled, or if there is none for a payload."""
+        """Raise TypeError for a parameter that cannot be filled, or without one for a payload."""
         for p in self.parameters:
             known = p is self.payload or p.name in _HEADERS or p.kind in _VARIADIC
             if not known and p.default is inspect.Parameter.empty:
@@ -225,7 +244,7 @@ class _Signature:
             raise TypeError(f"{label} takes no payload: it must be the first positional parameter")
 
     def arguments(self, passed: set[str]) -> _Arguments:
-        """Choose the arguments: those that are declared, and those in `passed` that are accepted."""
+        """Choose the arguments: those declared, and those in `passed` that are accepted."""
         names = [
             name
             for name in ("payload", *_HEADERS)
@@ -266,7 +285,7 @@ _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYW
 
 
 def _signatures(function: Any) -> Iterator[list[inspect.Parameter]]:
-    """Yield the parameters of a callable and of each function that it says it wraps."""
+    """Yield the parameters of a callable and of each function that it wraps (`__wrapped__`)."""
     is_bound = inspect.ismethod(function)
     is_outermost = True
     while function is not None:

@@ -86,10 +86,10 @@ class Call:
             return stream
         if hook.on_loop:
             return await self.resolve(await call(*arguments))
-        return await self.resolve(await self.workers.call(self.label, call, *arguments))
+        return await self.resolve(await self.workers.call_hook(self.label, call, *arguments))
 
-    async def adopt(self, hook: Hook, started: float, result: Any) -> Any:
-        """Take over from here a hook that was called without this object; otherwise as `run`."""
+    async def take_over(self, hook: Hook, started: float, result: Any) -> Any:
+        """Continue a hook that was called without this object; otherwise as `run`."""
         self.note_started(hook, started)
         return await self.resolve(result)
 
@@ -107,6 +107,11 @@ class Call:
         self._running = self._running[:-1]
         self.seconds[name] = monotonic() - started
         return result
+
+    def close_later(self, stream: AsyncIterator[Any] | None) -> None:
+        """Close in `finish` a stream that this object has not opened."""
+        if stream is not None:
+            self._open.append(stream)
 
     @property
     def is_finished(self) -> bool:

@@ -67,12 +67,12 @@ class Source:
         return as_model(await call_hook(f"load of {name}", self._workers, provide, name), name)
 
     def note_loaded(self, name: str, model: Any) -> None:
-        """Keep the repository's own table of models up to date."""
+        """Keep the repository's table of models up to date."""
         if self._repository is not None:
             self._repository.models[name] = model
 
     def note_unloaded(self, name: str) -> None:
-        """Keep the repository's own table of models up to date."""
+        """Keep the repository's table of models up to date."""
         if self._repository is not None:
             self._repository.models.pop(name, None)
 
@@ -91,7 +91,7 @@ class Loading:
         self._retiring: set[Entry] = set()
 
     def load_pending(self) -> None:
-        """Load in the background what was registered since the last call; stop what was replaced."""
+        """Load in the background what was registered since the last call; stop replaced models."""
         entries, self.registry.pending = self.registry.pending, []
         for entry in entries:
             entry.loading = True
@@ -117,8 +117,8 @@ class Loading:
     async def close(self, *, within: float) -> None:
         """Cancel what is still being loaded, for at most so many seconds, and stop all models.
 
-        A model under a request or a load that has outlived that is left alone. The others will be
-        loaded again should the application start once more.
+        A model that still has requests, or is still being loaded, is not stopped. The others will
+        be loaded again if the application is started again.
         """
         await self._background.cancel(within=within)
         for entry in [*self.registry, *self.registry.leaving]:
@@ -300,6 +300,7 @@ async def _stop(entry: Entry) -> None:
             if defines(entry.model, hook):
                 await _call_to_stop(entry, hook)
     entry.started = False
+    entry.release_thread()
     await disconnect(entry.model)
 
 

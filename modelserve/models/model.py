@@ -1,20 +1,54 @@
 """The `Model` base class, and functions and other objects served as one."""
 
+import inspect
 from collections.abc import Sequence
+from dataclasses import is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from modelserve.errors import HookMissing
 from modelserve.limits import Limits
+from modelserve.models.connecting import connect
 from modelserve.models.predictor import PredictorConfig, config_of
 
 if TYPE_CHECKING:
     from modelserve.models.remote import Remote
 
-__all__ = ["HOOKS", "LIFECYCLE", "METADATA", "STREAMING_HOOKS", "Model", "as_model", "defines"]
+__all__ = [
+    "HOOKS",
+    "LIFECYCLE",
+    "METADATA",
+    "SETTINGS",
+    "STREAMING_HOOKS",
+    "Model",
+    "ServedObject",
+    "as_model",
+    "defines",
+    "is_function",
+]
 
 STREAMING_HOOKS: Final = ("predict", "explain", "postprocess")
 HOOKS: Final = ("preprocess", *STREAMING_HOOKS)
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
+# The attributes that settle how a model is served, `name` and `ready` apart.
+SETTINGS: Final = (
+    "return_response_headers",
+    "engine",
+    "own_thread",
+    "limits",
+    "coalesce",
+    "heartbeat",
+    "heartbeat_before_first",
+    "versions",
+    "platform",
+    "predictor_host",
+    "explainer_host",
+    "protocol",
+    "use_ssl",
+    "timeout",
+    "retries",
+)
 
 
 class Model:
@@ -22,6 +56,9 @@ class Model:
 
     Attributes:
         ready: Whether the model takes requests; set by `load`.
+        own_thread: Run `load`, `start`, `stop` and all other sync hooks but `healthy` on one thread
+            that this model alone has, one at a time. None means yes where the model's own `limits`
+            say `concurrency=1`.
         limits: Limits of this model, applied within the application's.
         coalesce: Send items that are made without a pause in one event; None leaves the choice to
             the application. If false, each item is one event.
@@ -45,7 +82,13 @@ class Model:
     has left, a deadline has passed, the server stops); what its `finally` awaits completes.
     """
 
+    # Those of `__init__`, since a subclass (a dataclass, say) may not call it.
+    name: str
+    ready: bool = False
+    return_response_headers: bool = False
+
     engine: bool = False
+    own_thread: bool | None = None
     limits: Limits | None = None
     coalesce: bool | None = None
     heartbeat: float | None = None
@@ -58,7 +101,7 @@ class Model:
     use_ssl: bool = False
     timeout: float = 600
     retries: int = 0
-    _remote: "Remote | None" = None  # what calls the predictor: the registry's to give
+    _remote: "Remote | None" = None  # calls the predictor; set when the model is registered
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name
@@ -109,11 +152,10 @@ class Model:
 
     def _remote_for(self, verb: str, host: str | None) -> "Remote":
         if not host:
-            raise NotImplementedError(f"Model {self.name} does not implement {verb}.")
-        if self._remote is None:
-            raise RuntimeError(
-                f"Model {self.name} must be registered with a ModelServer to call its predictor."
-            )
+            raise HookMissing(f"Model {self.name} does not implement {verb}.")
+        if self._remote is None:  # outside of any server, in a test for example
+            connect(self)
+        assert self._remote is not None
         return self._remote
 
     if TYPE_CHECKING:
@@ -147,14 +189,47 @@ class Model:
             return result
 
 
+class ServedObject(Model):
+    """An object that is neither a `Model` nor a function, served as a model.
+
+    It has the object's hooks, and the object's attributes that a model has. Its hooks are given
+    only the arguments that they name: `**kwargs` of other libraries are not for ours.
+    """
+
+    def __init__(self, name: str, served: Any) -> None:
+        super().__init__(name)
+        self.served = served
+
+
+class _ReadyAsServed(ServedObject):
+    """A served object that knows itself whether it is ready."""
+
+    @property
+    def ready(self) -> Any:
+        return self.served.ready
+
+    @ready.setter
+    def ready(self, ready: Any) -> None:
+        try:
+            self.served.ready = ready
+        except AttributeError:
+            pass  # it can only be read: what the object says counts
+
+    def __init__(self, name: str, served: Any) -> None:
+        self.name = name
+        self.served = served
+
+
 def as_model(target: Any, name: str | None = None) -> Any:
     """Return a model made of a function, a class, or any object with a `predict`.
 
     Raises TypeError where there is nothing to call.
     """
     if isinstance(target, type):
-        target = target(name) if issubclass(target, Model) else target()  # type: ignore[arg-type]
+        target = _instance(target, name) if issubclass(target, Model) else target()
     if isinstance(target, Model):
+        if name is not None and getattr(target, "name", None) is None:
+            target.name = name
         return target
     names = (*HOOKS, *LIFECYCLE, *METADATA)
     hooks = {hook: getattr(target, hook) for hook in names if hasattr(target, hook)}
@@ -162,11 +237,47 @@ def as_model(target: Any, name: str | None = None) -> Any:
         if not callable(target):
             raise TypeError(f"{target!r} is no model: it is not callable and has no predict")
         hooks["predict"] = target
-    model = Model(name or getattr(target, "name", None))  # type: ignore[arg-type]  # checked later
-    settings = ("limits", "coalesce", "ready", "engine")
+    model = _model_of(target, name or getattr(target, "name", None))
     vars(model).update(hooks)
-    vars(model).update({key: getattr(target, key) for key in settings if hasattr(target, key)})
+    vars(model).update(_values_of(SETTINGS, target))
     return model
+
+
+def _instance(kind: type[Model], name: str | None) -> Any:
+    """Make a model of a class, which takes the name first or as `name`, if at all."""
+    parameters = inspect.signature(kind).parameters
+    if "name" in parameters:
+        return kind(name=name)  # type: ignore[arg-type]  # checked later
+    takes_name = parameters and not is_dataclass(kind)
+    return kind(name) if takes_name else kind()  # type: ignore[arg-type, call-arg]
+
+
+def _model_of(target: Any, name: Any) -> Model:
+    """Return a model without hooks of its own for what is not a `Model`."""
+    has_ready = bool(_values_of(["ready"], target))
+    if is_function(target):
+        model = Model(name)
+        model.ready = has_ready and target.ready
+        return model
+    return _ReadyAsServed(name, target) if has_ready else ServedObject(name, target)
+
+
+def _values_of(names: Sequence[str], target: Any) -> dict[str, Any]:
+    """Return the attributes that are set; what is callable is a method of another meaning."""
+    values = {name: getattr(target, name, None) for name in names}
+    return {name: v for name, v in values.items() if v is not None and not callable(v)}
+
+
+def is_function(target: Any) -> bool:
+    """Return whether a callable is a function, decorated or not, or a method of a `Model`.
+
+    Other objects that can be called are not, nor are the methods of such objects.
+    """
+    while isinstance(target, partial):
+        target = target.func
+    if inspect.ismethod(target):
+        return isinstance(target.__self__, Model | type)
+    return inspect.isroutine(inspect.unwrap(target))
 
 
 def defines(model: Any, hook: str) -> bool:

@@ -1,11 +1,10 @@
 """Which models exist, and what is settled about each when it is registered."""
 
-import logging
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 import anyio
 
@@ -16,15 +15,13 @@ from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
+from modelserve.models.connecting import connect
+from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import HOOKS, Model, as_model, defines
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
-
-logger = logging.getLogger("modelserve")
-
-_HEALTHY_SECONDS: Final = 5.0
 
 
 class State(StrEnum):
@@ -38,7 +35,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the models of one application share. `limits` are those that were set, without defaults."""
+    """What the models of one application share; `limits` are without the defaults."""
 
     limits: Limits
     workers: Workers
@@ -48,11 +45,11 @@ class Shared:
 
 
 class Entry:
-    """One registered model: what registration settles about it, and where it is in its life.
+    """One registered model: what is settled about it, and where it is in its life.
 
-    `is_awaited`: the repository has not built the model yet; `model` is a placeholder. `is_retired`:
-    the name leads to another model by now, or to none. `attempted` is set once the load under way
-    has succeeded or failed, and `failure` says why it failed.
+    `is_awaited`: the repository has not built the model yet; `model` is a placeholder.
+    `is_retired`: no name leads to it any more. `attempted` is set once the load under way has
+    succeeded or failed, and `failure` says why it failed.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
@@ -70,21 +67,26 @@ class Entry:
             self.model.ready = False
 
     def settle(self, model: Any) -> None:
-        """Find out all that requests need to know of the model, so that none has to ask again.
+        """Work out, once, everything that requests need to know of the model.
 
         Raises TypeError for a hook that cannot be served; the entry is then as it was.
         """
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
+        _check_ready_can_be_set(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
         self.is_awaited = False
         self.plans = plans
         self.checks_health = defines(model, "healthy")
+        self.health = Health(self.name, model.healthy)
         self.needs_loading = bool(model.engine) or defines(model, "load") or defines(model, "start")
         self.versions = [str(version) for version in model.versions or ()]
 
+        self.workers = shared.workers
+        if _has_own_thread(model):
+            self.workers = shared.workers.own_thread(self.name)
         self.limits = limits.with_defaults(DEFAULTS)
         self.deadlines = self.limits.deadlines()
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
@@ -95,7 +97,7 @@ class Entry:
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
-        _connect(model)
+        connect(model)
         if not self.needs_loading:
             model.ready = True
 
@@ -111,22 +113,35 @@ class Entry:
         """Ask the model's `healthy` if it has one; False where that fails or hangs."""
         if not self.checks_health:
             return bool(self.model.ready)
-        healthy = False
-        with anyio.move_on_after(_HEALTHY_SECONDS):
-            try:
-                healthy = bool(await self.call("healthy"))
-            except Exception as exc:
-                logger.warning("healthy() of model %s failed", self.name, exc_info=exc)
-        return healthy
+        return await self.health.ask()
 
     async def call(self, hook: str) -> Any:
         """Call a hook outside requests: on the event loop or in a thread."""
         label = f"{hook} of {self.name}"
-        return await call_hook(label, self._shared.workers, getattr(self.model, hook))
+        return await call_hook(label, self.workers, getattr(self.model, hook))
+
+    def release_thread(self) -> None:
+        """Let the model's own thread end, if it has one; another one begins with its next hook."""
+        if self.workers is not self._shared.workers:
+            self.workers.close()
 
     def not_ready(self, *, debug: bool) -> ModelNotReady:
-        """Return the error for a request; it says why loading failed when debugging only."""
+        """Return the error for a request; with `debug` it says why loading failed."""
         return ModelNotReady(self.name, self.failure if debug else None)
+
+
+def _has_own_thread(model: Any) -> bool:
+    if model.own_thread is not None:
+        return bool(model.own_thread)
+    return model.limits is not None and model.limits.concurrency == 1
+
+
+def _check_ready_can_be_set(model: Any) -> None:
+    try:
+        model.ready = model.ready
+    except AttributeError:  # a frozen dataclass, or a property
+        sentence = f"The attribute 'ready' of model {model.name!r} cannot be set"
+        raise TypeError(sentence) from None
 
 
 def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: bool) -> Streaming:
@@ -139,12 +154,6 @@ def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: boo
     )
 
 
-def _connect(model: Any) -> None:
-    from modelserve.models.remote import connect  # imported once there is a model
-
-    connect(model)
-
-
 def infinite_if_none(limit: float | None) -> float:
     """Return a limit as a number."""
     return math.inf if limit is None else limit
@@ -155,7 +164,7 @@ class Registry:
 
     Attributes:
         entries: The models by name; a model may have several names.
-        pending: Entries that no one has tried to load yet.
+        pending: Entries that have not been tried to load yet.
         leaving: Entries without a name, whose models are to be stopped after their last request.
         unloaded: Entries that were taken out by name and can be loaded again.
         locks: One for each name that is being loaded or unloaded.
@@ -290,7 +299,7 @@ class Registry:
         }
 
     def index(self, found: Collection[str] = ()) -> list[dict[str, str]]:
-        """Return Triton's repository index: registered models, unloaded ones, then those in `found`.
+        """Return Triton's repository index: registered, unloaded, then other models in `found`.
 
         Args:
             found: The names of all models that the repository has, registered or not.

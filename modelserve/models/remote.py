@@ -24,9 +24,16 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from modelserve.errors import InferenceError, InvalidInput, NestedTooDeep, UnsupportedProtocol
+from modelserve.errors import (
+    HookMissing,
+    InferenceError,
+    InvalidInput,
+    NestedTooDeep,
+    UnsupportedProtocol,
+)
 from modelserve.models.predictor import PredictorConfig, Transport, config_of
 from modelserve.tensors import InferRequest, InferResponse
+from modelserve.wire import media
 from modelserve.wire.accept import framed_encoder
 from modelserve.wire.decoders import (
     ChunkReader,
@@ -129,7 +136,7 @@ class Remote:
         """Send a payload to a model's predictor; return the answer, or an async iterator of items.
 
         With `sets_type`, `response_headers` gets the content type of an answer that is bytes.
-        Cancellation closes the connection. Raises NotImplementedError if httpx is missing,
+        Cancellation closes the connection. Raises HookMissing if httpx is missing,
         UnsupportedProtocol, PredictorError.
         """
         config = config_of(model)
@@ -211,7 +218,7 @@ def _new_client(transport: Transport) -> httpx.AsyncClient:
         import httpx
     except ImportError:
         problem = "Calling a predictor needs httpx: pip install 'modelserve[predictor]'"
-        raise NotImplementedError(problem) from None
+        raise HookMissing(problem) from None
     connections = httpx.AsyncHTTPTransport(
         # Loading the certificates takes time, and plain HTTP needs none.
         verify=_trusted() if transport.verifies else False,
@@ -387,17 +394,14 @@ def _reader(media_type: str, *, sized: bool) -> Reader | None:
 
 def _media_type(content_type: str) -> str:
     """Return the media type, one for all spellings of NDJSON; text that is not UTF-8 has none."""
-    media_type, _, parameters = content_type.lower().partition(";")
-    media_type = media_type.strip()
-    if media_type == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
+    name, parameters = media.media_type(content_type), content_type.lower().partition(";")[2]
+    if name == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
         return "text"
-    return "application/x-ndjson" if _NDJSON.fullmatch(media_type) else media_type
+    return "application/x-ndjson" if _NDJSON.fullmatch(name) else name
 
 
 def _is_json(media_type: str) -> bool:
-    return media_type == "application/json" or (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    )
+    return media_type.startswith("application/") and media.is_json(media_type)
 
 
 async def _error_in(response: httpx.Response, config: PredictorConfig) -> PredictorError:

@@ -43,8 +43,8 @@ class ModelRepository:
 
     The methods are KServe's. As there, a subclass may override `load` (sync or async) or
     `load_model` to load models in its own way, and `update` the repository with them; a server
-    passes neither a name that leads out of the directory. A server stops a model itself, after its
-    last request: it does not call `unload`.
+    calls neither with a name that leads out of the directory. A server stops a model itself, after
+    its last request: it does not call `unload`.
     """
 
     _server: Server | None = None

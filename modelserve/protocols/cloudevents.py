@@ -13,15 +13,11 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protoc
 """
 
 import base64
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, unquote
-from uuid import uuid4
 
 import orjson
 
@@ -36,12 +32,15 @@ from modelserve.protocols.codec import (
     StreamFormat,
 )
 from modelserve.tensors import InferResponse
-from modelserve.tensors.data import short
+from modelserve.tensors.elements import short
 from modelserve.wire.encoders import NDJSON, SSE, Encoder, encode_documents
 from modelserve.wire.head import Head
 from modelserve.wire.headers import Header
 from modelserve.wire.json import parse_json, to_json
 from modelserve.wire.media import is_json, media_type
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 __all__ = ["EventSettings", "codec_for"]
 
@@ -59,22 +58,25 @@ _UNESCAPED: Final = "".join(set(map(chr, range(0x21, 0x7F))) - set('"%'))
 
 
 class EventSettings(NamedTuple):
-    """The attributes of replies, by KServe's environment variables.
+    """The attributes of replies.
 
-    `source` is CE_SOURCE and `type` CE_TYPE. With `merge`, CE_MERGE, a reply has the request's
-    other attributes too. Each reply gets a new id and the time from `new_id` and `now`.
+    Each reply gets a new id and the time from `new_id` and `now`. With `merge`, it has the
+    request's other attributes too.
     """
 
+    new_id: Callable[[], object]
+    now: Callable[[], "datetime"]
     source: str | None = None
     type: str = "io.kserve.inference.response"
     merge: bool = False
-    new_id: Callable[[], object] = uuid4
-    now: Callable[[], datetime] = partial(datetime.now, UTC)
 
-    @classmethod
-    def from_environment(cls) -> "EventSettings":
-        merge = os.environ.get("CE_MERGE", "").lower() == "true"
-        return cls(os.environ.get("CE_SOURCE"), os.environ.get("CE_TYPE", cls().type), merge)
+    def with_variables(self, variables: Mapping[str, str]) -> "EventSettings":
+        """Apply KServe's environment variables: CE_SOURCE, CE_TYPE and CE_MERGE."""
+        return self._replace(
+            source=variables.get("CE_SOURCE", self.source),
+            type=variables.get("CE_TYPE", self.type),
+            merge=variables.get("CE_MERGE", "").lower() == "true",
+        )
 
 
 def codec_for(codec: Codec, head: Head, settings: EventSettings) -> Codec:
@@ -118,6 +120,7 @@ class _EventCodec(Codec):
         self.inner = inner
         self.settings = settings
         self.protocol = inner.protocol
+        self.takes_binary = inner.takes_binary
         self.attributes: dict[str, Any] = {}
 
     def json_length(self, head: Head) -> bytes | None:
@@ -136,8 +139,8 @@ class _EventCodec(Codec):
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> Any:
         return self.inner.document(item, payload, ref)
 
-    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
-        return self.inner.error(status, sentence)
+    def error(self, status: int, detail: Any) -> tuple[int, list[Header], bytes]:
+        return self.inner.error(status, detail)
 
     def keep_attributes(self, attributes: dict[str, Any]) -> None:
         """Keep the request's attributes. Raises InvalidInput for those of no CloudEvent 1.0."""
@@ -331,7 +334,7 @@ def _encoded_again(data: Any) -> bytes:
 
 
 def _unicode_error(data: bytes | bytearray) -> UnicodeDecodeError | None:
-    """Return why data is no text; KServe shows these words for JSON that is not UTF-8."""
+    """Return the error in data that is not UTF-8, whose text KServe shows for JSON."""
     try:
         data.decode()
     except UnicodeDecodeError as exc:

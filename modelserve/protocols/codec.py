@@ -5,8 +5,8 @@ headers and bytes. It also writes the protocol's errors and ends its streams. Th
 protocol by its codec alone; a codec knows neither the pipeline nor the exchange.
 
 For a request, the pipeline calls `json_length` before it reads the body; `decode`, or `open` where
-the path names no model; `check`; and `encode` or, for a stream, `stream_format`. A failure before the
-response has started becomes what `error` returns, a later one the last record of the encoder.
+the path names no model; `check`; and `encode` or, for a stream, `stream_format`. A failure before
+the response has started becomes what `error` returns, a later one the last record of the encoder.
 """
 
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -51,8 +51,8 @@ class ModelRef(NamedTuple):
 class StreamFormat:
     """How one stream goes out, and what its records have in common.
 
-    It is made for one response, so it may keep state: what the last record says, for example. The
-    payload is kept by those formats alone that need it, since it may be large and a stream long.
+    It is made for one response, so it may keep state, such as what the last record will contain.
+    Only a format that needs the payload keeps it, since it may be large and a stream long.
 
     Args:
         head: The request's.
@@ -95,6 +95,7 @@ class Codec:
 
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
+        takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
 
     Args:
         format_class: How streams go out.
@@ -102,6 +103,7 @@ class Codec:
     """
 
     protocol: str
+    takes_binary: bool = False
 
     def __init__(
         self, format_class: type[StreamFormat] = StreamFormat, *, always_streams: bool = False
@@ -150,9 +152,12 @@ class Codec:
         """Return what one item is, for an envelope around it; the item itself by default."""
         return item
 
-    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
-        """Return the status, the headers and the body of an error that is the whole response."""
-        return status, [JSON], error_document(sentence)
+    def error(self, status: int, detail: Any) -> tuple[int, list[Header], bytes]:
+        """Return the status, the headers and the body of an error that is the whole response.
+
+        The detail is a sentence, or what the model has put into an HTTPException.
+        """
+        return status, [JSON], error_document(detail)
 
 
 def encode_value(

@@ -30,14 +30,22 @@ __all__ = ["GENERATE", "GENERATE_STREAM"]
 
 
 class WholeTextFormat(StreamFormat):
-    """All the text as one document."""
+    """All the text as one document; of the other members of the items, the last of each name."""
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
-        return replace(
-            COLLECTED,
-            encode=lambda item: _text(item).encode(),
-            join=lambda texts: to_json(_document(b"".join(texts).decode(), self.ref)),
-        )
+        members: dict[str, Any] = {}
+
+        def encode_item(item: Item) -> bytes:
+            document = _own_document(item)
+            if document is not None:
+                members.update(document)
+            return _text(item if document is None else document).encode()
+
+        def join(texts: list[bytes]) -> bytes:
+            whole = {"text_output": b"".join(texts).decode()}
+            return to_json(_document(members | whole, self.ref))
+
+        return replace(COLLECTED, encode=encode_item, join=join)
 
 
 class TextEventFormat(StreamFormat):
@@ -53,7 +61,7 @@ class TextEventFormat(StreamFormat):
         return replace(
             SSE,
             encode=lambda item: SSE.encode(_document(item, self.ref)),
-            failure=lambda status, sentence: SSE.encode(error_document(sentence)),
+            failure=lambda status, detail: SSE.encode(error_document(detail)),
         )
 
 
@@ -84,11 +92,22 @@ class GenerateCodec(Codec):
 
 
 def _document(item: Item, ref: ModelRef) -> dict[str, Any]:
+    document = _own_document(item)
+    if document is None:
+        document = {"text_output": _text(item)}
+    return document | {"model_name": ref.name, "model_version": ref.version}
+
+
+def _own_document(item: Item) -> dict[str, Any] | None:
+    """Return the document of a model's own that an item is, such as an object of pydantic's."""
     if isinstance(item, ServerSentEvent):
         item = item.data
-    is_document = isinstance(item, dict) and "text_output" in item
-    document = item if is_document else {"text_output": _text(item)}
-    return document | {"model_name": ref.name, "model_version": ref.version}
+    if isinstance(item, dict):
+        return item if "text_output" in item else None
+    if not hasattr(item, "text_output"):
+        return None
+    document = parse_json(to_json(item))
+    return document if isinstance(document, dict) and "text_output" in document else None
 
 
 def _text(item: Item) -> str:
@@ -97,8 +116,9 @@ def _text(item: Item) -> str:
         item = item.data
     if isinstance(item, InferResponse):
         return _text_of_response(item)
-    if isinstance(item, dict) and isinstance(item.get("text_output"), str):
-        return str(item["text_output"])
+    if isinstance(item, dict) and "text_output" in item:
+        text = item["text_output"]
+        return "" if text is None else _text(text)
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item).decode()
     return item if isinstance(item, str) else to_json(item).decode()
@@ -109,7 +129,7 @@ def _text_of_response(response: InferResponse) -> str:
     for output in response.outputs:
         if output.datatype == "BYTES":
             try:
-                return "".join(output.as_string())
+                return "".join(filter(None, output.as_string()))
             except (
                 InvalidInput
             ) as exc:  # the model's fault: a client of this route sends no tensors

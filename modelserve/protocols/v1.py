@@ -27,8 +27,9 @@ from modelserve.wire.accept import (
 from modelserve.wire.encoders import Encoder, natural_encoder
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON
-from modelserve.wire.json import JSON_OPTIONS, parse_json, to_builtin
+from modelserve.wire.json import parse_json
 from modelserve.wire.media import is_json, media_type
+from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["V1"]
 
@@ -68,14 +69,14 @@ class V1Codec(Codec):
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         """Return any JSON value, or the raw bytes of a body of another type.
 
-        Raises InvalidInput, with the parser's words, for what should be JSON and is not.
+        Raises InvalidInput, with the parser's message, for what should be JSON and is not.
         """
         content_type = head.headers.get(b"content-type", b"")
         if content_type == b"application/json" or _is_read_as_json(content_type):
             try:
                 return orjson.loads(body)
             except orjson.JSONDecodeError:
-                return parse_json(body)  # raises what is to be said
+                return parse_json(body)  # raises InvalidInput
         return bytes(body)
 
     def check(self, payload: Payload) -> None:
@@ -92,7 +93,7 @@ class V1Codec(Codec):
             try:
                 return [JSON], [orjson.dumps(value, to_builtin, JSON_OPTIONS)]
             except orjson.JSONEncodeError:
-                pass  # `encode_value` tries harder, or names what is wrong
+                pass  # `encode_value` has a fallback, or says what is wrong
         headers, body = encode_value(value, payload, response_headers)
         return headers, [body]
 

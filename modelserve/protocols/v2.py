@@ -112,6 +112,7 @@ class InferCodec(Codec):
     """V2's infer, in JSON and binary."""
 
     protocol = "v2"
+    takes_binary = True
 
     def json_length(self, head: Head) -> bytes | None:
         return head.headers.get(_LENGTH_HEADER)
@@ -119,8 +120,9 @@ class InferCodec(Codec):
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> InferRequest:
         """Return the request, binary with the length header and JSON without it.
 
-        The content type does not matter. Raises InvalidInput, naming the tensor and what is wrong
-        with it.
+        A length of more than the body is one that the client has forgotten to take away: the body
+        is JSON. The content type does not matter. Raises InvalidInput, naming the tensor and what
+        is wrong with it.
         """
         length = head.headers.get(_LENGTH_HEADER)
         request = decode_request(

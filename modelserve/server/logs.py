@@ -13,8 +13,16 @@ from typing import Any, Final
 import orjson
 
 from modelserve.errors import ResponseCut, single_cause
+from modelserve.exchange.running import Running, running_request_id
 
-__all__ = ["HumanFormatter", "JsonFormatter", "configure", "no_response_cut", "print_error"]
+__all__ = [
+    "HumanFormatter",
+    "JsonFormatter",
+    "add_request_id",
+    "configure",
+    "no_response_cut",
+    "print_error",
+]
 
 logger = logging.getLogger("modelserve")
 
@@ -30,15 +38,28 @@ def print_error(text: str) -> None:
 
 
 def configure(*, form: str, level: str) -> None:
-    """Log everything of a level ("info") and above to stderr, as "human" or "json" lines."""
+    """Log everything of a level ("info") and above to stderr, as "human" or "json" lines.
+
+    A line that is logged while a request runs has its id, whoever logs it.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(add_request_id)
+    Running.note_ids()
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # Python would print these as plain text, which whoever collects JSON lines cannot read.
+    # Python would print these as plain text, which a collector of JSON lines cannot read.
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread_failure
     logging.getLogger("uvicorn.error").addFilter(no_response_cut)
+
+
+def add_request_id(record: logging.LogRecord) -> bool:
+    """Give a record the id of the request that runs, unless it has one."""
+    request_id = running_request_id()
+    if request_id is not None and not hasattr(record, "request_id"):
+        record.request_id = request_id
+    return True
 
 
 def no_response_cut(record: logging.LogRecord) -> bool:

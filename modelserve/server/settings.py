@@ -35,7 +35,7 @@ class Settings:
 
     @property
     def unsupported(self) -> str | None:
-        """What this system cannot do of it, as a sentence; None if it can do it all."""
+        """Why this system cannot serve with these settings, in one sentence; None if it can."""
         if self.uds is not None and not hasattr(socket, "AF_UNIX"):
             return "--uds needs Unix domain sockets, which this system does not have."
         if self.workers > 1 and not all(hasattr(signal, name) for name in _FOR_WORKERS):

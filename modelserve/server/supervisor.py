@@ -1,7 +1,7 @@
 """Worker processes and their supervisor.
 
-The supervisor asks nothing of a worker but that it lives: one whose imports hold the interpreter's
-lock for minutes is no reason to kill it. One that ends is replaced. Workers ignore SIGINT, which a
+The supervisor checks only that its workers are alive: one whose imports hold the interpreter's lock
+for minutes is not killed. One that ends is replaced. Workers ignore SIGINT, which a
 terminal sends to all of them, and act on the supervisor's SIGTERM.
 """
 
@@ -79,14 +79,14 @@ class Worker:
 
 def launch(load: Callable[[], ASGIApp], settings: Settings, listener: socket.socket) -> Worker:
     """Start a worker process."""
-    pipe, its_pipe = multiprocessing.Pipe(duplex=False)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(
-        target=run_worker, args=(load, settings, listener, its_pipe)
+        target=run_worker, args=(load, settings, listener, sender)
     )
     with _sigint_blocked():
         process.start()
-    its_pipe.close()
-    return Worker(process, pipe)
+    sender.close()
+    return Worker(process, receiver)
 
 
 class Supervisor:

@@ -1,8 +1,9 @@
 """V2's requests, responses and tensors (the Open Inference Protocol). Pure.
 
-From the bottom up: `data` (the data of a tensor in its three forms), `tensor` (one tensor),
-`documents` (JSON documents of tensors), `messages` (whole requests and responses, and their bodies)
-and `frames` (arrays and tables to and from messages).
+From the bottom up: `elements` (those of lists and arrays, and the missing ones), `data` (the data
+of a tensor in its three forms), `tensor` (one tensor), `documents` (JSON documents of tensors),
+`messages` (whole requests and responses, and their bodies) and `frames` (arrays and tables to and
+from messages).
 """
 
 from modelserve.tensors.frames import get_predict_input, get_predict_response

@@ -17,10 +17,25 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain
-from reprlib import Repr
+from itertools import chain, islice
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from modelserve.tensors.elements import (
+    LISTS,
+    Misfit,
+    NotJSON,
+    WrongArray,
+    booleans,
+    find_missing,
+    flatten,
+    is_array,
+    is_regular,
+    list_elements,
+    short,
+    text_of,
+)
+from modelserve.wire.values import is_missing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,66 +43,39 @@ if TYPE_CHECKING:
 __all__ = [
     "BUFFERS",
     "DATATYPES",
-    "LISTS",
     "Buffer",
     "Datatype",
-    "Misfit",
-    "NotJSON",
-    "WrongArray",
     "check_array",
     "check_bytes",
     "check_json",
     "find_datatype",
     "find_dtype",
-    "flatten",
-    "is_array",
     "name_datatype",
     "need",
     "pack_array",
     "plain_shape",
-    "short",
     "to_array",
     "to_bytes",
     "to_json",
     "to_json_as_given",
     "to_text",
+    "to_values",
     "unpack",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-# Tuples, since `isinstance` of a union written in place makes the union anew each time.
+# Tuples, since `isinstance` of a union written in place makes the union again each time.
 BUFFERS: Final = (bytes, bytearray, memoryview)
-LISTS: Final = (list, tuple)
-_SCALARS: Final = (str, bytes, int, float)
 _INTEGER: Final[frozenset[type]] = frozenset({int})
 # null is how JSON holds NaN, here in both directions: orjson writes it, numpy reads it so.
 _NUMBER: Final[frozenset[type]] = frozenset({int, float, NoneType})
 
 # numpy before 2 has no more, and the product of a million dimensions would take hours.
 _MAX_DIMENSIONS: Final = 32
+# How many elements too many are counted for a sentence.
+_SURPLUS: Final = 1000
 _LENGTH: Final = struct.Struct("<I")
-_SHORT: Final = Repr()
-_SHORT.maxlist = _SHORT.maxtuple = 8
-_SHORT.maxstring = 60
-
-
-class Misfit(ValueError):
-    """Raised for data that does not fit its datatype or shape.
-
-    Its text is the end of a sentence that begins with the tensor's name.
-    """
-
-
-class NotJSON(Misfit):
-    """Raised for good data that JSON cannot carry: FP16, BF16, bytes that are not UTF-8."""
-
-
-class WrongArray(Misfit):
-    """Raised for an array of another datatype or shape than the tensor that it is set on.
-
-    This is the program's error, whichever tensor it is.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +121,11 @@ DATATYPES: Final = {
         Datatype("BF16", 2, "", "bfloat16"),
         _float("FP32", 4, "f"),
         _float("FP64", 8, "d"),
-        Datatype("BYTES", 0, "", "O", frozenset({str}), "a string"),
+        Datatype("BYTES", 0, "", "O", frozenset({str, NoneType}), "a string"),
     )
 }
 _BY_DTYPE: Final = {row.dtype.lstrip("<").replace("?", "b1"): row for row in DATATYPES.values()}
+_WITH_NULL: Final = frozenset({"BOOL", "BYTES"})
 _BYTES_KINDS: Final = frozenset("OSUTM")  # numpy's objects, bytes, strings and times
 
 
@@ -168,7 +157,11 @@ def check_json(data: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]
 def check_bytes(raw: Buffer, shape: Sequence[Any], datatype: Datatype) -> None:
     """Raise Misfit unless the bytes are exactly the elements that the shape asks for."""
     if not datatype.size:
-        return _check_count(sum(1 for _ in _spans(memoryview(raw))), shape, datatype)
+        most = _count_elements(shape, datatype) + _SURPLUS
+        count = sum(1 for _ in islice(_spans(memoryview(raw)), most + 1))
+        if count > most:
+            raise Misfit(f"has more than {most} elements where its shape {short(shape)} has fewer")
+        return _check_count(count, shape, datatype)
     if len(raw) != (expected := _count_elements(shape, datatype) * datatype.size):
         raise Misfit(
             f"has {len(raw)} bytes of binary data where its shape {short(shape)} "
@@ -181,8 +174,11 @@ def check_bytes(raw: Buffer, shape: Sequence[Any], datatype: Datatype) -> None:
 
 
 def check_array(array: NDArray[Any], shape: Iterable[Any], datatype: str) -> None:
-    """Raise WrongArray unless the array has exactly this shape and the datatype of this name."""
-    if name_datatype(array.dtype) != datatype:
+    """Raise WrongArray unless the array has exactly this shape and the datatype of this name.
+
+    Objects may be elements of any datatype.
+    """
+    if array.dtype.kind != "O" and name_datatype(array.dtype) != datatype:
         raise WrongArray(f"is {datatype}, and the array is {array.dtype}")
     if list(array.shape) != list(shape):
         raise WrongArray(f"has the shape {list(shape)}, and the array {list(array.shape)}")
@@ -201,9 +197,9 @@ def _refuse_binary_only(datatype: Datatype) -> None:
         raise NotJSON(f"is {datatype.name}, which goes as binary data only, not in JSON")
 
 
-def _check_unicode(values: list[str]) -> None:
+def _check_unicode(values: list[str | None]) -> None:
     try:
-        "".join(values).encode()
+        "".join(filter(None, values)).encode()
     except UnicodeEncodeError:
         raise Misfit("holds text with surrogates, which is not Unicode") from None
 
@@ -243,11 +239,22 @@ def to_json(form: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
     Raises Misfit where the data does not fit, NotJSON where it cannot be JSON.
     """
     _refuse_binary_only(datatype)
-    if datatype.size or not isinstance(form, LISTS):
+    if isinstance(form, BUFFERS) or datatype.name not in _WITH_NULL:
         return unpack(to_bytes(form, shape, datatype), datatype)
-    text = to_text(form)
-    _check_count(len(text), shape, datatype)
-    return text
+    if is_array(form):
+        check_array(form, shape, datatype.name)
+    values = list_elements(form)
+    _check_count(len(values), shape, datatype)
+    return to_values(values, datatype)
+
+
+def to_values(elements: list[Any], datatype: Datatype) -> list[Any]:
+    """Return elements as JSON has them; raise Misfit for one that is not of the datatype."""
+    if not datatype.size:
+        return to_text(elements)
+    if datatype.name in _WITH_NULL:
+        return booleans(elements)
+    return unpack(_pack(elements, datatype), datatype)
 
 
 def to_json_as_given(form: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
@@ -265,7 +272,7 @@ def to_json_as_given(form: Any, shape: Sequence[Any], datatype: Datatype) -> lis
 def to_bytes(form: Any, shape: Sequence[Any], datatype: Datatype) -> Buffer:
     """Return data in any form as little-endian bytes; raise Misfit where it does not fit.
 
-    Binary data is checked, not copied.
+    Binary data is checked, not copied. A missing value fits floating point only.
     """
     if isinstance(form, BUFFERS):
         check_bytes(form, shape, datatype)
@@ -278,12 +285,14 @@ def to_bytes(form: Any, shape: Sequence[Any], datatype: Datatype) -> Buffer:
     return _pack(values, datatype)
 
 
-def to_array(form: Any, shape: Sequence[Any], datatype: Datatype) -> NDArray[Any]:
+def to_array(
+    form: Any, shape: Sequence[Any], datatype: Datatype, *, is_checked: bool = False
+) -> NDArray[Any]:
     """Return data in any form as an array; bytes and arrays are viewed, not copied.
 
     BYTES become objects: of type `bytes` where they came in binary, else as they are (from JSON
-    `str`, KServe's rule). Raises Misfit where data and shape or datatype disagree, ImportError
-    without numpy.
+    `str` and None, KServe's rule). A list that `check_json` has returned `is_checked`. Raises
+    Misfit where data and shape or datatype disagree, ImportError without numpy.
     """
     numpy = need("numpy")
     raw = isinstance(form, BUFFERS)
@@ -292,6 +301,11 @@ def to_array(form: Any, shape: Sequence[Any], datatype: Datatype) -> NDArray[Any
         form, raw = numpy.array(elements, dtype=object), False
     dtype = find_dtype(datatype)
     try:
+        if datatype.size and not (raw or is_checked or (is_array(form) and is_regular(form))):
+            form = list_elements(form)
+            # numpy would take 0.3 for true, 1.9 for the integer 1, and "2" for a number.
+            if not datatype.json.issuperset(map(type, form)):
+                form, raw = bytearray(_pack(form, datatype)), True
         array = numpy.frombuffer(form, dtype) if raw else numpy.asarray(form, dtype)
         shaped: NDArray[Any] = array.reshape(shape)
     except (ValueError, TypeError, OverflowError):
@@ -300,45 +314,17 @@ def to_array(form: Any, shape: Sequence[Any], datatype: Datatype) -> NDArray[Any
     return shaped
 
 
-def to_text(form: Any) -> list[str]:
-    """Return the elements of BYTES in any form as text; raise NotJSON if they are not UTF-8."""
-    elements = _split_elements(form) if isinstance(form, BUFFERS) else flatten(form)
+def to_text(form: Any) -> list[str | None]:
+    """Return the elements of BYTES in any form as text, None for those that are missing.
+
+    Raises NotJSON where they are not UTF-8.
+    """
+    elements = _split_elements(form) if isinstance(form, BUFFERS) else list_elements(form)
     try:
-        return [str(item, "utf-8") if isinstance(item, bytes) else str(item) for item in elements]
+        return [item if type(item) is str else text_of(item) for item in elements]
     except UnicodeDecodeError:
         words = "holds bytes that are not UTF-8: they can be binary data, but not text"
         raise NotJSON(words) from None
-
-
-# Lists.
-
-
-def flatten(data: Any) -> list[Any]:
-    """Return nested data as one list, row-major; numpy arrays and scalars inside become plain.
-
-    Raises Misfit where rows differ in length or in depth. The work is linear in the size of the
-    data, and there is no recursion.
-    """
-    if not isinstance(data, LISTS):
-        data = data.tolist() if hasattr(data, "tolist") else data
-        if not isinstance(data, LISTS):
-            raise Misfit(f"has data that is not a list: {short(data)}")
-    while data and not isinstance(data[0], _SCALARS):
-        if hasattr(data[0], "tolist"):
-            data = [item.tolist() if hasattr(item, "tolist") else item for item in data]
-        elif isinstance(data[0], LISTS):
-            data = _join_rows(data)
-        else:
-            break
-    return data if isinstance(data, list) else list(data)
-
-
-def _join_rows(rows: Sequence[Any]) -> list[Any]:
-    if not set(map(type, rows)) <= {list, tuple}:
-        raise Misfit("has values beside lists in its data")
-    if len(set(map(len, rows))) > 1:
-        raise Misfit("has rows of different lengths in its data")
-    return list(chain.from_iterable(rows))
 
 
 # Bytes.
@@ -363,10 +349,12 @@ def unpack(raw: Buffer, datatype: Datatype) -> list[Any]:
 
 def _pack(values: list[Any], datatype: Datatype) -> bytes:
     """Return a flat list as little-endian bytes; raise Misfit for a value that does not fit."""
-    if not datatype.size:
-        return _pack_elements(values)
-    if not datatype.code:
-        return to_array(values, [len(values)], datatype).tobytes()
+    if datatype.name in _WITH_NULL:
+        if datatype.size:
+            values = booleans(values)
+        if (at := find_missing(values)) is not None:
+            raise Misfit(f"holds a missing value at index {at}, which binary data cannot hold")
+        return bytes(values) if datatype.size else _pack_elements(values)
     try:
         return _pack_numbers(values, datatype)
     except (struct.error, OverflowError):
@@ -375,21 +363,25 @@ def _pack(values: list[Any], datatype: Datatype) -> bytes:
         return _pack_numbers(values, datatype)
     except (struct.error, OverflowError):
         at = _find_misfit(values, datatype)
-    words = f"holds {short(values[at])} at index {at}, which is out of range for {datatype.name}"
-    raise Misfit(words)
+    value = f"holds {short(values[at])} at index {at}"
+    if is_missing(values[at]):
+        raise Misfit(f"{value}, and {datatype.name} has no missing values")
+    raise Misfit(f"{value}, which is out of range for {datatype.name}")
 
 
 def _pack_numbers(values: list[Any], datatype: Datatype) -> bytes:
-    return struct.pack(f"<{len(values)}{datatype.code}", *values)
+    if datatype.code:
+        return struct.pack(f"<{len(values)}{datatype.code}", *values)
+    floats = struct.pack(f"<{len(values)}f", *values)  # BF16 is the upper half of FP32
+    rounded: bytes = need("numpy").frombuffer(floats, "<f4").astype(find_dtype(datatype)).tobytes()
+    return rounded
 
 
 def _substitute(value: Any, datatype: Datatype) -> Any:
-    """Return NaN for null, an int for a float without a fraction, and other values as they are."""
-    if value is None and NoneType in datatype.json:
-        return math.nan
-    if isinstance(value, float) and datatype.json == _INTEGER and value.is_integer():
-        return int(value)
-    return value
+    """Return NaN for a missing value, an int for a float without a fraction, others as they are."""
+    if datatype.json != _INTEGER:
+        return math.nan if is_missing(value) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _find_misfit(values: list[Any], datatype: Datatype) -> int:
@@ -433,11 +425,13 @@ def _spans(raw: memoryview) -> Iterator[tuple[int, int]]:
 
 
 def pack_array(array: NDArray[Any], datatype: Datatype) -> bytes:
-    """Return a copy of an array of the datatype as little-endian bytes, row-major."""
-    if datatype.size:
+    """Return a copy of an array of the datatype as little-endian bytes, row-major.
+
+    Raises Misfit for a missing value where the datatype is not floating point.
+    """
+    if datatype.size and is_regular(array):
         return array.astype(find_dtype(datatype), copy=False).tobytes()
-    objects = array.astype(object) if array.dtype.kind == "M" else array
-    return _pack_elements(objects.reshape(-1).tolist())
+    return _pack(list_elements(array), datatype)
 
 
 def name_datatype(dtype: Any) -> str | None:
@@ -456,12 +450,6 @@ def find_dtype(datatype: Datatype) -> Any:
     return need("numpy").dtype(datatype.dtype)
 
 
-def is_array(value: Any) -> bool:
-    """Return whether a value is a numpy array, without importing numpy."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
-
-
 def need(module: str) -> Any:
     """Import an optional module; raise ImportError with the command that installs it."""
     try:
@@ -469,8 +457,3 @@ def need(module: str) -> Any:
     except ImportError:
         package = "pandas" if module == "pandas" else "'modelserve[tensors]'"
         raise ImportError(f"This needs {module}: pip install {package}") from None
-
-
-def short(value: Any) -> str:
-    """Return a value for a sentence, cut in length and in depth."""
-    return _SHORT.repr(value)

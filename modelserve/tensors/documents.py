@@ -15,16 +15,14 @@ import orjson
 
 from modelserve.errors import InvalidInput, InvalidOutput, ServingError
 from modelserve.tensors.data import (
-    LISTS,
     Buffer,
-    Misfit,
     check_bytes,
     check_json,
     find_datatype,
     plain_shape,
-    short,
     to_bytes,
 )
+from modelserve.tensors.elements import LISTS, Misfit, short
 from modelserve.tensors.tensor import (
     SIZE,
     InferInput,
@@ -167,13 +165,14 @@ def _read_data(tensor: Tensor, data: Any, tail: memoryview | None) -> memoryview
         raise Misfit('has no "data"')
     if isinstance(tensor, InferInput):
         data = check_json(data, tensor.shape, find_datatype(tensor.datatype))
+        tensor._is_checked = True
     tensor._data = data
     return tail
 
 
 def _read_binary(tensor: Tensor, size: Any, tail: memoryview | None) -> memoryview:
     if tail is None:
-        raise Misfit(f"is binary data, and the header {LENGTH_HEADER} is missing")
+        raise Misfit(f"is binary data, and the header {LENGTH_HEADER} is missing or too large")
     if type(size) is not int or size < 0:
         raise Misfit(f'has a "{SIZE}" that is not a number of bytes: {short(size)}')
     if size > len(tail):
@@ -260,7 +259,7 @@ def _check_distinct(names: list[str], noun: str, error: type[ServingError]) -> N
 def tensor_entry(tensor: Tensor, buffers: list[Buffer] | None) -> dict[str, Any]:
     """Return a tensor's entry as a response has it, `parameters` of null included.
 
-    The data is appended to `buffers` as bytes; where there are none, it is a flat list in the entry.
+    The data is appended to `buffers` as bytes; without `buffers` it is a flat list in the entry.
     Raises the error of the tensor's role for data that does not fit.
     """
     try:

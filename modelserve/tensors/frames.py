@@ -4,14 +4,18 @@ These are KServe's helpers (`kserve.utils.utils`) for a V1 payload or a V2 reque
 are imported only where a value needs them.
 """
 
+import math
 import sys
 from itertools import chain
+from numbers import Integral, Real
 from typing import Any
 
 from modelserve.errors import InferenceError, InvalidInput
-from modelserve.tensors.data import flatten, is_array, name_datatype, need
+from modelserve.tensors.data import name_datatype, need
+from modelserve.tensors.elements import flatten, is_array
 from modelserve.tensors.messages import InferRequest, InferResponse, generate_uuid
 from modelserve.tensors.tensor import InferOutput
+from modelserve.wire.values import is_missing
 
 __all__ = ["get_predict_input", "get_predict_response"]
 
@@ -62,7 +66,7 @@ def _are_objects(rows: list[Any]) -> bool:
 
 
 def _make_frame(rows: list[Any], columns: list[str] | None) -> Any:
-    """Return rows as one DataFrame; a row is an object of values or of lists, or a list of those."""
+    """Return rows as one DataFrame; a row is an object of values or lists, or a list of those."""
     records = list(chain.from_iterable(row if isinstance(row, list) else [row] for row in rows))
     if set(map(type, records)) != {dict}:
         raise ValueError("values beside objects")
@@ -108,12 +112,45 @@ def _rows(result: Any) -> Any:
 
 def _arrays(result: Any) -> dict[str, Any]:
     if _is_frame(result):
-        return {str(column): result[column].to_numpy() for column in result.columns}
-    return {"output-0": result if is_array(result) else need("numpy").array(result)}
+        return {str(column): _array_of_column(result[column]) for column in result.columns}
+    if is_array(result):
+        return {"output-0": result}
+    array = need("numpy").array(result)
+    if array.dtype.kind in "SU":  # numpy makes text of all that stands beside text
+        array = need("numpy").array(result, dtype=object)
+    return {"output-0": array}
+
+
+def _array_of_column(column: Any) -> Any:
+    """Return a column as an array, of objects where values are missing that its dtype marks."""
+    numpy_dtype = getattr(column.dtype, "numpy_dtype", None)  # pandas' nullable dtypes have it
+    if numpy_dtype is None or numpy_dtype.kind not in "biuf":
+        return column.to_numpy()
+    return column.to_numpy(dtype=object if column.isna().any() else numpy_dtype)
+
+
+def _settle_objects(name: str, array: Any) -> tuple[str, Any]:
+    """Return the datatype that an array of objects has by its elements, and the array for it."""
+    elements = array.reshape(-1).tolist()
+    present = [value for value in elements if not is_missing(value)]
+    types = set(map(type, present))
+    is_boolean = {issubclass(kind, bool) or kind.__name__ in ("bool", "bool_") for kind in types}
+    if is_boolean == {True}:
+        return "BOOL", array
+    if not types or any(is_boolean) or not all(issubclass(kind, Real) for kind in types):
+        return "BYTES", array
+    if len(present) == len(elements) and all(issubclass(kind, Integral) for kind in types):
+        return "INT64", array
+    if any(float(value) != value for value in present):
+        raise InferenceError(f"Output {name!r} has integers that FP64 cannot hold.")
+    floats = [math.nan if is_missing(value) else float(value) for value in elements]
+    return "FP64", need("numpy").array(floats).reshape(array.shape)
 
 
 def _output(name: str, array: Any, *, binary: bool) -> InferOutput:
     datatype = name_datatype(array.dtype)
+    if array.dtype.kind == "O":
+        datatype, array = _settle_objects(name, array)
     if datatype is None:
         raise InferenceError(
             f"Output {name!r} has the dtype {array.dtype}, which V2 does not have."

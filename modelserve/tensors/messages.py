@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from modelserve.errors import InvalidInput, InvalidOutput
-from modelserve.tensors.data import Buffer, flatten, need, short
+from modelserve.tensors.data import Buffer, need
 from modelserve.tensors.documents import (
     LENGTH_HEADER,
     parse,
@@ -28,6 +28,7 @@ from modelserve.tensors.documents import (
     tensor_entry,
     without_null,
 )
+from modelserve.tensors.elements import flatten, short
 from modelserve.tensors.tensor import InferInput, InferOutput, RequestedOutput, Tensor
 
 __all__ = [
@@ -259,18 +260,25 @@ class InferResponse:
 def decode_request(body: Buffer, length_header: str | None, *, model_name: str) -> InferRequest:
     """Return the request in a body; `length_header` is `inference-header-content-length`'s value.
 
-    Without the header the whole body is JSON, whatever the content type; with it, the arrays of the
-    tensors are writable. Raises InvalidInput, and nothing else, for anything that a client can
-    send.
+    Without the header the whole body is JSON, whatever the content type; so it is where the header
+    is larger than the body: KServe's client leaves that of an earlier request in the caller's
+    headers. The arrays of binary tensors are writable. Raises InvalidInput, and nothing else, for
+    anything that a client can send.
     """
-    if length_header is None:
+    length = None if length_header is None else _parse_length(length_header)
+    if length is None or length > len(body):
         return InferRequest.from_rest(model_name, parse(body, "request", InvalidInput))
-    digits = length_header.strip()
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
-        raise InvalidInput(f"{LENGTH_HEADER} is not a number of bytes: {short(length_header)}.")
     if isinstance(body, bytes):  # in one piece, so small; one gathered from pieces is writable
         body = bytearray(body)
-    return InferRequest.from_bytes(body, int(digits), model_name)
+    return InferRequest.from_bytes(body, length, model_name)
+
+
+def _parse_length(header: str) -> int:
+    """Return the number of bytes that a length header has; raise InvalidInput for another value."""
+    digits = header.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise InvalidInput(f"{LENGTH_HEADER} is not a number of bytes: {short(header)}.")
+    return int(digits)
 
 
 def encode_response(

@@ -10,24 +10,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from modelserve.errors import InferenceError, InvalidInput, InvalidOutput, ServingError
+from modelserve.errors import InferenceError, InvalidInput, InvalidOutput, NotText, ServingError
 from modelserve.tensors.data import (
     Buffer,
-    Misfit,
-    NotJSON,
-    WrongArray,
     check_array,
     find_datatype,
-    is_array,
     pack_array,
     plain_shape,
-    short,
     to_array,
     to_bytes,
     to_json,
     to_json_as_given,
     to_text,
+    to_values,
     unpack,
+)
+from modelserve.tensors.elements import (
+    Misfit,
+    NotJSON,
+    WrongArray,
+    find_missing,
+    is_array,
+    is_regular,
+    list_elements,
+    short,
 )
 
 if TYPE_CHECKING:
@@ -83,18 +89,24 @@ class Tensor:
         self.parameters = parameters
         self._data = data
         self._raw_data: Buffer | None = None
+        self._is_checked = False  # the data is a list whose every element has been checked
 
     @property
     def data(self) -> Any:
         """The data as a list (flat, row-major) or as the numpy array that was put in.
 
         Asking turns binary data into a list, which from then on is the data, so that changes to
-        it count. FP16 becomes floats; BYTES become `str`, and InvalidInput is raised where they
-        are not UTF-8 (`as_numpy()` has the bytes).
+        it count. FP16 becomes floats; BYTES become `str`, or None for a null of JSON, and NotText
+        is raised where they are not UTF-8 (`as_numpy()` has the bytes).
         """
+        self._is_checked = False
         if self._raw_data is not None:
             try:
                 self._data = unpack(self._raw_data, find_datatype(self.datatype))
+            except NotJSON as exc:
+                raise NotText(
+                    f"{self._role.noun} {short(self.name)} {exc}. Ask `as_numpy()`, not `data`."
+                ) from None
             except Misfit as exc:
                 raise self._role.error_of(self.name, exc) from None
             self._raw_data = None
@@ -102,7 +114,7 @@ class Tensor:
 
     @data.setter
     def data(self, data: Any) -> None:
-        self._data, self._raw_data = data, None
+        self._data, self._raw_data, self._is_checked = data, None, False
 
     @property
     def is_binary(self) -> bool:
@@ -112,18 +124,23 @@ class Tensor:
     def as_numpy(self) -> NDArray[Any]:
         """Return the data as an array of the tensor's shape.
 
-        BYTES are objects of type `str` where they came as JSON, `bytes` where they came in binary.
+        BYTES are objects, `bytes` where they came in binary, and `str`, or None for null, where
+        they came as JSON.
         Binary data is viewed where it lies, without a copy: the array is read-only if the body
         is, and may be unaligned. BF16 is `ml_dtypes.bfloat16`. Raises InvalidInput (of an output,
         InferenceError) where data, shape and datatype disagree, ImportError without numpy.
         """
         try:
-            return to_array(self._form(), self.shape, find_datatype(self.datatype))
+            datatype = find_datatype(self.datatype)
+            return to_array(self._form(), self.shape, datatype, is_checked=self._is_checked)
         except Misfit as exc:
             raise self._role.error_of(self.name, exc) from None
 
-    def as_string(self) -> list[str]:
-        """Return the elements of BYTES as text, flat; raise InvalidInput for other datatypes."""
+    def as_string(self) -> list[Any]:
+        """Return the elements of BYTES as text, flat, None for a null of JSON.
+
+        Raises InvalidInput for other datatypes and for what is not UTF-8.
+        """
         if self.datatype != "BYTES":
             words = f"{self._role.noun} {short(self.name)} is not BYTES and has no strings."
             raise InvalidInput(words)
@@ -136,20 +153,26 @@ class Tensor:
         """Copy the data from an array of exactly this tensor's shape and datatype.
 
         Raises InferenceError where they differ. BYTES takes arrays of bytes, str, datetimes and
-        objects. With `binary_data` the tensor is bytes from then on, else a list.
+        objects. With `binary_data` the tensor is bytes from then on, else a list, as it is where
+        elements of BOOL or BYTES are missing: binary data cannot hold that.
         """
         if not is_array(array):
             raise InferenceError(f"Expected a numpy array for {self.name!r}, not {type(array)}.")
+        values: list[Any] | None = None
         try:
             check_array(array, self.shape, self.datatype)
             datatype = find_datatype(self.datatype)
-            raw = pack_array(array, datatype)
-            values = None if binary_data else unpack(raw, datatype)
+            elements = [] if datatype.size and is_regular(array) else list_elements(array)
+            if find_missing(elements) is not None:
+                binary_data, values = False, to_values(elements, datatype)
+            else:
+                raw = pack_array(array, datatype)
+                values = None if binary_data else unpack(raw, datatype)
         except Misfit as exc:
             raise self._role.error_of(self.name, exc) from None
         others = without_size(self.parameters)
         if binary_data:
-            self._data, self._raw_data = None, raw
+            self._data, self._raw_data, self._is_checked = None, raw, False
             self.parameters = {**others, SIZE: len(raw)}
             return
         self.data = values

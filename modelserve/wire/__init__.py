@@ -1,1 +1,1 @@
-"""Bytes: how what goes over the wire is written, read and chosen. Pure: nothing here imports I/O."""
+"""What goes over the wire, written, read and chosen: bytes alone, without I/O."""

@@ -50,7 +50,7 @@ _NAMES: Final = {
     OCTETS: ("application/octet-stream", "text/plain"),
     COLLECTED: ("application/json",),
 }
-# Which an item can be sent by, the natural one first.
+# The encoders that can send an item, the natural one first.
 _FOR_TEXT: Final = (TEXT, NDJSON, SSE, COLLECTED)
 _FOR_BYTES: Final = (OCTETS, NDJSON, SSE, COLLECTED)
 _FOR_OTHERS: Final = (NDJSON, SSE, COLLECTED)
@@ -67,7 +67,7 @@ NOT_ACCEPTABLE: Final = (
 def choose_encoder(accept: str | None, first: Item, *, empty: bool = False) -> Encoder | None:
     """Choose by `Accept` and the first item of a stream; None where nothing is acceptable.
 
-    A stream without items is `empty`: any encoder will do, NDJSON where the client has no wish.
+    A stream without items is `empty`: any encoder will do, by default NDJSON.
     """
     if not accept or accept == "*/*":
         return NDJSON if empty else natural_encoder(first)
@@ -75,7 +75,7 @@ def choose_encoder(accept: str | None, first: Item, *, empty: bool = False) -> E
 
 
 def choose_among(accept: str | None, encoders: tuple[Encoder, ...]) -> Encoder | None:
-    """Choose one of these, the first where the client has no wish; None where none will do."""
+    """Choose one of these, the first without a preference; None where none will do."""
     return _best(parse_accept(accept), encoders) if accept else encoders[0]
 
 
@@ -177,7 +177,7 @@ def _best(ranges: tuple[Range, ...], encoders: tuple[Encoder, ...]) -> Encoder |
         for encoder in encoders:
             name = _name_within(wanted, encoder)
             if name and _quality(ranges, name) > 0:
-                return encoder if name == _NAMES[encoder][0] else _called(encoder, name)
+                return encoder if name == _NAMES[encoder][0] else _renamed(encoder, name)
     return None
 
 
@@ -189,7 +189,7 @@ def _name_within(wanted: Range, encoder: Encoder) -> str | None:
     return names[0] if wanted.matches(names[0]) else None
 
 
-def _called(encoder: Encoder, name: str) -> Encoder:
+def _renamed(encoder: Encoder, name: str) -> Encoder:
     """Return an encoder under another of its names, the one that is acceptable."""
     return replace(encoder, media_type=TEXT.media_type if name == "text/plain" else name)
 

@@ -25,11 +25,11 @@ class Inflation:
     Attributes:
         limit: How many bytes may come out.
         size: How many have come out.
-        plain: All of them, joined, once the end has been reached; None before.
+        plain: All of them, once the end has been reached; None before.
     """
 
     __slots__ = (
-        "_body", "_parts", "_position", "_stream", "_tail", "_too_large", "limit", "plain", "size",
+        "_body", "_buffer", "_position", "_stream", "_tail", "_too_large", "limit", "plain", "size",
     )  # fmt: skip
 
     def __init__(self, body: bytes | bytearray, limit: float) -> None:
@@ -37,10 +37,10 @@ class Inflation:
         self._position = 0
         self._tail = b""
         self._stream = zlib.decompressobj(_GZIP_OR_ZLIB)
-        self._parts: list[bytes] = []
+        self._buffer = bytearray()
         self.limit = limit
         self.size = 0
-        self.plain: bytes | None = None
+        self.plain: bytes | bytearray | None = None
         self._too_large = too_large(limit)
         by_ratio = max(_FREE_BYTES, _RATIO * len(body))
         if by_ratio < limit:
@@ -66,18 +66,22 @@ class Inflation:
         self.size += len(part)
         if self.size > self.limit:
             raise self._too_large
-        if part:
-            self._parts.append(part)
+        is_alone = stream.eof and not self._buffer
+        if not is_alone:
+            self._buffer += part  # parts that are joined at the end would take twice the memory
         is_exhausted = not self._tail and self._position == len(self._body)
         if stream.eof:
             if stream.unused_data or not is_exhausted:
                 raise _wrong_end()
-            self.plain = b"".join(self._parts)
+            self.plain = part if is_alone else self._buffer
         elif is_exhausted and len(part) < most:
             raise _wrong_end()
 
     def run(self, *, most_in: float = math.inf, most_out: float = math.inf) -> None:
-        """Take steps to the end, or until this much more has gone in or come out. Raises as `step`."""
+        """Take steps to the end, or until this much more has gone in or come out.
+
+        Raises as `step`.
+        """
         most_in += self._position
         most_out += self.size
         while self.plain is None and self._position < most_in and self.size < most_out:

@@ -1,8 +1,8 @@
 """The items of a stream as bytes. Pure.
 
 An `Encoder` is a few functions of one shape, the same for raw bytes, NDJSON and server-sent events.
-Collected JSON is an encoder too; its items are put together with `join`. Which encoder a stream
-gets, `accept` chooses once.
+Collected JSON is an encoder too; its items are put together with `join`. `accept` chooses
+the encoder of a stream, once.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,8 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
-from modelserve.wire.json import JSON_OPTIONS, error_document, to_builtin, to_json
+from modelserve.wire.json import error_document, to_json
+from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = [
     "COLLECTED",
@@ -77,7 +78,7 @@ class Encoder:
         media_type: The content type of the response.
         encode: Writes one item as a record, or as none or several. Raises TypeError or ValueError
             for an item that does not fit.
-        failure: Writes the last record of a stream that failed, from the status and the sentence
+        failure: Writes the last record of a stream that failed, from the status and the detail
             that the error would have had before the start; without it the connection has to be cut.
         finish: Returns the last bytes of a stream that is complete.
         idle: What may be sent between items to keep a connection alive.
@@ -86,7 +87,7 @@ class Encoder:
 
     media_type: str
     encode: Callable[[Item], bytes]
-    failure: Callable[[int, str], bytes] | None = None
+    failure: Callable[[int, Any], bytes] | None = None
     finish: Callable[[], bytes] | None = None
     idle: bytes | None = None
     join: Callable[[list[bytes]], bytes] | None = None
@@ -143,12 +144,12 @@ def ndjson_item(item: Item) -> bytes:
         try:
             return orjson.dumps(item, to_builtin, JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError:
-            pass  # `json_item` tries harder, or names what is wrong
+            pass  # `json_item` has a fallback, or says what is wrong
     return json_item(item) + b"\n"
 
 
-def _ndjson_failure(status: int, sentence: str) -> bytes:
-    return error_document(sentence) + b"\n"
+def _ndjson_failure(status: int, detail: Any) -> bytes:
+    return error_document(detail) + b"\n"
 
 
 def _join_predictions(items: list[bytes]) -> bytes:
@@ -170,8 +171,8 @@ def sse_item(item: Item) -> bytes:
     return _sse_data(item) + b"\n"
 
 
-def _sse_failure(status: int, sentence: str) -> bytes:
-    return b"event: error\ndata: " + error_document(sentence) + b"\n\n"
+def _sse_failure(status: int, detail: Any) -> bytes:
+    return b"event: error\ndata: " + error_document(detail) + b"\n\n"
 
 
 def _sse_fields(event: ServerSentEvent) -> Iterable[bytes]:
@@ -201,7 +202,7 @@ def _sse_data(value: Any) -> bytes:
 SSE: Final = Encoder("text/event-stream", sse_item, _sse_failure, idle=b":\n\n")
 
 
-# --- where the client has no wish ---------------------------------------------------------------
+# --- where the client has no preference ---------------------------------------------------------
 
 
 def natural_encoder(first: Item) -> Encoder:

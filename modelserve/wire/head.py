@@ -2,7 +2,7 @@
 
 import hmac
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from itertools import product
 from typing import Any, Final, TypeAlias
 
@@ -13,10 +13,11 @@ __all__ = ["NEW_IDS", "Head", "HookHeaders", "valid_id"]
 Scope: TypeAlias = MutableMapping[str, Any]
 
 _PAIRS: Final = [b"%02x" % n for n in range(256)]
+_PROCESS: Final = bytearray(16)
+_PARTS: Final[list[Sequence[bytes | bytearray]]] = [[_PROCESS], *[_PAIRS] * 6]
 # The ids of requests that bring none: 16 random digits of this process, and 12 that count up.
-NEW_IDS: Final[Iterator[bytes]] = map(
-    b"".join, product([os.urandom(8).hex().encode()], *[_PAIRS] * 6)
-)
+NEW_IDS: Final[Iterator[bytes]] = map(b"".join, product(*_PARTS))
+_ID: Final = b"x-request-id"
 _ID_LENGTH: Final = 128
 _PRINTABLE: Final = bytes(range(33, 127))
 
@@ -32,8 +33,12 @@ class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[mis
 
     @classmethod
     def of(cls, scope: Scope, request_id: bytes) -> "HookHeaders":
-        """Return a copy of a request's headers that hooks may write to."""
-        headers = cls(raw=list(scope["headers"]))
+        """Return a copy of a request's headers that hooks may write to, with the request's id."""
+        raw = list(scope["headers"])
+        if [value for name, value in raw if name == _ID] != [request_id]:
+            raw = [pair for pair in raw if pair[0] != _ID]
+            raw.append((_ID, request_id))
+        headers = cls(raw=raw)
         headers.scope = scope
         headers.request_id = request_id
         return headers
@@ -88,3 +93,12 @@ def valid_id(given: bytes) -> bytes:
     if given and len(given) <= _ID_LENGTH and not given.translate(None, _PRINTABLE):
         return given
     return next(NEW_IDS)
+
+
+def _name_process() -> None:
+    _PROCESS[:] = os.urandom(8).hex().encode()
+
+
+_name_process()
+if hasattr(os, "register_at_fork"):  # a forked worker counts on from the same number
+    os.register_at_fork(after_in_child=_name_process)

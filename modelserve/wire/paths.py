@@ -1,7 +1,7 @@
 """The path of a request below the mount of the application, as decoded segments. Pure.
 
-Hosts differ in how they describe a mount: by the whole path and `root_path`, by the path without its
-prefix, or not at all. Segments are split before they are decoded, so that `%2F` is no slash.
+Hosts differ in how they describe a mount: by the whole path and `root_path`, by the path without
+its prefix, or not at all. Segments are split before they are decoded, so that `%2F` is no slash.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
     Args:
         scope: The ASGI scope. Its `raw_path` is preferred, since `path` has lost what was encoded
             and some hosts append a slash to it.
-        prefix: The mount, for hosts that do not say.
+        prefix: The mount, for hosts that do not report it.
     """
     path: str = scope["path"]
     raw_path: bytes = (scope.get("raw_path") or b"").partition(b"?")[0]
@@ -41,7 +41,7 @@ def _decoded(segment: bytes) -> str:
 
 
 def _mount(scope: Scope, path: str, prefix: str) -> str:
-    """Return the part of the path above the application: what the host says, else the prefix."""
+    """Return the part of the path above the application, by the host's report or the prefix."""
     root = scope.get("root_path", "").rstrip("/")
     outer = scope.get("app_root_path", "").rstrip("/")
     for candidate in (root, root.removeprefix(outer), prefix):

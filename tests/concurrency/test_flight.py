@@ -1,4 +1,4 @@
-"""What ends a request early, and what its handler is told of it, on both backends."""
+"""What ends a request early, and how its handler is cancelled and cleans up, on both backends."""
 
 import asyncio
 import threading
@@ -9,14 +9,13 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-import sniffio
 
 from modelserve import Limits, Model, ModelServer
 from modelserve.concurrency.asyncio_flight import AsyncioFlight
 from modelserve.concurrency.flight import BodyTimedOut, Phase
 from modelserve.concurrency.flights import Flights
 from modelserve.errors import ClientGone, DeadlineExceeded
-from modelserve.exchange.exchange import Exchange as Request
+from modelserve.exchange import exchange as exchanges
 from modelserve.limits import Deadlines
 from modelserve.protocols.codec import Codec
 from modelserve.testing import Cut, Exchange, exchange, request
@@ -221,8 +220,8 @@ async def test_send_that_raises_means_that_the_client_has_left() -> None:
 # --- what handlers do ---------------------------------------------------------------------------
 
 
-async def test_a_handler_that_goes_on_after_its_cancellation_is_told_again() -> None:
-    told = []
+async def test_a_handler_that_outlives_its_cancellation_is_cancelled_again() -> None:
+    cancelled = []
     started = anyio.Event()
 
     async def predict(payload: Any) -> Any:
@@ -231,7 +230,7 @@ async def test_a_handler_that_goes_on_after_its_cancellation_is_told_again() -> 
                 started.set()
                 await anyio.sleep(60)
             except anyio.get_cancelled_exc_class():
-                told.append(True)
+                cancelled.append(True)
         raise RuntimeError("tired")
 
     app = serve(predict, limits=Limits(cleanup_timeout=0.01))
@@ -239,7 +238,7 @@ async def test_a_handler_that_goes_on_after_its_cancellation_is_told_again() -> 
         await started.wait()
         client.hang_up()
         await client.ended()
-    assert len(told) == 3
+    assert len(cancelled) == 3
 
 
 async def test_clean_up_is_bounded() -> None:
@@ -439,7 +438,7 @@ async def host_exchange(steps: Steps, **options: Any) -> Exchange:
     return client
 
 
-async def test_a_host_that_cancels_a_task_group_is_told_to_the_client() -> None:
+async def test_a_host_that_cancels_a_task_group_is_reported_to_the_client() -> None:
     steps = Steps()
     client = await host_exchange(steps)
     await run_in_scope(steps, client)
@@ -458,7 +457,7 @@ async def test_a_host_that_cancels_a_scope_with_a_deadline() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_host_that_cancels_the_task_is_told_to_the_client() -> None:
+async def test_a_host_that_cancels_the_task_is_reported_to_the_client() -> None:
     steps = Steps()
     client = await host_exchange(steps)
     task = asyncio.get_running_loop().create_task(client.run())
@@ -496,7 +495,9 @@ def new_flight() -> AsyncioFlight:
     async def nothing(*message: Any) -> Any: ...
 
     scope = {"type": "http", "method": "POST", "headers": []}
-    return AsyncioFlight(Request(Codec(), scope, nothing, nothing, arrived=0.0), Flights())
+    return AsyncioFlight(
+        exchanges.Exchange(Codec(), scope, nothing, nothing, arrived=0.0), Flights()
+    )
 
 
 @pytest.mark.parametrize(
@@ -555,32 +556,12 @@ async def test_a_stream_that_sees_the_reason_first_is_closed_in_peace() -> None:
         assert steps.is_clean
 
 
-# --- begun by hand ------------------------------------------------------------------------------
-
-
-async def test_a_request_is_in_flight_from_its_first_suspension() -> None:
-    app = ModelServer()
-    seen: list[int] = []
-
-    async def predict(payload: Any) -> Any:
-        seen.append(len(app.serving.flights))
-        for _ in payload:
-            await anyio.sleep(0.001)
-            seen.append(len(app.serving.flights))
-
-    app.add_model(predict, "m")
-    for payload in ([], [1, 2]):
-        assert (await request(app, *PREDICT, json=payload)).status == 200
-        assert len(app.serving.flights) == 0
-    if sniffio.current_async_library() == "asyncio":
-        assert seen == [0, 0, 1, 1]  # before it, nobody could end it
-    else:
-        assert seen == [1, 1, 1, 1]
+# --- the first suspension -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("caught", [False, True])
 async def test_what_is_thrown_at_the_first_suspension_arrives(caught: bool) -> None:
-    """The walk is handed over at its first suspension; what ends that one is thrown into it."""
+    """The flight drives the pipeline from its first suspension on, and throws into it what ends that."""
     waiting = anyio.Event()
     steps: list[str] = []
 
@@ -589,7 +570,7 @@ async def test_what_is_thrown_at_the_first_suspension_arrives(caught: bool) -> N
             waiting.set()
             await anyio.sleep(60)
         except anyio.get_cancelled_exc_class():
-            steps.append("told")
+            steps.append("cancelled")
             await anyio.sleep(0.001)
             steps.append("cleaned")
             if not caught:
@@ -600,7 +581,7 @@ async def test_what_is_thrown_at_the_first_suspension_arrives(caught: bool) -> N
         await waiting.wait()
         client.hang_up()
         await client.ended()
-    assert steps == ["told", "cleaned"]
+    assert steps == ["cancelled", "cleaned"]
 
 
 async def test_a_stream_that_polls_is_idle_all_the_same() -> None:
@@ -650,7 +631,7 @@ async def test_clean_up_of_a_stream_in_a_task_group_of_its_own() -> None:
     async def predict(payload: Any) -> AsyncIterator[Any]:
         try:
             while True:
-                yield "x"  # the walk is told elsewhere
+                yield "x"  # the cancellation comes while an item is sent
         finally:
             await clean_up_in_group(steps)
 

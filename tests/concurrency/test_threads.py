@@ -4,9 +4,12 @@ import contextvars
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import numpy as np
 import pytest
 from blocking import Blocking, until
@@ -67,6 +70,22 @@ async def test_a_call_sees_the_context_and_does_not_change_it() -> None:
 
     assert await Workers(1).call("m", look) == "red"
     assert color.get() == "red"
+
+
+async def test_a_call_may_call_back_into_the_event_loop() -> None:
+    """By anyio's public way, for which anyio's thread need not be ours."""
+
+    async def answer(value: int) -> tuple[int, threading.Thread]:
+        await anyio.lowlevel.checkpoint()
+        return value, threading.current_thread()
+
+    token = anyio.lowlevel.current_token()
+
+    def call_back() -> tuple[int, threading.Thread]:
+        return anyio.from_thread.run(answer, 5, token=token)
+
+    with anyio.fail_after(5):
+        assert await Workers(1).call("m", call_back) == (5, threading.current_thread())
 
 
 async def test_threads_are_reused() -> None:
@@ -250,3 +269,134 @@ def test_workers_serve_one_event_loop_after_another(anyio_backend: str) -> None:
     assert len(results) == 24
     assert workers.running == []
     workers.close()
+
+
+# --- a thread of a model's own ------------------------------------------------------------------
+
+
+async def test_a_thread_of_its_own_is_the_same_for_all_calls() -> None:
+    workers = Workers(4)
+    own = workers.own_thread("m")
+    seen: set[int] = set()
+
+    def items() -> Iterator[int]:
+        try:
+            for number in range(200):
+                seen.add(threading.get_ident())
+                yield number
+        finally:
+            seen.add(threading.get_ident())
+
+    async def use() -> None:
+        seen.add(await own.call("m", threading.get_ident))
+        seen.add(await own.call_hook("m", threading.get_ident))
+        stream = await own.call_hook("m", items)
+        assert [item async for item in stream] == list(range(200))
+        await stream.aclose()
+        stream = await own.iterate("m", items())
+        await anext(stream)
+        await stream.aclose()
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(use)
+    assert len(seen) == 1
+    assert await workers.call("m", threading.get_ident) not in seen
+
+
+async def test_calls_in_a_thread_of_its_own_wait_in_order_beside_those_of_the_pool() -> None:
+    workers = Workers(1)
+    own = workers.own_thread("m")
+    first, second, beside = Blocking(), Blocking(), Blocking()
+    async with anyio.create_task_group() as group:
+        group.start_soon(own.call, "first", first)
+        await until(first.started.is_set)
+        group.start_soon(own.call, "second", second)
+        group.start_soon(workers.call, "beside", beside)
+        await until(beside.started.is_set)
+        assert sorted(workers.running) == ["beside", "first"]
+        assert own.running == ["first"]
+        assert not second.started.is_set()
+        for function in (first, second, beside):
+            function.release.set()
+    assert second.ended.is_set()
+    assert workers.running == []
+
+
+async def test_an_iterator_that_was_cancelled_in_the_queue_is_closed_in_the_thread() -> None:
+    own = Workers(4).own_thread("m")
+    first = Blocking()
+    closed: list[int] = []
+
+    class Items:
+        def __iter__(self) -> "Items":
+            return self
+
+        def __next__(self) -> int:
+            raise NotImplementedError
+
+        def close(self) -> None:
+            closed.append(threading.get_ident())
+
+    with anyio.fail_after(5):
+        thread = await own.call("m", threading.get_ident)
+        async with anyio.create_task_group() as group:
+            group.start_soon(own.call, "first", first)
+            await until(first.started.is_set)
+            async with anyio.create_task_group() as waiting:
+                waiting.start_soon(own.iterate, "second", Items())
+                await anyio.wait_all_tasks_blocked()
+                waiting.cancel_scope.cancel()
+                first.release.set()
+    assert closed == [thread]
+    assert own.running == []
+
+
+@pytest.mark.parametrize("read", [0, 1, 100])
+@pytest.mark.parametrize("items", [0, 1, 63, 64, 65, 1000])
+async def test_a_call_by_the_reader_of_a_stream_comes_between_two_items(
+    read: int, items: int
+) -> None:
+    """It would wait for itself: the stream has the thread, and waits to be read."""
+    own = Workers(4).own_thread("m")
+    with anyio.fail_after(5):
+        thread = await own.call("m", threading.get_ident)
+        stream = await own.call_hook("m", lambda: iter(range(items)))
+        got = [await anext(stream) for _ in range(min(read, items))]
+        for _ in range(3):
+            assert await own.call_hook("m", threading.get_ident) == thread
+        inner = await own.iterate("m", iter(range(200)))
+        assert [item async for item in inner] == list(range(200))
+        await inner.aclose()
+        got += [item async for item in stream]
+        await stream.aclose()
+    assert got == list(range(items))
+    assert own.running == []
+
+
+async def test_a_call_of_another_task_waits_for_the_end_of_a_stream() -> None:
+    own = Workers(4).own_thread("m")
+    later = Blocking()
+    later.release.set()
+    with anyio.fail_after(5):
+        stream = await own.call("m", lambda: iter(range(1000)))
+        async with anyio.create_task_group() as group:
+            group.start_soon(own.call, "later", later)
+            await anyio.wait_all_tasks_blocked()
+            assert [item async for item in stream] == list(range(1000))
+            await stream.aclose()
+    assert later.ended.is_set()
+
+
+async def test_closing_a_pool_ends_the_threads_of_models() -> None:
+    before = alive()
+    workers = Workers(4)
+    own = workers.own_thread("m")
+    await own.call("m", int)
+    assert [thread.name for thread in alive() - before] == ["modelserve-worker-of-m"]
+    workers.close()
+    await until(lambda: not alive() - before)
+    assert await own.call("m", int) == 0
+    own.close()
+    await until(lambda: not alive() - before)

@@ -4,6 +4,7 @@ import gzip
 import math
 import random
 import threading
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -82,6 +83,25 @@ async def test_a_body_is_its_parts(messages: list[Any], body: bytes) -> None:
     receive = host(*messages)
     assert await read_body(receive, 10_000, b"") == body
     assert receive.left == []
+
+
+@pytest.mark.anyio
+async def test_a_body_in_parts_is_not_held_twice() -> None:
+    size, parts = 1 << 16, 256
+
+    async def receive() -> Any:
+        nonlocal parts
+        parts -= 1
+        return part(bytes(size), more=parts > 0)
+
+    tracemalloc.start()
+    try:
+        body = await read_body(receive, math.inf, b"")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(body) == 256 * size
+    assert peak < 1.5 * len(body)
 
 
 @pytest.mark.anyio

@@ -188,7 +188,7 @@ async def test_an_error_has_none_of_the_models_headers() -> None:
 
 @pytest.mark.parametrize("headers", [NDJSON, SSE])
 @pytest.mark.parametrize("reason", ["name \udcff", ValueError("bad")])
-async def test_a_record_can_tell_any_reason(headers: Any, reason: Any) -> None:
+async def test_a_record_can_carry_any_reason(headers: Any, reason: Any) -> None:
     async def predict(payload: Any) -> AsyncIterator[Any]:
         yield {"n": 1}
         raise InvalidInput(reason)
@@ -197,7 +197,7 @@ async def test_a_record_can_tell_any_reason(headers: Any, reason: Any) -> None:
     assert b'"error"' in response.chunks[-1]
 
 
-async def test_a_record_of_generated_text_can_tell_any_reason() -> None:
+async def test_a_record_of_generated_text_can_carry_any_reason() -> None:
     async def predict(payload: Any) -> AsyncIterator[Any]:
         yield "a"
         raise InvalidInput("name \udcff")
@@ -236,16 +236,16 @@ async def test_a_mixed_raw_stream_that_yields_json_is_cut() -> None:
 
 @pytest.mark.parametrize("kind", ["record", "end", "document", "error"])
 async def test_a_client_that_reads_nothing_is_given_up_on(kind: str) -> None:
-    go_on = anyio.Event()
+    release = anyio.Event()
 
     async def stream(payload: Any) -> AsyncIterator[Any]:
         yield {"n": 1}
-        await go_on.wait()
+        await release.wait()
         if kind == "record":
             raise InvalidInput("no")
 
     async def value(payload: Any) -> Any:
-        await go_on.wait()
+        await release.wait()
         if kind == "error":
             raise InvalidInput("no")
 
@@ -256,22 +256,22 @@ async def test_a_client_that_reads_nothing_is_given_up_on(kind: str) -> None:
             await client.head()
             assert await client.chunk() == b'{"n":1}\n'
         client.hold()
-        go_on.set()
+        release.set()
         await client.ended()
 
 
 async def test_a_client_that_leaves_while_the_failure_is_sent() -> None:
     async def predict(payload: Any) -> AsyncIterator[Any]:
         yield {"n": 1}
-        await go_on.wait()
+        await release.wait()
         raise InvalidInput("no")
 
-    go_on = anyio.Event()
+    release = anyio.Event()
     async with exchange(serve(predict), *PREDICT, json=[]) as client:
         await client.head()
         await client.chunk()
         client.hold()
-        go_on.set()
+        release.set()
         await anyio.wait_all_tasks_blocked()
         client.hang_up()
         await client.ended()
@@ -331,9 +331,9 @@ async def test_a_request_that_is_answered_did_not_end_early() -> None:
 
 
 async def test_a_deadline_after_the_last_event_is_none() -> None:
-    # Once a fault of lifetime.py `cancel`: a time-out that passes while what is left is closed cancels
+    # A regression: a time-out that passes while what is left is closed cancels
     # that, and the record of a request that was answered with 200 will say "timeout". `answered`
-    # does not tell: it is set before the last `send`, which `send_timeout` must still end
+    # does not help: it is set before the last `send`, which `send_timeout` must still end
     # (test_a_client_that_reads_nothing_is_given_up_on). What counts is that the send has returned.
     flights: list[Any] = []
     cleaned: list[bool] = []
@@ -385,7 +385,7 @@ async def raises_when_cancelled(payload: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["value", "stream", "collected", "own scope"])
-async def test_a_handler_that_never_waits_for_long_is_told_at_once(kind: str) -> None:
+async def test_a_handler_that_never_waits_for_long_is_cancelled_at_once(kind: str) -> None:
     """The shield of a clean-up may not go up while the cancellation is still on its way.
 
     A `checkpoint()` (trio opens a cancelled scope of its own in there), or any scope of the
@@ -435,7 +435,7 @@ async def test_a_handler_that_never_waits_for_long_is_told_at_once(kind: str) ->
 
 @pytest.mark.parametrize("where", ["in the body", "at the end"])
 async def test_a_handler_that_waits_in_its_task_group_cleans_up(where: str) -> None:
-    # Once a fault of lifetime.py (trio, "at the end"), `_drive`: a nursery that waits for its children keeps the
+    # A regression on trio ("at the end"): a nursery that waits for its children keeps the
     # cancellation for itself and raises it when they have ended, so `_drive` sees none delivered;
     # the first await of the clean-up then gets it, once more as the handler sees it.
     cleaned: list[bool] = []
@@ -463,8 +463,8 @@ async def test_a_handler_that_waits_in_its_task_group_cleans_up(where: str) -> N
 
 @pytest.mark.parametrize("kind", ["sleep", "own limit", "own limit, shielded"])
 async def test_an_end_that_coincides_with_a_time_limit_of_the_handlers_own(kind: str) -> None:
-    # Once a fault of lifetime.py (trio, "sleep" and "own limit"), `_drive`: a cancellation whose source is a
-    # "deadline" does not count as told. But where the deadline of an inner scope (a sleep has one)
+    # A regression on trio ("sleep" and "own limit"): a cancellation whose source is a
+    # "deadline" does not count as delivered. But where the deadline of an inner scope (a sleep has one)
     # passes as the request is ended, that is the one that is delivered, and it does not stop at
     # the inner scope, since the outer one is cancelled and in sight: the handler's clean-up begins
     # without a shield and is cancelled at its first await. What counts is whether the outer scope
@@ -605,7 +605,7 @@ async def one_request() -> Any:
 async def test_a_send_that_fails_while_ending_early_is_no_fault(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A deadline finds the walk inside `send`, and the host's `send` raises what it likes."""
+    """A deadline finds the pipeline inside `send`, and the host's `send` raises what it likes."""
     scope, receive, _ = await one_request()
 
     async def send(message: Any) -> None:
@@ -619,30 +619,3 @@ async def test_a_send_that_fails_while_ending_early_is_no_fault(
     with pytest.raises(ResponseCut):
         await app(scope, receive, send)
     assert caplog.records == []
-
-
-# --- what is logged of a failure ----------------------------------------------------------------
-
-
-async def test_what_is_logged_of_a_failure_has_the_id_of_its_request(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        try:
-            yield {"n": 1}
-            raise RuntimeError("in the middle")
-        finally:
-            raise ValueError("at the end")
-
-    async def postprocess(result: Any) -> Any:
-        await anext(result)
-        raise KeyError("before the stream is closed")
-
-    for hooks in ({}, {"postprocess": postprocess}):
-        await request(serve(predict, **hooks), *PREDICT, json=[], headers={"x-request-id": "r-1"})
-    told = [(record.getMessage(), vars(record)["request_id"]) for record in caplog.records]
-    assert told == [
-        ("Request r-1 failed", "r-1"),
-        ("Closing a stream of m failed", "r-1"),
-        ("Request r-1 failed", "r-1"),
-    ]

@@ -19,9 +19,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 try:
     import atheris
@@ -529,14 +532,14 @@ REQUIRED = ("specversion", "id", "source", "type")
 def fuzz_cloudevents(source: Source) -> None:
     """Any event is a payload or a 400, and the answer to one is an event of the same mode."""
     codec = source.one_of(CODECS)
-    merged = EventSettings(merge=source.chance(2))
+    settings = EventSettings(uuid4, partial(datetime.now, UTC), merge=source.chance(2))
     structured = source.chance(2)
     data = source.one_of((source.value(), v2_document(source, binary=False)))
     attributes = {"specversion": "1.0", "id": "1", "source": "s", "type": "t"}
     for _ in range(source.count(4)):
         attributes[source.one_of(NAMES)] = source.or_any(source.text())
     head, body = (structured_event if structured else binary_event)(source, attributes, data)
-    around = codec_for(codec, head, merged)
+    around = codec_for(codec, head, settings)
     try:
         payload = around.decode(body, head, REF)
         around.check(payload)

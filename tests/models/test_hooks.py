@@ -377,6 +377,93 @@ async def test_decorated_methods_are_served() -> None:
     assert response.json() == {"agent": "x"}
 
 
+# --- objects of other libraries -----------------------------------------------------------------
+
+
+class Estimator:
+    """As sklearn's: what it does not know, it refuses."""
+
+    def predict(self, X: Any, **params: Any) -> Any:
+        assert not params
+        return {"sum": sum(X)}
+
+    def preprocess(self, X: Any, *args: Any, **params: Any) -> Any:
+        assert not args and not params
+        return X
+
+
+class Task:
+    """As a pipeline of transformers."""
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        assert not args and not kwargs
+        return {"sum": sum(inputs)}
+
+
+class Module:
+    """As torch's."""
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    __call__ = _call
+
+    def forward(self, x: Any) -> Any:
+        return {"sum": sum(x)}
+
+
+class NamesHeaders:
+    def predict(self, payload: Any, headers: Any, **kwargs: Any) -> Any:
+        assert not kwargs
+        return {"sum": sum(payload), "agent": headers["user-agent"]}
+
+
+class PassesHeadersOn:
+    @passing_all
+    def predict(self, payload: Any, headers: Any = None) -> Any:
+        return {"sum": sum(payload), "agent": headers["user-agent"]}
+
+
+def model_with(predict: Any) -> Model:
+    model = Model("m")
+    vars(model)["predict"] = predict
+    return model
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        (Estimator(), {"sum": 3}),
+        (Estimator, {"sum": 3}),
+        (Estimator().predict, {"sum": 3}),
+        (functools.partial(Estimator().predict), {"sum": 3}),
+        (Task(), {"sum": 3}),
+        (functools.partial(Task()), {"sum": 3}),
+        (Task, {"sum": 3}),
+        (Module(), {"sum": 3}),
+        (model_with(Task()), {"sum": 3}),
+        (model_with(functools.partial(Module())), {"sum": 3}),
+        (NamesHeaders(), {"sum": 3, "agent": "x"}),
+        (PassesHeadersOn(), {"sum": 3, "agent": "x"}),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else str(value).partition(" at ")[0],
+)
+async def test_an_object_is_given_only_what_it_names(target: Any, answer: Any) -> None:
+    app = ModelServer()
+    app.add_model(target, "m")
+    response = await request(app, *PREDICT, json=[1, 2], headers={"user-agent": "x"})
+    assert (response.status, response.json()) == (200, answer)
+
+
+@pytest.mark.parametrize("function", [keywords, functools.partial(keywords), passing_all(keywords)])
+def test_a_function_is_given_all_that_it_takes(function: Any) -> None:
+    app = ModelServer()
+    app.add_model(function, "m")
+    plan = app.serving.registry.get("m").plans["predict"]
+    assert plan.wants_headers and plan.wants_response_headers
+
+
 # --- kinds --------------------------------------------------------------------------------------
 
 

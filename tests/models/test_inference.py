@@ -366,7 +366,7 @@ async def test_the_time_of_a_stream_runs_until_it_is_closed() -> None:
 @pytest.mark.parametrize("value", [[1], object()])
 async def test_a_value_of_a_hook_that_was_called_elsewhere_is_taken_over(value: Any) -> None:
     plan, call = call_for(predict=add_async("a"))
-    assert await call.adopt(plan.main, monotonic() - 1, value) is value
+    assert await call.take_over(plan.main, monotonic() - 1, value) is value
     assert call.is_finished and not call.is_stream(value)
     assert 1 <= call.seconds["predict"] < 2
 
@@ -382,7 +382,7 @@ async def test_a_stream_of_a_hook_that_was_called_elsewhere_is_taken_over() -> N
             closed.append(True)
 
     plan, call = call_for(predict=add_async("a"))
-    stream = await call.adopt(plan.main, monotonic(), items())
+    stream = await call.take_over(plan.main, monotonic(), items())
     assert call.is_stream(stream) and not call.is_finished
     assert await anext(stream) == 1
     await call.finish()

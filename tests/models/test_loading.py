@@ -30,14 +30,14 @@ class SlowLoading(Model):
         super().__init__(name)
         self.log: list[str] = []
         self.began = anyio.Event()
-        self.go_on = anyio.Event()
+        self.release = anyio.Event()
         self.result = result
 
     async def load(self) -> Any:
         self.log.append("load")
         self.began.set()
         try:
-            await self.go_on.wait()
+            await self.release.wait()
         except BaseException:
             self.log.append("load cancelled")
             raise
@@ -174,7 +174,7 @@ async def test_a_load_that_fails_is_logged_and_kept(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("debug", [True, False])
-async def test_why_a_load_failed_is_told_when_debugging(debug: bool) -> None:
+async def test_why_a_load_failed_is_detail_when_debugging(debug: bool) -> None:
     def load() -> bool:
         raise RuntimeError("no disk")
 
@@ -185,8 +185,8 @@ async def test_why_a_load_failed_is_told_when_debugging(debug: bool) -> None:
         await until_loaded(app)
         response = await request(app, *PREDICT, json=[])
     assert response.status == 503
-    told = " Error type: <class 'RuntimeError'> error msg: no disk" if debug else ""
-    assert response.json() == {"error": "Model with name m is not ready." + told}
+    detail = " Error type: <class 'RuntimeError'> error msg: no disk" if debug else ""
+    assert response.json() == {"error": "Model with name m is not ready." + detail}
 
 
 async def test_models_load_at_the_same_time_and_one_that_fails_stops_no_other() -> None:
@@ -198,10 +198,10 @@ async def test_models_load_at_the_same_time_and_one_that_fails_stops_no_other() 
         await first.began.wait()
         await second.began.wait()
         assert [entry.state for entry in made] == [State.LOADING, State.LOADING]
-        first.go_on.set()
+        first.release.set()
         await attempted(made.get("a"))
         assert [entry.state for entry in made] == [State.UNAVAILABLE, State.LOADING]
-        second.go_on.set()
+        second.release.set()
         await attempted(made.get("b"))
     assert [entry.state for entry in made] == [State.UNAVAILABLE, State.READY]
     assert made.pending == []
@@ -298,7 +298,7 @@ async def test_liveness_answers_while_a_model_loads() -> None:
         assert await status(app, "/v1/models/n") == 200
         assert (await request(app, *PREDICT, json=[1])).status == 503
         assert (await request(app, "GET", "/v1/models")).json() == {"models": ["m", "n"]}
-        model.go_on.set()
+        model.release.set()
         await until_loaded(app)
         assert await status(app, "/v2/health/ready") == 200
         assert await status(app) == 200
@@ -308,7 +308,7 @@ async def test_liveness_answers_while_a_model_loads() -> None:
 @pytest.mark.parametrize("result", [False, RuntimeError("no disk")])
 async def test_a_failed_load_leaves_the_others_served(result: Any) -> None:
     model = SlowLoading(result=result)
-    model.go_on.set()
+    model.release.set()
     app = ModelServer([model])
     app.add_model(predict, "n")
     async with lifespan(app):
@@ -325,7 +325,7 @@ async def test_a_model_that_is_added_while_serving_is_loaded() -> None:
     app = ModelServer()
     async with lifespan(app):
         model = SlowLoading()
-        model.go_on.set()
+        model.release.set()
         app.add_model(model)
         await status(app, "/")
         await until_loaded(app)
@@ -344,7 +344,7 @@ async def test_shutting_down_ends_a_load_that_is_not_done() -> None:
     async with lifespan(ModelServer([model])):
         await model.began.wait()
     seen = list(model.log)
-    model.go_on.set()
+    model.release.set()
     await anyio.wait_all_tasks_blocked()
     assert seen == ["start", "load", "load cancelled", "stop"]
 
@@ -600,7 +600,7 @@ async def test_a_client_that_leaves_does_not_stop_a_load() -> None:
         client.hang_up()
         await anyio.wait_all_tasks_blocked()
         assert model.log == ["load"]
-        model.go_on.set()
+        model.release.set()
         await client.ended()
     assert model.log == ["load"]
     assert await status(app) == 200
@@ -619,7 +619,7 @@ async def test_a_model_is_loaded_once_at_a_time(first: str) -> None:
         group.start_soon(load, app)
         await anyio.wait_all_tasks_blocked()
         began = list(model.log)
-        model.go_on.set()
+        model.release.set()
     assert began == ["load"]
 
 

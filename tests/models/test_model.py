@@ -1,14 +1,17 @@
 """The base class of models, and what else can be served as one."""
 
+import dataclasses
 import functools
 import inspect
+import pickle
 from typing import Any
 
+import anyio
 import pytest
 
 from modelserve import Limits, Model, ModelServer
-from modelserve.models.model import as_model, defines
-from modelserve.testing import request
+from modelserve.models.model import SETTINGS, as_model, defines
+from modelserve.testing import lifespan, request
 
 PREDICT = ("POST", "/v1/models/m:predict")
 
@@ -144,7 +147,7 @@ def test_a_name_is_text(name: Any) -> None:
         ModelServer([Model(name)])
 
 
-def test_a_subclass_that_forgets_the_base_is_told() -> None:
+def test_a_subclass_that_forgets_the_base_is_refused() -> None:
     class Forgetful(Model):
         def __init__(self) -> None:
             pass
@@ -192,3 +195,210 @@ async def test_a_hook_may_be_given_to_one_model_alone() -> None:
     app = ModelServer([one, other])
     assert (await request(app, *PREDICT, json=[1])).body == b"mine"
     assert (await request(app, "POST", "/v1/models/n:predict", json=[1])).json() == [1]
+
+
+# --- subclasses that do not call the base's __init__ --------------------------------------------
+
+
+@dataclasses.dataclass
+class Scaled(Model):
+    name: str
+    scale: int = 3
+
+    def predict(self, payload: Any) -> Any:
+        return [self.scale * number for number in payload]
+
+
+@dataclasses.dataclass
+class Loaded(Scaled):
+    def load(self) -> None:
+        assert not self.ready
+        self.scale *= 2
+
+
+@dataclasses.dataclass
+class LoadedAndReady(Scaled):
+    def load(self) -> None:
+        self.scale *= 2
+        self.ready = True
+
+
+@dataclasses.dataclass
+class Nameless(Model):
+    scale: int = 3
+
+    def predict(self, payload: Any) -> Any:
+        return [self.scale * number for number in payload]
+
+
+class Forgetful(Model):
+    def __init__(self) -> None:
+        self.weights: list[int] = []
+
+    def load(self) -> bool:
+        self.weights.append(6)
+        return True
+
+    def predict(self, payload: Any) -> Any:
+        return self.weights
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("kind", "takes_name", "answer"),
+    [
+        (Scaled, True, [3]),
+        (Loaded, True, [6]),
+        (LoadedAndReady, True, [6]),
+        (Nameless, False, [3]),
+        (Forgetful, False, [6]),
+    ],
+)
+@pytest.mark.parametrize("as_class", [True, False])
+async def test_a_model_need_not_call_the_bases_init(
+    kind: Any, takes_name: bool, answer: Any, as_class: bool
+) -> None:
+    app = ModelServer()
+    instance = kind("m") if takes_name else kind()
+    app.add_model(kind if as_class else instance, "m")
+    async with lifespan(app):
+        await loaded(app)
+        response = await request(app, *PREDICT, json=[1])
+    assert (response.status, response.json()) == (200, answer)
+
+
+async def loaded(app: ModelServer) -> None:
+    entry = app.serving.registry.get("m")
+    assert entry.attempted is not None
+    with anyio.fail_after(5):
+        await entry.attempted.wait()
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Model):
+    name: str
+
+
+class ReadOnly(Model):
+    name = "m"
+    ready = property(lambda self: True)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("model", [Frozen("m"), ReadOnly()], ids=["frozen", "property"])
+def test_a_model_whose_readiness_cannot_be_set_is_refused(model: Model) -> None:
+    with pytest.raises(TypeError, match=r"^The attribute 'ready' of model 'm' cannot be set$"):
+        ModelServer([model])
+
+
+# --- objects that are no models -----------------------------------------------------------------
+
+VALUES = {
+    "return_response_headers": True,
+    "engine": True,
+    "own_thread": True,
+    "limits": Limits(timeout=3),
+    "coalesce": False,
+    "heartbeat": 2.0,
+    "heartbeat_before_first": True,
+    "versions": ["1", "2"],
+    "platform": "onnxruntime",
+    "predictor_host": "predictor",
+    "explainer_host": "explainer",
+    "protocol": "v2",
+    "use_ssl": True,
+    "timeout": 5.0,
+    "retries": 2,
+}
+
+
+def test_each_setting_of_a_model_is_one_of_an_object() -> None:
+    """Those that are no settings: what a model is called, whether it is ready, and its remote."""
+    annotated = set(inspect.get_annotations(Model)) - {"name", "ready", "_remote"}
+    assert set(SETTINGS) == annotated == set(VALUES)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_an_object_keeps_its_settings(setting: str) -> None:
+    model = Bare()
+    setattr(model, setting, VALUES[setting])
+    made = as_model(model, "m")
+    assert getattr(made, setting) == VALUES[setting]
+    others = set(SETTINGS) - {setting}
+    assert {o: getattr(made, o) for o in others} == {o: getattr(Model, o) for o in others}
+
+
+@pytest.mark.parametrize("value", [None, print])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_only_has_the_name_of_a_setting_is_none(setting: str, value: Any) -> None:
+    model = Bare()
+    setattr(model, setting, value)
+    assert getattr(as_model(model, "m"), setting) == getattr(Model, setting)
+
+
+@pytest.mark.anyio
+async def test_an_object_has_versions_and_a_platform() -> None:
+    model = Bare()
+    vars(model).update(versions=["1", "2"], platform="onnxruntime")
+    app = ModelServer()
+    app.add_model(model, "m")
+    about = (await request(app, "GET", "/v2/models/m/versions/2")).json()
+    assert (about["versions"], about["platform"]) == (["1", "2"], "onnxruntime")
+    assert (await request(app, "GET", "/v2/models/m/versions/3/ready")).status == 404
+
+
+class SaysItself:
+    """It knows whether it is ready, and nothing else does."""
+
+    def __init__(self) -> None:
+        self.ready = False
+
+    def load(self) -> None:
+        self.ready = True
+
+    def predict(self, payload: Any) -> Any:
+        return payload
+
+
+@pytest.mark.anyio
+async def test_an_object_goes_on_to_say_whether_it_is_ready() -> None:
+    model = SaysItself()
+    app = ModelServer()
+    app.add_model(model, "m")
+    assert not model.ready
+    async with lifespan(app):
+        await loaded(app)
+        assert model.ready
+        assert (await request(app, *PREDICT, json=[1])).status == 200
+        model.ready = False
+        assert (await request(app, *PREDICT, json=[1])).status == 503
+        assert (await request(app, "GET", "/v2/health/ready")).status == 503
+
+
+@pytest.mark.anyio
+async def test_the_readiness_of_an_object_may_be_read_only() -> None:
+    class Connected:
+        connection: Any = None
+
+        @property
+        def ready(self) -> bool:
+            return self.connection is not None
+
+        def predict(self, payload: Any) -> Any:
+            return payload
+
+    model = Connected()
+    app = ModelServer()
+    app.add_model(model, "m")
+    assert (await request(app, *PREDICT, json=[1])).status == 503
+    model.connection = 1
+    assert (await request(app, *PREDICT, json=[1])).status == 200
+
+
+def test_a_served_object_can_be_pickled() -> None:
+    made = as_model(SaysItself(), "m")
+    copy = pickle.loads(pickle.dumps(made))
+    copy.load()
+    assert (copy.name, copy.ready, made.ready) == ("m", True, False)

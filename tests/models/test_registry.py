@@ -225,7 +225,7 @@ async def test_readiness_follows_what_the_model_sets() -> None:
 
 
 async def test_a_check_of_health_that_hangs_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelserve.models.registry._HEALTHY_SECONDS", 0.02)
+    monkeypatch.setattr("modelserve.models.health._SECONDS", 0.02)
 
     class Hanging(Model):
         async def healthy(self) -> bool:

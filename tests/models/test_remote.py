@@ -1042,12 +1042,10 @@ async def test_a_model_calls_its_predictor_from_its_own_hook(host: str) -> None:
     assert (await ask(app, "/v1/models/echo:predict", [1])).json() == [1, "added"]
 
 
-async def test_a_model_that_is_not_registered_says_so() -> None:
-    model = Model("m")
-    with pytest.raises(NotImplementedError, match=r"^Model m does not implement predict\.$"):
+async def test_a_model_outside_of_a_server_calls_its_predictor(host: str) -> None:
+    model = Model("echo")
+    with pytest.raises(NotImplementedError, match=r"^Model echo does not implement predict\.$"):
         await model.predict({})
-    model.predictor_host = model.explainer_host = "h"
-    problem = "^Model m must be registered with a ModelServer to call its predictor\\.$"
-    for hook in (model.predict, model.explain):
-        with pytest.raises(RuntimeError, match=problem):
-            await hook({})
+    model.predictor_host = host
+    assert await model.predict([1]) == [1]
+    await disconnect(model)

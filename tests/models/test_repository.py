@@ -34,23 +34,23 @@ class Echo(Model):
 """
 
 
-class Told:
-    """What the models of a test tell it, and what it tells them."""
+class Log:
+    """What the models of a test have done, and when they may continue."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        self.go_on = threading.Event()
+        self.release = threading.Event()
         self.began = threading.Event()
         self.fail = False
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+def record(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     """A place that the files of a test's models import."""
-    told = Told()
-    monkeypatch.setitem(sys.modules, "told_by_test", told)  # type: ignore[arg-type]
-    yield told
-    told.go_on.set()
+    record = Log()
+    monkeypatch.setitem(sys.modules, "log_of_test", record)  # type: ignore[arg-type]
+    yield record
+    record.release.set()
 
 
 def put(folder: Path, name: str, text: str = ECHO, file: str = "model.py") -> Path:
@@ -172,12 +172,12 @@ async def until_loaded(app: ModelServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_models_of_the_directory_are_served(tmp_path: Path, told: Told) -> None:
+async def test_models_of_the_directory_are_served(tmp_path: Path, record: Log) -> None:
     put(tmp_path, "a")
-    put(tmp_path, "slow", f"import told_by_test as t\nt.began.set()\nt.go_on.wait(5)\n{ECHO}")
+    put(tmp_path, "slow", f"import log_of_test as t\nt.began.set()\nt.release.wait(5)\n{ECHO}")
     app = ModelServer([Model("own")], repository=ModelRepository(tmp_path))
     async with lifespan(app):
-        await until(told.began.is_set)
+        await until(record.began.is_set)
         await until(lambda: app.serving.statistics().models["a"].state == "READY")
         assert await status(app, "/") == 200
         assert await status(app, "/v2/health/ready") == 503
@@ -190,7 +190,7 @@ async def test_models_of_the_directory_are_served(tmp_path: Path, told: Told) ->
             "a": ("READY", ""),
             "slow": ("LOADING", ""),
         }
-        told.go_on.set()
+        record.release.set()
         await until_loaded(app)
         assert await status(app, "/v2/health/ready") == 200
         assert await ask(app, "slow") == {"name": "slow", "answer": 1}
@@ -222,7 +222,7 @@ async def test_a_model_that_cannot_be_made_leaves_the_others_served(tmp_path: Pa
 
 
 @pytest.mark.anyio
-async def test_why_a_load_failed_is_told_when_debugging(tmp_path: Path) -> None:
+async def test_why_a_load_failed_is_shown_when_debugging(tmp_path: Path) -> None:
     put(tmp_path, "bad", "1 / 0")
     app = ModelServer(repository=ModelRepository(tmp_path), debug=True)
     assert await load(app, "bad") == (
@@ -253,8 +253,8 @@ async def test_a_model_that_appears_later_is_loaded_by_name(tmp_path: Path) -> N
     ["..", "%2e%2e", "..%2fm", "%2e%2e%2fm", "..%5cm", "%2fetc", "a%2fb", "m%00", "%00", ".hidden"],
 )
 @pytest.mark.parametrize("verb", ["load", "unload"])
-async def test_no_name_escapes_over_http(name: str, verb: str, tmp_path: Path, told: Told) -> None:
-    text = f"import told_by_test as t\nt.log.append('escaped')\n{ECHO}"
+async def test_no_name_escapes_over_http(name: str, verb: str, tmp_path: Path, record: Log) -> None:
+    text = f"import log_of_test as t\nt.log.append('escaped')\n{ECHO}"
     for place in ("m", "etc", "dir/a/b", "dir/.hidden"):
         put(tmp_path, place, text)
     (tmp_path / "model.py").write_text(text)
@@ -262,11 +262,11 @@ async def test_no_name_escapes_over_http(name: str, verb: str, tmp_path: Path, t
     async with lifespan(app):
         path = f"/v2/repository/models/{name}/{verb}"
         assert (await request(app, "POST", path)).status == 404
-    assert told.log == []
+    assert record.log == []
 
 
 SERVING = """
-import told_by_test as t
+import log_of_test as t
 from modelserve import Model
 
 class Serving(Model):
@@ -279,7 +279,7 @@ class Serving(Model):
         yield "1"
         t.log.append("predict 1")
         import anyio
-        while "go on 1" not in t.log:
+        while "continue 1" not in t.log:
             await anyio.sleep(0.001)
         yield "1"
     def stop(self):
@@ -288,7 +288,9 @@ class Serving(Model):
 
 
 @pytest.mark.anyio
-async def test_a_model_loaded_again_takes_over_from_the_old_one(tmp_path: Path, told: Told) -> None:
+async def test_a_model_loaded_again_takes_over_from_the_old_one(
+    tmp_path: Path, record: Log
+) -> None:
     put(tmp_path, "m", SERVING)
     app = ModelServer(repository=ModelRepository(tmp_path))
     async with lifespan(app):
@@ -298,18 +300,18 @@ async def test_a_model_loaded_again_takes_over_from_the_old_one(tmp_path: Path, 
             await old.head()
             assert await old.chunk() == b"1"
             assert await load(app, "m") == (200, {"name": "m", "load": True})
-            told.log.append("go on 2")
+            record.log.append("continue 2")
             new = await request(app, "POST", "/v1/models/m:predict", json={})
             assert new.body == b"22"
-            assert "stop 1" not in told.log
-            told.log.append("go on 1")
+            assert "stop 1" not in record.log
+            record.log.append("continue 1")
             assert await old.chunk() == b"1"
             assert await old.chunk() is None
-        await until(lambda: "stop 1" in told.log)
-        assert told.log.index("predict 1") < told.log.index("stop 1")
-        assert told.log[:2] == ["start 1", "load 1"]
-        assert "stop 2" not in told.log
-    assert told.log.count("stop 1") == told.log.count("stop 2") == 1
+        await until(lambda: "stop 1" in record.log)
+        assert record.log.index("predict 1") < record.log.index("stop 1")
+        assert record.log[:2] == ["start 1", "load 1"]
+        assert "stop 2" not in record.log
+    assert record.log.count("stop 1") == record.log.count("stop 2") == 1
 
 
 @pytest.mark.anyio
@@ -337,43 +339,45 @@ async def test_a_load_that_fails_leaves_what_was_serving(text: str, tmp_path: Pa
 
 
 @pytest.mark.anyio
-async def test_while_a_model_loads_it_and_the_others_are_served(tmp_path: Path, told: Told) -> None:
+async def test_while_a_model_loads_it_and_the_others_are_served(
+    tmp_path: Path, record: Log
+) -> None:
     put(tmp_path, "m")
     put(tmp_path, "other")
     app = ModelServer(repository=ModelRepository(tmp_path))
     async with lifespan(app):
         await until_loaded(app)
         put(tmp_path, "m", ECHO.replace("1", "2")
-            + "    def load(self):\n        import told_by_test as t\n"
-            "        t.log.append('load')\n        t.began.set()\n        t.go_on.wait(5)\n")  # fmt: skip
+            + "    def load(self):\n        import log_of_test as t\n"
+            "        t.log.append('load')\n        t.began.set()\n        t.release.wait(5)\n")  # fmt: skip
         async with anyio.create_task_group() as group:
             group.start_soon(load, app, "m")
-            await until(told.began.is_set)
+            await until(record.began.is_set)
             group.start_soon(load, app, "m")
             assert await ask(app, "m") == {"name": "m", "answer": 1}
             assert await ask(app, "other") == {"name": "other", "answer": 1}
             assert await load(app, "other") == (200, {"name": "other", "load": True})
-            assert told.log == ["load"]  # one at a time for a model
-            told.go_on.set()
-        assert told.log == ["load", "load"]
+            assert record.log == ["load"]  # one at a time for a model
+            record.release.set()
+        assert record.log == ["load", "load"]
         assert await ask(app, "m") == {"name": "m", "answer": 2}
 
 
 @pytest.mark.anyio
-async def test_a_client_that_leaves_does_not_stop_a_load(tmp_path: Path, told: Told) -> None:
+async def test_a_client_that_leaves_does_not_stop_a_load(tmp_path: Path, record: Log) -> None:
     app = ModelServer(repository=ModelRepository(tmp_path))
-    put(tmp_path, "m", f"import told_by_test as t\nt.began.set()\nt.go_on.wait(5)\n{ECHO}")
+    put(tmp_path, "m", f"import log_of_test as t\nt.began.set()\nt.release.wait(5)\n{ECHO}")
     async with lifespan(app):
         async with exchange(app, "POST", "/v2/repository/models/m/load") as client:
-            await until(told.began.is_set)
+            await until(record.began.is_set)
             client.hang_up()
-            told.go_on.set()
+            record.release.set()
         await until(lambda: "m" in app.serving.statistics().models)
         assert await ask(app, "m") == {"name": "m", "answer": 1}
 
 
 @pytest.mark.anyio
-async def test_unload_waits_for_the_models_requests(tmp_path: Path, told: Told) -> None:
+async def test_unload_waits_for_the_models_requests(tmp_path: Path, record: Log) -> None:
     put(tmp_path, "m", SERVING)
     repository = ModelRepository(tmp_path)
     app = ModelServer(repository=repository)
@@ -392,12 +396,12 @@ async def test_unload_waits_for_the_models_requests(tmp_path: Path, told: Told) 
             assert await ask(app, "m") == {"error": "Model with name m does not exist."}
             assert await unload(app, "m") == (404, {"error": "Model with name m does not exist."})
             assert (await index(app))["m"] == ("UNLOADING", "")
-            assert results == [] and "stop 1" not in told.log
-            told.log.append("go on 1")
+            assert results == [] and "stop 1" not in record.log
+            record.log.append("continue 1")
             assert await running.chunk() == b"1"
         await until(lambda: results)
         assert results == [(200, {"name": "m", "unload": True})]
-        assert told.log[-1] == "stop 1"
+        assert record.log[-1] == "stop 1"
         assert (await index(app))["m"] == ("UNAVAILABLE", "")
         assert repository.get_models() == {}
         assert await load(app, "m") == (200, {"name": "m", "load": True})
@@ -405,7 +409,7 @@ async def test_unload_waits_for_the_models_requests(tmp_path: Path, told: Told) 
 
 
 @pytest.mark.anyio
-async def test_unload_waits_no_longer_than_the_drain(tmp_path: Path, told: Told) -> None:
+async def test_unload_waits_no_longer_than_the_drain(tmp_path: Path, record: Log) -> None:
     put(
         tmp_path,
         "m",
@@ -419,9 +423,9 @@ async def test_unload_waits_no_longer_than_the_drain(tmp_path: Path, told: Told)
             await running.head()
             async with exchange(app, "POST", "/v1/models/m:predict", json={}) as waiting:
                 assert (await unload(app, "m"))[0] == 200
-                assert "stop 1" in told.log
+                assert "stop 1" in record.log
                 assert (await waiting.response()).status == 404
-            told.log.append("go on 1")
+            record.log.append("continue 1")
             assert await running.chunk() == b"1"
 
 
@@ -519,16 +523,16 @@ async def test_a_load_that_sets_ready_to_false_is_believed() -> None:
 class Shelf(ModelRepository):
     """Loads in a way of its own, as programs for KServe do."""
 
-    def __init__(self, models_dir: Any, told: Any) -> None:
+    def __init__(self, models_dir: Any, record: Any) -> None:
         super().__init__(models_dir)
-        self.told = told
+        self.record = record
 
     def load_model(self, name: str) -> bool:
-        self.told.log.append(f"load {name}")
-        if self.told.fail:
+        self.record.log.append(f"load {name}")
+        if self.record.fail:
             raise RuntimeError("no disk")
         model = Model(name)
-        vars(model)["predict"] = lambda payload: {"number": len(self.told.log)}
+        vars(model)["predict"] = lambda payload: {"number": len(self.record.log)}
         model.ready = name != "unready"
         if model.ready:
             self.update(model)
@@ -544,13 +548,13 @@ class AsyncShelf(Shelf):
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", [Shelf, AsyncShelf])
 async def test_a_repository_that_loads_in_a_way_of_its_own(
-    kind: type[Shelf], tmp_path: Path, told: Told
+    kind: type[Shelf], tmp_path: Path, record: Log
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "..b").mkdir()
-    shelf = kind(tmp_path, told)
+    shelf = kind(tmp_path, record)
     shelf.load_models()
-    assert told.log == ["load a"]
+    assert record.log == ["load a"]
     app = ModelServer(repository=shelf)
     async with lifespan(app):
         await until_loaded(app)
@@ -561,11 +565,11 @@ async def test_a_repository_that_loads_in_a_way_of_its_own(
         assert shelf.get_model("elsewhere").ready
         assert (await load(app, "unready"))[0] == 503
         assert (await load(app, "..%2fa"))[0] == 404
-        told.fail = True
+        record.fail = True
         assert (await load(app, "a"))[0] == 503
-        assert await ask(app, "a") == {"number": len(told.log)}
+        assert await ask(app, "a") == {"number": len(record.log)}
         assert await unload(app, "a") == (200, {"name": "a", "unload": True})
-    assert told.log == ["load a", "load a", "load elsewhere", "load unready", "load a"]
+    assert record.log == ["load a", "load a", "load elsewhere", "load unready", "load a"]
     assert list(shelf.get_models()) == ["elsewhere"]
 
 

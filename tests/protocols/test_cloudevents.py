@@ -138,7 +138,7 @@ async def test_data_that_says_it_is_json(headers: Any, body: bytes) -> None:
     assert response.json()["error"].startswith(words)
 
 
-async def test_data_that_is_not_text_is_told_in_the_decoders_words() -> None:
+async def test_data_that_is_not_text_has_the_decoders_message() -> None:
     headers = BINARY | {"ce-content-type": "application/json"}
     response = await request(serve(kind), *PREDICT, body=b"0\x80", headers=headers)
     words = "'utf-8' codec can't decode byte 0x80 in position 1: invalid start byte"
@@ -401,11 +401,11 @@ async def test_nothing_acceptable() -> None:
 
 @pytest.mark.parametrize("binary", [True, False])
 async def test_heartbeats_between_events(binary: bool) -> None:
-    go_on = anyio.Event()
+    release = anyio.Event()
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
         yield {"n": 1}
-        await go_on.wait()
+        await release.wait()
         yield {"n": 2}
 
     app = serve(predict, heartbeat=0.01)
@@ -415,7 +415,7 @@ async def test_heartbeats_between_events(binary: bool) -> None:
         await client.head()
         assert b'"n":1' in (await client.chunk() or b"")
         assert await client.chunk() == b"\n"
-        go_on.set()
+        release.set()
         assert b'"n":2' in b"".join([chunk async for chunk in client])
 
 
@@ -468,9 +468,9 @@ async def test_merging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "false", "1", "yes"])
-def test_settings(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CE_MERGE", text)
-    assert EventSettings.from_environment() == EventSettings(None, OURS["type"], False)
+def test_settings(text: str) -> None:
+    settings = FIXED.with_variables({"CE_MERGE": text})
+    assert (settings.source, settings.type, settings.merge) == (None, OURS["type"], False)
 
 
 def head_with(headers: dict[str, str]) -> Head:
@@ -478,7 +478,7 @@ def head_with(headers: dict[str, str]) -> Head:
 
 
 def test_an_ordinary_request_costs_nothing_more() -> None:
-    assert codec_for(V1, head_with({"content-type": "application/json"}), EventSettings()) is V1
+    assert codec_for(V1, head_with({"content-type": "application/json"}), FIXED) is V1
 
 
 FIXED = EventSettings(
@@ -519,7 +519,7 @@ def test_the_headers_of_a_binary_reply() -> None:
 @pytest.mark.parametrize("headers", [STRUCTURED, BINARY])
 def test_an_event_is_of_the_protocol_of_its_path(codec: Codec, headers: dict[str, str]) -> None:
     head = head_with(headers | {"inference-header-content-length": "9"})
-    around = codec_for(codec, head, EventSettings())
+    around = codec_for(codec, head, FIXED)
     assert around is not codec
     assert (around.protocol, around.always_streams) == (codec.protocol, codec.always_streams)
     assert around.json_length(head) == codec.json_length(head)

@@ -5,6 +5,7 @@ from typing import Any
 
 import anyio
 import orjson
+import pydantic
 import pytest
 
 from modelserve import InvalidInput, Model, ModelServer, ServerSentEvent
@@ -147,6 +148,45 @@ async def test_a_stream_is_put_together(accept: str) -> None:
     assert response.body == b'{"text_output":"ab","model_name":"m","model_version":null}'
 
 
+class Piece(pydantic.BaseModel):
+    text_output: str
+    token: int
+
+
+@pytest.mark.parametrize(
+    ("items", "document"),
+    [
+        (
+            [{"text_output": "a", "n": 1}, {"n": 2, "text_output": "b", "finish_reason": "stop"}],
+            answer("ab", n=2, finish_reason="stop"),
+        ),
+        (["a", {"text_output": "b", "usage": {"tokens": 2}}], answer("ab", usage={"tokens": 2})),
+        ([{"text_output": "a"}, {"text_output": None, "end": True}], answer("a", end=True)),
+        ([{"text_output": "a", "model_name": "mine"}], answer("a")),
+        ([ServerSentEvent({"text_output": "a", "n": 1}), "b"], answer("ab", n=1)),
+        ([Piece(text_output="a", token=1), Piece(text_output="b", token=2)], answer("ab", token=2)),
+    ],
+)
+async def test_members_of_a_models_own_are_kept(items: Any, document: Any) -> None:
+    async def predict(payload: Any) -> AsyncIterator[Any]:
+        for item in items:
+            yield item
+
+    assert (await ask(serve(predict), WHOLE)).json() == document
+    events = (await ask(serve(predict), STREAM)).body.split(b"\n\n")
+    last = orjson.loads(events[-2].removeprefix(b"data: "))
+    assert last.keys() <= document.keys()
+
+
+async def test_an_object_is_its_document() -> None:
+    async def predict(payload: Any) -> Any:
+        return Piece(text_output="a", token=1)
+
+    for path in (WHOLE, STREAM):
+        body = (await ask(serve(predict), path)).body
+        assert orjson.loads(body.removeprefix(b"data: ")) == answer("a", token=1)
+
+
 async def test_a_stream_of_nothing() -> None:
     response = await ask(serve(words), WHOLE, {"text_input": ""})
     assert response.json() == answer("")
@@ -211,7 +251,7 @@ async def test_items_of_many_kinds() -> None:
         answer("d"),
         answer("e", n=1),
     ]
-    assert (await ask(serve(predict), WHOLE)).json() == answer("abcde")
+    assert (await ask(serve(predict), WHOLE)).json() == answer("abcde", n=1)
 
 
 async def test_an_error_is_a_document() -> None:
@@ -251,11 +291,11 @@ async def test_a_client_that_leaves_ends_the_work(path: str) -> None:
 
 
 async def test_heartbeats_only_where_they_are_asked_for() -> None:
-    go_on = anyio.Event()
+    release = anyio.Event()
 
     async def predict(payload: Any) -> AsyncIterator[str]:
         yield "a"
-        await go_on.wait()
+        await release.wait()
 
     app = serve(predict, heartbeat=0.01)
     headers = {"accept": "text/event-stream"}
@@ -264,5 +304,5 @@ async def test_heartbeats_only_where_they_are_asked_for() -> None:
         await client.head()
         await client.chunk()
         assert await client.chunk() == b":\n\n"
-        go_on.set()
+        release.set()
         assert {chunk async for chunk in client} <= {b":\n\n"}

@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 
 from modelserve import InvalidInput, Limits, Model, ModelServer, ServerSentEvent
 from modelserve.tensors import InferOutput, InferRequest, InferResponse
-from modelserve.testing import Response, exchange, lifespan, request
-from modelserve.version import __version__
+from modelserve.testing import Response, exchange, request
 
 pytestmark = pytest.mark.anyio
 
@@ -342,7 +341,7 @@ async def test_a_bad_document(body: Any, word: str) -> None:
     assert (response.status, word in response.json()["error"]) == (400, True)
 
 
-async def test_an_unknown_output_is_told_in_kserves_words() -> None:
+async def test_an_unknown_output_has_kserves_message() -> None:
     response = await infer(serve(Echo("m")), document(tensor(), outputs=[{"name": "y"}]))
     assert response.json() == {"error": "Unexpected inference output 'y' for model 'm'"}
 
@@ -411,7 +410,7 @@ async def test_what_is_wrong_with_a_response_is_the_models_fault() -> None:
     assert (response.status, "'o'" in response.json()["error"]) == (500, True)
 
 
-# --- versions, metadata, readiness, repository --------------------------------------------------
+# --- versions -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("versions", [("1", "2"), (1, 2)])
@@ -431,117 +430,6 @@ async def test_a_model_without_versions_has_none() -> None:
     app = serve(Echo("m"))
     assert (await infer(app, document(), "/v2/models/m/versions/1/infer")).status == 404
     assert (await request(app, "GET", "/v2/models/m/versions/1")).status == 404
-
-
-async def test_metadata_of_the_server() -> None:
-    assert (await request(serve(Echo("m")), "GET", "/v2")).json() == {
-        "name": "modelserve",
-        "version": __version__,
-        "extensions": ["model_repository_extension", "binary_tensor_data", "generate"],
-    }
-
-
-@pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_metadata_of_a_model(kind: str) -> None:
-    inputs = [{"name": "x", "datatype": "INT32", "shape": [-1, 2]}]
-
-    async def asynchronous() -> Any:
-        return inputs
-
-    hook = asynchronous if kind == "async" else lambda: inputs
-    app = serve(
-        Echo("m"), get_input_types=hook, get_output_types=hook, platform="p", versions=["1"]
-    )
-    expected = {"name": "m", "versions": ["1"], "platform": "p"}
-    assert (await request(app, "GET", "/v2/models/m")).json() == expected | {
-        "inputs": inputs,
-        "outputs": inputs,
-    }
-    assert (await request(serve(Echo("m")), "GET", "/v2/models/m")).body == (
-        b'{"name":"m","versions":null,"platform":"","inputs":[],"outputs":[]}'
-    )
-
-
-async def test_health() -> None:
-    loaded = anyio.Event()
-
-    class Loading(Echo):
-        async def load(self) -> bool:
-            await loaded.wait()
-            self.ready = True
-            return True
-
-    app = serve(Loading("m"))
-    paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v1/models/m")
-    async with lifespan(app):
-        assert [(await request(app, "GET", path)).status for path in paths] == [200, 503, 503, 503]
-        response = await infer(app, b"nonsense")
-        assert (response.status, response.json()["error"]) == (
-            503,
-            "Model with name m is not ready.",
-        )
-        loaded.set()
-        await anyio.wait_all_tasks_blocked()
-        assert [(await request(app, "GET", path)).status for path in paths] == [200] * 4
-        assert (await request(app, "GET", "/v2/models/m/ready")).json() == {
-            "name": "m",
-            "ready": True,
-        }
-        response = await request(app, "GET", "/v2/models/zz/ready")
-        assert (response.status, response.json()["error"]) == (
-            404,
-            "Model with name zz does not exist.",
-        )
-
-
-async def test_repository() -> None:
-    class Loaded(Echo):
-        loads = 0
-
-        async def load(self) -> bool:
-            self.loads += 1
-            self.ready = True
-            return True
-
-    model = Loaded("m")
-    app = serve(model)
-
-    async def post(path: str, body: bytes = b"") -> Response:
-        return await request(app, "POST", f"/v2/repository/{path}", body=body)
-
-    async def state() -> str:
-        (row,) = (await post("index")).json()
-        assert (row["name"], row["version"], row["reason"]) == ("m", "", "")
-        return str(row["state"])
-
-    async with lifespan(app):
-        await anyio.wait_all_tasks_blocked()
-        assert await state() == "READY"
-        assert (await post("models/m/unload")).json() == {"name": "m", "unload": True}
-        assert await state() == "UNAVAILABLE"
-        assert (await infer(app, document(tensor()))).status == 404
-        assert (await post("models/m/unload")).status == 404
-        assert (await post("models/m/load", b"{}")).json() == {"name": "m", "load": True}
-        assert await state() == "READY"
-        assert (await infer(app, document(tensor()))).status == 200
-        assert (await post("models/m/load", b"nonsense")).status == 200
-        assert model.loads == 3
-        for verb in ("load", "unload"):
-            assert (await post(f"models/zz/{verb}")).status == 404
-
-
-async def test_a_load_that_fails() -> None:
-    class Broken(Echo):
-        def load(self) -> bool:
-            raise RuntimeError("no disk")
-
-    app = serve(Broken("m"))
-    async with lifespan(app):
-        response = await request(app, "POST", "/v2/repository/models/m/load")
-        assert response.status == 503
-        assert b"no disk" not in response.body
-        (row,) = (await request(app, "POST", "/v2/repository/index")).json()
-        assert (row["state"], row["reason"]) == ("UNAVAILABLE", "loading failed")
 
 
 # --- streams ------------------------------------------------------------------------------------
@@ -956,47 +844,6 @@ def test_a_large_tensor_costs_little(tmp_path: Path) -> None:
     assert seconds["served"] < 2 * seconds["bare"], seconds
 
 
-# --- the repository index -----------------------------------------------------------------------
-
-READY = {"name": "m", "version": "", "state": "READY", "reason": ""}
-UNREADY = {"name": "no", "version": "", "state": "UNAVAILABLE", "reason": ""}
-
-
-@pytest.mark.parametrize(
-    ("body", "rows"),
-    [
-        (b"", [READY, UNREADY]),
-        (b"{}", [READY, UNREADY]),
-        (b'{"ready":false}', [READY, UNREADY]),
-        (b'{"ready": true}', [READY]),
-        (b'{"ready":true,"more":1}', [READY]),
-    ],
-)
-async def test_an_index_may_be_of_what_is_ready(body: bytes, rows: list[Any]) -> None:
-    class Unready(Model):
-        def load(self) -> bool:
-            return False
-
-    app = ModelServer([Echo("m"), Unready("no")])
-    async with app.lifespan():
-        while app.serving.registry.get("no").loading:  # noqa: ASYNC110 - its own task says so
-            await anyio.sleep(0.001)
-        response = await request(app, "POST", "/v2/repository/index", body=body)
-    assert (response.status, response.json()) == (200, rows)
-
-
-@pytest.mark.parametrize("body", [b"[]", b"1", b'{"ready":1}', b'{"ready":null}'])
-async def test_an_index_that_is_asked_for_nonsense(body: bytes) -> None:
-    response = await request(ModelServer(), "POST", "/v2/repository/index", body=body)
-    assert response.status == 400
-    assert response.json() == {"error": 'Expected a JSON object whose "ready" is a boolean'}
-
-
-async def test_an_index_that_is_asked_for_without_json() -> None:
-    response = await request(ModelServer(), "POST", "/v2/repository/index", body=b"{")
-    assert (response.status, list(response.json())) == (400, ["error"])
-
-
 # --- how large a body may be --------------------------------------------------------------------
 
 
@@ -1015,11 +862,26 @@ async def test_an_index_that_is_asked_for_without_json() -> None:
         ),
     ],
 )
+@pytest.mark.parametrize("content_type", [None, "application/json", "application/octet-stream"])
 async def test_binary_tensors_may_be_larger_unless_a_limit_is_set(
-    limits: Limits, path: str, headers: dict[str, str], status: int
+    limits: Limits, path: str, headers: dict[str, str], status: int, content_type: str | None
 ) -> None:
     """The length is all that is looked at: the body that it announces is never sent."""
     app = ModelServer([Echo("m")], limits=limits)
     headers = headers | {"content-length": str(100_000_000)}
+    if content_type is not None:
+        headers["content-type"] = content_type
     response = await request(app, "POST", path, body=b"{}", headers=headers)
     assert response.status == status
+
+
+@pytest.mark.parametrize("length", ["9999", "99000000"])
+@pytest.mark.parametrize("content_type", ["application/json", "application/octet-stream"])
+async def test_a_length_header_larger_than_the_body_means_json(
+    length: str, content_type: str
+) -> None:
+    app = ModelServer([Echo("m")])
+    headers = {"content-type": content_type, "inference-header-content-length": length}
+    body = orjson.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "INT8", "data": [7]}]})
+    response = await request(app, "POST", "/v2/models/m/infer", body=body, headers=headers)
+    assert (response.status, response.json()["outputs"][0]["data"]) == (200, [7])

@@ -3,13 +3,15 @@ import logging
 import math
 import re
 import sys
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servercommand import Serve
+from servercommand import Serve, until
 
 from modelserve.errors import ResponseCut
+from modelserve.exchange.running import Running, running_request_id
 from modelserve.server import logs
 
 
@@ -120,3 +122,107 @@ def test_a_response_cut_on_purpose_is_not_logged_again(exc: Exception, logged: b
 def test_a_record_without_an_exception_is_logged() -> None:
     assert logs.no_response_cut(record("x"))
     assert logs.no_response_cut(record("x", exc_info=(None, None, None)))
+
+
+# --- the id of the request that runs ------------------------------------------------------------
+
+LOGS = """
+import asyncio, logging
+from modelserve import Model, ModelServer
+
+log = logging.getLogger("scoring")
+
+class Preprocessing(Model):
+    def load(self):
+        log.info("loading")
+
+    def preprocess(self, payload):
+        log.info("line of preprocessing")
+        return payload
+
+    async def predict(self, payload):
+        return {}
+
+def threaded(payload):
+    log.info("line of threaded")
+    return {}
+
+async def on_loop(payload):
+    log.info("line of on_loop")
+    return {}
+
+def streamed(payload):
+    yield {"n": 1}
+    log.info("line of streamed")
+
+async def streamed_on_loop(payload):
+    yield {"n": 1}
+    await asyncio.sleep(0.05)
+    log.info("line of streamed_on_loop")
+
+async def in_a_task(payload):
+    await asyncio.gather(asyncio.to_thread(log.info, "line of in_a_task"))
+    return {}
+
+async def with_its_own(payload):
+    log.info("line of with_its_own", extra={"request_id": "mine"})
+    return {}
+
+app = ModelServer([Preprocessing("preprocessing")])
+for function in (threaded, on_loop, streamed, streamed_on_loop, in_a_task, with_its_own):
+    app.add_model(function, function.__name__)
+"""
+
+
+MOUNTED = """
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+host = Starlette(routes=[Mount("/ml", app=app)], lifespan=app.lifespan)
+"""
+
+
+@pytest.mark.parametrize("target", ["served.py", "served.py:host"])
+def test_a_line_of_a_hook_has_the_id_of_its_request(
+    serve: Serve, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "served.py").write_text(LOGS + MOUNTED)
+    running = serve(target)
+    prefix = "/ml" if target.endswith(":host") else ""
+    ids = {}
+    names = ("threaded", "on_loop", "streamed", "streamed_on_loop", "in_a_task", "preprocessing")
+    for name in (*names, "with_its_own"):
+        connection = running.connect()
+        connection.request("POST", f"{prefix}/v1/models/{name}:predict", "{}")
+        answer = connection.getresponse()
+        answer.read()
+        ids[name] = answer.headers["x-request-id"]
+        connection.close()
+    ids["with_its_own"] = "mine"
+    until(lambda: "line of with_its_own" in running.log)
+    lines = [json.loads(line) for line in running.log.splitlines()]
+    seen = {line["message"]: line.get("request_id") for line in lines}
+    assert {name: seen[f"line of {name}"] for name in ids} == ids
+    assert seen["loading"] is None
+
+
+def test_a_record_outside_of_requests_has_no_id() -> None:
+    made = record("x")
+    assert Context().run(logs.add_request_id, made)
+    assert not hasattr(made, "request_id")
+
+
+def test_a_record_has_the_id_of_the_request_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Running, "note_id", None)
+    Running.note_ids()
+    made, own = record("x"), record("x", request_id="mine")
+
+    def run() -> None:
+        assert Running.note_id is not None
+        Running.note_id(b"abc")
+        assert running_request_id() == "abc"
+        assert logs.add_request_id(made) and logs.add_request_id(own)
+
+    Context().run(run)
+    assert (vars(made)["request_id"], vars(own)["request_id"]) == ("abc", "mine")
+    assert running_request_id() is None

@@ -399,7 +399,7 @@ def test_bad_item_while_collecting_has_an_honest_status(
     [
         ("InvalidInput", "bad item"),
         ("InferenceError", "broke down"),
-        ("NotImplementedError", "not here"),
+        ("NotImplementedError", "Internal Server Error"),
         ("HTTPException", "too often"),
         ("ValueError", "Internal Server Error"),
         ("KeyError", "Internal Server Error"),
@@ -434,7 +434,7 @@ def test_collected(server: Server, key: str, url: str, items: list[Any]) -> None
     ("error", "status", "text"),
     [
         ("InvalidInput", 400, "bad item"),
-        ("NotImplementedError", 501, "not here"),
+        ("NotImplementedError", 500, "Internal Server Error"),
         ("HTTPException", 429, "too often"),
         ("ValueError", 500, "Internal Server Error"),
     ],

@@ -394,7 +394,6 @@ INTERNAL = "Internal Server Error"
 ERRORS = [
     ("InvalidInput", 400, "x must be positive"),
     ("InferenceError", 500, "x"),
-    ("NotImplementedError", 501, "no such thing"),
     ("UnsupportedProtocol", 501, "Unsupported protocol v9."),
     ("ModelNotFound", 404, UNKNOWN),
     ("ModelNotReady", 503, "Model with name zz is not ready. Wait."),
@@ -403,7 +402,7 @@ ERRORS = [
     ("HTTPException 503", 503, "later"),
     *((name, 500, INTERNAL) for name in (
         "ValueError", "KeyError", "ZeroDivisionError", "OSError", "ConnectionResetError",
-        "TimeoutError", "AssertionError", "RecursionError", "MemoryError", "StopIteration",
+        "TimeoutError", "AssertionError", "NotImplementedError", "RecursionError", "MemoryError", "StopIteration",
         "StopAsyncIteration", "GeneratorExit", "CancelledError", "ExceptionGroup",
     )),
 ]  # fmt: skip

@@ -181,8 +181,13 @@ def test_bad_length_headers(header):
 
 
 def test_length_headers_past_the_body():
+    body = orjson.dumps({"inputs": [tensor([1])]})
+    for length in (len(body) + 1, 10**18):
+        assert decode_request(body, str(length), model_name="m").inputs[0].data == [1]
+    with pytest.raises(InvalidInput, match=r"is binary data, and the header .+ or too large"):
+        decode_request(orjson.dumps({"inputs": [sized(4)]}), "999", model_name="m")
     with pytest.raises(InvalidInput, match=r"is 3, and the body has 2 bytes"):
-        decode_request(b"{}", "3", model_name="m")
+        InferRequest.from_bytes(b"{}", 3, "m")
     with pytest.raises(InvalidInput, match=r"is -1, and the body has 2 bytes"):
         InferRequest.from_bytes(b"{}", -1, "m")
     with pytest.raises(InvalidInput, match=r"^Unrecognized request format"):

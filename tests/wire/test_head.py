@@ -1,5 +1,7 @@
 """The head of one request: its headers, its id and its token."""
 
+import subprocess
+import sys
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -64,6 +66,19 @@ def test_an_id_that_is_not_valid_is_replaced(given: bytes | None) -> None:
     assert len(ids) == 3
     assert given not in ids
     assert all(made.decode("ascii").isprintable() and 0 < len(made) <= 128 for made in ids)
+
+
+def test_forked_workers_make_other_ids() -> None:
+    code = (
+        "import os\n"
+        "from modelserve.wire.head import NEW_IDS\n"
+        "readable, writable = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.write(writable, next(NEW_IDS))\n"
+        "    os._exit(0)\n"
+        "assert os.read(readable, 99) != next(NEW_IDS)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +160,27 @@ def test_a_header_that_is_missing_is_a_key_error() -> None:
         headers["a"]
     with pytest.raises(KeyError):
         headers.pop("a")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [(), (b"abc",), (b"",), (b"a b",), (b"x" * 129,), (b"abc", b"abc"), (b"abc", b"def"), (b"a b", b"abc")],
+)  # fmt: skip
+def test_hooks_read_the_id_whether_the_client_sent_one_or_not(given: tuple[bytes, ...]) -> None:
+    head = head_with((b"a", b"1"), *((b"x-request-id", value) for value in given), (b"b", b"2"))
+    headers = HookHeaders.of(head.scope, head.id)
+    assert headers.getlist("x-request-id") == [head.id.decode()]
+    assert (headers["a"], headers["b"]) == ("1", "2")
+    assert len(head.scope["headers"]) == len(given) + 2
+
+
+@pytest.mark.anyio
+async def test_a_hook_reads_the_id_of_its_answer() -> None:
+    async def predict(payload: Any, headers: Any) -> Any:
+        return headers["x-request-id"]
+
+    response = await request(serve(predict), *PREDICT, json=[])
+    assert response.body.decode() == response.headers["x-request-id"]
 
 
 def test_writing_to_the_headers_leaves_the_request_alone() -> None:

@@ -143,7 +143,15 @@ def test_a_body_that_is_no_json_is_the_clients_fault(body: bytes) -> None:
         ("\u00e4", b'{"error":"\xc3\xa4"}'),
         ('a "b"\n', b'{"error":"a \\"b\\"\\n"}'),
         ("a\ud800", b'{"error":"a?"}'),
+        ({"field": "age", "max": 130}, b'{"error":{"field":"age","max":130}}'),
+        ([{"loc": ["age"]}], b'{"error":[{"loc":["age"]}]}'),
+        (
+            {"at": datetime.date(2026, 1, 2), "n": np.int64(1)},
+            b'{"error":{"at":"2026-01-02","n":1}}',
+        ),
+        (5, b'{"error":5}'),
+        ({"a": b"x"}, b"{\"error\":\"{'a': b'x'}\"}"),
     ],
 )
-def test_the_document_of_an_error(sentence: str, document: bytes) -> None:
+def test_the_document_of_an_error(sentence: Any, document: bytes) -> None:
     assert error_document(sentence) == document

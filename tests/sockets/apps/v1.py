@@ -97,7 +97,7 @@ def divide() -> Any:
 ERRORS: dict[str, Callable[[], Any]] = {
     "InvalidInput": lambda: fail_with(InvalidInput("x must be positive"))(),
     "InferenceError": lambda: fail_with(InferenceError("x"))(),
-    "NotImplementedError": lambda: fail_with(NotImplementedError("no such thing"))(),
+    "NotImplementedError": lambda: fail_with(NotImplementedError("secret"))(),
     "UnsupportedProtocol": lambda: fail_with(UnsupportedProtocol("v9"))(),
     "ModelNotFound": lambda: fail_with(ModelNotFound("zz"))(),
     "ModelNotReady": lambda: fail_with(ModelNotReady("zz", "Wait."))(),

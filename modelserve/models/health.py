@@ -1,0 +1,78 @@
+"""Ask a model whether it is healthy: one question at a time, for a bounded time.
+
+Probes come from outside, as often as they like, so that a `healthy` that blocks may cost no more
+than one thread, and none of those that hooks run in.
+"""
+
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import anyio
+
+from modelserve.concurrency.bridge import ThreadCall
+
+__all__ = ["Health"]
+
+logger = logging.getLogger("modelserve")
+
+_SECONDS: Final = 5.0
+
+
+class Health:
+    """The `healthy` of one model, and what it has answered last."""
+
+    def __init__(self, name: str, function: Callable[[], Any]) -> None:
+        self._name = name
+        self._function = function
+        self._is_async = inspect.iscoroutinefunction(function)
+        self._answered: anyio.Event | None = None  # of the question that someone is asking
+        self._call: ThreadCall | None = None  # it may outlast the question
+        self._last: bool | None = None
+
+    async def ask(self) -> bool:
+        """Ask the model; return the last answer where somebody is asking it already.
+
+        False where `healthy` fails or takes longer than 5 s. Without a last answer, this waits for
+        the one that is to come. Cancellation does not wait for a thread.
+        """
+        while self._answered is not None:
+            if self._last is None:
+                await self._answered.wait()
+            if self._last is not None:
+                return self._last
+        if self._is_thread_busy and self._last is not None:
+            return self._last
+        self._answered = anyio.Event()
+        try:
+            self._last = await self._ask_in_time()
+        finally:
+            self._answered.set()
+            self._answered = None
+        return self._last
+
+    async def _ask_in_time(self) -> bool:
+        with anyio.move_on_after(_SECONDS):
+            try:
+                return bool(await (self._function() if self._is_async else self._ask_in_thread()))
+            except Exception as exc:
+                logger.warning("healthy() of model %s failed", self._name, exc_info=exc)
+        return False
+
+    async def _ask_in_thread(self) -> Any:
+        if self._call is None or not self._is_thread_busy:
+            label = f"healthy of {self._name}"
+            self._call = ThreadCall(label, self._call_function, (), on_end=lambda call: None)
+            threading.Thread(target=self._call.run, name=label, daemon=True).start()
+        answer = await self._call.peek()
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    def _call_function(self) -> Any:
+        answer = self._function()
+        return answer if isinstance(answer, Awaitable) else bool(answer)
+
+    @property
+    def _is_thread_busy(self) -> bool:
+        return self._call is not None and not self._call.finished

@@ -1,0 +1,174 @@
+"""The elements of a tensor as a list, from lists and arrays, and those that are missing. Pure.
+
+A missing value is None, NaN, pandas' NA or NaT, numpy's NaT, or what an array masks. Floating point
+holds it as NaN; BOOL and BYTES have null for it in JSON; nothing else can hold it, and nothing is
+made of it.
+
+Data that does not fit raises `Misfit`. The caller knows the tensor's name and whose error it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import date
+from itertools import chain
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, Final
+
+from modelserve.wire.values import is_missing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "LISTS",
+    "Misfit",
+    "NotJSON",
+    "WrongArray",
+    "booleans",
+    "find_missing",
+    "flatten",
+    "is_array",
+    "is_regular",
+    "list_elements",
+    "short",
+    "text_of",
+]
+
+LISTS: Final = (list, tuple)  # a tuple: `isinstance` of a union makes the union anew each time
+_SCALARS: Final = (str, bytes, int, float)
+_BOOLEAN: Final[frozenset[type]] = frozenset({bool})
+_TEXT: Final[frozenset[type]] = frozenset({str})
+_SHORT: Final = Repr()
+_SHORT.maxlist = _SHORT.maxtuple = 8
+_SHORT.maxstring = 60
+
+
+class Misfit(ValueError):
+    """Raised for data that does not fit its datatype or shape.
+
+    Its text is the end of a sentence that begins with the tensor's name.
+    """
+
+
+class NotJSON(Misfit):
+    """Raised for good data that JSON cannot carry: FP16, BF16, bytes that are not UTF-8."""
+
+
+class WrongArray(Misfit):
+    """Raised for an array of another datatype or shape than the tensor that it is set on.
+
+    This is the program's error, whichever tensor it is.
+    """
+
+
+def is_array(value: Any) -> bool:
+    """Return whether a value is a numpy array, without importing numpy."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def is_regular(array: NDArray[Any]) -> bool:
+    """Return whether all elements are values of the dtype: none is masked, none any object."""
+    return array.dtype.kind != "O" and not hasattr(array, "mask")
+
+
+# Lists.
+
+
+def list_elements(data: Any) -> list[Any]:
+    """Return the elements of a list or an array, row-major; what is masked is None.
+
+    Raises Misfit as `flatten`.
+    """
+    if not is_array(data):
+        return flatten(data)
+    array = data.reshape(-1)
+    elements: list[Any] = _times(array) if array.dtype.kind == "M" else array.tolist()
+    return elements
+
+
+def _times(array: NDArray[Any]) -> list[Any]:
+    """Return numpy's times as Python's, or as text where those cannot hold them."""
+    times: list[Any] = array.astype(object).tolist()
+    if int in set(map(type, times)):  # of nanoseconds, or too far away
+        return list(map(_time, array))
+    return times
+
+
+def _time(value: Any) -> Any:
+    if is_missing(value):
+        return None
+    micros = value.astype("M8[us]")
+    time = micros.item()
+    return time if isinstance(time, date) and micros == value else str(value).replace("T", " ")
+
+
+def flatten(data: Any) -> list[Any]:
+    """Return nested data as one list, row-major; numpy arrays and scalars inside become plain.
+
+    Raises Misfit where rows differ in length or in depth. The work is linear in the size of the
+    data, and there is no recursion.
+    """
+    if not isinstance(data, LISTS):
+        data = data.tolist() if hasattr(data, "tolist") else data
+        if not isinstance(data, LISTS):
+            raise Misfit(f"has data that is not a list: {short(data)}")
+    while data and not isinstance(data[0], _SCALARS):
+        if hasattr(data[0], "tolist"):
+            data = [item.tolist() if hasattr(item, "tolist") else item for item in data]
+        elif isinstance(data[0], LISTS):
+            data = _join_rows(data)
+        else:
+            break
+    return data if isinstance(data, list) else list(data)
+
+
+def _join_rows(rows: Sequence[Any]) -> list[Any]:
+    if not set(map(type, rows)) <= {list, tuple}:
+        raise Misfit("has values beside lists in its data")
+    if len(set(map(len, rows))) > 1:
+        raise Misfit("has rows of different lengths in its data")
+    return list(chain.from_iterable(rows))
+
+
+# Elements.
+
+
+def find_missing(values: Sequence[Any]) -> int | None:
+    """Return the index of the first value that is missing, or None."""
+    if _TEXT.issuperset(map(type, values)):
+        return None
+    return next((index for index, value in enumerate(values) if is_missing(value)), None)
+
+
+def booleans(values: list[Any]) -> list[bool | None]:
+    """Return the elements of BOOL, None for one that is missing; of numbers, 0 and 1 alone fit."""
+    if _BOOLEAN.issuperset(map(type, values)):
+        return values
+    return [_boolean(value, index) for index, value in enumerate(values)]
+
+
+def _boolean(value: Any, index: int) -> bool | None:
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if type(plain) in (bool, int) and plain in (0, 1):
+        return bool(plain)
+    if is_missing(plain):
+        return None
+    raise Misfit(f"holds {short(plain)} at index {index}, not true or false")
+
+
+def text_of(element: Any) -> str | None:
+    """Return an element of BYTES as text, None where it is missing.
+
+    Raises UnicodeDecodeError for bytes that are not UTF-8.
+    """
+    if isinstance(element, bytes):
+        return element.decode()
+    return None if is_missing(element) else str(element)
+
+
+def short(value: Any) -> str:
+    """Return a value for a sentence, cut in length and in depth."""
+    return _SHORT.repr(value)

@@ -1,0 +1,152 @@
+"""What models return, as what JSON has: dict, list, str, numbers, true, false and null. Pure.
+
+Values of other libraries are known by their methods and names, so that none of them is imported.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from datetime import date, time, timedelta
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+__all__ = ["JSON_OPTIONS", "is_missing", "to_builtin", "to_plain"]
+
+JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+
+_MISSING: Final = frozenset({"NAType", "NaTType"})  # pandas'
+# How tables, columns and tensors become lists: polars', pyarrow's, and those of most others.
+_TO_LIST: Final = ("to_dicts", "to_pylist", "tolist", "to_list")
+# pandas' values that have a text and no `isoformat`.
+_TEXTS: Final = frozenset({"Period", "Interval"})
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value stands for one that is missing.
+
+    These are None, NaN, pandas' NA and NaT, and numpy's NaT.
+    """
+    if value is None or type(value).__name__ in _MISSING:
+        return True
+    if isinstance(value, float) or getattr(value, "shape", None) == ():
+        return bool(value != value)  # noqa: PLR0124 (NaN and NaT differ from themselves)
+    return False
+
+
+def to_builtin(value: Any) -> Any:
+    """Convert one value that orjson does not know; what is inside may be for the next call.
+
+    Raises TypeError for what JSON does not have.
+    """
+    kind = type(value)
+    if kind.__module__ == "numpy" and value.dtype.kind in "mM":
+        return _time_of_numpy(value)
+    for name in _TO_LIST:
+        if hasattr(kind, name):
+            plain = getattr(value, name)()
+            return float(plain) if type(plain) is kind else plain  # numpy's longdouble
+    if kind.__name__ in _MISSING:
+        return None
+    for types, convert in _CONVERSIONS:
+        if isinstance(value, types):
+            return convert(value)
+    for names, convert in _BY_METHOD:
+        if all(hasattr(kind, name) for name in names):
+            return convert(value)
+    if kind.__name__ in _TEXTS and kind.__module__.partition(".")[0] == "pandas":
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return list(value)
+    raise TypeError(f"Type is not JSON serializable: {kind.__name__}")
+
+
+def to_plain(value: Any) -> Any:
+    """Convert a value and all that is inside; keys become text, NaN and infinities null.
+
+    Raises TypeError for what JSON does not have, RecursionError for what is nested too deep.
+    """
+    if value is None or type(value) in (str, int, bool):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Enum):
+        return to_plain(value.value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, dict):
+        return {_key(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value) if not field.name.startswith("_")]
+        return {name: to_plain(getattr(value, name)) for name in names}
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, orjson.Fragment):
+        return orjson.loads(orjson.dumps(value))
+    return to_plain(to_builtin(value))
+
+
+def _key(key: Any) -> str:
+    """Return a key as text, as orjson writes those that it knows."""
+    if type(key) is str:
+        return key
+    with suppress(orjson.JSONEncodeError):
+        [text] = orjson.loads(orjson.dumps({key: None}, None, JSON_OPTIONS))
+        return str(text)
+    plain = to_plain(key)
+    if isinstance(plain, dict | list) or isinstance(key, tuple):
+        raise TypeError(f"Dict key is not JSON serializable: {type(key).__name__}")
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def _time_of_numpy(value: Any) -> Any:
+    """Return numpy's times, one or an array; its `tolist` makes numbers of nanoseconds."""
+    if value.shape:
+        return [_time_of_numpy(item) for item in value]
+    if is_missing(value):
+        return None
+    if value.dtype.kind == "m":
+        return _duration(value.astype("m8[us]").item())
+    try:
+        return orjson.loads(orjson.dumps(value, None, JSON_OPTIONS))
+    except orjson.JSONEncodeError:
+        return str(value)
+
+
+def _duration(value: timedelta) -> str:
+    """Return a duration as ISO 8601 has it, and pandas writes it."""
+    minutes, seconds = divmod(value.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    fraction = f".{value.microseconds:06}" if value.microseconds else ""
+    return f"P{value.days}DT{hours}H{minutes}M{seconds}{fraction}S"
+
+
+def _of_pydantic(value: Any) -> Any:
+    try:
+        return value.model_dump(mode="json")
+    except ValueError:  # a field of a type that pydantic does not know
+        return value.model_dump()
+
+
+_CONVERSIONS: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
+    (tuple, list),  # a subclass, as the others here
+    (float, float),
+    ((date, time), lambda value: value.isoformat()),
+    (timedelta, _duration),
+    (Mapping, dict),
+)
+_BY_METHOD: Final[tuple[tuple[tuple[str, ...], Callable[[Any], Any]], ...]] = (
+    (("model_dump",), _of_pydantic),
+    (("__fields__", "json"), lambda value: json.loads(value.json())),  # pydantic 1
+    (("to_dict", "columns"), lambda value: value.to_dict("records")),  # a table of pandas'
+    (("numpy", "shape"), lambda value: value.numpy()),  # TensorFlow's tensors
+    (("as_py",), lambda value: value.as_py()),  # pyarrow's scalars
+)
