@@ -41,6 +41,7 @@ LIMITS: Final = tuple(limit.name for limit in fields(Limits))
 _LIMIT_TEXTS: Final = {
     "concurrency": "requests that run at the same time",
     "queue": "requests that may wait",
+    "max_queued_bytes": "bytes of the bodies of all requests that wait or are being uploaded",
     "max_body_bytes": "bytes of a request's body",
     "max_collected_bytes": "bytes of a stream that is sent as one document",
     "first_item_timeout": "until the first item or the response",

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any, Final
 
+from starlette.types import Message
+
+from modelserve.concurrency.budget import Share
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
@@ -21,7 +24,7 @@ from modelserve.errors import (
     ServerShuttingDown,
     Unauthorized,
 )
-from modelserve.exchange.body import read_body, read_rest
+from modelserve.exchange.body import decoded, read_rest, receive_first
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
 from modelserve.exchange.responses import is_response, send_response
@@ -33,7 +36,7 @@ from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry
 from modelserve.protocols.cloudevents import codec_for
 from modelserve.protocols.codec import Codec, ModelRef
-from modelserve.wire.coding import check_length, decompressed
+from modelserve.wire.coding import check_length
 from modelserve.wire.head import HookHeaders
 
 __all__ = ["dispatch"]
@@ -46,6 +49,7 @@ _FIRST: Final = Phase.FIRST
 
 async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None:
     """Answer one request; whatever is raised on the way becomes the answer."""
+    share: Share | None = None  # what the request holds while it waits
     try:
         if serving.registry.pending:
             serving.load_pending()
@@ -55,7 +59,8 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             return
         codec, ref, headers = target.codec, target.ref, exchange.headers
         if ref is NO_MODEL:  # the body names it
-            body = await _read_whole(exchange, serving.max_body_bytes)
+            share = serving.admission.budget.hold(0)
+            body = await _read_whole(serving, exchange, share)
             ref, exchange.payload = codec.open(body, exchange)
         entry = serving.registry.entries.get(ref.name)
         if entry is None or ref.version is not None:
@@ -63,11 +68,12 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         exchange.series = entry.series
         exchange.deadlines = entry.deadlines
         if b"x-request-timeout-seconds" in headers:
-            requested = headers[b"x-request-timeout-seconds"]
-            exchange.deadlines = shortened(entry.deadlines, requested)
+            exchange.deadlines = shortened(entry.deadlines, headers[b"x-request-timeout-seconds"])
         if entry.checks_health or not entry.model.ready:
+            if share is not None:
+                share.resize(len(body))
             await _wait_until_usable(serving, entry, exchange)
-        if target.ref is not NO_MODEL:
+        if share is None:  # the body has not been read
             limit = entry.max_body_bytes
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
                 codec = codec_for(codec, exchange, serving.events)
@@ -76,7 +82,6 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             plan = entry.plans[target.hook]
             if plan.streams and not plan.wants_response_headers:
                 _check_acceptable(codec, exchange, ref)
-            # as `_read_whole`, and a body that comes in one message needs no coroutine
             length = headers.get(b"content-length", b"")
             if len(length) > 4 or limit < 10_000:
                 check_length(length, limit)
@@ -85,24 +90,29 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             except Exception as exc:  # whatever it is, the client has left
                 raise ClientGone from exc
             body = message.get("body", b"")
-            if message["type"] != "http.request" or message.get("more_body") or len(body) > limit:
-                body = await read_rest(message, exchange.receive, limit)
-            if b"content-encoding" in headers:
-                body = decompressed(body, headers[b"content-encoding"], limit)
-            exchange.body_read = True
-            if exchange.flight is not None:
-                exchange.flight.note_body_read()
+            is_more = message.get("more_body") or b"content-encoding" in headers
+            if is_more or len(body) > limit or message["type"] != "http.request":
+                share = serving.admission.budget.hold(0)
+                body = await _complete(serving, exchange, message, limit, share)
+            else:
+                exchange.body_read = True
+                if exchange.flight is not None:
+                    exchange.flight.note_body_read()
             if entry.is_retired:  # replaced, or removed, while the body came
+                share = serving.admission.budget.hold(len(body), share)
                 entry = await _successor(serving, ref, exchange)
             exchange.payload = codec.decode(body, exchange, ref)
             del message
-        del body  # they may be large, and the answer may take long
-        if not serving.admission.acquire_nowait(entry.gate):
+        size = len(body)
+        del body  # it may be large, and the answer may take long
+        if share is not None or not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
-            await serving.admission.acquire(entry.gate)
+            await serving.admission.acquire(entry.gate, size, share)
         exchange.admitted = True
         await _respond(serving, entry, entry.plans[target.hook], codec, ref, exchange)
     except BaseException as exc:
+        if share is not None:
+            share.close()
         if exchange.is_interrupted_by(exc):
             raise
         exchange.closes_connection = serving.draining and exchange.has_connection
@@ -124,19 +134,36 @@ def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | N
 
 async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Entry:
     """Return the model that has taken a name over. Raises ModelNotFound, ModelNotReady."""
+    exchange.phase = _QUEUE
     entry = serving.registry.get(ref.name, ref.version)
     exchange.series = entry.series
     await serving.usable(entry)
     return await _successor(serving, ref, exchange) if entry.is_retired else entry
 
 
-async def _read_whole(exchange: Exchange, limit: float) -> bytes | bytearray:
-    """Read the body, undo its coding, and note that the client can only leave from now on."""
-    body = await read_body(exchange.receive, limit, exchange.get(b"content-length"))
+async def _read_whole(serving: Serving, exchange: Exchange, share: Share) -> bytes | bytearray:
+    """Read the body of a request to no model known yet, and undo its coding."""
+    limit = serving.max_body_bytes
+    length = exchange.get(b"content-length")
+    message = await receive_first(exchange.receive, limit, length)
+    return await _complete(serving, exchange, message, limit, share)
+
+
+async def _complete(
+    serving: Serving, exchange: Exchange, message: Message, limit: float, share: Share
+) -> bytes | bytearray:
+    """Read the rest of the body and undo its coding; from its end on the client can only leave.
+
+    Most bodies come in one message and have no coding: they need no coroutine of their own.
+    """
+    body = await read_rest(message, exchange.receive, limit, share)
+    exchange.phase = _QUEUE
     exchange.body_read = True
     if exchange.flight is not None:
         exchange.flight.note_body_read()
-    return decompressed(body, exchange.get(b"content-encoding"), limit)
+    return await decoded(
+        body, exchange.get(b"content-encoding"), limit, share, serving.decompressors
+    )
 
 
 async def _wait_until_usable(serving: Serving, entry: Entry, exchange: Exchange) -> None:

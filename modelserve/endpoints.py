@@ -109,7 +109,11 @@ async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
     With `{"ready": true}` it has those alone that are ready.
     """
     length = exchange.get(b"content-length")
-    body = await read_body(exchange.receive, _INDEX_BYTES, length)
+    share = serving.admission.budget.hold(0)
+    try:
+        body = await read_body(exchange.receive, _INDEX_BYTES, length, share)
+    finally:
+        share.close()
     rows = serving.registry.index(await serving.loading.source.names())
     if wants_ready_only(body):
         rows = [row for row in rows if row["state"] == State.READY]

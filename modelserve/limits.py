@@ -39,6 +39,9 @@ class Limits:
     Args:
         concurrency: Requests that run at the same time.
         queue: Requests that may wait for a slot; more are refused with 503.
+        max_queued_bytes: Bytes of the bodies of all requests that are not admitted yet, uploads in
+            progress included; more are refused with 503. One body may be larger while it is alone;
+            of the application only.
         max_body_bytes: Bytes of a request's body; more is a 413. The default is 1 GiB for a body
             of binary tensors (V2) and 64 MiB for any other.
         max_collected_bytes: Bytes of a stream that is collected into one document; more is a 500.
@@ -55,6 +58,7 @@ class Limits:
 
     concurrency: float | None = None
     queue: float | None = None
+    max_queued_bytes: float | None = None
     max_body_bytes: float | None = None
     max_collected_bytes: float | None = None
     first_item_timeout: float | None = None
@@ -108,6 +112,7 @@ BINARY_BYTES: Final = 1024 * MEBIBYTE  # the default `max_body_bytes` of binary 
 DEFAULTS: Final = Limits(
     concurrency=math.inf,
     queue=1000,
+    max_queued_bytes=256 * MEBIBYTE,
     max_body_bytes=64 * MEBIBYTE,
     max_collected_bytes=64 * MEBIBYTE,
     first_item_timeout=math.inf,

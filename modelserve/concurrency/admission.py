@@ -15,6 +15,7 @@ from typing import Final
 
 import anyio
 
+from modelserve.concurrency.budget import Budget, Share
 from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
 from modelserve.metrics.cells import Gauge
@@ -73,10 +74,13 @@ class Admission:
 
     Attributes:
         gate: The application's; a request passes it together with its model's.
+        budget: The bytes that requests hold before they are admitted.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.gate = Gate(limits)
+        assert limits.max_queued_bytes is not None
+        self.budget = Budget(limits.max_queued_bytes, self.gate.refusal)
         self._numbers = count()
         self._queues: dict[Gate, None] = {}  # the models with requests that wait
         self._refusal: Callable[[], ServingError] | None = None
@@ -95,19 +99,26 @@ class Admission:
         gate._in_flight.cells[0] += 1.0
         return True
 
-    async def acquire(self, gate: Gate) -> None:
+    async def acquire(self, gate: Gate, size: int = 0, share: Share | None = None) -> None:
         """Acquire a slot of the model and one of the application, waiting in turn.
 
-        Raises Overloaded if a queue is full, or what `refuse_waiting` was given. A cancelled wait
-        gives up its place.
+        Args:
+            size: The bytes that the request holds while it waits.
+            share: What counts them, if it has one already; closed once it is admitted.
+
+        Raises Overloaded if a queue or the budget is full, or what `refuse_waiting` was given. A
+        cancelled wait gives up its place.
         """
         if self.acquire_nowait(gate):
+            if share is not None:
+                share.close()
             return
         if self._refusal is not None:
             raise self._refusal()
         for level in (gate, self.gate):
             if level.waiting >= level.queue:
                 raise level.refusal()
+        share = self.budget.hold(size, share)
         ticket = _Ticket(next(self._numbers))
         self._enqueue(gate, ticket)
         try:
@@ -118,6 +129,8 @@ class Admission:
             elif ticket.refusal is None:
                 self._dequeue(gate, ticket)
             raise
+        finally:
+            share.close()
         if ticket.refusal is not None:
             raise ticket.refusal
 

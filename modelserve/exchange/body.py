@@ -1,31 +1,51 @@
-"""Read the body of a request."""
+"""Read the body of a request, and undo its content coding."""
+
+from typing import Final
 
 from starlette.types import Message, Receive
 
+from modelserve.concurrency.budget import Share
+from modelserve.concurrency.threads import Workers
 from modelserve.errors import ClientGone
-from modelserve.wire.coding import check_length, too_large
+from modelserve.wire.coding import Inflation, check_length, inflation, too_large
 
-__all__ = ["read_body", "read_rest"]
+__all__ = ["decoded", "read_body", "read_rest", "receive_first"]
+
+# What is decompressed on the event loop, at most: it takes a few milliseconds. The rest is done in
+# a thread, about as much at a time, so that many bodies take turns and one can be cancelled.
+_SMALL_IN: Final = 1 << 16
+_SMALL_OUT: Final = 1 << 20
 
 
-async def read_body(receive: Receive, limit: float, content_length: bytes) -> bytes | bytearray:
-    """Read a request's body to its end.
+async def read_body(
+    receive: Receive, limit: float, content_length: bytes, share: Share | None = None
+) -> bytes | bytearray:
+    """Read a request's body to its end. Raises as `receive_first` and `read_rest`."""
+    message = await receive_first(receive, limit, content_length)
+    return await read_rest(message, receive, limit, share)
 
-    Raises BodyTooLarge as soon as the body is known to exceed the limit, in bytes, with or without
-    a content length; ClientGone if the client leaves before its end.
+
+async def receive_first(receive: Receive, limit: float, content_length: bytes) -> Message:
+    """Receive the first message.
+
+    Raises BodyTooLarge, before it is asked for, if the declared length exceeds the limit, in bytes;
+    ClientGone if the client has left.
     """
     check_length(content_length, limit)
     try:
-        message = await receive()
+        return await receive()
     except Exception as exc:  # whatever it is, the client has left
         raise ClientGone from exc
-    return await read_rest(message, receive, limit)
 
 
-async def read_rest(message: Message, receive: Receive, limit: float) -> bytes | bytearray:
-    """Read a body of which the first message is here. Raises as `read_body`.
+async def read_rest(
+    message: Message, receive: Receive, limit: float, share: Share | None = None
+) -> bytes | bytearray:
+    """Read a body of which the first message is here.
 
-    The body grows in one buffer: parts that are joined at the end would take twice its memory.
+    The body grows in one buffer: parts that are joined at the end would take twice its memory. It
+    is held by `share`. Raises BodyTooLarge as soon as it exceeds the limit, in bytes, with or
+    without a content length; what the share raises; ClientGone if the client leaves before its end.
     """
     body = bytearray()
     while True:
@@ -40,7 +60,31 @@ async def read_rest(message: Message, receive: Receive, limit: float) -> bytes |
         body += part
         if not more:
             return body
+        if share is not None:
+            share.grow(len(part))
         try:
             message = await receive()
         except Exception as exc:  # whatever it is, the client has left
             raise ClientGone from exc
+
+
+async def decoded(
+    body: bytes | bytearray, coding: bytes, limit: float, share: Share, threads: Workers
+) -> bytes | bytearray:
+    """Undo the content coding of a body: on the event loop if it is small, else in `threads`.
+
+    What it has grown to is held by `share` meanwhile. Cancellation waits for the step under way.
+    Raises UnsupportedCoding, InvalidInput, BodyTooLarge, and what the share raises.
+    """
+    stream = inflation(body, coding, limit)
+    if stream is None:
+        return body
+    stream.run(most_in=_SMALL_IN, most_out=_SMALL_OUT)
+    while stream.plain is None:
+        share.resize(len(body) + stream.size)
+        await threads.call("content-encoding", _run_on, stream)
+    return stream.plain
+
+
+def _run_on(stream: Inflation) -> None:
+    stream.run(most_in=_SMALL_OUT, most_out=_SMALL_OUT)

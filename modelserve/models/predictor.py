@@ -1,9 +1,23 @@
 """Where a model's predictor is and how it is called: data alone, which `remote` acts on."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["PredictorConfig", "config_of"]
+__all__ = ["PredictorConfig", "Transport", "config_of"]
+
+
+class Transport(NamedTuple):
+    """How connections are made; only calls that agree on it may share them.
+
+    Timeouts are not part of it: each request carries its own.
+
+    Attributes:
+        verifies: Servers must have a certificate that is trusted.
+        retries: How often a connection that could not be made is tried again.
+    """
+
+    verifies: bool
+    retries: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,11 @@ class PredictorConfig:
     @property
     def retries(self) -> int:
         return self.predictor_request_retries
+
+    @property
+    def transport(self) -> Transport:
+        """Connections are verified unless the scheme is exactly `http`."""
+        return Transport(not self.predictor_base_url.startswith("http://"), self.retries)
 
 
 def config_of(model: Any, *, explainer: bool = False) -> PredictorConfig | None:

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
@@ -31,7 +31,7 @@ from modelserve.errors import (
     NestedTooDeep,
     UnsupportedProtocol,
 )
-from modelserve.models.predictor import PredictorConfig, config_of
+from modelserve.models.predictor import PredictorConfig, Transport, config_of
 from modelserve.tensors import InferRequest, InferResponse
 from modelserve.wire import media
 from modelserve.wire.accept import framed_encoder
@@ -120,11 +120,12 @@ class PredictorError(InferenceError):
 class Remote:
     """The connections of one model to its predictor and its explainer.
 
-    There is one httpx client for each event loop, created by the first call in it.
+    Each event loop has one httpx client for each way to connect, created by the first call.
     """
 
     def __init__(self) -> None:
-        self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
+        self._clients: WeakKeyDictionary[Any, dict[Transport, httpx.AsyncClient]]
+        self._clients = WeakKeyDictionary()
 
     def __reduce__(self) -> Any:
         return Remote, ()  # models go to worker processes by pickle; connections do not
@@ -160,9 +161,9 @@ class Remote:
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
-        client = self._clients.pop(_this_loop(), None)
-        if client is not None:
-            await client.aclose()
+        async with AsyncExitStack() as stack:  # the others are closed even if one fails
+            for client in self._clients.pop(_this_loop(), {}).values():
+                stack.push_async_callback(client.aclose)
 
     async def _post(
         self, config: PredictorConfig, name: str, action: str, payload: Any, forwarded: _Forwarded
@@ -186,10 +187,10 @@ class Remote:
             raise
 
     def _client(self, config: PredictorConfig) -> httpx.AsyncClient:
-        loop = _this_loop()
-        client = self._clients.get(loop)
+        clients = self._clients.setdefault(_this_loop(), {})
+        client = clients.get(config.transport)
         if client is None:
-            client = self._clients[loop] = _new_client(config)
+            client = clients[config.transport] = _new_client(config.transport)
         return client
 
 
@@ -206,7 +207,7 @@ async def disconnect(model: Any) -> None:
         await remote.close()
 
 
-def _new_client(config: PredictorConfig) -> httpx.AsyncClient:
+def _new_client(transport: Transport) -> httpx.AsyncClient:
     """Create a client that shares nothing between requests but connections.
 
     The number of connections is bounded by the model's limit on concurrency.
@@ -218,14 +219,14 @@ def _new_client(config: PredictorConfig) -> httpx.AsyncClient:
     except ImportError:
         problem = "Calling a predictor needs httpx: pip install 'modelserve[predictor]'"
         raise HookMissing(problem) from None
-    secure = config.predictor_base_url.startswith("https:")
-    transport = httpx.AsyncHTTPTransport(
-        verify=_trusted() if secure else False,
-        retries=config.retries,
+    connections = httpx.AsyncHTTPTransport(
+        # Loading the certificates takes time, and plain HTTP needs none.
+        verify=_trusted() if transport.verifies else False,
+        retries=transport.retries,
         limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
     )
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    return httpx.AsyncClient(transport=transport, cookies=no_cookies, trust_env=False)
+    return httpx.AsyncClient(transport=connections, cookies=no_cookies, trust_env=False)
 
 
 def _trusted() -> ssl.SSLContext | bool:

@@ -1,37 +1,119 @@
 """The content coding of request bodies (RFC 9110, 8.4.1), and limits on their size. Pure."""
 
-import sys
+import math
 import zlib
 from typing import Final
 
 from modelserve.errors import BodyTooLarge, InvalidInput, UnsupportedCoding
 
-__all__ = ["check_length", "decompressed", "too_large"]
+__all__ = ["Inflation", "check_length", "decompressed", "inflation", "too_large"]
 
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32  # zlib tells them apart by their first bytes
+_STEP_IN: Final = 1 << 16
+_STEP_OUT: Final = 1 << 20
+# A body of zeros shrinks a thousandfold, and few that are large are sent for any good.
+_FREE_BYTES: Final = 16 << 20
+_RATIO: Final = 200
 
 
-def decompressed(body: bytes | bytearray, coding: bytes, limit: float) -> bytes | bytearray:
-    """Undo the content coding of a body: gzip, deflate or none.
+class Inflation:
+    """One body that is being decompressed, step by step.
 
-    Raises UnsupportedCoding for another coding, InvalidInput for a body that is not in it, and
-    BodyTooLarge before the result grows over the limit, in bytes.
+    A step takes at most 64 KiB in and yields at most 1 MiB, so that it is short; most of the time
+    it lets go of the interpreter's lock.
+
+    Attributes:
+        limit: How many bytes may come out.
+        size: How many have come out.
+        plain: All of them, once the end has been reached; None before.
+    """
+
+    __slots__ = (
+        "_body", "_buffer", "_position", "_stream", "_tail", "_too_large", "limit", "plain", "size",
+    )  # fmt: skip
+
+    def __init__(self, body: bytes | bytearray, limit: float) -> None:
+        self._body = memoryview(body)
+        self._position = 0
+        self._tail = b""
+        self._stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._buffer = bytearray()
+        self.limit = limit
+        self.size = 0
+        self.plain: bytes | bytearray | None = None
+        self._too_large = too_large(limit)
+        by_ratio = max(_FREE_BYTES, _RATIO * len(body))
+        if by_ratio < limit:
+            self.limit = by_ratio
+            self._too_large = BodyTooLarge(
+                f"The request body is larger than {_RATIO} times its compressed size."
+            )
+
+    def step(self) -> None:
+        """Decompress the next part.
+
+        Raises InvalidInput for a body that is broken or does not end where its coding does, and
+        BodyTooLarge before the result grows over the limit by more than a byte.
+        """
+        stream = self._stream
+        piece: bytes | memoryview = self._tail or self._next_piece()
+        most = int(min(_STEP_OUT, self.limit + 1 - self.size))
+        try:
+            part = stream.decompress(piece, most)
+        except zlib.error:
+            raise InvalidInput("The request's body does not have its content-encoding.") from None
+        self._tail = stream.unconsumed_tail
+        self.size += len(part)
+        if self.size > self.limit:
+            raise self._too_large
+        is_alone = stream.eof and not self._buffer
+        if not is_alone:
+            self._buffer += part  # parts that are joined at the end would take twice the memory
+        is_exhausted = not self._tail and self._position == len(self._body)
+        if stream.eof:
+            if stream.unused_data or not is_exhausted:
+                raise _wrong_end()
+            self.plain = part if is_alone else self._buffer
+        elif is_exhausted and len(part) < most:
+            raise _wrong_end()
+
+    def run(self, *, most_in: float = math.inf, most_out: float = math.inf) -> None:
+        """Take steps to the end, or until this much more has gone in or come out.
+
+        Raises as `step`.
+        """
+        most_in += self._position
+        most_out += self.size
+        while self.plain is None and self._position < most_in and self.size < most_out:
+            self.step()
+
+    def _next_piece(self) -> memoryview:
+        piece = self._body[self._position : self._position + _STEP_IN]
+        self._position += len(piece)
+        return piece
+
+
+def inflation(body: bytes | bytearray, coding: bytes, limit: float) -> Inflation | None:
+    """Begin to undo the content coding of a body: gzip or deflate; None where there is none.
+
+    Raises UnsupportedCoding for another coding.
     """
     name = coding.strip().lower()
     if name in (b"", b"identity"):
-        return body
+        return None
     if name not in (b"gzip", b"x-gzip", b"deflate"):
         raise UnsupportedCoding("The content-encoding of a request may be gzip or deflate.")
-    stream = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        plain = stream.decompress(body, int(min(limit, sys.maxsize - 1)) + 1)
-    except zlib.error:
-        raise InvalidInput("The request's body does not have its content-encoding.") from None
-    if len(plain) > limit:
-        raise too_large(limit)
-    if not stream.eof or stream.unused_data:
-        raise InvalidInput("The request's body does not end where its content-encoding does.")
-    return plain
+    return Inflation(body, limit)
+
+
+def decompressed(body: bytes | bytearray, coding: bytes, limit: float) -> bytes | bytearray:
+    """Undo the content coding of a body at once. Raises as `inflation` and `Inflation.step`."""
+    stream = inflation(body, coding, limit)
+    if stream is None:
+        return body
+    stream.run()
+    assert stream.plain is not None
+    return stream.plain
 
 
 def check_length(content_length: bytes, limit: float) -> None:
@@ -43,3 +125,7 @@ def check_length(content_length: bytes, limit: float) -> None:
 def too_large(limit: float) -> BodyTooLarge:
     """Return the error for a body over the limit, in bytes."""
     return BodyTooLarge(f"The request body is larger than {limit:.0f} bytes.")
+
+
+def _wrong_end() -> InvalidInput:
+    return InvalidInput("The request's body does not end where its content-encoding does.")

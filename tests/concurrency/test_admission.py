@@ -1,5 +1,6 @@
 """Which requests run, which wait and which are refused."""
 
+import gzip
 import math
 import threading
 from typing import Any
@@ -13,7 +14,7 @@ from modelserve.concurrency import admission
 from modelserve.concurrency.admission import Admission, Gate
 from modelserve.errors import Overloaded, ServerShuttingDown
 from modelserve.limits import DEFAULTS
-from modelserve.testing import exchange, lifespan, request
+from modelserve.testing import Exchange, exchange, lifespan, request
 
 PREDICT = ("POST", "/v1/models/m:predict")
 
@@ -32,9 +33,9 @@ class Requests:
     def gate(self, **limits: Any) -> Gate:
         return Gate(Limits(**limits).within(DEFAULTS))
 
-    async def ask(self, name: str, gate: Gate) -> None:
+    async def ask(self, name: str, gate: Gate, size: int = 0) -> None:
         try:
-            await self.admission.acquire(gate)
+            await self.admission.acquire(gate, size)
         except Exception as exc:
             self.refused[name] = exc
         else:
@@ -252,6 +253,102 @@ async def test_refused_requests_do_not_share_an_exception() -> None:
         await arrive(group, requests, ("a", gate), ("b", gate), ("c", gate))
         requests.admission.refuse_waiting(ServerShuttingDown)
     assert requests.refused["b"] is not requests.refused["c"]
+
+
+@pytest.mark.anyio
+async def test_the_bytes_of_waiting_requests_are_bounded() -> None:
+    requests = Requests(concurrency=1, max_queued_bytes=100)
+    gates = [requests.gate(), requests.gate()]  # the bound is the application's
+    admission = requests.admission
+    async with anyio.create_task_group() as group:
+        await arrive(group, requests, ("a", gates[0]))
+        for name, gate, size, held in (
+            ("b", gates[0], 60, 60),
+            ("c", gates[1], 40, 100),
+            ("d", gates[1], 1, 100),  # refused
+            ("e", gates[0], 0, 100),
+        ):
+            group.start_soon(requests.ask, name, gate, size)
+            await anyio.wait_all_tasks_blocked()
+            assert admission.budget.held == held
+        assert type(requests.refused["d"]) is Overloaded
+        assert requests.waiting == 3
+        for gate, held in ((gates[0], 40), (gates[0], 0), (gates[1], 0)):
+            admission.release(gate)
+            await anyio.wait_all_tasks_blocked()
+            assert admission.budget.held == held
+        admission.release(gates[0])
+    assert (requests.admitted, list(requests.refused)) == (["a", "b", "c", "e"], ["d"])
+
+
+@pytest.mark.anyio
+async def test_one_request_may_wait_alone_whatever_its_size() -> None:
+    requests = Requests(max_queued_bytes=100)
+    gate = requests.gate(concurrency=1)
+    async with anyio.create_task_group() as group:
+        await arrive(group, requests, ("a", gate))
+        for name, size in (("b", 10**9), ("c", 1)):
+            group.start_soon(requests.ask, name, gate, size)
+            await anyio.wait_all_tasks_blocked()
+        assert (gate.waiting, list(requests.refused)) == (1, ["c"])
+        requests.admission.release(gate)
+        await anyio.wait_all_tasks_blocked()
+        requests.admission.release(gate)
+    assert (requests.admitted, requests.admission.budget.held) == (["a", "b"], 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("end", ["cancelled", "draining", "model removed"])
+async def test_a_wait_that_ends_early_gives_back_its_bytes(end: str) -> None:
+    requests = Requests()
+    gate = requests.gate(concurrency=1)
+    admission = requests.admission
+    async with anyio.create_task_group() as group:
+        await arrive(group, requests, ("a", gate))
+        async with anyio.create_task_group() as waiting:
+            waiting.start_soon(requests.ask, "b", gate, 70)
+            await anyio.wait_all_tasks_blocked()
+            assert admission.budget.held == 70
+            if end == "cancelled":
+                waiting.cancel_scope.cancel()
+            elif end == "draining":
+                admission.refuse_waiting(ServerShuttingDown)
+            else:
+                admission.refuse_waiting_for(gate, ServerShuttingDown)
+        assert (admission.budget.held, gate.waiting) == (0, 0)
+        admission.release(gate)
+
+
+@pytest.mark.anyio
+async def test_a_full_queue_and_a_drain_are_the_reasons_that_count() -> None:
+    requests = Requests(max_queued_bytes=1)
+    gate = requests.gate(concurrency=1, queue=1)
+    async with anyio.create_task_group() as group:
+        await arrive(group, requests, ("a", gate), ("b", gate))
+        await requests.ask("c", gate, 10**9)  # alone with bytes, but the queue is full
+        assert type(requests.refused["c"]) is Overloaded
+        requests.admission.refuse_waiting(ServerShuttingDown)
+        await requests.ask("d", gate, 10**9)
+        assert type(requests.refused["d"]) is ServerShuttingDown
+    assert requests.admission.budget.held == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("free", [True, False])
+async def test_a_share_is_closed_once_its_request_is_admitted(free: bool) -> None:
+    requests = Requests()
+    gate = requests.gate(concurrency=1)
+    admission = requests.admission
+    if not free:
+        assert admission.acquire_nowait(gate)
+    share = admission.budget.hold(30)
+    async with anyio.create_task_group() as group:
+        group.start_soon(admission.acquire, gate, 80, share)
+        await anyio.wait_all_tasks_blocked()
+        assert share.size == admission.budget.held == (0 if free else 80)
+        admission.release(gate)
+        await anyio.wait_all_tasks_blocked()
+    assert admission.budget.held == 0
 
 
 # --- Retry-After --------------------------------------------------------------------------
@@ -569,3 +666,100 @@ async def test_many_requests_pass_a_low_limit() -> None:
     assert max(most) <= 2
     statistics = app.serving.statistics()
     assert (statistics.running, statistics.waiting) == (0, 0)
+
+
+# --- the bytes of waiting requests ----------------------------------------------------------------
+
+SIXTY = b'"' + b"a" * 58 + b'"'
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("coding", [None, "gzip"])
+async def test_bodies_that_wait_are_bounded_by_what_they_hold(coding: str | None) -> None:
+    predict = Blocking()
+    app = serve(predict, limits=Limits(concurrency=1, max_queued_bytes=100))
+    budget = app.serving.admission.budget
+    body = SIXTY if coding is None else gzip.compress(SIXTY)
+    options: Any = {"body": body, "headers": {} if coding is None else {"content-encoding": coding}}
+    async with (
+        exchange(app, *PREDICT, **options) as first,
+        exchange(app, *PREDICT, **options) as second,
+    ):
+        await anyio.wait_all_tasks_blocked()
+        assert budget.held == 60
+        refused = await request(app, *PREDICT, **options)
+        assert (refused.status, refused.json()) == (
+            503,
+            {"error": "The server is busy and its queue is full."},
+        )
+        assert int(refused.headers["retry-after"]) >= 1
+        assert budget.held == 60
+        async with exchange(app, *PREDICT, json=[1]) as small:
+            await anyio.wait_all_tasks_blocked()
+            assert budget.held == 63
+            predict.release.set()
+            for client in (first, second, small):
+                assert (await client.response()).status == 200
+    assert budget.held == 0
+    assert len(predict.started) == 3
+
+
+@pytest.mark.anyio
+async def test_a_request_holds_nothing_once_it_runs() -> None:
+    predict = Blocking()
+    app = serve(predict)
+    body = gzip.compress(SIXTY)
+    async with exchange(app, *PREDICT, body=None, headers={"content-encoding": "gzip"}) as client:
+        client.send_body(body[:20], more=True)
+        await anyio.wait_all_tasks_blocked()
+        assert app.serving.admission.budget.held == 20
+        client.send_body(body[20:])
+        await anyio.wait_all_tasks_blocked()
+        assert predict.running == 1
+        assert app.serving.admission.budget.held == 0
+        predict.release.set()
+        assert (await client.response()).status == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("end", ["client", "host"])
+async def test_bytes_are_given_back_wherever_a_request_ends(turns: int, end: str) -> None:
+    predict = Blocking()
+    app = serve(predict, limits=Limits(concurrency=1))
+    body = gzip.compress(SIXTY)
+    async with exchange(app, *PREDICT, json=1) as first:
+        await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as group:
+            scope = {
+                **first.scope,
+                "headers": [(b"content-encoding", b"gzip"), (b"content-type", b"application/json")],
+            }
+            client = Exchange(app, scope, timeout=10)
+            group.start_soon(client.run)
+            for turn in range(turns):
+                await anyio.lowlevel.checkpoint()
+                if turn < 2:
+                    client.send_body(body[turn * 20 :][:20], more=True)
+                elif turn == 2:
+                    client.send_body(body[40:])
+            if end == "client":
+                client.hang_up()
+                await client.ended()
+            else:
+                group.cancel_scope.cancel()
+        assert app.serving.admission.budget.held == 0
+        assert app.serving.statistics().waiting == 0
+        predict.release.set()
+        assert (await first.response()).status == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body", [b"[", b"\xff", b'{"a":}'])
+async def test_a_body_that_cannot_be_decoded_holds_nothing(body: bytes) -> None:
+    app = serve(Blocking())
+    async with exchange(app, *PREDICT, body=None) as client:
+        client.send_body(body, more=True)
+        client.send_body(b"")
+        assert (await client.response()).status == 400
+    assert app.serving.admission.budget.held == 0

@@ -2,18 +2,20 @@
 
 import gzip
 import math
+import random
 import threading
 import tracemalloc
 import zlib
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from modelserve import Limits, ModelServer
+from modelserve import Limits, Model, ModelServer
 from modelserve.errors import BodyTooLarge, ClientGone
 from modelserve.exchange.body import read_body
-from modelserve.testing import exchange, request
+from modelserve.testing import Exchange, exchange, request
 
 PREDICT = ("POST", "/v1/models/m:predict")
 
@@ -26,6 +28,22 @@ def serve(predict: Any = echo, **options: Any) -> ModelServer:
     app = ModelServer(**options)
     app.add_model(predict, "m")
     return app
+
+
+def scope_of(headers: dict[str, str]) -> dict[str, Any]:
+    """Return the scope of a request, for a client that runs in a task of the test's own."""
+    method, path = PREDICT
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
 
 
 def host(*messages: Any) -> Any:
@@ -143,8 +161,8 @@ async def test_a_compressed_body_over_the_limit_is_413_before_it_has_grown() -> 
     assert response.status == 413
 
 
-async def coded(body: bytes, coding: str, **settings: Any) -> Any:
-    app = serve(**settings)
+async def coded(body: bytes, coding: str, app: Any = None, **settings: Any) -> Any:
+    app = app or serve(**settings)
     return await request(app, *PREDICT, body=body, headers={"content-encoding": coding})
 
 
@@ -235,3 +253,186 @@ async def test_a_client_that_leaves_during_its_body_leaves_nothing_running() -> 
         assert client.error is None
     assert len(app.serving.flights) == 0
     assert threading.active_count() == before
+
+
+# --- large compressed bodies --------------------------------------------------------------------
+
+NOISE = random.Random(7).randbytes(10_000)
+
+
+def large(mebibytes: int) -> bytes:
+    """Return the JSON of a text that shrinks to about a hundredth."""
+    return b'"' + (NOISE.hex()[:9_000].encode() + b" " * ((1 << 20) - 9_000)) * mebibytes + b'"'
+
+
+async def length_of(payload: Any) -> int:
+    return len(payload)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+async def test_a_large_body_is_decompressed_while_others_run(compress: Any) -> None:
+    app = serve(length_of, limits=Limits(max_body_bytes=math.inf))
+    body = compress(large(32), 1)
+    turns = 0
+    headers = {"content-encoding": "deflate"}
+    async with exchange(app, *PREDICT, body=body, headers=headers) as client:
+        while not client.over:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+            if turns % 10 == 0:
+                assert (await request(app, "GET", "/")).status == 200
+        assert (await client.response()).json() == 32 << 20
+    assert turns > 50
+    assert app.serving.admission.budget.held == 0
+    assert app.serving.decompressors.running == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("leaving", ["client", "host", "timeout"])
+async def test_a_request_that_ends_while_its_body_is_decompressed(leaving: str) -> None:
+    seen: list[Any] = []
+
+    async def predict(payload: Any) -> None:
+        seen.append(payload)
+
+    app = serve(predict, limits=Limits(max_body_bytes=math.inf))
+    headers = {"content-encoding": "gzip"}
+    if leaving == "timeout":
+        headers["x-request-timeout-seconds"] = "0.03"
+    budget, threads = app.serving.admission.budget, app.serving.decompressors
+    body = gzip.compress(large(200), 1)
+    async with anyio.create_task_group() as group:
+        client = Exchange(app, scope_of(headers), timeout=10)
+        client.send_body(body)
+        group.start_soon(client.run)
+        while not budget.held:
+            await anyio.lowlevel.checkpoint()
+        assert threads.running == ["content-encoding"]
+        if leaving == "client":
+            client.hang_up()
+        elif leaving == "host":
+            group.cancel_scope.cancel()
+        else:
+            response = await client.response()
+            assert (response.status, response.json()["error"][:8]) == (504, "timeout:")
+        await client.ended()
+    assert (budget.held, threads.running, seen) == (0, [], [])
+
+
+@pytest.mark.anyio
+async def test_a_large_body_that_is_broken_gives_back_what_it_held() -> None:
+    app = serve(limits=Limits(max_body_bytes=math.inf))
+    body = gzip.compress(large(8), 1)
+    for broken, status in ((body[:-1], 400), (body + b"x", 400), (b"a" + body, 400)):
+        assert (await coded(broken, "gzip", app=app)).status == status
+    bomb = gzip.compress(bytes(64 << 20))
+    response = await coded(bomb, "gzip", app=app)
+    assert response.status == 413
+    assert response.json()["error"].endswith("larger than 200 times its compressed size.")
+    assert app.serving.admission.budget.held == 0
+    assert app.serving.decompressors.running == []
+
+
+# --- the bytes that waiting requests hold -------------------------------------------------------
+
+FULL = {"error": "The server is busy and its queue is full."}
+
+
+@pytest.mark.anyio
+async def test_uploads_in_progress_are_bounded_together() -> None:
+    app = serve(length_of, limits=Limits(max_queued_bytes=100))
+    budget = app.serving.admission.budget
+    async with (
+        exchange(app, *PREDICT, body=None) as first,
+        exchange(app, *PREDICT, body=None) as second,
+    ):
+        first.send_body(b'"' + b"a" * 59, more=True)
+        second.send_body(b'"' + b"b" * 29, more=True)
+        await anyio.wait_all_tasks_blocked()
+        assert budget.held == 90
+        second.send_body(b"b" * 11, more=True)
+        refused = await second.response()
+        assert (refused.status, refused.json()) == (503, FULL)
+        assert int(refused.headers["retry-after"]) >= 1
+        await second.ended()
+        assert budget.held == 60
+        assert (await request(app, *PREDICT, json="c" * 500)).json() == 500  # it waits for nothing
+        first.send_body(b"a" * 500, more=True)  # alone now
+        await anyio.wait_all_tasks_blocked()
+        assert budget.held == 560
+        first.send_body(b'"')
+        assert (await first.response()).json() == 559
+        assert budget.held == 0
+    metrics = (await request(app, "GET", "/metrics")).body.decode()
+    assert 'outcome="refused"' in metrics
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ends", ["hang_up", "too large", "too late", "host"])
+async def test_an_upload_that_ends_early_gives_back_what_it_held(ends: str) -> None:
+    app = serve(limits=Limits(max_body_bytes=50))
+    headers = {"x-request-timeout-seconds": "0.05"} if ends == "too late" else {}
+    async with anyio.create_task_group() as group:
+        client = Exchange(app, scope_of(headers), timeout=10)
+        client.send_body(b"a" * 40, more=True)
+        group.start_soon(client.run)
+        if ends != "too late":
+            await anyio.wait_all_tasks_blocked()
+            assert app.serving.admission.budget.held == 40
+        if ends == "hang_up":
+            client.hang_up()
+        elif ends == "too large":
+            client.send_body(b"a" * 11, more=True)
+            assert (await client.response()).status == 413
+        elif ends == "too late":
+            assert (await client.response()).status == 408
+        else:
+            group.cancel_scope.cancel()
+        await client.ended()
+    assert app.serving.admission.budget.held == 0
+
+
+@pytest.mark.anyio
+async def test_the_body_of_the_repositorys_index_counts_as_well() -> None:
+    app = serve()
+    async with exchange(app, "POST", "/v2/repository/index", body=None) as client:
+        client.send_body(b"{", more=True)
+        await anyio.wait_all_tasks_blocked()
+        assert app.serving.admission.budget.held == 1
+        client.send_body(b"}")
+        assert (await client.response()).status == 200
+    assert app.serving.admission.budget.held == 0
+
+
+class Slow(Model):
+    """A model whose load lasts until the test lets it end."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.may_load = anyio.Event()
+
+    async def load(self) -> bool:
+        await self.may_load.wait()
+        self.ready = True
+        return self.ready
+
+    async def predict(self, payload: Any) -> Any:
+        return payload
+
+
+@pytest.mark.anyio
+async def test_a_body_counts_while_the_model_that_takes_over_is_loading() -> None:
+    app = serve()
+    budget = app.serving.admission.budget
+    async with exchange(app, *PREDICT, body=None) as client:
+        await anyio.wait_all_tasks_blocked()
+        later = Slow("m")
+        app.add_model(later)
+        app.serving.load_pending()
+        client.send_body(b'"' + b"a" * 98 + b'"')
+        await anyio.wait_all_tasks_blocked()
+        assert budget.held == 100
+        later.may_load.set()
+        assert (await client.response()).body == b"a" * 98
+    assert budget.held == 0

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from modelserve import Model
-from modelserve.models.predictor import PredictorConfig
+from modelserve.models.predictor import PredictorConfig, Transport
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,21 @@ def test_a_model_takes_its_settings_from_a_config() -> None:
     assert model.predictor_config == PredictorConfig("h", "v2", True, 5, 2)
     config = model.predictor_config
     assert (config.protocol, config.use_ssl, config.timeout, config.retries) == ("v2", True, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("host", "use_ssl", "verifies"),
+    [
+        ("a", False, False),
+        ("http://a", True, False),
+        ("a", True, True),
+        ("https://a", False, True),
+        ("HTTPS://a", False, True),
+        (" https://a", False, True),
+    ],
+)
+def test_connections_are_verified_unless_they_are_plain(
+    host: str, use_ssl: bool, verifies: bool
+) -> None:
+    config = PredictorConfig(host, predictor_use_ssl=use_ssl, predictor_request_retries=3)
+    assert config.transport == Transport(verifies, 3)

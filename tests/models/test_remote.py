@@ -6,11 +6,15 @@ The predictor runs in a thread of its own, on asyncio; the transformer on both b
 import contextlib
 import copy
 import pickle
+import shutil
 import socket
+import ssl
+import subprocess
 import sys
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -153,8 +157,13 @@ def key(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def host() -> Iterator[str]:
     """Serve the predictor on a socket, in a thread."""
-    config = uvicorn.Config(predictor, log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    with serving(predictor, log_level="error") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(app: ModelServer, **settings: Any) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **settings))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -794,6 +803,151 @@ async def test_a_version_is_asked_for(verb: str) -> None:
         document = {"inputs": []} if verb == "infer" else {"text_input": ""}
         await infer(app, f"/v2/models/m%20n/versions/2%2Fx/{verb}", document)
     assert requests[0].startswith(b"POST /v2/models/m%20n/versions/2%2Fx/" + verb.encode())
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a certificate of 127.0.0.1 that nobody has signed, and its key beside it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    made = (
+        "req -x509 -newkey rsa:2048 -nodes -subj /CN=predictor -addext subjectAltName=IP:127.0.0.1"
+        " -keyout key.pem -out cert.pem"
+    )
+    subprocess.run(["openssl", *made.split()], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem"
+
+
+@pytest.fixture(scope="module")
+def tls_host(certificate: Path) -> Iterator[str]:
+    """Serve a predictor and explainer over TLS, in a thread."""
+    settings = {"ssl_certfile": certificate, "ssl_keyfile": certificate.with_name("key.pem")}
+    with serving(explainer, log_level="critical", **settings) as address:
+        yield address
+
+
+class Explaining(Model):
+    """Echo over either verb, and keep what came."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.came: list[Any] = []
+
+    async def predict(self, payload: Any) -> Any:
+        self.came.append(payload)
+        return payload
+
+    explain = predict
+
+
+explaining = Explaining("echo")
+explainer = ModelServer([explaining])
+
+
+@pytest.mark.parametrize("first", ["predict", "explain"])
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
+async def test_an_explainer_is_verified_beside_a_predictor_without_tls(
+    host: str, tls_host: str, scheme: str, first: str
+) -> None:
+    app = transformer("echo", f"http://{host}", explainer_host=f"{scheme}://{tls_host}")
+    explaining.came.clear()
+    async with lifespan(app):
+        for verb in (first, "predict", "explain", "predict"):
+            response = await request(app, "POST", f"/v1/models/echo:{verb}", json=[1])
+            assert response.status == (503 if verb == "explain" else 200)
+    assert explaining.came == []
+
+
+@pytest.mark.parametrize("first", ["predict", "explain"])
+async def test_a_predictor_is_verified_beside_an_explainer_without_tls(
+    tls_host: str, first: str
+) -> None:
+    explaining.came.clear()
+    with answering(whole(b"{}")) as (plain, _):
+        app = transformer("echo", plain, explainer_host=f"http://{plain}", use_ssl=True)
+        app.serving.registry.get("echo").model.predictor_host = tls_host
+        async with lifespan(app):
+            for verb in (first, "predict", "explain"):
+                response = await request(app, "POST", f"/v1/models/echo:{verb}", json={})
+                assert response.status == (503 if verb == "predict" else 200)
+    assert explaining.came == []
+
+
+async def test_a_certificate_that_is_trusted(
+    host: str, tls_host: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    app = transformer("echo", host, explainer_host=f"https://{tls_host}")
+    async with lifespan(app):
+        for verb in ("predict", "explain"):
+            response = await request(app, "POST", f"/v1/models/echo:{verb}", json=[7])
+            assert response.json() == [7]
+
+
+async def test_connections_are_tried_again_as_often_as_each_call_says() -> None:
+    tries: list[None] = []
+
+    def refuse(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                tries.append(None)
+                connection.close()  # before the handshake
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=refuse, args=(listener,), daemon=True).start()
+        app = transformer("m", f"https://127.0.0.1:{listener.getsockname()[1]}")
+        model = app.serving.registry.get("m").model
+        async with lifespan(app):
+            for retries in (0, 1, 0):
+                tries.clear()
+                model.retries = retries
+                assert (await request(app, "POST", "/v1/models/m:predict", json=1)).status == 503
+                assert len(tries) == retries + 1
+
+
+async def test_the_connections_of_every_kind_are_closed(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+    closed = [threading.Event(), threading.Event()]
+
+    def serve_one_connection(listener: socket.socket, closed: threading.Event) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(ConnectionError):
+            while True:
+                read_request(connection)
+                connection.sendall(answer)
+        closed.set()
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as plain,
+        context.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True) as secure,
+    ):
+        threads = [
+            threading.Thread(target=serve_one_connection, args=pair, daemon=True)
+            for pair in zip((plain, secure), closed, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        hosts = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in (plain, secure)]
+        app = transformer("m", hosts[0], explainer_host=f"https://{hosts[1]}")
+        async with lifespan(app):
+            for verb in ("predict", "explain"):
+                response = await request(app, "POST", f"/v1/models/m:{verb}", json={})
+                assert response.json() == {}
+            assert not any(event.is_set() for event in closed)
+        for event in closed:
+            assert await anyio.to_thread.run_sync(event.wait, 5)
+        for thread in threads:
+            thread.join()
 
 
 # --- explainers, settings, connections ----------------------------------------------------------

@@ -209,6 +209,10 @@ def chat(predict: Any, **options: Any) -> App:
     """Return an application with one route, whose path names no model."""
     server = ModelServer(**options)
     server.add_model(predict, "m")
+    return chat_of(server)
+
+
+def chat_of(server: ModelServer) -> App:
     target = Target({"POST": None}, codec=CHAT, verb="chat")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -246,6 +250,22 @@ async def test_a_chat(headers: dict[str, str] | None) -> None:
     )
     response = await ask(chat(words), headers)
     assert response.json() == {"model": "m", "text": "ab", "usage": 0}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("model", ["m", "zz"])
+async def test_the_body_of_a_chat_counts_while_it_is_uploaded(model: str) -> None:
+    server = ModelServer()
+    server.add_model(words, "m")
+    budget = server.serving.admission.budget
+    async with exchange(chat_of(server), "POST", "/chat", body=None) as client:
+        body = orjson.dumps({"model": model, "say": ["a"]})
+        client.send_body(body[:9], more=True)
+        await anyio.wait_all_tasks_blocked()
+        assert budget.held == 9
+        client.send_body(body[9:])
+        assert (await client.response()).status == (200 if model == "m" else 404)
+    assert budget.held == 0
 
 
 @pytest.mark.anyio

@@ -2,12 +2,14 @@
 
 import gzip
 import math
+import random
 import zlib
+from typing import Any
 
 import pytest
 
 from modelserve.errors import BodyTooLarge, InvalidInput, UnsupportedCoding
-from modelserve.wire.coding import check_length, decompressed
+from modelserve.wire.coding import Inflation, check_length, decompressed
 
 GZIP = gzip.compress(b"[1]")
 
@@ -44,6 +46,82 @@ def test_a_coding_that_is_not_known(coding: bytes) -> None:
 def test_a_body_is_not_decompressed_over_the_limit(limit: float) -> None:
     with pytest.raises(BodyTooLarge, match=f"larger than {limit} bytes"):
         decompressed(gzip.compress(b" " * 100_000), b"gzip", limit)
+
+
+@pytest.mark.parametrize("body", [zlib.compress(b"[1]")[2:-4], b"", b"\x78"])
+def test_deflate_is_zlibs_form(body: bytes) -> None:
+    with pytest.raises(InvalidInput, match="content-encoding"):
+        decompressed(body, b"deflate", math.inf)
+
+
+MEBIBYTE = 1 << 20
+KINDS = {"zeros": bytes, "noise": random.Random(7).randbytes}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "size", [0, 1, 65_535, 65_537, MEBIBYTE - 1, MEBIBYTE, MEBIBYTE + 1, 5 * MEBIBYTE]
+)
+@pytest.mark.parametrize("compress", [zlib.compress, gzip.compress])
+def test_a_body_of_any_size_is_decompressed_in_short_steps(
+    size: int, kind: str, compress: Any
+) -> None:
+    plain = KINDS[kind](size)
+    body = compress(plain)
+    stream = Inflation(body, size)
+    before = 0
+    while stream.plain is None:
+        stream.step()
+        assert stream.size - before <= MEBIBYTE
+        before = stream.size
+    assert stream.plain == plain
+    for broken in (body[:-1], body + b"x", body + body):
+        with pytest.raises(InvalidInput, match=r"does not (end|have)"):
+            decompressed(broken, b"gzip", math.inf)
+    if size:
+        with pytest.raises(BodyTooLarge, match=f"larger than {size - 1} bytes"):
+            decompressed(body, b"gzip", size - 1)
+
+
+@pytest.mark.parametrize("limit", [1000, 3 * MEBIBYTE])
+def test_no_memory_is_taken_over_the_limit(limit: int) -> None:
+    stream = Inflation(gzip.compress(bytes(8 * MEBIBYTE)), limit)
+    with pytest.raises(BodyTooLarge):
+        stream.run()
+    assert stream.size == limit + 1
+
+
+def test_a_run_stops_once_enough_has_come() -> None:
+    stream = Inflation(gzip.compress(bytes(8 * MEBIBYTE)), math.inf)
+    stream.run(most_out=MEBIBYTE)
+    assert (stream.size, stream.plain) == (MEBIBYTE, None)
+    stream.run(most_out=2 * MEBIBYTE)
+    assert (stream.size, stream.plain) == (3 * MEBIBYTE, None)
+    plain = KINDS["noise"](MEBIBYTE)
+    noise = Inflation(gzip.compress(plain), math.inf)
+    noise.run(most_in=100_000)
+    assert 100_000 < noise.size <= 1 << 17
+    noise.run()
+    assert noise.plain == plain
+
+
+def test_a_body_that_grows_a_thousandfold_is_refused_once_it_is_large() -> None:
+    small = gzip.compress(bytes(16 * MEBIBYTE))
+    assert len(decompressed(small, b"gzip", math.inf)) == 16 * MEBIBYTE
+    large = gzip.compress(bytes(64 * MEBIBYTE))
+    stream = Inflation(large, math.inf)
+    with pytest.raises(BodyTooLarge, match="larger than 200 times its compressed size"):
+        stream.run()
+    assert stream.size == 16 * MEBIBYTE + 1
+    with pytest.raises(BodyTooLarge, match="larger than 9 bytes"):
+        decompressed(large, b"gzip", 9)
+
+
+def test_a_large_body_may_be_compressed_well() -> None:
+    plain = (KINDS["noise"](8_000) + bytes(MEBIBYTE)) * 40
+    body = gzip.compress(plain)
+    assert 50 < len(plain) / len(body) < 200
+    assert decompressed(body, b"gzip", math.inf) == plain
 
 
 @pytest.mark.parametrize(

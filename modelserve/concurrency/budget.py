@@ -1,0 +1,70 @@
+"""A bound on the bytes of requests that are not admitted yet.
+
+Whatever a request holds while it waits for something is counted: the parts of an upload that have
+come, what a compressed body has become, and the body of a request in a queue. One that is admitted
+at once waits for nothing, and is not counted.
+"""
+
+from collections.abc import Callable
+
+from modelserve.errors import ServingError
+
+__all__ = ["Budget", "Share"]
+
+
+class Budget:
+    """The bytes that the requests of one application hold while they wait.
+
+    Attributes:
+        limit: How many they may hold together; one request may hold any number alone.
+        held: How many they hold.
+    """
+
+    def __init__(self, limit: float, refusal: Callable[[], ServingError]) -> None:
+        self.limit = limit
+        self.held = 0
+        self.refusal = refusal
+
+    def hold(self, size: int, share: "Share | None" = None) -> "Share":
+        """Let one request hold this many bytes, by the share that it has or a new one.
+
+        Whoever has the share closes it. Raises as `Share.resize`.
+        """
+        share = share or Share(self)
+        share.resize(size)
+        return share
+
+
+class Share:
+    """What one request holds of a budget.
+
+    Attributes:
+        size: In bytes.
+    """
+
+    __slots__ = ("_budget", "size")
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.size = 0
+
+    def resize(self, size: int) -> None:
+        """Hold this many bytes from now on.
+
+        Raises the budget's refusal if that is more than before and too much beside what other
+        requests hold; the share is then as it was.
+        """
+        budget = self._budget
+        held = budget.held - self.size + size
+        if held > budget.limit and size > self.size and held > size:
+            raise budget.refusal()
+        budget.held = held
+        self.size = size
+
+    def grow(self, more: int) -> None:
+        """Hold this many bytes more. Raises as `resize`."""
+        self.resize(self.size + more)
+
+    def close(self) -> None:
+        """Give back what is held; a second time has no effect."""
+        self.resize(0)
