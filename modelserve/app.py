@@ -41,6 +41,9 @@ class ModelServer:
         coalesce: Send items that are made without a pause in one event, unless a model says
             otherwise; off, one item is one event.
         repository: Models of a directory, loaded in the background and by name over HTTP.
+        control: Whether models may be loaded and unloaded over HTTP; None is where there is a
+            repository.
+        wait_for_load: Let the lifespan start only once every load has ended, a failed one too.
 
     It can be pickled, as can a subclass: what is unpickled is a new application with the same
     arguments, models and attributes.
@@ -58,11 +61,19 @@ class ModelServer:
         token: str | None = None,
         coalesce: bool = False,
         repository: ModelRepository | None = None,
+        control: bool | None = None,
+        wait_for_load: bool = False,
     ) -> None:
         self._prefix = prefix
         self._repository = repository
         self.serving = Serving(
-            limits or Limits(), threads=threads, debug=debug, token=token, coalesce=coalesce
+            limits or Limits(),
+            threads=threads,
+            debug=debug,
+            token=token,
+            coalesce=coalesce,
+            control=control,
+            wait_for_load=wait_for_load,
         )
         self._routes = Routes(self.serving.registry, prefix=prefix)
         for model in models:
@@ -80,6 +91,8 @@ class ModelServer:
             "token": self.serving.token,
             "coalesce": shared.coalesce,
             "repository": self._repository,
+            "control": self.serving.control,
+            "wait_for_load": self.serving.wait_for_load,
         }
         others = {key: value for key, value in vars(self).items() if key not in _REBUILT}
         return {"options": options, "models": self.serving.registry.models, "others": others}
@@ -134,6 +147,14 @@ class ModelServer:
             return target
 
         return register
+
+    async def ready(self) -> None:
+        """Wait until every load has ended, and start the loading where no lifespan does.
+
+        Cancellation leaves the loads running. Raises ModelNotReady, which names the models whose
+        load has failed.
+        """
+        await self.serving.loaded()
 
     def lifespan(self, app: Any = None) -> AbstractAsyncContextManager[None]:
         """Load the models and, on the way out, drain and stop them.

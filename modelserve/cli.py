@@ -3,12 +3,19 @@
 import math
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
@@ -19,6 +26,7 @@ from modelserve.app import ModelServer
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.loader import load_target, source_folder
+from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.run import serve
@@ -68,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             uds=options.uds,
             fd=options.fd,
             workers=options.workers,
+            shutdown_delay=options.shutdown_delay,
             watched=_watched(options) if options.reload else (),
             uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
             set_up_logging=set_up_logging,
@@ -117,12 +126,22 @@ def _configure(app: ModelServer, options: Namespace) -> None:
     limits = options.limits
     if options.reload:
         limits = limits.with_defaults(Limits(drain_timeout=RELOAD_DRAIN_SECONDS))
+    if options.model_name is not None:
+        try:
+            serving.registry.rename_only(options.model_name)
+        except ValueError as exc:
+            raise LoadError(f"--model-name: {exc}.") from None
+    if options.predictor_host is not None:
+        predictor = PredictorConfig(options.predictor_host, options.predictor_protocol or "v1")
+        serving.loading.source.forward_to(predictor)
     serving.reconfigure(limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
+    if options.control is not None:
+        serving.control = options.control
     if options.model_dir is not None:
         try:
-            serving.use(ModelRepository(options.model_dir))
+            serving.use(ModelRepository(options.model_dir, options.model_name))
         except OSError as exc:
             problem = exc.strerror or exc
             raise LoadError(f"Cannot read the models in {options.model_dir}: {problem}.") from None
@@ -132,8 +151,11 @@ def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
     """Refuse flags for a `ModelServer` where the target is another application."""
     given = [name for name in LIMITS if getattr(options.limits, name) is not None]
     given += [
-        name for name in ("threads", "debug", "model_dir", "token_file") if getattr(options, name)
+        name
+        for name in ("threads", "debug", "model_dir", "predictor_host", "token_file")
+        if getattr(options, name)
     ]
+    given += ["control"] if options.control is not None else []
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise LoadError(
@@ -172,8 +194,8 @@ def _parser() -> ArgumentParser:
         usage="modelserve TARGET [options]",
         description="Serve machine-learning models over HTTP.",
         epilog=(
-            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish;"
-            " a second signal exits at once."
+            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish, after"
+            " --shutdown-delay seconds; a second signal exits at once."
         ),
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -196,13 +218,31 @@ def _add_address(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("where to listen")
     group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     group.add_argument(
-        "--port", type=_port, help=f"default: environment variable PORT, else {DEFAULT_PORT}"
+        "--port",
+        type=_port,
+        metavar="PORT",
+        help=f"default: environment variable PORT, else {DEFAULT_PORT}",
     )
+    _also(group, "--http_port", type=_port)
     group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
     group.add_argument("--fd", type=_whole, help="listen on a bound socket, by its file descriptor")
     group.add_argument(
         "--workers", type=_positive, default=1, help="number of processes; default: %(default)s"
     )
+    group.add_argument(
+        "--shutdown-delay",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="for which requests are still served after SIGTERM, while readiness is 503;"
+        " --drain-timeout counts after it; default: 0",
+    )
+
+
+def _also(group: Any, spelling: str, **options: Any) -> None:
+    """Take KServe's spelling of a flag, which is not in the help."""
+    dest = spelling.removeprefix("--").removeprefix("http_")
+    group.add_argument(spelling, dest=dest, default=SUPPRESS, help=SUPPRESS, **options)
 
 
 def _add_limits(parser: ArgumentParser) -> None:
@@ -231,9 +271,34 @@ def _add_application(parser: ArgumentParser) -> None:
     group.add_argument(
         "--model-dir",
         metavar="DIR",
-        help="serve the models in DIR/NAME/model.py, with or without a TARGET",
+        help="serve the model in DIR/model.py, else those in DIR/NAME/model.py, with or without a"
+        " TARGET",
     )
+    group.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="the name of the model in DIR/model.py, or of TARGET's where it has one model; default"
+        " for DIR: environment variable INFERENCE_SERVICE_NAME, else the name of DIR",
+    )
+    group.add_argument(
+        "--predictor-host",
+        metavar="HOST[:PORT]",
+        help="where models without a predict of their own send their payloads",
+    )
+    group.add_argument(
+        "--predictor-protocol",
+        choices=("v1", "v2"),
+        help="the predictor's protocol; default: v1",
+    )
+    for spelling in ("--model_dir", "--model_name", "--predictor_host"):
+        _also(group, spelling)
+    _also(group, "--predictor_protocol", choices=("v1", "v2"))
     group.add_argument("--token-file", metavar="PATH", help="require the bearer token in this file")
+    group.add_argument(
+        "--control",
+        action=BooleanOptionalAction,
+        help="let clients load and unload models; default: where there is a --model-dir",
+    )
     group.add_argument(
         "--cors-origin",
         action="append",
@@ -306,6 +371,13 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _seconds(text: str) -> float:
+    seconds = _number(text)
+    if not 0 <= seconds < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def _whole_or_inf(text: str) -> float:

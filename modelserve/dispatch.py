@@ -202,7 +202,7 @@ async def _respond(
             else:
                 result = await infer(plan, payload, call, codec.check)
         is_stream = call is not None and call.is_stream(result)
-        if call is not None and type(result) not in PLAIN and is_response(result):
+        if call and not is_stream and type(result) not in PLAIN and is_response(result):
             call.close_later(getattr(result, "body_iterator", None))
             await send_response(exchange, result, response_headers)
         elif is_stream or codec.always_streams:

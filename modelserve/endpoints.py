@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from modelserve.errors import ServerNotReady
+from modelserve.errors import Forbidden, ModelNotReady, ServerShuttingDown
 from modelserve.exchange.body import read_body
 from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
@@ -65,8 +65,7 @@ async def live(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 async def ready(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2/health/ready: not before every model is ready."""
-    if not await serving.registry.all_ready():
-        raise ServerNotReady
+    await serving.check_ready()
     await _answer(exchange, {"ready": True})
 
 
@@ -83,8 +82,10 @@ async def models(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 
 async def model(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /v1/models/NAME and /v2/models/NAME/ready."""
+    """GET /v1/models/NAME and /v2/models/NAME/ready; a probe's as well, so 503 before a stop."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
+    if serving.stopping:
+        raise ServerShuttingDown
     if not await entry.is_ready():
         raise entry.not_ready(debug=serving.debug)
     await _answer(exchange, {"name": entry.name, "ready": True})
@@ -103,10 +104,13 @@ async def metadata(serving: Serving, target: Target, exchange: Exchange) -> None
 
 
 async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """POST /v2/repository/index (Triton's); with `{"ready": true}` only those that are ready."""
+    """POST /v2/repository/index (Triton's), with the models that are in the directory only.
+
+    With `{"ready": true}` it has those alone that are ready.
+    """
     length = exchange.get(b"content-length")
     body = await read_body(exchange.receive, _INDEX_BYTES, length)
-    rows = await serving.index()
+    rows = serving.registry.index(await serving.loading.source.names())
     if wants_ready_only(body):
         rows = [row for row in rows if row["state"] == State.READY]
     await _answer(exchange, rows)
@@ -114,14 +118,29 @@ async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 async def load(serving: Serving, target: Target, exchange: Exchange) -> None:
     """POST /v2/repository/models/NAME/load; the body is ignored."""
-    await serving.load(target.ref.name)
-    await _answer(exchange, {"name": target.ref.name, "load": True})
+    name = _controlled(serving, target)
+    try:
+        await serving.loading.load(name)
+    except ModelNotReady as exc:
+        raise exc if serving.debug else ModelNotReady(name) from None
+    await _answer(exchange, {"name": name, "load": True})
 
 
 async def unload(serving: Serving, target: Target, exchange: Exchange) -> None:
     """POST /v2/repository/models/NAME/unload."""
-    await serving.unload(target.ref.name)
-    await _answer(exchange, {"name": target.ref.name, "unload": True})
+    name = _controlled(serving, target)
+    await serving.loading.unload(name)
+    await _answer(exchange, {"name": name, "unload": True})
+
+
+def _controlled(serving: Serving, target: Target) -> str:
+    """Return the name of the model to load or unload. Raises Forbidden where that is off."""
+    if not serving.is_controllable:
+        raise Forbidden(
+            "Loading and unloading models over HTTP is turned off;"
+            " ModelServer(control=True) or --control turns it on."
+        )
+    return target.ref.name
 
 
 async def _answer(exchange: Exchange, value: Any) -> None:

@@ -10,6 +10,7 @@ exception is a 500 whose text stays in the log.
     |   +-- InvalidOutput            500  an invalid V2 response
     |   +-- NotText                  500  `data` was asked for what is bytes, not text
     +-- InvalidInput                 400  an invalid request
+    +-- Forbidden                    403  what the server has been told not to do
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
     +-- MethodNotAllowed             405  a known path, another method
@@ -50,6 +51,7 @@ __all__ = [
     "ClientGone",
     "CollectedTooLarge",
     "DeadlineExceeded",
+    "Forbidden",
     "HookMissing",
     "InferenceError",
     "InvalidInput",
@@ -142,6 +144,12 @@ class NotText(InferenceError, InvalidInput):
     """
 
     status = 500
+
+
+class Forbidden(ServingError):
+    """Raised for what is turned off on this server, such as loading models over HTTP."""
+
+    status = 403
 
 
 class RouteNotFound(ServingError):

@@ -19,7 +19,7 @@ import anyio
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotReady, ServerShuttingDown
+from modelserve.errors import ModelNotReady, ServerNotReady, ServerShuttingDown
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.loading import Loading
@@ -78,11 +78,15 @@ class Serving:
         debug: bool = False,
         token: str | None = None,
         coalesce: bool = False,
+        control: bool | None = None,
+        wait_for_load: bool = False,
     ) -> None:
         self.limits = limits.with_defaults(DEFAULTS)
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = debug
         self.token = token
+        self.control = control
+        self.wait_for_load = wait_for_load
         self.telemetry = Telemetry()
         self.workers = Workers(threads)
         self._scraper = Workers(1)  # never one of those that hooks may keep busy
@@ -93,8 +97,10 @@ class Serving:
         self.loading = Loading(self.registry)
         self.flights = Flights()
         self.events = _EVENTS.with_variables(os.environ)
+        self.stopping = False
         self.draining = False
         self._drained = False
+        self._has_repository = False
         self._hosted = False
 
     # -- before it serves
@@ -118,8 +124,12 @@ class Serving:
         Raises OSError where there is no such directory.
         """
         self.follow(repository, loads_by_name=True)
-        for name in repository.names():
+        self._has_repository = True
+        names = repository.names()
+        for name in names:
             self.registry.expect(name)
+        if not names:
+            logger.warning("There is no model in %s", repository.models_dir)
 
     def follow(self, repository: ModelRepository, *, loads_by_name: bool = False) -> None:
         """Serve the models that a repository has and those that it is given later.
@@ -145,23 +155,29 @@ class Serving:
         if not ready:
             raise entry.not_ready(debug=self.debug)
 
-    async def load(self, name: str) -> None:
-        """Load a model, again if need be; a client that leaves does not stop it.
+    async def loaded(self) -> None:
+        """Start the loads that are pending, and wait until all have ended.
 
-        Raises ModelNotFound, ModelNotReady.
+        Cancellation leaves them running. Raises ModelNotReady, which names the models that failed.
         """
-        try:
-            await self.loading.load(name)
-        except ModelNotReady as exc:
-            raise exc if self.debug else ModelNotReady(name) from None
+        failed = await self.loading.finished()
+        if failed:
+            why = "; ".join(filter(None, (entry.failure for entry in failed)))
+            raise ModelNotReady(", ".join(entry.name for entry in failed), why)
 
-    async def unload(self, name: str) -> None:
-        """Take a model out, and stop it after its running requests. Raises ModelNotFound."""
-        await self.loading.unload(name)
+    async def check_ready(self) -> None:
+        """Return if the whole application can take requests. Raises what a probe is answered."""
+        if self.stopping:
+            raise ServerShuttingDown
+        registry = self.registry
+        is_empty = self._has_repository and not (registry.entries or registry.unloaded)
+        if is_empty or not await self.registry.all_ready():
+            raise ServerNotReady
 
-    async def index(self) -> list[dict[str, str]]:
-        """Return Triton's repository index, with the models that are in the directory only."""
-        return self.registry.index(await self.loading.source.names())
+    @property
+    def is_controllable(self) -> bool:
+        """Whether models may be loaded and unloaded over HTTP."""
+        return self._has_repository if self.control is None else self.control
 
     async def expose(self, accept: str | None) -> tuple[bytes, bytes]:
         """Return the metrics' content type and text, made in a thread."""
@@ -173,18 +189,7 @@ class Serving:
 
     def statistics(self) -> Statistics:
         """Return a snapshot of requests, threads and models."""
-        registry, gate = self.registry, self.admission.gate
-        return Statistics(
-            in_flight=len(self.flights),
-            running=gate.running,
-            waiting=gate.waiting,
-            busy_threads=tuple(self.workers.running),
-            loading=len(registry.pending) + sum(entry.loading for entry in {*registry}),
-            models={
-                name: ModelStatistics(entry.state, entry.gate.running, entry.gate.waiting)
-                for name, entry in registry.entries.items()
-            },
-        )
+        return _statistics(self)
 
     # -- its life
 
@@ -192,13 +197,15 @@ class Serving:
     async def lifespan(self) -> AsyncIterator[None]:
         """Load the models in the background; on the way out drain, then stop them."""
         self._hosted = True
-        self.draining = self._drained = False
+        self.stopping = self.draining = self._drained = False
         self.admission.refuse_waiting(None)
         self.events = _EVENTS.with_variables(os.environ)
         self.flights.reset_cleanup_cap()
         self.telemetry.open()
         self.load_pending()
         try:
+            if self.wait_for_load:
+                await self.loading.finished()
             yield
         finally:
             with anyio.CancelScope(shield=True):
@@ -209,9 +216,13 @@ class Serving:
                 self.telemetry.close()
             self._hosted = False
 
+    def announce_stop(self) -> None:
+        """Be no longer ready, for probes; requests are still served."""
+        self.stopping = True
+
     def refuse_new(self) -> None:
         """Start draining: not ready, queued and new requests refused, running ones go on."""
-        self.draining = True
+        self.stopping = self.draining = True
         self.admission.refuse_waiting(ServerShuttingDown)
 
     async def drain(self) -> None:
@@ -236,3 +247,18 @@ class Serving:
                 ", ".join(self.workers.running) or "none",
             )
         self._drained = True
+
+
+def _statistics(serving: Serving) -> Statistics:
+    registry, gate = serving.registry, serving.admission.gate
+    return Statistics(
+        in_flight=len(serving.flights),
+        running=gate.running,
+        waiting=gate.waiting,
+        busy_threads=tuple(serving.workers.running),
+        loading=len(registry.pending) + sum(entry.loading for entry in {*registry}),
+        models={
+            name: ModelStatistics(entry.state, entry.gate.running, entry.gate.waiting)
+            for name, entry in registry.entries.items()
+        },
+    )

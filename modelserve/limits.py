@@ -114,7 +114,7 @@ DEFAULTS: Final = Limits(
     idle_timeout=math.inf,
     timeout=math.inf,
     send_timeout=60.0,
-    drain_timeout=30.0,
+    drain_timeout=25.0,
     cleanup_timeout=5.0,
 )
 

@@ -67,6 +67,8 @@ def built(*arguments: str) -> Any:
         ("a.py --concurrency 1.5", "argument --concurrency: '1.5' is not a whole number"),
         ("a.py --timeout soon", "argument --timeout: 'soon' is not a number"),
         ("a.py --timeout nan", "The limit timeout cannot be nan"),
+        ("a.py --shutdown-delay inf", "'inf' is not a number of seconds"),
+        ("a.py --shutdown-delay=-1", "'-1' is not a number of seconds"),
         ("a.py --drain-timeout=-1", "The limit drain_timeout cannot be -1.0"),
         ("a.py --cors-origin example.org", "'example.org' is not an origin, like"),
         ("a.py --cors-origin https://a.org/", "'https://a.org/' is not an origin, like"),
@@ -166,12 +168,52 @@ def test_flags_for_an_application_that_is_no_model_server(served: str) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "seconds"),
-    [((), 30), (("--reload",), 1), (("--reload", "--drain-timeout", "7"), 7)],
+    [((), 25), (("--reload",), 1), (("--reload", "--drain-timeout", "7"), 7)],
 )
 def test_requests_have_little_time_when_a_file_has_changed(
     served: str, flags: tuple[str, ...], seconds: float
 ) -> None:
     assert built(served, *flags).serving.limits.drain_timeout == seconds
+
+
+KSERVES = "--model_name x --predictor_host there:80 --http_port 8081 --predictor_protocol v2"
+
+
+@pytest.mark.parametrize("flags", [KSERVES, KSERVES.replace("_", "-").replace("http-", "")])
+def test_the_flags_that_kserve_gives_a_transformer(flags: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{tmp_path.name}.py"  # one module each
+    file.write_text(
+        "from modelserve import Model, ModelServer\n"
+        "model = Model('own')\nmodel.timeout = 3\napp = ModelServer([model])\n"
+        "two = ModelServer([Model('a'), Model('b')])\ntwo.serving.registry.get('b')"
+        ".model.predictor_host = 'other'"
+    )
+    options = cli._parse([str(file), *flags.split()])
+    assert options.port == 8081
+    app: Any = cli.build(options)
+    assert app.serving.registry.names == ["x", "own"]
+    config = app.serving.registry.get("x").model.predictor_config
+    assert (config.predictor_host, config.protocol, config.timeout) == ("there:80", "v2", 3)
+    two = built(f"{file}:two", *flags.split()).serving.registry
+    assert two.names == ["a", "b"]
+    assert [two.get(name).model.predictor_host for name in "ab"] == ["there:80", "other"]
+
+
+@pytest.mark.parametrize("flag", ["--model-dir", "--model_dir"])
+def test_the_flags_that_kserve_gives_a_runtime(flag: str, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("def load(path, name): return lambda payload: name")
+    app: Any = cli.build(cli._parse([flag, str(tmp_path), "--model_name=flowers"]))
+    assert app.serving.registry.names == ["flowers"]
+    assert app.serving.is_controllable
+    closed: Any = cli.build(cli._parse([flag, str(tmp_path), "--no-control"]))
+    assert not closed.serving.is_controllable
+
+
+def test_control(served: str) -> None:
+    assert not built(served).serving.is_controllable
+    assert built(served, "--control").serving.is_controllable
+    with pytest.raises(LoadError, match="--control cannot be set from here"):
+        built(f"{served}:host", "--control")
 
 
 def test_token(served: str, tmp_path: Path) -> None:

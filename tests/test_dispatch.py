@@ -211,8 +211,8 @@ def without_number(message: Any) -> Any:
 
 
 def counts(text: str) -> dict[str, float]:
-    """Return the samples that do not depend on how long anything took."""
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    """Return the server's samples that do not depend on how long anything took."""
+    lines = [line for line in text.splitlines() if line.startswith(("modelserve_", "request_"))]
     samples = dict(line.rsplit(" ", 1) for line in lines)
     timed = ("_sum{", "_bucket{", "_created{")
     return {name: float(n) for name, n in samples.items() if not any(t in name for t in timed)}

@@ -1,15 +1,20 @@
 """What an application says of itself: a snapshot of its requests, threads and models."""
 
+import pickle
 import threading
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from modelserve import Limits, Model, ModelServer
+from modelserve.errors import ModelNotReady
 from modelserve.lifespan import ModelStatistics, Statistics
 from modelserve.models.registry import State
+from modelserve.models.repository import ModelRepository
 from modelserve.testing import exchange, lifespan, request
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +68,7 @@ async def test_the_statistics_follow_what_is_loaded() -> None:
             await release.wait()
             return True
 
-    app = ModelServer([Slow("m")])
+    app = ModelServer([Slow("m")], control=True)
 
     def loading() -> tuple[int, State]:
         statistics = app.serving.statistics()
@@ -78,3 +83,133 @@ async def test_the_statistics_follow_what_is_loaded() -> None:
         assert loading() == (0, State.READY)
         await request(app, "POST", "/v2/repository/models/m/unload")
         assert app.serving.statistics().models == {}
+
+
+# --- waiting for the load -----------------------------------------------------------------------
+
+
+class Loaded(Model):
+    """A model whose load takes a moment, and fails where it is told to."""
+
+    def __init__(self, name: str, *, failing: bool = False) -> None:
+        super().__init__(name)
+        self.failing = failing
+
+    async def load(self) -> bool:
+        await anyio.lowlevel.checkpoint()
+        if self.failing:
+            raise RuntimeError("no disk")
+        return True
+
+
+@pytest.mark.parametrize("hosted", [True, False])
+async def test_ready_returns_once_all_is_loaded(hosted: bool) -> None:
+    app = ModelServer([Loaded("a"), Loaded("b")])
+    if not hosted:
+        await app.ready()
+        assert app.serving.statistics().loading == 0
+        assert (await request(app, "GET", "/v2/health/ready")).status == 200
+        return
+    async with lifespan(app):
+        await app.ready()
+        assert (await request(app, "GET", "/v2/health/ready")).status == 200
+        app.add_model(Loaded("c"))
+        await app.ready()  # it loads what came later as well
+        assert (await request(app, "GET", "/v1/models/c")).status == 200
+
+
+async def test_ready_names_the_models_that_failed() -> None:
+    app = ModelServer([Loaded("a", failing=True), Loaded("b"), Loaded("c", failing=True)])
+    with pytest.raises(ModelNotReady, match=r"a, c is not ready.*no disk"):
+        await app.ready()
+    assert (await request(app, "GET", "/v1/models/b")).status == 200
+
+
+async def test_a_wait_for_the_load_that_is_given_up_leaves_it_running() -> None:
+    began, go_on = anyio.Event(), anyio.Event()
+
+    class Slow(Model):
+        async def load(self) -> None:
+            began.set()
+            await go_on.wait()
+
+    app = ModelServer([Slow("m")])
+    with anyio.move_on_after(0):
+        await app.ready()
+    await began.wait()
+    go_on.set()
+    await app.ready()
+    assert app.serving.statistics().models["m"].state is State.READY
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_the_start_waits_for_the_load_where_it_is_asked_to(failing: bool) -> None:
+    app = ModelServer([Loaded("a"), Loaded("b", failing=failing)], wait_for_load=True)
+    async with lifespan(app):
+        assert app.serving.statistics().loading == 0
+        assert (await request(app, "GET", "/v1/models/a")).status == 200
+        status = (await request(app, "GET", "/v1/models/b")).status
+        assert status == (503 if failing else 200)
+
+
+# --- before it stops ----------------------------------------------------------------------------
+
+
+async def test_a_stop_that_is_announced_is_seen_by_probes_alone() -> None:
+    app = ModelServer([Model("m")])
+    app.add_model(lambda payload: payload, "echo")
+    probes = ("/v2/health/ready", "/v1/models/echo", "/v2/models/echo/ready")
+    async with lifespan(app):
+        await app.ready()
+        app.serving.announce_stop()
+        assert {(await request(app, "GET", path)).status for path in probes} == {503}
+        for path in ("/", "/v2/health/live", "/v1/models", "/v2/models/echo", "/metrics"):
+            assert (await request(app, "GET", path)).status == 200
+        assert (await request(app, "POST", "/v1/models/echo:predict", json=[1])).json() == [1]
+    async with lifespan(app):
+        await app.ready()
+        assert {(await request(app, "GET", path)).status for path in probes} == {200}
+
+
+# --- loading and unloading over HTTP ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("control", "has_repository", "status"),
+    [
+        (None, False, 403),
+        (None, True, 200),
+        (True, False, 200),
+        (True, True, 200),
+        (False, False, 403),
+        (False, True, 403),
+    ],
+)
+async def test_models_are_loaded_over_http_where_that_is_turned_on(
+    control: bool | None, has_repository: bool, status: int, tmp_path: Path
+) -> None:
+    repository = ModelRepository(tmp_path) if has_repository else None
+    app = ModelServer([Model("m")], repository=repository, control=control)
+    app = pickle.loads(pickle.dumps(app))
+    for verb in ("load", "unload"):
+        response = await request(app, "POST", f"/v2/repository/models/m/{verb}")
+        assert response.status == status
+        unknown = await request(app, "POST", f"/v2/repository/models/zz/{verb}")
+        assert unknown.status == (404 if status == 200 else 403)
+        assert status == 200 or "turned off" in response.json()["error"]
+    assert (await request(app, "POST", "/v2/repository/index")).status == 200
+    get = await request(app, "GET", "/v2/repository/models/m/load")
+    assert get.status == 405
+
+
+async def test_a_repository_without_any_model_is_not_ready(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = ModelServer(repository=ModelRepository(tmp_path))
+    assert f"There is no model in {tmp_path}" in caplog.text
+    async with lifespan(app):
+        assert (await request(app, "GET", "/v2/health/ready")).status == 503
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "model.py").write_text("def load(path, name): return lambda payload: 1")
+        assert (await request(app, "POST", "/v2/repository/models/m/load")).status == 200
+        assert (await request(app, "GET", "/v2/health/ready")).status == 200

@@ -185,7 +185,8 @@ class ModelServer(_ModelServer):
         grace_period: Seconds that requests have to finish in when the server stops.
         ssl_certfile: A certificate's file, with `ssl_keyfile`; the port is then 8443, not 8080.
         options: Arguments of `modelserve.ModelServer`: `limits`, `debug`, `token` and so on. The
-            size of bodies is not limited, as in KServe, unless `limits` does.
+            size of bodies is not limited, as in KServe, unless `limits` does, and models can be
+            loaded and unloaded over HTTP unless `control` is False.
 
     What is left out is taken from the command line when `start` is called. The other arguments are
     KServe's, without a meaning here.
@@ -228,6 +229,7 @@ class ModelServer(_ModelServer):
         }
         limits = options.pop("limits", None) or Limits()
         limits = limits.with_defaults(Limits(max_body_bytes=math.inf, drain_timeout=grace_period))
+        options.setdefault("control", True)  # as in KServe
         if max_asyncio_workers is not None:
             options["threads"] = max_asyncio_workers
         self._arguments = {"registered_models": registered_models, "limits": limits, **options}

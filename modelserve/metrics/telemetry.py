@@ -26,6 +26,7 @@ class Telemetry:
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         self._store = Store(directory)
         self._models: dict[str, ModelSeries] = {}
+        self._reported: set[str] = set()
 
     def model(self, name: str, stages: Iterable[str] = ()) -> ModelSeries:
         """Return the series of a registered model, with a histogram for each hook it defines."""
@@ -55,10 +56,13 @@ class Telemetry:
     def expose(self, accept: str | None = None) -> tuple[bytes, bytes]:
         """Return a content type and a body: OpenMetrics if `Accept` asks for it, else Prometheus.
 
-        Slow if there are many models: call it in a thread, after `open` on the event loop.
+        The default registry of `prometheus_client` is in it: a model's own metrics. Slow if there
+        are many models: call it in a thread, after `open` on the event loop.
         """
+        from modelserve.metrics.registered import Combined  # it imports prometheus_client
+
         self.open()
-        return exposition.encode(self, accept)
+        return exposition.encode(Combined(self, self._reported), accept)
 
     def collect(self) -> Iterator["Metric"]:
         """Yield the metrics of all workers, as a collector of `prometheus_client` does."""

@@ -1,4 +1,4 @@
-"""Find the models of a directory, and run their code.
+"""Find the models of a directory, and make a model of its `model.py`.
 
 A name is one component of a path. Names that are something else, that begin with a dot, or whose
 folder or `model.py` is a link that leaves the directory, are those of no model.
@@ -7,23 +7,16 @@ folder or `model.py` is a link that leaves the directory, are those of no model.
 import inspect
 import os
 import re
-import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
-from itertools import count
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any, Final
 
 from modelserve.errors import ModelNotFound
 from modelserve.models.model import Model, as_model
 
-__all__ = ["Imports", "file_of", "folder_of", "model_in"]
+__all__ = ["file_of", "folder_of", "has_one_model", "model_in", "only_name"]
 
 _PLAIN_NAME: Final = re.compile(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*")
-_NUMBERS: Final = count(1)
-# The files of the model that serves, and of the one before it, whose last requests may be running.
-_IMPORTS_KEPT: Final = 2
 
 
 def folder_of(directory: str | os.PathLike[str], name: str) -> Path:
@@ -35,16 +28,38 @@ def folder_of(directory: str | os.PathLike[str], name: str) -> Path:
     return folder
 
 
-def file_of(directory: str | os.PathLike[str], name: str) -> Path:
-    """Return the `model.py` of a model. Raises ModelNotFound where there is none."""
-    path = folder_of(directory, name) / "model.py"
-    _check_inside(directory, path, name)
-    try:
-        if path.is_file():
+def file_of(directory: str | os.PathLike[str], name: str, model_name: str | None = None) -> Path:
+    """Return the `model.py` of a model. Raises ModelNotFound where there is none.
+
+    Args:
+        model_name: The model's name where the directory has a `model.py` itself.
+    """
+    if not has_one_model(directory):
+        path = folder_of(directory, name) / "model.py"
+        if _is_file_inside(directory, path):
             return path
-    except OSError:  # a name that is too long, a folder that we may not read
-        pass
+    elif name == only_name(directory, model_name):
+        return Path(directory) / "model.py"
     raise ModelNotFound(name)
+
+
+def has_one_model(directory: str | os.PathLike[str]) -> bool:
+    """Return whether a directory has a `model.py` itself: it is then the folder of one model."""
+    return _is_file_inside(directory, Path(directory) / "model.py")
+
+
+def only_name(directory: str | os.PathLike[str], model_name: str | None) -> str:
+    """Return the name of the one model of a directory: that given, else KServe's, else its own."""
+    name = model_name or os.environ.get("INFERENCE_SERVICE_NAME")
+    return name or Path(directory).resolve().name or "model"
+
+
+def _is_file_inside(directory: str | os.PathLike[str], path: Path) -> bool:
+    try:
+        _check_inside(directory, path, path.name)
+        return path.is_file()
+    except (ModelNotFound, OSError):  # a name that is too long, a folder that we may not read
+        return False
 
 
 def _check_inside(directory: str | os.PathLike[str], path: Path, name: str) -> None:
@@ -54,55 +69,6 @@ def _check_inside(directory: str | os.PathLike[str], path: Path, name: str) -> N
         is_inside = False
     if not is_inside:
         raise ModelNotFound(name)
-
-
-class Imports:
-    """The modules that the models of one repository have been imported as."""
-
-    def __init__(self) -> None:
-        self._packages: dict[str, list[str]] = {}
-
-    def run(self, path: Path, name: str) -> ModuleType:
-        """Run a `model.py` as a module of a new package whose path is the model's folder.
-
-        Raises what the file raises.
-        """
-        package = ModuleType(f"modelserve_{re.sub(r'[^0-9a-zA-Z]', '_', name)}_{next(_NUMBERS)}")
-        package.__path__ = [str(path.parent)]
-        sys.modules[package.__name__] = package
-        try:
-            module = _run(f"{package.__name__}.model", path)
-        except BaseException:
-            _forget(package.__name__)
-            raise
-        kept = self._packages.setdefault(name, [])
-        kept.append(package.__name__)
-        while len(kept) > _IMPORTS_KEPT:
-            _forget(kept.pop(0))
-        return module
-
-
-class _Loader(SourceFileLoader):
-    """Compile the file as it is now: a cached compilation is only checked by size and second."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        code: CodeType = self.source_to_code(self.get_data(path), path)
-        return code
-
-
-def _run(module_name: str, path: Path) -> ModuleType:
-    spec = spec_from_file_location(module_name, path, loader=_Loader(module_name, str(path)))
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[module_name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _forget(package: str) -> None:
-    for module in list(sys.modules):
-        if module == package or module.startswith(f"{package}."):
-            del sys.modules[module]
 
 
 def model_in(module: ModuleType, folder: Path, name: str) -> Any:

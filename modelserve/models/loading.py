@@ -6,7 +6,7 @@ leaves the process up, and the model that was serving before in its place.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -18,7 +18,8 @@ from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady
 from modelserve.limits import DEFAULTS
 from modelserve.models.inference import call_hook
-from modelserve.models.model import as_model, defines
+from modelserve.models.model import Model, as_model, defines
+from modelserve.models.predictor import PredictorConfig
 from modelserve.models.registry import Entry, Registry, infinite_if_none
 from modelserve.models.repository import ModelRepository
 
@@ -37,6 +38,18 @@ class Source:
         self._registry = registry
         self._repository: ModelRepository | None = None
         self._builds = False
+        self._predictor: PredictorConfig | None = None
+
+    def forward_to(self, predictor: PredictorConfig) -> None:
+        """Let the models that name no predictor send their payloads to this one."""
+        self._predictor = predictor
+        for _, model in self._registry.models:
+            self._set_predictor(model)
+
+    def _set_predictor(self, model: Any) -> None:
+        if self._predictor is not None and isinstance(model, Model) and not model.predictor_host:
+            model.predictor_host = self._predictor.predictor_host
+            model.protocol = self._predictor.protocol
 
     def follow(self, repository: ModelRepository, *, builds: bool) -> None:
         """Serve the models that a repository has and is given; have it build others if `builds`."""
@@ -64,7 +77,14 @@ class Source:
         """Have the repository build a model. Raises what the model's code raises."""
         assert self._repository is not None
         provide = self._repository.provide
-        return as_model(await call_hook(f"load of {name}", self._workers, provide, name), name)
+        model = as_model(await call_hook(f"load of {name}", self._workers, provide, name), name)
+        self._set_predictor(model)
+        return model
+
+    def withdraw(self, name: str) -> None:
+        """Have the repository go back to the code of the model that is still served."""
+        if self._repository is not None:
+            self._repository.withdraw(name)
 
     def note_loaded(self, name: str, model: Any) -> None:
         """Keep the repository's table of models up to date."""
@@ -81,6 +101,38 @@ class Source:
         return self._registry.shared.workers
 
 
+class _Load:
+    """One load of a name, and all who wait for it.
+
+    It stays in the table of those under way, to be joined, until it has ended.
+    """
+
+    def __init__(self, under_way: "dict[str, _Load]", name: str) -> None:
+        under_way[name] = self
+        self._under_way = under_way
+        self._name = name
+        self._ended = anyio.Event()
+        self._error: Exception | None = ModelNotReady(name)  # should it be cancelled
+
+    async def run(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Call the function that loads; what it raises is for those who wait."""
+        try:
+            await function()
+            self._error = None
+        except Exception as exc:
+            self._error = exc
+        finally:
+            if self._under_way.get(self._name) is self:
+                del self._under_way[self._name]
+            self._ended.set()
+
+    async def wait(self) -> None:
+        """Wait for the end. Raises what the load has raised."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+
 class Loading:
     """Loads, unloads and stops the models of one registry."""
 
@@ -88,7 +140,8 @@ class Loading:
         self.registry = registry
         self.source = Source(registry)
         self._background = Background()
-        self._retiring: set[Entry] = set()
+        self._retirement = _Retirement(registry, self._background)
+        self._loads: dict[str, _Load] = {}  # those under way that another request may join
 
     def load_pending(self) -> None:
         """Load in the background what was registered since the last call; stop replaced models."""
@@ -97,21 +150,46 @@ class Loading:
             entry.loading = True
             entry.attempted = anyio.Event()
         if entries:
-            self._background.start_soon(partial(self._load_all, entries))
-        self._retire_leaving()
+            # One that is ready is not loaded, so a request to load it has nothing to join.
+            loads = [
+                (_Load({} if entry.model.ready else self._loads, entry.name), entry)
+                for entry in entries
+            ]
+            self._background.start_soon(partial(self._load_all, loads))
+        self._retirement.begin()
+
+    async def finished(self) -> list[Entry]:
+        """Load what is pending, wait until no load is under way; return the models not ready.
+
+        Cancellation leaves the loads running.
+        """
+        self.load_pending()
+        waited: set[Entry] = set()
+        while loading := {entry for entry in self.registry if entry.loading} - waited:
+            for entry in loading:
+                assert entry.attempted is not None
+                await entry.attempted.wait()
+            waited |= loading
+        return [entry for entry in dict.fromkeys(self.registry) if not entry.model.ready]
 
     async def load(self, name: str) -> None:
         """Load a model again, one that was unloaded, or one that the repository has by now.
 
+        A load of that name that is under way is joined, unless an `unload` came after it.
         Cancellation leaves the load running. Raises ModelNotFound, ModelNotReady.
         """
-        await self._background.run(partial(self._load_by_name, name))
+        load = self._loads.get(name)
+        if load is None:
+            load = _Load(self._loads, name)
+            self._background.start_soon(partial(load.run, partial(self._load_by_name, name)))
+        await load.wait()
 
     async def unload(self, name: str) -> None:
         """Take a model out: it is unknown at once, and stopped after its last request.
 
         Cancellation leaves the unloading running. Raises ModelNotFound.
         """
+        self._loads.pop(name, None)
         await self._background.run(partial(self._unload, name))
 
     async def close(self, *, within: float) -> None:
@@ -133,16 +211,19 @@ class Loading:
 
     # -- loading what was registered
 
-    async def _load_all(self, entries: list[Entry]) -> None:
+    async def _load_all(self, loads: list[tuple[_Load, Entry]]) -> None:
         async with anyio.create_task_group() as group:
-            for entry in entries:
-                group.start_soon(self._load_registered, entry)
+            for load, entry in loads:
+                group.start_soon(load.run, partial(self._load_registered, entry))
 
     async def _load_registered(self, entry: Entry) -> None:
-        """Start a model, and load it if it is not ready; a failure is kept in the entry."""
+        """Start a model, and load it if it is not ready; a failure is kept in the entry.
+
+        Raises ModelNotReady.
+        """
         assert entry.attempted is not None
         try:
-            async with self._locked(entry.name):
+            async with _locked(self.registry.locks, entry.name):
                 entry.failure = None
                 try:
                     if entry.is_awaited:
@@ -156,14 +237,16 @@ class Loading:
         finally:
             entry.loading = False
             entry.attempted.set()
-        if entry.model.ready and not entry.is_retired:
+        if not entry.model.ready:
+            raise ModelNotReady(entry.name, entry.failure)
+        if not entry.is_retired:
             self.source.note_loaded(entry.name, entry.model)
 
     # -- loading and unloading by name
 
     async def _load_by_name(self, name: str) -> None:
         try:
-            async with self._locked(name):
+            async with _locked(self.registry.locks, name):
                 known = self.registry.entries.get(name) or self.registry.unloaded.get(name)
                 if await self.source.has(name):
                     await self._load_new(name, known)
@@ -172,7 +255,7 @@ class Loading:
                 else:
                     raise ModelNotFound(name)
         finally:
-            self._retire_leaving()
+            self._retirement.begin()
 
     async def _load_new(self, name: str, known: Entry | None) -> None:
         """Load a new model of the repository, and put it in the place of the known one."""
@@ -195,6 +278,7 @@ class Loading:
             await _stop(entry)
         if known is not None:
             known.failure = entry.failure
+            self.source.withdraw(name)
             self.source.note_loaded(name, known.model)
         raise ModelNotReady(name, entry.failure)
 
@@ -215,38 +299,35 @@ class Loading:
 
     async def _unload(self, name: str) -> None:
         self.registry.get(name)
-        async with self._locked(name):
+        async with _locked(self.registry.locks, name):
             entry = self.registry.remove(name)
             self.source.note_unloaded(name)
             if not entry.is_retired:
                 return  # it has another name
             self.registry.unloaded[name] = entry
             entry.unloading = True
-            await self._retire(entry)
+            await self._retirement.run(entry)
             entry.unloading = False
             entry.model.ready = False
 
-    @asynccontextmanager
-    async def _locked(self, name: str) -> AsyncIterator[None]:
-        locks = self.registry.locks
-        lock = locks.setdefault(name, anyio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked():
-                locks.pop(name, None)
 
-    # -- stopping what was replaced or taken out
+class _Retirement:
+    """Stops models that were replaced or taken out, each after its last request."""
 
-    def _retire_leaving(self) -> None:
-        for entry in self.registry.leaving - self._retiring:
-            self._background.start_soon(partial(self._retire, entry))
+    def __init__(self, registry: Registry, background: Background) -> None:
+        self._registry = registry
+        self._background = background
+        self._under_way: set[Entry] = set()
 
-    async def _retire(self, entry: Entry) -> None:
+    def begin(self) -> None:
+        """Stop in the background the models that are leaving."""
+        for entry in self._registry.leaving - self._under_way:
+            self._background.start_soon(partial(self.run, entry))
+
+    async def run(self, entry: Entry) -> None:
         """Stop a model after its last request, or once that has taken as long as a drain may."""
-        self._retiring.add(entry)
-        shared = self.registry.shared
+        self._under_way.add(entry)
+        shared = self._registry.shared
         drain_timeout = shared.limits.with_defaults(DEFAULTS).drain_timeout
         try:
             with anyio.move_on_after(infinite_if_none(drain_timeout)) as bound:
@@ -256,8 +337,19 @@ class Loading:
                 shared.admission.refuse_waiting_for(entry.gate, partial(ModelNotFound, entry.name))
             await _stop(entry)
         finally:
-            self.registry.leaving.discard(entry)
-            self._retiring.discard(entry)
+            self._registry.leaving.discard(entry)
+            self._under_way.discard(entry)
+
+
+@asynccontextmanager
+async def _locked(locks: dict[str, anyio.Lock], name: str) -> AsyncIterator[None]:
+    lock = locks.setdefault(name, anyio.Lock())
+    try:
+        async with lock:
+            yield
+    finally:
+        if not lock.locked():
+            locks.pop(name, None)
 
 
 # --- the hooks that start, load and stop a model ------------------------------------------------

@@ -254,6 +254,16 @@ class Registry:
         if old is not None:
             self._retire_if_unnamed(old)
 
+    def rename_only(self, name: str) -> None:
+        """Give the model another name, if there is one alone; its own stays as a second one.
+
+        To be called before `reconfigure`. Raises ValueError for what is no name.
+        """
+        if len(self.entries) == 1 and name not in self.entries:
+            ((own, entry),) = self.entries.items()
+            entry.name = entry.model.name = _checked_name(name, entry.model)
+            self.entries = {name: entry, own: entry}
+
     def reconfigure(self, shared: Shared) -> None:
         """Register all models again, before any is loaded."""
         self.shared = shared

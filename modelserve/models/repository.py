@@ -7,10 +7,11 @@ A directory holds a folder for each model, of the model's name, and in each fold
             model.py
             words.txt
 
-`model.py` has one subclass of `Model`, which is called with the name; or a function
+A directory that has a `model.py` itself is the folder of one model: KServe mounts a model's own
+files there. `model.py` has one subclass of `Model`, which is called with the name; or a function
 `load(path, name)`, which is called with the folder (a `Path`) and the name and returns a model: a
-`Model`, an object with a `predict`, or a function. It imports other modules of its folder by
-`from . import helper`.
+`Model`, an object with a `predict`, or a function. It imports other modules of its folder by `from
+. import helper`, or `import helper`.
 
 Every load runs `model.py` again and makes a new model, so that changes in the folder take effect;
 a server goes on with the old model until the new one is ready.
@@ -20,10 +21,19 @@ import inspect
 import os
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from modelserve.errors import ModelNotFound, ModelNotReady
-from modelserve.models.directory import Imports, file_of, folder_of, model_in
+from modelserve.models.directory import (
+    file_of,
+    folder_of,
+    has_one_model,
+    model_in,
+    only_name,
+)
+
+if TYPE_CHECKING:
+    from modelserve.models.folders import Modules
 
 __all__ = ["MODEL_MOUNT_DIRS", "ModelRepository"]
 
@@ -45,18 +55,29 @@ class ModelRepository:
     `load_model` to load models in its own way, and `update` the repository with them; a server
     calls neither with a name that leads out of the directory. A server stops a model itself, after
     its last request: it does not call `unload`.
+
+    Args:
+        models_dir: The directory.
+        model_name: The model's name where `models_dir` has a `model.py` itself; else it is in the
+            environment variable INFERENCE_SERVICE_NAME, else the name of the directory.
     """
 
     _server: Server | None = None
+    _model_name: str | None = None
 
-    def __init__(self, models_dir: str | os.PathLike[str] = MODEL_MOUNT_DIRS) -> None:
+    def __init__(
+        self,
+        models_dir: str | os.PathLike[str] = MODEL_MOUNT_DIRS,
+        model_name: str | None = None,
+    ) -> None:
         self.models: dict[str, Any] = {}
         self.models_dir = models_dir
-        self._imports = Imports()
+        self._model_name = model_name
+        self._modules: dict[str, Modules] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # An argument of an application goes to worker processes by pickle, without its server.
-        return {key: value for key, value in vars(self).items() if key != "_server"}
+        return {k: v for k, v in vars(self).items() if k != "_server"} | {"_modules": {}}
 
     # -- KServe's
 
@@ -132,6 +153,8 @@ class ModelRepository:
         For a subclass that loads in its own way, each folder is a model.
         """
         names = sorted(path.name for path in Path(self.models_dir).iterdir() if path.is_dir())
+        if not self._overrides_load and has_one_model(self.models_dir):
+            return [only_name(self.models_dir, self._model_name)]
         return [name for name in names if self.has(name)]
 
     def has(self, name: str) -> bool:
@@ -139,9 +162,10 @@ class ModelRepository:
 
         For a subclass that loads in its own way, with any name that stays in the directory.
         """
-        find = folder_of if self._overrides_load else file_of
         try:
-            return bool(find(self.models_dir, name))
+            if self._overrides_load:
+                return bool(folder_of(self.models_dir, name))
+            return bool(file_of(self.models_dir, name, self._model_name))
         except ModelNotFound:
             return False
 
@@ -170,8 +194,18 @@ class ModelRepository:
 
         Raises ModelNotFound, TypeError for a `model.py` without a model, and what its code raises.
         """
-        path = file_of(self.models_dir, name)
-        return model_in(self._imports.run(path, name), path.parent, name)
+        from modelserve.models.folders import modules_of  # it adds to how Python imports
+
+        folder = file_of(self.models_dir, name, self._model_name).parent
+        modules = self._modules.get(name)
+        if modules is None or modules.path != folder.absolute():
+            modules = self._modules[name] = modules_of(folder)
+        return model_in(modules.run(), folder, name)
+
+    def withdraw(self, name: str) -> None:
+        """Go back to the code of the model before the last one that was made, if there was one."""
+        if name in self._modules:
+            self._modules[name].restore()
 
     @property
     def _overrides_load(self) -> bool:

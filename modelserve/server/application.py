@@ -30,6 +30,9 @@ class Drainable(Protocol):
     def workers(self) -> _Threads:
         """The worker threads."""
 
+    def announce_stop(self) -> None:
+        """Be no longer ready, for probes; requests are still served."""
+
     def refuse_new(self) -> None:
         """Refuse queued and new requests from now on."""
 

@@ -46,7 +46,8 @@ def run_worker(
 ) -> None:
     """Serve in a worker process, until its supervisor sends SIGTERM or ends.
 
-    Sends through the pipe the drain's seconds once it listens, or why it cannot load.
+    Once it listens, sends through the pipe how many seconds it takes to stop, or why it cannot
+    load.
     """
     signal.signal(signal.SIGINT, ignore_signal)
     if hasattr(signal, "pthread_sigmask"):  # it is blocked while a worker starts
@@ -87,7 +88,9 @@ def _make_server(
     except ImportError as exc:
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
     config.http_protocol_class = mended(config.http_protocol_class)
-    return Server(config, app, alone=alone, on_start=on_start)
+    return Server(
+        config, app, alone=alone, on_start=on_start, shutdown_delay=settings.shutdown_delay
+    )
 
 
 def _failure(exc: Exception) -> str:

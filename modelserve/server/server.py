@@ -1,7 +1,8 @@
 """uvicorn's server, with our drain.
 
-From the first SIGTERM or SIGINT on, the model servers refuse new requests while the listener stays
-open, so that a probe reads a 503 and not a refused connection. Once the running requests have
+From the first SIGTERM or SIGINT on, the model servers are not ready, and refuse new requests once
+`shutdown_delay` is over, while the listener stays open, so that a probe reads a 503 and not a
+refused connection. Once the running requests have
 ended, or `drain_timeout` is over, the listener and the connections are closed. A connection that
 was accepted but has sent no request yet has a moment to send one, and reads its 503. Then the
 lifespan ends (models are stopped), and the process with it. A thread ends the process in time if
@@ -28,7 +29,7 @@ from starlette.types import ASGIApp
 
 from modelserve.lifespan import CLEANUP_AFTER_DRAIN
 from modelserve.limits import DEFAULTS
-from modelserve.server.application import find_drainables
+from modelserve.server.application import Drainable, find_drainables
 from modelserve.server.connections import StalledConnections, has_request, new_protocol
 from modelserve.server.listener import accept_waiting
 from modelserve.server.settings import CANNOT_START
@@ -57,7 +58,8 @@ class Server(uvicorn.Server):
         config: uvicorn's, with the application.
         app: The same application, to find the model servers in.
         alone: Exit at once at a second signal; a worker process leaves that to its supervisor.
-        on_start: Called with the drain's seconds once the server listens.
+        on_start: Called once the server listens, with the seconds that its stop may take.
+        shutdown_delay: Seconds after a signal for which new requests are still served.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Server(uvicorn.Server):
         *,
         alone: bool = True,
         on_start: Callable[[float], None] | None = None,
+        shutdown_delay: float = 0.0,
     ) -> None:
         super().__init__(config)
         self._servings = find_drainables(app)
@@ -75,13 +78,16 @@ class Server(uvicorn.Server):
             (math.inf if seconds is None else seconds for seconds in timeouts),
             default=DEFAULTS.drain_timeout or 0.0,
         )
-        self._stalled = StalledConnections(self.server_state.connections, self._send_seconds())
+        self._stalled = StalledConnections(
+            self.server_state.connections, _send_seconds(self._servings)
+        )
+        self._shutdown_delay = shutdown_delay
         self._alone = alone
         self._on_start = on_start
         self._loop: asyncio.AbstractEventLoop
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled = threading.Event()
-        self._signalled_at = math.inf
+        self._drains_at = math.inf
 
     # -- signals
 
@@ -95,15 +101,15 @@ class Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Start to drain; at a second signal, exit at once."""
+        """Start to stop; at a second signal, exit at once."""
         if self._signalled.is_set():
             if self._alone:
                 os._exit(128 + sig)
             return
-        self._signalled_at = monotonic()
+        self._drains_at = monotonic() + (self._shutdown_delay if self.started else 0.0)
         self._signalled.set()
         if self.started:
-            self._loop.call_soon_threadsafe(self._start_to_drain)
+            self._loop.call_soon_threadsafe(self._start_to_stop)
         else:
             self.should_exit = True
 
@@ -111,7 +117,9 @@ class Server(uvicorn.Server):
         """Exit once the time is over; run in a thread, since anything else may be blocked."""
         self._signalled.wait()
         if self.drain_seconds < threading.TIMEOUT_MAX:
-            threading.Event().wait(self.drain_seconds + LONGEST_EXIT)
+            threading.Event().wait(
+                self._drains_at - monotonic() + self.drain_seconds + LONGEST_EXIT
+            )
             self._exit_now()
 
     def _exit_now(self) -> NoReturn:
@@ -129,9 +137,9 @@ class Server(uvicorn.Server):
             logger.error("Cannot listen: %s", exc.strerror or exc)
             await self.lifespan.shutdown()
             sys.exit(CANNOT_START)
-        logger.info("Serving on %s (process %d)", self._url(sockets or ()), os.getpid())
+        logger.info("Serving on %s (process %d)", _url(self, sockets or ()), os.getpid())
         if self._on_start is not None:
-            self._on_start(self.drain_seconds)
+            self._on_start(self._shutdown_delay + self.drain_seconds)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, each connection after its response, and the application."""
@@ -149,6 +157,15 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         self._stalled.check(monotonic())
         return await super().on_tick(counter)
+
+    def _start_to_stop(self) -> None:
+        for serving in self._servings:
+            serving.announce_stop()
+        if self._shutdown_delay:
+            logger.info("Stopping: new requests are served for %g s", self._shutdown_delay)
+            self._loop.call_later(self._shutdown_delay, self._start_to_drain)
+        else:
+            self._start_to_drain()
 
     def _start_to_drain(self) -> None:
         for serving in self._servings:
@@ -172,7 +189,7 @@ class Server(uvicorn.Server):
         """Serve connections that were made in time, so that none is reset without an answer."""
         now = monotonic()
         ends = max(
-            min(now + _LATE_REQUEST_SECONDS, self._signalled_at + self.drain_seconds), now + 0.05
+            min(now + _LATE_REQUEST_SECONDS, self._drains_at + self.drain_seconds), now + 0.05
         )
         tasks = [self._loop.create_task(self._connect(sock)) for sock in accepted]
         await asyncio.sleep(0)
@@ -191,7 +208,7 @@ class Server(uvicorn.Server):
     async def _finish_responses(self) -> None:
         """Wait for what is still being sent, and for requests of other applications."""
         state = self.server_state
-        ends = max(self._signalled_at + self.drain_seconds, monotonic() + 0.1)
+        ends = max(self._drains_at + self.drain_seconds, monotonic() + 0.1)
         while (  # noqa: ASYNC110  (no event says that a connection has ended)
             state.connections or state.tasks
         ) and monotonic() < ends:
@@ -203,24 +220,26 @@ class Server(uvicorn.Server):
                 set(state.tasks), timeout=self._time_left(self.drain_seconds + CLEANUP_AFTER_DRAIN)
             )
 
-    def _send_seconds(self) -> float:
-        """Return how long a client may read nothing."""
-        limits = [serving.limits.send_timeout for serving in self._servings]
-        return max((seconds for seconds in limits if seconds is not None), default=math.inf)
-
     def _time_left(self, seconds: float) -> float | None:
-        """Return what is left of the seconds since the signal; None is no limit."""
-        left = max(0.0, self._signalled_at + seconds - monotonic())
+        """Return what is left of so many seconds of the drain; None is no limit."""
+        left = max(0.0, self._drains_at + seconds - monotonic())
         return None if math.isinf(left) else left
 
-    def _url(self, sockets: Sequence[socket.socket]) -> str:
-        scheme = "https" if self.config.is_ssl else "http"
-        names = [sock.getsockname() for server in self.servers for sock in server.sockets]
-        name = names[0] if names else sockets[0].getsockname()
-        if not isinstance(name, tuple):
-            return f"unix:{name}"
-        host = f"[{name[0]}]" if ":" in name[0] else name[0]
-        return f"{scheme}://{host}:{name[1]}"
+
+def _send_seconds(servings: Iterable[Drainable]) -> float:
+    """Return how long a client may read nothing."""
+    limits = [serving.limits.send_timeout for serving in servings]
+    return max((seconds for seconds in limits if seconds is not None), default=math.inf)
+
+
+def _url(server: uvicorn.Server, sockets: Sequence[socket.socket]) -> str:
+    scheme = "https" if server.config.is_ssl else "http"
+    names = [sock.getsockname() for listener in server.servers for sock in listener.sockets]
+    name = names[0] if names else sockets[0].getsockname()
+    if not isinstance(name, tuple):
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"{scheme}://{host}:{name[1]}"
 
 
 def _exit_logging(log: Callable[[], object]) -> NoReturn:

@@ -21,7 +21,8 @@ class Settings:
     """Where and how to serve; `uvicorn` holds further arguments of `uvicorn.Config`.
 
     Worker processes receive it by pickle. Each of them calls `set_up_logging`. If there are folders
-    to watch, one worker serves, and is replaced when a Python file in them changes.
+    to watch, one worker serves, and is replaced when a Python file in them changes. For
+    `shutdown_delay` seconds after a signal to stop, requests are still served.
     """
 
     host: str = "127.0.0.1"
@@ -29,6 +30,7 @@ class Settings:
     uds: str | None = None
     fd: int | None = None
     workers: int = 1
+    shutdown_delay: float = 0.0
     watched: Sequence[Path] = ()
     uvicorn: Mapping[str, Any] = field(default_factory=dict)
     set_up_logging: Callable[[], None] | None = None

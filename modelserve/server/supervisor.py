@@ -44,13 +44,13 @@ class Worker:
     process: SpawnProcess
     pipe: "connection.Connection[Any, Any] | None"
     ready_at: float = math.inf
-    drain_seconds: float = 0.0
+    stop_seconds: float = 0.0
     failure: str | None = None
 
     @property
     def longest_end(self) -> float:
         """Seconds after SIGTERM at which it has exited, unless something is wrong with it."""
-        return self.drain_seconds + LONGEST_EXIT + 0.1
+        return self.stop_seconds + LONGEST_EXIT + 0.1
 
     @property
     def end(self) -> str:
@@ -59,14 +59,14 @@ class Worker:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def read_pipe(self) -> None:
-        """Receive its failure to load, or, once it serves, the seconds that its drain may take."""
+        """Receive its failure to load, or, once it serves, the seconds that its stop may take."""
         try:
             while self.pipe is not None and self.pipe.poll():
                 message = self.pipe.recv()
                 if isinstance(message, str):
                     self.failure = message
                 else:
-                    self.ready_at, self.drain_seconds = monotonic(), message
+                    self.ready_at, self.stop_seconds = monotonic(), message
         except (EOFError, OSError):
             self.pipe = None
 

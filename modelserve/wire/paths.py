@@ -32,8 +32,18 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
     mount = _mount(scope, path, prefix).split("/")[1:]
     if mount and segments[: len(mount)] == mount:
         return segments[len(mount) :]
-    hidden = len(segments) - (len(path.split("/")) - 1)
-    return segments[max(hidden, 0) :]  # the host took its prefix off `path` only
+    return _without_hidden(segments, path)
+
+
+def _without_hidden(segments: list[str], path: str) -> list[str]:
+    """Drop the leading segments of a host that took its prefix off `path` only."""
+    rest = "/" + "/".join(segments)
+    for start in range(len(segments)):  # a decoded segment may have slashes: they cannot be counted
+        if rest in (path, path + "/"):  # a slash that was encoded may have been dropped above
+            return segments[start:]
+        rest = rest[1 + len(segments[start]) :]
+    # The host has changed more than that, such as bytes that are not UTF-8.
+    return segments[max(len(segments) - path.count("/"), 0) :]
 
 
 def _decoded(segment: bytes) -> str:

@@ -90,6 +90,7 @@ def make_app() -> ModelServer:
         [model(name) for model, name in zip(models, MODELS, strict=True)],
         limits=Limits(max_body_bytes=20_000),
         token=None,
+        control=True,
     )
 
 

@@ -50,7 +50,6 @@ def test_folders_with_a_model_are_found(tmp_path: Path) -> None:
     for name in ("b", "a", ".git", "..data", "x:y"):
         put(tmp_path, name)
     put(tmp_path, "__pycache__", file="other.py")
-    (tmp_path / "model.py").write_text(ECHO)
     (tmp_path / "link").symlink_to(tmp_path / "a")
     assert ModelRepository(tmp_path).names() == ["a", "b", "link"]
 
@@ -71,6 +70,41 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     assert not repository.has("m")
     with pytest.raises(FileNotFoundError):
         ModelServer(repository=repository)
+
+
+@pytest.mark.parametrize(
+    ("given", "service", "name"),
+    [("given", "service", "given"), (None, "service", "service"), (None, None, "folder")],
+)
+def test_a_model_py_in_the_directory_itself_is_its_one_model(
+    given: str | None,
+    service: str | None,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("INFERENCE_SERVICE_NAME", raising=False)
+    if service is not None:
+        monkeypatch.setenv("INFERENCE_SERVICE_NAME", service)
+    put(tmp_path, "folder", "import words\n" + ECHO.replace("1", "words.answer"))
+    put(tmp_path, "folder", "answer = 1", file="words.py")
+    put(tmp_path, "folder/checkpoint")  # files of the model's own
+    repository = ModelRepository(tmp_path / "folder", given)
+    assert repository.names() == [name]
+    assert repository.has(name)
+    assert not repository.has("checkpoint")
+    assert answer_of(repository.make(name)) == {"name": name, "answer": 1}
+    with pytest.raises(ModelNotFound):
+        repository.make("checkpoint")
+    (tmp_path / "folder" / "model.py").unlink()
+    assert repository.names() == ["checkpoint"]
+
+
+def test_a_model_py_that_is_a_link_out_of_the_directory_is_not_run(tmp_path: Path) -> None:
+    outside = put(tmp_path, "outside")
+    put(tmp_path, "dir/m")
+    (tmp_path / "dir" / "model.py").symlink_to(outside)
+    assert ModelRepository(tmp_path / "dir").names() == ["m"]
 
 
 STRANGE = [
@@ -197,8 +231,8 @@ def test_each_load_runs_the_files_anew(tmp_path: Path) -> None:
         os.utime(put(tmp_path, "again", ECHO.replace("1", str(number))), times)
         assert repository.load("again") is True
         assert answer_of(repository.get_model("again"))["answer"] == number
-    assert len(imported("again")) == 4  # two packages, each with its model.py
+    assert len(imported("again")) == 2  # a package and its model.py
 
 
 def imported(name: str) -> list[str]:
-    return [module for module in sys.modules if module.startswith(f"modelserve_{name}_")]
+    return [module for module in sys.modules if f".folders.{name}@" in module]

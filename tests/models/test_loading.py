@@ -522,7 +522,7 @@ async def index(app: ModelServer) -> list[tuple[str, str]]:
 
 async def test_a_model_is_unloaded_and_loaded_again() -> None:
     model = Noting()
-    app = ModelServer([model])
+    app = ModelServer([model], control=True)
     async with lifespan(app):
         await until_loaded(app)
         response = await unload(app)
@@ -541,7 +541,7 @@ async def test_a_model_is_unloaded_and_loaded_again() -> None:
 
 @pytest.mark.parametrize("verb", ["load", "unload"])
 async def test_an_unknown_model_is_404_in_the_repository(verb: str) -> None:
-    app = ModelServer()
+    app = ModelServer(control=True)
     response = await (load if verb == "load" else unload)(app, "zz")
     assert response.status == 404
     assert response.json() == {"error": "Model with name zz does not exist."}
@@ -549,7 +549,7 @@ async def test_an_unknown_model_is_404_in_the_repository(verb: str) -> None:
 
 async def test_a_load_that_fails_over_http_leaves_what_was_serving() -> None:
     model = Noting()
-    app = ModelServer([model])
+    app = ModelServer([model], control=True)
     async with lifespan(app):
         await until_loaded(app)
         model.failing = "load"
@@ -576,7 +576,7 @@ async def test_an_unload_waits_for_the_running_requests() -> None:
         def stop(self) -> None:
             log.append("stopped")
 
-    app = ModelServer([Slow("m")])
+    app = ModelServer([Slow("m")], control=True)
     async with lifespan(app):
         await until_loaded(app)
         async with exchange(app, *PREDICT, json=[1]) as client:
@@ -594,7 +594,7 @@ async def test_an_unload_waits_for_the_running_requests() -> None:
 async def test_a_client_that_leaves_does_not_stop_a_load() -> None:
     model = SlowLoading()
     model.ready = True
-    app = ModelServer([model])
+    app = ModelServer([model], control=True)
     async with exchange(app, "POST", "/v2/repository/models/m/load") as client:
         await model.began.wait()
         client.hang_up()
@@ -610,7 +610,7 @@ async def test_a_client_that_leaves_does_not_stop_a_load() -> None:
 async def test_a_model_is_loaded_once_at_a_time(first: str) -> None:
     model = SlowLoading()
     model.ready = first == "http"
-    app = ModelServer([model])
+    app = ModelServer([model], control=True)
     async with anyio.create_task_group() as group:
         await status(app, "/")
         if first == "http":
@@ -623,8 +623,44 @@ async def test_a_model_is_loaded_once_at_a_time(first: str) -> None:
     assert began == ["load"]
 
 
+async def test_a_load_after_an_unload_is_another_one() -> None:
+    model = SlowLoading()
+    app = ModelServer([model], control=True)
+    statuses: list[int] = []
+
+    async def ask(function: Any) -> None:
+        statuses.append((await function(app)).status)
+
+    async with anyio.create_task_group() as group:
+        for function in (load, load, unload, load, load):
+            group.start_soon(ask, function)
+            await anyio.wait_all_tasks_blocked()
+        assert model.log == ["load"]
+        model.release.set()
+    assert statuses == [200] * 5
+    assert model.log == ["load", "load"]
+    assert await index(app) == [("m", "READY")]
+
+
+async def test_all_who_wait_for_a_load_are_told_that_it_failed() -> None:
+    model = SlowLoading(result=RuntimeError("no disk"))
+    app = ModelServer([model], control=True)
+    statuses: list[int] = []
+
+    async def ask() -> None:
+        statuses.append((await load(app)).status)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        model.release.set()
+    assert statuses == [503] * 3
+    assert model.log == ["load"]
+
+
 async def test_the_index_has_each_model_once() -> None:
-    app = ModelServer([Model("m")])
+    app = ModelServer([Model("m")], control=True)
     await unload(app)
     app.add_model(predict, "m")
     assert await index(app) == [("m", "READY")]
@@ -637,7 +673,7 @@ async def test_an_unload_does_not_wait_for_one_that_has_left_the_queue() -> None
         running.set()
         await release.wait()
 
-    app = ModelServer([Model("m")], limits=Limits(concurrency=1))
+    app = ModelServer([Model("m")], control=True, limits=Limits(concurrency=1))
     app.add_model(slow, "slow")
     async with exchange(app, "POST", "/v1/models/slow:predict", json=[]):
         await running.wait()

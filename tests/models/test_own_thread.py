@@ -254,8 +254,8 @@ async def test_a_model_that_was_unloaded_and_loaded_again_has_one_thread() -> No
     app = ModelServer([model])
     async with lifespan(app):
         await loaded(app)
-        await app.serving.unload("m")
+        await app.serving.loading.unload("m")
         assert model.seen["stop"] == model.seen["load"]
-        await app.serving.load("m")
+        await app.serving.loading.load("m")
         assert (await predict(app)).status == 200
         assert model.seen["predict"] == model.seen["load"] == model.seen["start"]

@@ -59,7 +59,7 @@ def serve(predict: Any, **settings: Any) -> ModelServer:
     vars(model).update(settings)
     if model is not predict:
         vars(model).update(predict=predict)
-    return ModelServer([model])
+    return ModelServer([model], control=True)
 
 
 def tensor(data: Any = (1, 2), shape: Any = (2,), datatype: str = "INT32", **more: Any) -> Any:

@@ -91,6 +91,33 @@ def test_log_that_nobody_reads(start: Serve, tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_requests_are_served_for_the_delay_before_the_drain(serve: Serve, workers: str) -> None:
+    delay = "--shutdown-delay", "2", "--drain-timeout", "0.3", "--workers", workers
+    running = serve("served.py", *delay)
+    running.signal(TERM)
+    signalled = time.monotonic()
+    until_draining(running)
+    assert running.get("/v1/models/pid")[0] == 503
+    assert running.get("/v2/health/live")[0] == 200
+    with running.stream(accept="application/x-ndjson") as stream:  # it began after the signal
+        assert running.predict("pid")[0] == 200
+        assert time.monotonic() - signalled < 2
+        assert stream.read() == b'{"error":"server shutting down"}\n'
+    assert 2 < time.monotonic() - signalled < 5
+    assert running.exit_code(within=2) == 0
+    assert running.has("stopped")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_second_signal_ends_the_delay_at_once(serve: Serve, workers: str) -> None:
+    running = serve("served.py", "--shutdown-delay", "60", "--workers", workers)
+    running.signal(TERM)
+    until_draining(running)
+    running.signal(TERM)
+    assert running.exit_code(within=2) == 128 + TERM
+
+
 @pytest.mark.parametrize("model", ["words", "block", "block_loop"])
 def test_second_signal_ends_at_once(serve: Serve, model: str) -> None:
     running = serve()

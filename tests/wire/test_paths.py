@@ -32,6 +32,9 @@ PATHS = [
     ("/v1/models/ä b", "/v1/models/%C3%A4%20b", ["v1", "models", "ä b"]),
     ("/v1//x", "/v1//x", ["v1", "", "x"]),
     ("/a%b", "/a%25b", ["a%b"]),
+    ("/v2/models/a/b/infer", "/v2/models/a%2Fb/infer", ["v2", "models", "a/b", "infer"]),
+    ("/v1/models//a//:predict", "/v1/models/%2fa%2F%2f:predict", ["v1", "models", "/a//:predict"]),
+    ("/v1/models/a/", "/v1/models/a%2F", ["v1", "models", "a/"]),
 ]
 
 
