@@ -125,6 +125,39 @@ async def test_whoever_cancels_clean_up_completes(
     assert task.cancelled() == ("host" in order)
 
 
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+@pytest.mark.parametrize("kind", [streaming, unary])
+async def test_whoever_cancels_a_scope_clean_up_completes(
+    order: tuple[str, ...], kind: Any
+) -> None:
+    steps = Steps()
+    client = new_client(serve(kind(steps)))
+    scopes = [anyio.CancelScope() for who in order if who == "host"]
+    async with anyio.create_task_group() as group:
+
+        async def host() -> None:
+            with contextlib.ExitStack() as stack:
+                for scope in scopes:
+                    stack.enter_context(scope)
+                await client.run()
+
+        group.start_soon(host)
+        await steps.started.wait()
+        await anyio.sleep(0.05)  # long enough to be watched
+        left = [*scopes]
+        for who in order:
+            if who == "client":
+                client.hang_up()
+            else:
+                left.pop().cancel()
+            await rounds()
+        await steps.cleaning.wait()
+        await rounds()
+        assert not client.over
+        steps.go_on.set()
+    assert steps.done == ["cleaned"]
+
+
 @ASYNCIO
 async def test_many_cancellations_while_clean_up_goes_on() -> None:
     steps = Steps()
