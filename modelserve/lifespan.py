@@ -100,11 +100,8 @@ class Serving:
         self.loading = Loading(self.registry)
         self.flights = Flights()
         self.events = _EVENTS.with_variables(os.environ)
-        self.stopping = False
-        self.draining = False
-        self._drained = False
-        self._has_repository = False
-        self._hosted = False
+        self.stopping = self.draining = self._drained = False
+        self._has_repository = self._hosted = False
 
     # -- before it serves
 

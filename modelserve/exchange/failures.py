@@ -14,14 +14,14 @@ async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool)
     """Report an exception: as the response, as a final record, or by cutting the connection.
 
     Nothing is sent to a client that has had its whole answer. An unexpected exception is logged;
-    its text goes to the client only with `debug`. What ends the process, and what the host has
-    failed with, is raised again. Raises ClientGone.
+    its text goes to the client only with `debug`. An interrupt of the process, and what the
+    host has failed with, is raised again. Raises ClientGone.
     """
     exchange.error = exc
     if isinstance(exc, ClientGone):
         await _answer_nobody(exchange)
         return
-    if isinstance(exc, SendFailed) or _ends_process(exc):
+    if isinstance(exc, SendFailed) or _is_interrupt(exc):
         exchange.status = exchange.status or 500  # as the host answers
         raise exc
     if not is_expected(exc):
@@ -59,7 +59,8 @@ async def _answer_nobody(exchange: Exchange) -> None:
             pass
 
 
-def _ends_process(exc: BaseException) -> bool:
+def _is_interrupt(exc: BaseException) -> bool:
+    """Return whether somebody interrupts the process; `sys.exit` in a hook is only that hook's."""
     if isinstance(exc, BaseExceptionGroup):
-        return any(map(_ends_process, exc.exceptions))
-    return isinstance(exc, KeyboardInterrupt | SystemExit)
+        return any(map(_is_interrupt, exc.exceptions))
+    return isinstance(exc, KeyboardInterrupt)

@@ -304,6 +304,8 @@ async def test_task_groups_of_the_handlers_own_are_cancelled_once() -> None:
         StopAsyncIteration(),
         ExceptionGroup("two", [ValueError(), KeyError()]),
         BaseExceptionGroup("odd", [GeneratorExit()]),
+        BaseExceptionGroup("odd", [SystemExit(1)]),
+        SystemExit(1),
         asyncio.CancelledError(),
     ],
     ids=lambda raised: type(raised).__name__,
@@ -324,17 +326,13 @@ async def test_whatever_a_handler_raises_is_a_500(raised: BaseException, kind: s
 @pytest.mark.parametrize(
     "raised",
     [
-        SystemExit(1),
         KeyboardInterrupt(),
-        BaseExceptionGroup("odd", [SystemExit(1)]),
         BaseExceptionGroup("odd", [ValueError(), KeyboardInterrupt()]),
     ],
     ids=lambda raised: type(raised).__name__,
 )
 @pytest.mark.parametrize("kind", ["async", "sync", "stream", "later", "suspended"])
-async def test_what_ends_the_process_goes_through_to_the_host(
-    raised: BaseException, kind: str
-) -> None:
+async def test_an_interrupt_goes_through_to_the_host(raised: BaseException, kind: str) -> None:
     async def in_loop(payload: Any) -> Any:
         if kind == "suspended":
             await anyio.sleep(0.001)
