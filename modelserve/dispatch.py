@@ -72,7 +72,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         if entry.checks_health or not entry.model.ready:
             if share is not None:
                 share.resize(len(body))
-            await _wait_until_usable(serving, entry, exchange)
+            entry = await _wait_until_usable(serving, entry, ref, exchange)
         if share is None:  # the body has not been read
             limit = entry.max_body_bytes
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
@@ -166,11 +166,19 @@ async def _complete(
     )
 
 
-async def _wait_until_usable(serving: Serving, entry: Entry, exchange: Exchange) -> None:
-    """Return once the model can take a request. Raises ModelNotReady."""
+async def _wait_until_usable(
+    serving: Serving, entry: Entry, ref: ModelRef, exchange: Exchange
+) -> Entry:
+    """Return the model once it can take a request, or the one that has replaced it meanwhile.
+
+    Raises ModelNotReady, and ModelNotFound where it was removed.
+    """
     exchange.phase = _QUEUE  # where the model is still loading
     await serving.usable(entry)
+    if entry.is_retired:
+        entry = await _successor(serving, ref, exchange)
     exchange.phase = _BODY
+    return entry
 
 
 def _body_limit(codec: Codec, entry: Entry, exchange: Exchange) -> float:

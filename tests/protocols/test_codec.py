@@ -13,7 +13,7 @@ import orjson
 import pytest
 from starlette.datastructures import MutableHeaders
 
-from modelserve import Limits, ModelServer
+from modelserve import Limits, Model, ModelServer
 from modelserve.dispatch import dispatch
 from modelserve.endpoints import Target
 from modelserve.errors import InvalidInput, Stopped
@@ -250,6 +250,37 @@ async def test_a_chat(headers: dict[str, str] | None) -> None:
     )
     response = await ask(chat(words), headers)
     assert response.json() == {"model": "m", "text": "ab", "usage": 0}
+
+
+class Loading(Model):
+    """A model whose load waits until it is let go."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.begun, self.release = anyio.Event(), anyio.Event()
+
+    async def load(self) -> bool:
+        self.begun.set()
+        await self.release.wait()
+        return True
+
+    async def predict(self, payload: Any) -> str:
+        return "old"
+
+
+@pytest.mark.anyio
+async def test_a_chat_that_waits_for_a_load_gets_the_model_that_replaced_it() -> None:
+    async def new(payload: Any) -> str:
+        return "new"
+
+    server, loading = ModelServer(), Loading("m")
+    server.add_model(loading)
+    async with exchange(chat_of(server), "POST", "/chat", json={"model": "m"}) as client:
+        await loading.begun.wait()
+        await anyio.wait_all_tasks_blocked()
+        server.add_model(new, "m")
+        loading.release.set()
+        assert (await client.response()).json()["text"] == "new"
 
 
 @pytest.mark.anyio
