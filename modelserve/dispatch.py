@@ -217,7 +217,7 @@ async def _respond(
     headers = response_headers = None
     try:
         if plan.wants_headers:
-            headers = HookHeaders.of(exchange.scope, exchange.id)
+            headers = HookHeaders.of(exchange)
         if plan.wants_response_headers:
             response_headers = HookHeaders(raw=[])
         if plan.is_direct:

@@ -32,15 +32,15 @@ class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[mis
     request_id: bytes = b""
 
     @classmethod
-    def of(cls, scope: Scope, request_id: bytes) -> "HookHeaders":
+    def of(cls, head: "Head") -> "HookHeaders":
         """Return a copy of a request's headers that hooks may write to, with the request's id."""
-        raw = list(scope["headers"])
-        if [value for name, value in raw if name == _ID] != [request_id]:
+        raw = list(head.scope["headers"])
+        if _ID in head.headers:  # it may be repeated, or none that is valid
             raw = [pair for pair in raw if pair[0] != _ID]
-            raw.append((_ID, request_id))
+        raw.append((_ID, head.id))
         headers = cls(raw=raw)
-        headers.scope = scope
-        headers.request_id = request_id
+        headers.scope = head.scope
+        headers.request_id = head.id
         return headers
 
 
