@@ -27,7 +27,7 @@ async def ask(app: Any, body: bytes = b"{}") -> Response:
 
 def serve(model: Model, **settings: Any) -> ModelServer:
     vars(model).update(settings)
-    return ModelServer([model])
+    return ModelServer([model], control=True)
 
 
 async def test_metadata_of_the_server() -> None:
