@@ -12,7 +12,7 @@ from modelserve.errors import InferenceError, InvalidInput, InvalidOutput, NotTe
 from modelserve.tensors import InferInput, InferOutput, InferRequest, get_predict_response
 
 NAN = float("nan")
-MISSING = [None, NAN, np.float32("nan"), np.datetime64("NaT"), pd.NA, pd.NaT]
+MISSING = [None, NAN, np.float32("nan"), np.datetime64("NaT", "s"), pd.NA, pd.NaT]
 DAY = "2024-01-02 00:00:00"
 
 
