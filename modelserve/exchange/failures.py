@@ -14,14 +14,14 @@ async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool)
     """Report an exception: as the response, as a final record, or by cutting the connection.
 
     Nothing is sent to a client that has had its whole answer. An unexpected exception is logged;
-    its text goes to the client only with `debug`. An interrupt of the process, and what the
-    host has failed with, is raised again. Raises ClientGone.
+    its text goes to the client only with `debug`. An interrupt of the process is reported like any
+    failure and then raised again, as is what the host has failed with. Raises ClientGone.
     """
     exchange.error = exc
     if isinstance(exc, ClientGone):
         await _answer_nobody(exchange)
         return
-    if isinstance(exc, SendFailed) or _is_interrupt(exc):
+    if isinstance(exc, SendFailed):
         exchange.status = exchange.status or 500  # as the host answers
         raise exc
     if not is_expected(exc):
@@ -30,6 +30,8 @@ async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool)
         status, detail, headers = describe(exc, debug=debug)
         exchange.enter(Phase.SEND)
         await exchange.report(status, detail, headers)
+    if _is_interrupt(exc):
+        raise exc
 
 
 async def conclude(exchange: Exchange, reason: Stopped) -> None:
@@ -60,7 +62,11 @@ async def _answer_nobody(exchange: Exchange) -> None:
 
 
 def _is_interrupt(exc: BaseException) -> bool:
-    """Return whether somebody interrupts the process; `sys.exit` in a hook is only that hook's."""
+    """Return whether somebody interrupts the process.
+
+    The interpreter raises KeyboardInterrupt without arguments. One that has them is a hook's own,
+    as is what `sys.exit` raises: a failure like any other.
+    """
     if isinstance(exc, BaseExceptionGroup):
         return any(map(_is_interrupt, exc.exceptions))
-    return isinstance(exc, KeyboardInterrupt)
+    return isinstance(exc, KeyboardInterrupt) and not exc.args
