@@ -63,7 +63,9 @@ class Broken(Echo):
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    app = ModelServer([Echo("echo"), Rows("rows"), SeesHeaders("headers"), Broken("broken")])
+    app = ModelServer(
+        [Echo("echo"), Rows("rows"), SeesHeaders("headers"), Broken("broken")], control=True
+    )
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],))

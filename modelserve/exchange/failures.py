@@ -48,13 +48,17 @@ async def conclude(exchange: Exchange, reason: Stopped) -> None:
 
 
 async def _answer_nobody(exchange: Exchange) -> None:
-    """Send an empty 499 if nothing was sent; middleware takes no answer at all for a fault."""
+    """Send an empty 499 if nothing was sent; middleware takes no answer at all for a fault.
+
+    A client that has not sent its whole request may have closed only its own side, and reads a 400.
+    """
     if exchange.status:
         return
+    status = ClientGone.status if exchange.body_read else 400
     headers = [(b"content-length", b"0"), (b"x-request-id", exchange.id)]
     with anyio.move_on_after(exchange.deadlines.cleanup_timeout):
         try:
-            start = {"type": "http.response.start", "status": ClientGone.status, "headers": headers}
+            start = {"type": "http.response.start", "status": status, "headers": headers}
             await exchange.send(start)
             await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
         except Exception:  # noqa: S110 - it has left
