@@ -51,9 +51,11 @@ _NAMES: Final = {
     COLLECTED: ("application/json",),
 }
 # The encoders that can send an item, the natural one first.
-_FOR_TEXT: Final = (TEXT, NDJSON, SSE, COLLECTED)
-_FOR_BYTES: Final = (OCTETS, NDJSON, SSE, COLLECTED)
-_FOR_OTHERS: Final = (NDJSON, SSE, COLLECTED)
+_FITTING: Final = {
+    TEXT: (TEXT, NDJSON, SSE, COLLECTED),
+    OCTETS: (OCTETS, NDJSON, SSE, COLLECTED),
+    NDJSON: (NDJSON, SSE, COLLECTED),
+}
 _FOR_NO_ITEM: Final = (NDJSON, SSE, COLLECTED, TEXT, OCTETS)
 
 # The sentence of a 406.
@@ -71,7 +73,7 @@ def choose_encoder(accept: str | None, first: Item, *, empty: bool = False) -> E
     """
     if not accept or accept == "*/*":
         return NDJSON if empty else natural_encoder(first)
-    return _best(parse_accept(accept), _FOR_NO_ITEM if empty else _fitting(first))
+    return _best(parse_accept(accept), _FOR_NO_ITEM if empty else _FITTING[natural_encoder(first)])
 
 
 def choose_among(accept: str | None, encoders: tuple[Encoder, ...]) -> Encoder | None:
@@ -99,17 +101,6 @@ def encoder_for_type(content_type: str) -> Encoder:
 
 def _event_or_raw(item: Item) -> bytes:
     return sse_item(item) if isinstance(item, ServerSentEvent) else raw_item(item)
-
-
-def _fitting(first: Item) -> tuple[Encoder, ...]:
-    """Return the encoders that an item like this fits."""
-    if isinstance(first, ServerSentEvent):
-        return _fitting(first.data)
-    if isinstance(first, str):
-        return _FOR_TEXT
-    if isinstance(first, bytes | bytearray | memoryview):
-        return _FOR_BYTES
-    return _FOR_OTHERS
 
 
 # --- the ranges of Accept -----------------------------------------------------------------------

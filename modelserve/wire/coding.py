@@ -6,7 +6,7 @@ from typing import Final
 
 from modelserve.errors import BodyTooLarge, InvalidInput, UnsupportedCoding
 
-__all__ = ["Inflation", "check_length", "decompressed", "inflation", "too_large"]
+__all__ = ["Inflation", "check_length", "inflation", "too_large"]
 
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32  # zlib tells them apart by their first bytes
 _STEP_IN: Final = 1 << 16
@@ -104,16 +104,6 @@ def inflation(body: bytes | bytearray, coding: bytes, limit: float) -> Inflation
     if name not in (b"gzip", b"x-gzip", b"deflate"):
         raise UnsupportedCoding("The content-encoding of a request may be gzip or deflate.")
     return Inflation(body, limit)
-
-
-def decompressed(body: bytes | bytearray, coding: bytes, limit: float) -> bytes | bytearray:
-    """Undo the content coding of a body at once. Raises as `inflation` and `Inflation.step`."""
-    stream = inflation(body, coding, limit)
-    if stream is None:
-        return body
-    stream.run()
-    assert stream.plain is not None
-    return stream.plain
 
 
 def check_length(content_length: bytes, limit: float) -> None:

@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 
 from modelserve.errors import BodyTooLarge, InvalidInput, UnsupportedCoding
-from modelserve.wire.coding import Inflation, check_length, decompressed
+from modelserve.wire.coding import Inflation, check_length, inflation
 
 GZIP = gzip.compress(b"[1]")
+
+
+def decompressed(body: bytes | bytearray, coding: bytes, limit: float) -> Any:
+    """Undo a content coding at once."""
+    stream = inflation(body, coding, limit)
+    if stream is None:
+        return body
+    stream.run()
+    return stream.plain
 
 
 @pytest.mark.parametrize(
