@@ -10,8 +10,9 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from handlers import serve, streaming, unary
 
-from modelserve import Limits, Model, ModelServer
+from modelserve import Limits
 from modelserve.testing import Exchange, _scope, exchange, request
 
 pytestmark = pytest.mark.anyio
@@ -30,43 +31,14 @@ class Steps:
         self.done: list[str] = []
         self.started = anyio.Event()
         self.cleaning = anyio.Event()
-        self.go_on = anyio.Event()
+        self.release = anyio.Event()
 
     async def clean_up(self) -> None:
         self.cleaning.set()
-        await self.go_on.wait()
+        await self.release.wait()
         await anyio.lowlevel.checkpoint()
         await anyio.sleep(0.001)
         self.done.append("cleaned")
-
-
-def streaming(steps: Steps) -> Any:
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        try:
-            yield {"n": 1}
-            steps.started.set()
-            await anyio.sleep(60)
-        finally:
-            await steps.clean_up()
-
-    return predict
-
-
-def unary(steps: Steps) -> Any:
-    async def predict(payload: Any) -> Any:
-        try:
-            steps.started.set()
-            await anyio.sleep(60)
-        finally:
-            await steps.clean_up()
-
-    return predict
-
-
-def serve(predict: Any, *, limits: Limits | None = None, **hooks: Any) -> ModelServer:
-    model = Model("m")
-    vars(model).update(predict=predict, **hooks)
-    return ModelServer([model], limits=limits)
 
 
 def new_client(app: Any) -> Exchange:
@@ -120,7 +92,7 @@ async def test_whoever_cancels_clean_up_completes(
     task_ended = asyncio.ensure_future(asyncio.wait([task]))
     await rounds()
     assert not task.done()
-    steps.go_on.set()
+    steps.release.set()
     await task_ended
     assert steps.done == ["cleaned"]
     assert task.cancelled() == ("host" in order)
@@ -155,7 +127,7 @@ async def test_whoever_cancels_a_scope_clean_up_completes(
         await steps.cleaning.wait()
         await rounds()
         assert not client.over
-        steps.go_on.set()
+        steps.release.set()
     assert steps.done == ["cleaned"]
 
 
@@ -168,7 +140,7 @@ async def test_many_cancellations_while_clean_up_goes_on() -> None:
     for _ in range(20):
         task.cancel()
         await rounds(3)
-    steps.go_on.set()
+    steps.release.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert steps.done == ["cleaned"]
@@ -222,7 +194,7 @@ async def test_a_time_limit_of_the_hosts_holds_after_clean_up(ends: str) -> None
     await steps.cleaning.wait()
     await asyncio.sleep(0.08)
     assert not task.done()
-    steps.go_on.set()
+    steps.release.set()
     assert await task == 0
     assert steps.done == ["cleaned"]
 
@@ -352,17 +324,14 @@ async def test_a_host_that_cancels_while_a_hook_ends_a_time_limit_of_its_own(
     await steps.cleaning.wait()
     task.cancel()
     await rounds()
-    steps.go_on.set()
+    steps.release.set()
     with anyio.fail_after(3), pytest.raises(asyncio.CancelledError):
         await task
     assert steps.done == ["cleaned", "went on", "ended"]
 
 
-@pytest.mark.parametrize("after_first", [False, True], ids=["at once", "later"])
-@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
-async def test_what_is_being_closed_is_not_interrupted(after_first: bool, fails: bool) -> None:
-    """A stream that a postprocess has left is closed at the end; the end may come meanwhile."""
-    steps = Steps()
+def leaving_a_stream(steps: Steps, *, after_first: bool, fails: bool = False) -> dict[str, Any]:
+    """Return a stream, and a postprocess that leaves it or fails after its first item."""
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
         try:
@@ -380,8 +349,17 @@ async def test_what_is_being_closed_is_not_interrupted(after_first: bool, fails:
                 raise ValueError
             break
 
-    app = serve(predict, postprocess=postprocess, limits=Limits(timeout=0.05))
-    client = new_client(app)
+    return {"predict": predict, "postprocess": postprocess}
+
+
+@pytest.mark.parametrize("after_first", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+async def test_what_is_being_closed_is_not_interrupted(after_first: bool, fails: bool) -> None:
+    """A stream that a postprocess has left is closed at the end; the end may come meanwhile."""
+    steps = Steps()
+
+    hooks = leaving_a_stream(steps, after_first=after_first, fails=fails)
+    client = new_client(serve(**hooks, limits=Limits(timeout=0.05)))
     async with anyio.create_task_group() as group:
         group.start_soon(client.run)
         await steps.cleaning.wait()
@@ -391,7 +369,7 @@ async def test_what_is_being_closed_is_not_interrupted(after_first: bool, fails:
         with anyio.CancelScope(shield=True):
             await rounds()
             assert not client.over
-            steps.go_on.set()
+            steps.release.set()
     assert steps.done == ["cleaned"]
 
 
@@ -402,28 +380,14 @@ async def test_what_is_being_closed_is_not_interrupted_by_a_task_that_is_cancell
 ) -> None:
     steps = Steps()
 
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        try:
-            while True:
-                yield {"n": 1}
-        finally:
-            await steps.clean_up()
-
-    async def postprocess(result: Any) -> AsyncIterator[Any]:
-        async for item in result:
-            if after_first:
-                await anyio.sleep(0.001)
-            yield item
-            break
-
-    client = new_client(serve(predict, postprocess=postprocess))
+    client = new_client(serve(**leaving_a_stream(steps, after_first=after_first)))
     task = asyncio.create_task(client.run())
     await steps.cleaning.wait()
     for _ in range(3):
         task.cancel()
         await rounds()
     assert not task.done()
-    steps.go_on.set()
+    steps.release.set()
     with anyio.fail_after(3), pytest.raises(asyncio.CancelledError):
         await task
     assert steps.done == ["cleaned"]

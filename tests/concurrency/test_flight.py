@@ -9,8 +9,9 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from handlers import serve, streaming, unary
 
-from modelserve import Limits, Model, ModelServer
+from modelserve import Limits
 from modelserve.concurrency.asyncio_flight import AsyncioFlight
 from modelserve.concurrency.flight import BodyTimedOut, Phase
 from modelserve.concurrency.flights import Flights
@@ -24,12 +25,6 @@ pytestmark = pytest.mark.anyio
 
 PREDICT = ("POST", "/v1/models/m:predict")
 NDJSON = {"accept": "application/x-ndjson"}
-
-
-def serve(predict: Any, *, limits: Limits | None = None, **hooks: Any) -> ModelServer:
-    model = Model("m")
-    vars(model).update(predict=predict, **hooks)
-    return ModelServer([model], limits=limits)
 
 
 class Steps:
@@ -48,30 +43,6 @@ class Steps:
     @property
     def is_clean(self) -> bool:
         return self.done[-3:] == ["cleaned 0", "cleaned 1", "cleaned 2"]
-
-
-def streaming(steps: Steps, *, before: int) -> Any:
-    async def predict(payload: Any) -> AsyncIterator[Any]:
-        try:
-            for number in range(before):
-                yield {"n": number}
-            steps.started.set()
-            await anyio.sleep(60)
-        finally:
-            await steps.clean_up()
-
-    return predict
-
-
-def unary(steps: Steps) -> Any:
-    async def predict(payload: Any) -> Any:
-        try:
-            steps.started.set()
-            await anyio.sleep(60)
-        finally:
-            await steps.clean_up()
-
-    return predict
 
 
 def sending(steps: Steps) -> Any:
