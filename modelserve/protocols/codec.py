@@ -96,6 +96,8 @@ class Codec:
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
         takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
+        takes_forms: A body that is multipart/form-data is read by the pipeline, part by part as it
+            arrives; the form is the payload, and `decode` is not called.
 
     Args:
         format_class: How streams go out.
@@ -104,6 +106,7 @@ class Codec:
 
     protocol: str
     takes_binary: bool = False
+    takes_forms: bool = False
 
     def __init__(
         self, format_class: type[StreamFormat] = StreamFormat, *, always_streams: bool = False
