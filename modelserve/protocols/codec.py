@@ -9,7 +9,7 @@ the path names no model; `check`; and `encode` or, for a stream, `stream_format`
 the response has started becomes what `error` returns, a later one the last record of the encoder.
 """
 
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from starlette.datastructures import MutableHeaders
 
@@ -27,6 +27,7 @@ __all__ = [
     "Item",
     "ModelRef",
     "Payload",
+    "ReadBody",
     "SetHeaders",
     "StreamFormat",
     "encode_value",
@@ -39,6 +40,14 @@ SetHeaders: TypeAlias = MutableHeaders | None  # what the model has set, if it a
 
 OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 _TEXT: Final[Header] = (b"content-type", b"text/plain; charset=utf-8")
+
+
+class ReadBody(Protocol):
+    """A body that was read as it arrived, and is not kept as bytes; its length was that of them."""
+
+    payload: Payload
+
+    def __len__(self) -> int: ...
 
 
 class ModelRef(NamedTuple):
@@ -97,7 +106,7 @@ class Codec:
         protocol: The name of the protocol in metrics and in the log.
         takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
         takes_forms: A body that is multipart/form-data is read by the pipeline, part by part as it
-            arrives; the form is the payload, and `decode` is not called.
+            arrives, and `decode` is given a `ReadBody`.
 
     Args:
         format_class: How streams go out.
@@ -130,7 +139,10 @@ class Codec:
         raise NotImplementedError
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
-        """Return the payload of a request whose path names the model. Raises InvalidInput."""
+        """Return the payload of a request whose path names the model. Raises InvalidInput.
+
+        A codec that `takes_forms` may be given a ReadBody.
+        """
         raise NotImplementedError
 
     def check(self, payload: Payload) -> None:

@@ -16,6 +16,7 @@ from modelserve.protocols.codec import (
     Item,
     ModelRef,
     Payload,
+    ReadBody,
     SetHeaders,
     StreamFormat,
     encode_value,
@@ -102,8 +103,10 @@ class V1Codec(Codec):
         return headers, [body]
 
 
-def _decode_other(body: bytes | bytearray, name: str) -> Payload:
+def _decode_other(body: bytes | bytearray | ReadBody, name: str) -> Payload:
     """Return the payload of a body whose media type is not plain JSON."""
+    if not isinstance(body, bytes | bytearray):
+        return body.payload
     if name in _OPEN_TYPES or name == _FORM_TYPE:
         try:
             return orjson.loads(body)
