@@ -31,7 +31,7 @@ class Hook:
     `function` is the hook itself; `call(payload, headers, response_headers)` passes on to it what
     it declares, which with `takes_payload_alone` is `function(payload)`. A hook that is not
     `on_loop` runs in a worker thread. `streams` is true where it is known to yield; a hook may
-    return a stream without it.
+    return a stream without it, if it `may_stream`: what another hook returns is handed on as it is.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Hook:
     on_loop: bool
     is_async_generator: bool
     streams: bool
+    may_stream: bool
     takes_payload_alone: bool
     wants_headers: bool
     wants_response_headers: bool
@@ -121,7 +122,8 @@ def _hook(model: Any, name: str) -> Hook:
     callee = _callee(function)
     is_async_generator = inspect.isasyncgenfunction(callee)
     streams = is_async_generator or inspect.isgeneratorfunction(callee)
-    if streams and name not in STREAMING_HOOKS:
+    may_stream = name in STREAMING_HOOKS
+    if streams and not may_stream:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
     names_all = isinstance(model, ServedObject) or _is_object(function)
     arguments = _arguments_of(function, f"{name} of model {model.name!r}", names_all=names_all)
@@ -132,6 +134,7 @@ def _hook(model: Any, name: str) -> Hook:
         on_loop=is_async_generator or inspect.iscoroutinefunction(callee),
         is_async_generator=is_async_generator,
         streams=streams,
+        may_stream=may_stream,
         takes_payload_alone=arguments == _PAYLOAD_ALONE,
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,
