@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
+from modelserve.models.forgotten import Noted, noting_none, returns_nothing
 from modelserve.models.model import (
     LIFECYCLE,
     METADATA,
@@ -126,7 +127,11 @@ def _hook(model: Any, name: str) -> Hook:
     if streams and not may_stream:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
     names_all = isinstance(model, ServedObject) or _is_object(function)
-    arguments = _arguments_of(function, f"{name} of model {model.name!r}", names_all=names_all)
+    label = f"{name} of model {model.name!r}"
+    arguments = _arguments_of(function, label, names_all=names_all)
+    if returns_nothing(callee):
+        noted: Noted = vars(model).setdefault("_noted_none", set())
+        function = noting_none(function, callee, label=label, noted=noted)
     return Hook(
         name,
         function,
