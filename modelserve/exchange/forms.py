@@ -43,7 +43,9 @@ def form_reader(codec: Codec, head: Head, threads: Workers) -> "FormReader | Non
     ExtraMissing where python-multipart is not installed.
     """
     content_type = head.get(b"content-type")
-    if not codec.takes_forms or media_type(content_type.decode("latin-1")) != _FORM:
+    if not codec.takes_forms or b"form-data" not in content_type.lower():
+        return None
+    if media_type(content_type.decode("latin-1")) != _FORM:
         return None
     found = parameters(content_type)
     if not found.get("boundary"):

@@ -16,7 +16,6 @@ from modelserve.protocols.codec import (
     Item,
     ModelRef,
     Payload,
-    ReadBody,
     SetHeaders,
     StreamFormat,
     encode_value,
@@ -38,8 +37,9 @@ from modelserve.wire.values import JSON_OPTIONS, to_builtin
 __all__ = ["V1"]
 
 # What may hold anything: requests and others send bytes as they are, without a type.
-_OPEN_TYPES: Final = frozenset(("", "application/octet-stream"))
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"  # curl -d says so of JSON, too
+_OPEN_TYPES: Final = frozenset(("", "application/octet-stream", _FORM_TYPE))
+_USUAL_TYPES: Final = {name.encode(): name for name in _OPEN_TYPES}
 _OPENING: Final = re.compile(rb"[ \t\r\n]*[{\[]")
 _NO_INSTANCES: Final[list[Any]] = []
 
@@ -82,7 +82,8 @@ class V1Codec(Codec):
                 return orjson.loads(body)
             except orjson.JSONDecodeError:
                 return parse_json(body)  # raises InvalidInput
-        return _decode_other(body, media_type(content_type.decode("latin-1")))
+        name = _USUAL_TYPES.get(content_type) or media_type(content_type.decode("latin-1"))
+        return _decode_other(body, name)
 
     def check(self, payload: Payload) -> None:
         if isinstance(payload, dict) and not isinstance(
@@ -103,11 +104,9 @@ class V1Codec(Codec):
         return headers, [body]
 
 
-def _decode_other(body: bytes | bytearray | ReadBody, name: str) -> Payload:
-    """Return the payload of a body whose media type is not plain JSON."""
-    if not isinstance(body, bytes | bytearray):
-        return body.payload
-    if name in _OPEN_TYPES or name == _FORM_TYPE:
+def _decode_other(body: Any, name: str) -> Payload:
+    """Return the payload of a body, bytes or a ReadBody, whose media type is not plain JSON."""
+    if name in _OPEN_TYPES:
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -116,7 +115,7 @@ def _decode_other(body: bytes | bytearray | ReadBody, name: str) -> Payload:
         return FormData([*read_urlencoded(body)]) if name == _FORM_TYPE else bytes(body)
     if name.startswith("application/") and is_json(name):
         return parse_json(body)
-    return bytes(body)
+    return bytes(body) if isinstance(body, bytes | bytearray) else body.payload
 
 
 def _is_meant_as_json(body: bytes | bytearray) -> bool:

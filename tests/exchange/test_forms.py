@@ -426,9 +426,9 @@ async def test_files_are_closed_where_a_request_ends_early(ends: str, kind: str)
         yield {"size": form["f"].size}
         await waits(form)
 
-    app = serve(waits if kind == "value" else streams)
-    headers = FORM | ({"x-request-timeout-seconds": "0.2"} if ends == "timeout" else {})
-    async with exchange(app, *PREDICT, body=BOTH, headers=headers) as client:
+    limits = Limits(first_item_timeout=0.1, idle_timeout=0.1) if ends == "timeout" else None
+    app = serve(waits if kind == "value" else streams, limits=limits)
+    async with exchange(app, *PREDICT, body=BOTH, headers=FORM) as client:
         with anyio.fail_after(5):
             while not files.files:
                 await anyio.lowlevel.checkpoint()
