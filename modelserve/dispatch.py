@@ -75,13 +75,13 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 share.resize(len(body))
             entry = await _wait_until_usable(serving, entry, ref, exchange)
         if share is None:  # the body has not been read
-            limit = entry.max_body_bytes
+            limit, plan = entry.max_body_bytes, entry.plans[target.hook]
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
                 codec = codec_for(codec, exchange, serving.events)
-                reader = form_reader(codec, exchange, serving.decompressors)
+                if not plan.forwards:
+                    reader = form_reader(codec, exchange, serving.decompressors)
             if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
-            plan = entry.plans[target.hook]
             if plan.streams and not plan.wants_response_headers:
                 _check_acceptable(codec, exchange, ref)
             if len(length := headers.get(b"content-length", b"")) > 4 or limit < 10_000:

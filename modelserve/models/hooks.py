@@ -51,13 +51,15 @@ class Hook:
 class Plan:
     """The hooks that one verb of one model runs, in order.
 
-    `is_direct` is true where there is one hook only, an async function and no generator.
+    `is_direct` is true where there is one hook only, an async function and no generator; `forwards`
+    where no hook of the model's own is given the request's payload, which goes to a predictor.
     """
 
     preprocess: Hook | None
     main: Hook
     postprocess: Hook | None
     is_direct: bool
+    forwards: bool
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
@@ -103,6 +105,7 @@ def _staged_plan(model: Any, verb: str) -> Plan:
         main,
         postprocess,
         is_direct=is_direct,
+        forwards=preprocess is None and not defines(model, verb),
         streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
         wants_headers=wants_headers,
         wants_response_headers=wants_response_headers,
