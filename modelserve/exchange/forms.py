@@ -27,6 +27,7 @@ __all__ = ["FormReader", "form_reader"]
 
 _FORM: Final = "multipart/form-data"
 _HEADER_BYTES: Final = 16 << 10  # of one part
+_BOUNDARY_BYTES: Final = 256  # RFC 2046 allows 70
 _PIECE_BYTES: Final = 1 << 16
 _PENDING_BYTES: Final = 1 << 20  # written to disk at a time
 # Text in these can be decoded quickly; Python has others in which that takes minutes.
@@ -39,7 +40,7 @@ _CHARSETS: Final = re.compile(
 def form_reader(codec: Codec, head: Head, threads: Workers) -> "FormReader | None":
     """Return what reads the body of a request if that is a form and its codec takes forms.
 
-    To be called before the body is asked for. Raises InvalidInput for a form without a boundary,
+    To be called before the body is asked for. Raises InvalidInput for a form without a good boundary,
     ExtraMissing where python-multipart is not installed.
     """
     content_type = head.get(b"content-type")
@@ -50,6 +51,8 @@ def form_reader(codec: Codec, head: Head, threads: Workers) -> "FormReader | Non
     found = parameters(content_type)
     if not found.get("boundary"):
         raise InvalidInput("The content-type of the form names no boundary.")
+    if len(found["boundary"]) > _BOUNDARY_BYTES:
+        raise InvalidInput("The boundary of the form is too long.")
     return FormReader(found["boundary"], _charset(found.get("charset", b"utf-8")), threads)
 
 
@@ -63,10 +66,7 @@ class FormReader:
     def __init__(self, boundary: bytes, charset: str, threads: Workers) -> None:
         parser, self._parse_error = _parser()
         self._parts = _Parts(charset)
-        try:
-            self._parser = parser(boundary, self._parts.callbacks())
-        except self._parse_error:
-            raise InvalidInput("The boundary of the form is too long.") from None
+        self._parser = parser(boundary, self._parts.callbacks())
         self._threads = threads
         self._size = 0
         self.payload: FormData | None = None

@@ -85,11 +85,15 @@ class Call:
             stream = call(*arguments)
             self._open.append(stream)
             return stream
-        if not hook.may_stream:
-            return self._stop_clock(await self._value_of(hook, call, arguments))
         if hook.on_loop:
-            return await self.resolve(await call(*arguments))
-        return await self.resolve(await self.workers.call_hook(self.label, call, *arguments))
+            result = await call(*arguments)
+        elif hook.may_stream:
+            result = await self.workers.call_hook(self.label, call, *arguments)
+        else:  # in a tuple, since the thread would go on to run what iterates
+            [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
+        if hook.may_stream:
+            return await self.resolve(result)
+        return self._stop_clock(result if type(result) in PLAIN else await self._value_of(result))
 
     async def take_over(self, hook: Hook, started: float, result: Any) -> Any:
         """Continue a hook that was called without this object; otherwise as `run`."""
@@ -108,16 +112,12 @@ class Call:
                 return result
         return self._stop_clock(result)
 
-    async def _value_of(self, hook: Hook, call: Callable[..., Any], arguments: Any) -> Any:
-        """Return what a hook returns, as it is; only what is awaitable is awaited.
+    async def _value_of(self, result: Any) -> Any:
+        """Return what a hook that may not stream has returned, as it is; await what is awaitable.
 
         An async generator is closed with the request, since only an event loop can do that.
         """
-        if hook.on_loop:
-            result = await call(*arguments)
-        else:  # in a tuple, since a thread would go on to run what iterates
-            [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
-        while type(result) not in PLAIN and inspect.isawaitable(result):
+        while inspect.isawaitable(result):
             result = await result
         if inspect.isasyncgen(result):
             self.close_later(result)
