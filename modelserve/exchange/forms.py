@@ -40,8 +40,8 @@ _CHARSETS: Final = re.compile(
 def form_reader(codec: Codec, head: Head, threads: Workers) -> "FormReader | None":
     """Return what reads the body of a request if that is a form and its codec takes forms.
 
-    To be called before the body is asked for. Raises InvalidInput for a form without a good boundary,
-    ExtraMissing where python-multipart is not installed.
+    To be called before the body is asked for. Raises InvalidInput for a form without a boundary that
+    can be used, ExtraMissing where python-multipart is not installed.
     """
     content_type = head.get(b"content-type")
     if not codec.takes_forms or b"form-data" not in content_type.lower():
