@@ -40,8 +40,8 @@ _CHARSETS: Final = re.compile(
 def form_reader(codec: Codec, head: Head, threads: Workers) -> "FormReader | None":
     """Return what reads the body of a request if that is a form and its codec takes forms.
 
-    To be called before the body is asked for. Raises InvalidInput for a form without a boundary that
-    can be used, ExtraMissing where python-multipart is not installed.
+    To be called before the body is asked for. Raises InvalidInput for a form without a boundary, or
+    with one that is too long, ExtraMissing where python-multipart is not installed.
     """
     content_type = head.get(b"content-type")
     if not codec.takes_forms or b"form-data" not in content_type.lower():
@@ -96,7 +96,7 @@ class FormReader:
         if not self._parts.ended:
             raise InvalidInput("The form ends before its last boundary.")
         await self._write()
-        self.payload = self._parts.form()
+        self.payload = await self._parts.form()
 
     def close(self) -> None:
         """Close all files; a second time has no effect."""
@@ -173,11 +173,15 @@ class _Parts:
             "on_end": self._end,
         }
 
-    def form(self) -> FormData:
+    async def form(self) -> FormData:
         """Decode names and fields. Raises InvalidInput for text that is not in its charset."""
         default = self._default_charset()
         items: list[tuple[str, Any]] = []
+        began = monotonic()
         for number, part in enumerate(self._parts, 1):
+            if monotonic() - began > TURN_SECONDS:  # there may be many large fields
+                await give_way()
+                began = monotonic()
             name = _decoded(part.name, default, number)
             if part.spool is None:
                 items.append((name, _decoded(part.data, part.charset or default, number)))

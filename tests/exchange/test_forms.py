@@ -528,3 +528,17 @@ async def test_a_large_form_in_one_message_does_not_hold_up_others() -> None:
             turns += 1
         assert (await client.response()).json() == 15 * MEBIBYTE
     assert turns > 30
+
+
+async def test_fields_that_take_long_to_decode_do_not_hold_up_others() -> None:
+    text = "€ä".encode("gb18030") * 150_000
+    body = form_of(("name=_charset_", b"gb18030"), *[("name=a", text)] * 20)
+    app = serve(lambda form: len(form.getlist("a")[-1]))
+    turns = 0
+    async with exchange(app, *PREDICT, body=None, headers=FORM) as client:
+        client.send_body(body)
+        while not client.over:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+        assert (await client.response()).json() == 300_000
+    assert turns > 30
