@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from modelserve.exchange.coalescing import Coalesced
     from modelserve.limits import Limits
+    from modelserve.models.batching import Batching
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
     from modelserve.tensors import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from modelserve.wire.encoders import ServerSentEvent
 
 __all__ = [
+    "Batching",
     "Coalesced",
     "InferInput",
     "InferOutput",
@@ -48,6 +50,7 @@ __all__ = [
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
 _MODULES: Final = {
+    "Batching": "models.batching",
     "Coalesced": "exchange.coalescing",
     "InferInput": "tensors",
     "InferOutput": "tensors",

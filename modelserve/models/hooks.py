@@ -43,6 +43,24 @@ class Hook:
     takes_payload_alone: bool
     wants_headers: bool
     wants_response_headers: bool
+    required_headers: tuple[str, ...] = ()
+
+    def replaced_by(self, function: Callable[[Any], Any], *, streams: bool = False) -> "Hook":
+        """Return a hook of the same name that is an async function of the payload alone.
+
+        With `streams` it is an async generator.
+        """
+        return Hook(
+            self.name,
+            function,
+            lambda payload, headers, response_headers: function(payload),
+            on_loop=True,
+            is_async_generator=streams,
+            streams=streams,
+            takes_payload_alone=True,
+            wants_headers=False,
+            wants_response_headers=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,25 @@ class Plan:
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
+
+    @classmethod
+    def of(cls, preprocess: Hook | None, main: Hook, postprocess: Hook | None) -> "Plan":
+        """Settle what the hooks have in common."""
+        hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
+        streams = any(hook.streams for hook in hooks)
+        return cls(
+            preprocess,
+            main,
+            postprocess,
+            is_direct=hooks == [main] and main.on_loop and not main.is_async_generator,
+            streams=streams and (postprocess is None or postprocess.streams),
+            wants_headers=any(hook.wants_headers for hook in hooks),
+            wants_response_headers=any(hook.wants_response_headers for hook in hooks),
+        )
+
+    def with_main(self, main: Hook) -> "Plan":
+        """Return a plan with another main hook."""
+        return Plan.of(self.preprocess, main, self.postprocess)
 
 
 def plans_of(model: Any) -> dict[str, Plan]:
@@ -87,24 +124,12 @@ def _staged_plan(model: Any, verb: str) -> Plan:
     main = _hook(model, verb)
     preprocess = _hook(model, "preprocess") if defines(model, "preprocess") else None
     postprocess = _hook(model, "postprocess") if defines(model, "postprocess") else None
-    hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
     if postprocess and main.streams and postprocess.streams and not postprocess.is_async_generator:
         raise TypeError(
             f"postprocess of model {model.name!r} is a sync generator, and {verb} streams: "
             "what wraps a stream must be an async generator"
         )
-    is_direct = hooks == [main] and main.on_loop and not main.is_async_generator
-    wants_headers = any(hook.wants_headers for hook in hooks)
-    wants_response_headers = any(hook.wants_response_headers for hook in hooks)
-    return Plan(
-        preprocess,
-        main,
-        postprocess,
-        is_direct=is_direct,
-        streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
-        wants_headers=wants_headers,
-        wants_response_headers=wants_response_headers,
-    )
+    return Plan.of(preprocess, main, postprocess)
 
 
 # How the plan of each verb is made. Every model answers to these two, if only with 501. A verb that
@@ -135,7 +160,15 @@ def _hook(model: Any, name: str) -> Hook:
         takes_payload_alone=arguments == _PAYLOAD_ALONE,
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,
+        required_headers=_required_headers(function),
     )
+
+
+def _required_headers(function: Any) -> tuple[str, ...]:
+    """Return which of the headers' parameters have no default."""
+    parameters = next(_signatures(function), [])
+    missing = inspect.Parameter.empty
+    return tuple(p.name for p in parameters if p.name in _HEADERS and p.default is missing)
 
 
 def _is_object(function: Any) -> bool:

@@ -12,6 +12,7 @@ from modelserve.models.connecting import connect
 from modelserve.models.predictor import PredictorConfig, config_of
 
 if TYPE_CHECKING:
+    from modelserve.models.batching import Batching
     from modelserve.models.remote import Remote
 
 __all__ = [
@@ -37,6 +38,7 @@ SETTINGS: Final = (
     "engine",
     "own_thread",
     "limits",
+    "batching",
     "coalesce",
     "heartbeat",
     "heartbeat_before_first",
@@ -60,6 +62,8 @@ class Model:
             that this model alone has, one at a time. None means yes where the model's own `limits`
             say `concurrency=1`.
         limits: Limits of this model, applied within the application's.
+        batching: How `predict` is called once for the items of several requests; None is once for
+            each request.
         coalesce: Send items that are made without a pause in one event; None leaves the choice to
             the application. If false, each item is one event.
         heartbeat: Seconds without an item after which a client whose `Accept` names SSE or NDJSON
@@ -90,6 +94,7 @@ class Model:
     engine: bool = False
     own_thread: bool | None = None
     limits: Limits | None = None
+    batching: "Batching | None" = None
     coalesce: bool | None = None
     heartbeat: float | None = None
     heartbeat_before_first: bool = False

@@ -15,6 +15,7 @@ from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
+from modelserve.models.batching import batched, check_batching, with_room
 from modelserve.models.connecting import connect
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
@@ -73,6 +74,7 @@ class Entry:
         """
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
+        check_batching(model, plans["predict"])
         _check_ready_can_be_set(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
@@ -94,6 +96,16 @@ class Entry:
         self.max_binary_bytes = BINARY_BYTES if is_default else self.max_body_bytes
 
         self.series = shared.telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
+        if model.batching is not None:
+            self.limits = with_room(self.limits, model.batching, self.name)
+            self.plans["predict"] = batched(
+                plans["predict"],
+                model.batching,
+                self.name,
+                workers=self.workers,
+                deadlines=self.deadlines,
+                series=self.series.batches(),
+            )
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
