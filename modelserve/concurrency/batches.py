@@ -1,34 +1,28 @@
 """Joint calls: items of several callers that go through one call together.
 
 While a call can be made at once it is made in the caller's own task, as if there were no batching.
-While it cannot, callers wait in lanes, one for each key, since only what has the same key goes
-together. When a call ends, the lane goes next whose first caller has waited longest, with all that
-fits into one call. A caller with more items than fit is served in turns with the others of its
-lane.
+While it cannot, callers wait (`lanes`); when a call ends, the next one is made.
 
 A call for several callers has a task of its own. A caller that leaves takes with it what is
 waiting; a running call is cancelled only when nobody in it is left, once, and whoever leaves last
 waits for its clean-up.
 """
 
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from itertools import chain
-from operator import itemgetter
 from time import monotonic
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from starlette.types import Receive
 
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.lanes import Caller, Lane, Lanes, Part, Work
 from modelserve.concurrency.loops import Wakeup, event_loop
 from modelserve.errors import ClientGone, Stopped
 from modelserve.limits import Deadlines
 
-__all__ = ["Batches", "Part", "Policy", "Recorder", "Work"]
+__all__ = ["Batches", "Policy", "Recorder"]
 
 
 class Policy(NamedTuple):
@@ -47,36 +41,6 @@ class Policy(NamedTuple):
     concurrency: int = 1
     isolates: bool = True
     deadlines: Deadlines = Deadlines()
-
-
-class Work(Protocol):
-    """What one caller brings.
-
-    Attributes:
-        size: The number of items.
-        key: Equal for what may go together; None for what goes alone.
-    """
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def key(self) -> Hashable: ...
-
-    def whole(self, results: Sequence[Any]) -> Any:
-        """Return one result made of those of all parts, in order."""
-
-
-class Part(NamedTuple):
-    """Items of one caller in one call: those from `start` to `stop`."""
-
-    work: Any
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
 
 class Recorder(Protocol):
@@ -112,7 +76,7 @@ class Batches:
         self._recorder = recorder
         self._loop = event_loop()
         self._flights = Flights()
-        self._lanes: dict[Hashable, _Lane] = {}
+        self._lanes = Lanes(policy.max_size)
         self._running = 0
         self._rings_at: float | None = None
 
@@ -135,11 +99,8 @@ class Batches:
             and not policy.max_wait
         ):
             return await self._call_alone(work, 0.0)
-        caller = _Caller(work, self._loop.wakeup())
-        lane = self._lanes.get(caller.key)
-        if lane is None:
-            lane = self._lanes[caller.key] = _Lane()
-        lane.waiting[caller] = None
+        caller = Caller(work, self._loop.wakeup())
+        self._lanes.add(caller)
         self._start_calls()
         try:
             await caller.wakeup.wait()
@@ -177,39 +138,29 @@ class Batches:
         if self._lanes:
             self._start_calls()
 
-    async def _leave(self, caller: "_Caller") -> None:
+    async def _leave(self, caller: Caller) -> None:
         """Take out what a caller still has here."""
         caller.has_left = True
         if caller.calls_itself:  # it was its turn
             self._running -= 1
-        self._forget(caller)
+        self._lanes.remove(caller)
         self._start_calls()
         for joint in caller.joints:
             if joint.is_deserted and not joint.has_ended:
                 await joint.cancel(self._loop.wakeup())
-
-    def _forget(self, caller: "_Caller") -> None:
-        lane = self._lanes.get(caller.key)
-        if lane is not None:
-            lane.remove(caller)
-            if not lane:
-                del self._lanes[caller.key]
 
     # -- who goes next
 
     def _start_calls(self) -> None:
         """Start the calls that can be made now."""
         while self._lanes and self._running < self._policy.concurrency:
-            lane = min(self._lanes.values(), key=_Lane.since)
+            lane = self._lanes.first()
             if self._waits_for_more(lane):
                 return
             self._running += 1
-            joint = _Joint(self._policy.deadlines)
-            self._fill(joint, lane)
+            joint = _Joint(self._lanes.take(lane), self._policy.deadlines)
             first = joint.callers[0]
-            if not lane:
-                del self._lanes[first.key]
-            if len(joint.callers) == 1 and joint.size == first.work.size:
+            if joint.parts == [Part(first.work, 0, first.work.size)]:
                 first.calls_itself = True
                 first.wakeup.set()
                 continue
@@ -217,22 +168,7 @@ class Batches:
                 caller.joints.append(joint)
             self._loop.start_soon(partial(self._run, joint), first.context.copy())
 
-    def _fill(self, joint: "_Joint", lane: "_Lane") -> None:
-        """Move into a call what fits, from the first caller of a lane on."""
-        most = self._policy.max_size
-        now = monotonic()
-        for caller in list(lane):
-            room, size = most - joint.size, caller.work.size
-            left = size - caller.taken
-            if not room or (left > room and size <= most):
-                return
-            joint.add(caller, min(left, room), now)
-            lane.remove(caller)
-            if caller.taken < size:
-                caller.since = now
-                lane.served[caller] = None
-
-    def _waits_for_more(self, lane: "_Lane") -> bool:
+    def _waits_for_more(self, lane: Lane) -> bool:
         """Return whether a call that could be made is put off; a timer will come back to it."""
         policy = self._policy
         if not policy.max_wait or sum(c.work.size - c.taken for c in lane) >= policy.max_size:
@@ -271,8 +207,7 @@ class Batches:
         finally:
             joint.end()
             for caller in joint.callers:
-                if caller.key in self._lanes:
-                    self._lanes[caller.key].line_up(caller)
+                self._lanes.line_up(caller)
             self._end_call(joint.outcome)
 
     async def _deliver(self, joint: "_Joint") -> None:
@@ -305,114 +240,16 @@ class Batches:
             else:
                 self._give(caller, part, result)
 
-    def _give(self, caller: "_Caller", part: Part, result: Any) -> None:
+    def _give(self, caller: Caller, part: Part, result: Any) -> None:
         if isinstance(result, BaseException):
             self._fail(caller, result)
         else:
             caller.take(part, result)
 
-    def _fail(self, caller: "_Caller", error: BaseException) -> None:
+    def _fail(self, caller: Caller, error: BaseException) -> None:
         """Wake a caller with an exception; what it still has waiting is dropped."""
         caller.fail(error)
-        self._forget(caller)
-
-
-class _Lane:
-    """The callers whose items may go together.
-
-    Attributes:
-        waiting: Those who wait, in order.
-        served: Those of whose items some are in a call; they line up again when it ends, so that a
-            large caller takes turns with the others. Until then they fill what is left.
-    """
-
-    __slots__ = ("served", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting: dict[_Caller, None] = {}
-        self.served: dict[_Caller, None] = {}
-
-    def __len__(self) -> int:
-        return len(self.waiting) + len(self.served)
-
-    def __iter__(self) -> "Iterator[_Caller]":
-        return chain(self.waiting, self.served)
-
-    def since(self) -> float:
-        """Return since when the first has waited."""
-        return next(iter(self)).since
-
-    def remove(self, caller: "_Caller") -> None:
-        self.waiting.pop(caller, None)
-        self.served.pop(caller, None)
-
-    def line_up(self, caller: "_Caller") -> None:
-        """Let a caller that was served wait like the others."""
-        if caller in self.served:
-            del self.served[caller]
-            self.waiting[caller] = None
-            caller.since = monotonic()
-
-
-class _Caller:
-    """One caller that waits, or is in a joint call.
-
-    Attributes:
-        key: Of its lane.
-        since: When it began to wait for its next call.
-        taken: How many of its items have gone into calls.
-        joints: Those calls.
-        calls_itself: The next call is for it alone, and it makes it.
-        has_left: It has given up, or knows its result.
-    """
-
-    __slots__ = (
-        "_done",
-        "_parts",
-        "calls_itself",
-        "context",
-        "error",
-        "has_left",
-        "joints",
-        "key",
-        "since",
-        "taken",
-        "traceback",
-        "wakeup",
-        "work",
-    )
-
-    def __init__(self, work: Work, wakeup: Wakeup) -> None:
-        self.work = work
-        self.key: Hashable = self if work.key is None else work.key
-        self.wakeup = wakeup
-        self.context = copy_context()
-        self.since = monotonic()
-        self.taken = self._done = 0
-        self._parts: list[tuple[int, Any]] = []
-        self.joints: list[_Joint] = []
-        self.calls_itself = self.has_left = False
-        self.error: BaseException | None = None
-        self.traceback: TracebackType | None = None
-
-    def take(self, part: Part, result: Any) -> None:
-        """Take the result of a part; wake the caller with the last one."""
-        self._parts.append((part.start, result))
-        self._done += part.size
-        if self._done == self.work.size:
-            self.wakeup.set()
-
-    def fail(self, error: BaseException) -> None:
-        """Wake the caller with an exception."""
-        if self.error is None:
-            self.error, self.traceback = error, error.__traceback__
-            self.wakeup.set()
-
-    def result(self) -> Any:
-        parts = self._parts
-        if len(parts) == 1:
-            return parts[0][1]
-        return self.work.whole([result for _, result in sorted(parts, key=itemgetter(0))])
+        self._lanes.remove(caller)
 
 
 class _Joint:
@@ -422,16 +259,16 @@ class _Joint:
     body_read = answered = False
     phase = Phase.DONE
 
-    def __init__(self, deadlines: Deadlines) -> None:
+    def __init__(self, taken: list[tuple[Caller, Part, float]], deadlines: Deadlines) -> None:
         self.arrived = self.since = monotonic()
         self.deadlines = deadlines
         self.receive: Receive = _no_client
         self.reason: Stopped | None = None
         self.flight: Flight | None = None
-        self.callers: list[_Caller] = []
-        self.parts: list[Part] = []
-        self.waits: list[float] = []
-        self.size = 0
+        self.callers = [caller for caller, _, _ in taken]
+        self.parts = [part for _, part, _ in taken]
+        self.waits = [wait for _, _, wait in taken]
+        self.size = sum(part.size for part in self.parts)
         self.outcome = "done"
         self.has_ended = False
         self._ended: list[Wakeup] = []
@@ -440,14 +277,6 @@ class _Joint:
     def is_deserted(self) -> bool:
         """Whether nobody wants the result any more."""
         return all(caller.has_left for caller in self.callers)
-
-    def add(self, caller: _Caller, count: int, now: float) -> None:
-        """Add the next items of a caller."""
-        self.callers.append(caller)
-        self.parts.append(Part(caller.work, caller.taken, caller.taken + count))
-        self.waits.append(now - caller.since)
-        caller.taken += count
-        self.size += count
 
     async def cancel(self, ended: Wakeup) -> None:
         """Cancel the call, and wait until its clean-up is over."""

@@ -16,8 +16,9 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from modelserve.concurrency.batches import Batches, Part, Policy
+from modelserve.concurrency.batches import Batches, Policy
 from modelserve.concurrency.closing import aclose
+from modelserve.concurrency.lanes import Part
 from modelserve.concurrency.loops import current_loop
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import InferenceError

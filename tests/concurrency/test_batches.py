@@ -8,7 +8,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from modelserve.concurrency.batches import Batches, Part, Policy
+from modelserve.concurrency.batches import Batches, Policy
+from modelserve.concurrency.lanes import Part
 from modelserve.errors import InvalidInput
 from modelserve.limits import Deadlines
 
