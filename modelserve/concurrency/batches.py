@@ -17,7 +17,7 @@ from starlette.types import Receive
 
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.concurrency.flights import Flights
-from modelserve.concurrency.lanes import Caller, Lane, Lanes, Part, Work
+from modelserve.concurrency.lanes import Caller, Lanes, Part, Work
 from modelserve.concurrency.loops import Wakeup, event_loop
 from modelserve.errors import ClientGone, Stopped
 from modelserve.limits import Deadlines
@@ -76,7 +76,7 @@ class Batches:
         self._recorder = recorder
         self._loop = event_loop()
         self._flights = Flights()
-        self._lanes = Lanes(policy.max_size)
+        self._lanes = Lanes(policy.max_size, policy.max_wait)
         self._running = 0
         self._rings_at: float | None = None
 
@@ -155,7 +155,9 @@ class Batches:
         """Start the calls that can be made now."""
         while self._lanes and self._running < self._policy.concurrency:
             lane = self._lanes.first()
-            if self._waits_for_more(lane):
+            due = self._lanes.due(lane)
+            if due > monotonic():
+                self._ring_at(due)
                 return
             self._running += 1
             joint = _Joint(self._lanes.take(lane), self._policy.deadlines)
@@ -168,18 +170,10 @@ class Batches:
                 caller.joints.append(joint)
             self._loop.start_soon(partial(self._run, joint), first.context.copy())
 
-    def _waits_for_more(self, lane: Lane) -> bool:
-        """Return whether a call that could be made is put off; a timer will come back to it."""
-        policy = self._policy
-        if not policy.max_wait or sum(c.work.size - c.taken for c in lane) >= policy.max_size:
-            return False
-        now, due = monotonic(), lane.since() + policy.max_wait
-        if now >= due:
-            return False
+    def _ring_at(self, due: float) -> None:
         if self._rings_at is None or due < self._rings_at:
             self._rings_at = due
-            self._loop.call_later(due - now, partial(self._ring, due))
-        return True
+            self._loop.call_later(due - monotonic(), partial(self._ring, due))
 
     def _ring(self, due: float) -> None:
         if self._rings_at == due:
@@ -202,7 +196,7 @@ class Batches:
         except BaseException as exc:  # the event loop is being closed
             joint.outcome = "cancelled"
             for caller in joint.callers:
-                self._fail(caller, exc)
+                self._lanes.fail(caller, exc)
             raise
         finally:
             joint.end()
@@ -222,10 +216,10 @@ class Batches:
                 await self._deliver_singly(joint)
             else:
                 for caller in joint.callers:
-                    self._fail(caller, exc)
+                    self._lanes.fail(caller, exc)
         else:
             for caller, part, result in zip(joint.callers, joint.parts, results, strict=True):
-                self._give(caller, part, result)
+                self._lanes.give(caller, part, result)
 
     async def _deliver_singly(self, joint: "_Joint") -> None:
         for caller, part in zip(joint.callers, joint.parts, strict=True):
@@ -236,20 +230,9 @@ class Batches:
             except BaseException as exc:
                 if joint.is_interrupted_by(exc):
                     raise
-                self._fail(caller, exc)
+                self._lanes.fail(caller, exc)
             else:
-                self._give(caller, part, result)
-
-    def _give(self, caller: Caller, part: Part, result: Any) -> None:
-        if isinstance(result, BaseException):
-            self._fail(caller, result)
-        else:
-            caller.take(part, result)
-
-    def _fail(self, caller: Caller, error: BaseException) -> None:
-        """Wake a caller with an exception; what it still has waiting is dropped."""
-        caller.fail(error)
-        self._lanes.remove(caller)
+                self._lanes.give(caller, part, result)
 
 
 class _Joint:

@@ -132,6 +132,11 @@ class Lane:
     def __iter__(self) -> Iterator[Caller]:
         return chain(self.waiting, self.served)
 
+    @property
+    def size(self) -> int:
+        """The number of items that wait."""
+        return sum(caller.work.size - caller.taken for caller in self)
+
     def since(self) -> float:
         """Return since when the first has waited."""
         return next(iter(self)).since
@@ -153,10 +158,12 @@ class Lanes:
 
     Args:
         max_size: The most items in one call.
+        max_wait: Seconds for which the first caller of a lane waits for a call to fill.
     """
 
-    def __init__(self, max_size: int) -> None:
+    def __init__(self, max_size: int, max_wait: float = 0.0) -> None:
         self.max_size = max_size
+        self.max_wait = max_wait
         self._lanes: dict[Hashable, Lane] = {}
 
     def __len__(self) -> int:
@@ -182,7 +189,25 @@ class Lanes:
 
     def first(self) -> Lane:
         """Return the lane that goes next."""
-        return min(self._lanes.values(), key=Lane.since)
+        return min(self._lanes.values(), key=lambda lane: (self.due(lane), lane.since()))
+
+    def due(self, lane: Lane) -> float:
+        """Return when a lane's call is to be made; 0.0 for at once."""
+        if not self.max_wait or lane.size >= self.max_size:
+            return 0.0
+        return lane.since() + self.max_wait
+
+    def give(self, caller: Caller, part: Part, result: Any) -> None:
+        """Give a caller the result of a part, which may be an exception."""
+        if isinstance(result, BaseException):
+            self.fail(caller, result)
+        else:
+            caller.take(part, result)
+
+    def fail(self, caller: Caller, error: BaseException) -> None:
+        """Wake a caller with an exception; what it still has waiting is dropped."""
+        caller.fail(error)
+        self.remove(caller)
 
     def take(self, lane: Lane) -> list[tuple[Caller, Part, float]]:
         """Take what goes into one call out of a lane: of each caller a part, and its wait."""

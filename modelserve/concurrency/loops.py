@@ -6,13 +6,22 @@ the few things that such work needs are written here for each.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-__all__ = ["EventLoop", "Wakeup", "current_loop", "event_loop"]
+__all__ = ["EventLoop", "PerLoop", "Wakeup", "current_loop", "event_loop"]
 
 Function: TypeAlias = Callable[[], Awaitable[None]]
+
+
+class _HasWork(Protocol):
+    @property
+    def is_idle(self) -> bool: ...
+
+
+T = TypeVar("T", bound=_HasWork)
 
 
 def current_loop() -> Any:
@@ -28,7 +37,29 @@ def current_loop() -> Any:
 def event_loop() -> "EventLoop":
     """Return what works on the event loop that is running now."""
     loop = current_loop()
-    return _Asyncio(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _Trio()
+    return _Asyncio(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _Trio(loop)
+
+
+class PerLoop(Generic[T]):
+    """One object for each event loop, since an application may serve several.
+
+    Args:
+        make: Makes the object of the loop that is running.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._objects: dict[Any, T] = {}
+
+    def get(self) -> T:
+        """Return the object of the loop that is running; idle ones of other loops are dropped."""
+        loop = current_loop()
+        found = self._objects.get(loop)
+        if found is None:
+            found = self._make()
+            others = {key: other for key, other in self._objects.items() if not other.is_idle}
+            self._objects = {**others, loop: found}
+        return found
 
 
 class Wakeup(Protocol):
@@ -51,6 +82,9 @@ class EventLoop(Protocol):
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time; it must not raise."""
+
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function soon, from any thread; nothing happens once the loop has ended."""
 
 
 class _AsyncioWakeup:
@@ -83,8 +117,15 @@ class _Asyncio:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self._loop.call_later(seconds, function, context=Context())
 
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args, context=Context())
+
 
 class _Trio:
+    def __init__(self, token: Any) -> None:
+        self._token = token
+
     def wakeup(self) -> Wakeup:
         import trio
 
@@ -97,6 +138,10 @@ class _Trio:
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self.start_soon(partial(_call_later, seconds, function), Context())
+
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
+        with suppress(RuntimeError):  # trio's RunFinishedError is one
+            self._token.run_sync_soon(function, *args)
 
 
 async def _run(function: Function) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import isawaitable
 from itertools import chain
 from typing import Any, Final, Protocol
@@ -19,7 +20,7 @@ import orjson
 from modelserve.concurrency.batches import Batches, Policy
 from modelserve.concurrency.closing import aclose
 from modelserve.concurrency.lanes import Part
-from modelserve.concurrency.loops import current_loop
+from modelserve.concurrency.loops import PerLoop
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import InferenceError
 from modelserve.limits import Deadlines, Limits
@@ -155,19 +156,12 @@ class _Batcher:
         self, hook: Callable[[Any], Awaitable[Any]], policy: Policy, series: BatchSeries
     ) -> None:
         self._hook = hook
-        self._policy = policy
-        self._series = series
-        self._batches: dict[Any, Batches] = {}  # by event loop
+        make = partial(Batches, self._call_alone, self._call, policy, series)
+        self._batches: PerLoop[Batches] = PerLoop(make)
 
     async def predict(self, payload: Any) -> Any:
         """Return the result for one request's payload, which may go into one call with others."""
-        loop = current_loop()
-        batches = self._batches.get(loop)
-        if batches is None:
-            others = {key: other for key, other in self._batches.items() if not other.is_idle}
-            batches = Batches(self._call_alone, self._call, self._policy, self._series)
-            self._batches = {**others, loop: batches}
-        return await batches.submit(_work_of(payload))
+        return await self._batches.get().submit(_work_of(payload))
 
     async def _call_alone(self, work: "_Work") -> Any:
         result = await self._hook(work.payload)

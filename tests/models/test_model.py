@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from modelserve import Limits, Model, ModelServer
+from modelserve import Batching, Limits, Model, ModelServer
 from modelserve.models.model import SETTINGS, as_model, defines
 from modelserve.testing import lifespan, request
 
@@ -300,6 +300,7 @@ VALUES = {
     "engine": True,
     "own_thread": True,
     "limits": Limits(timeout=3),
+    "batching": Batching(max_size=3),
     "coalesce": False,
     "heartbeat": 2.0,
     "heartbeat_before_first": True,
