@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modelserve.models.batching import Batching
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
+    from modelserve.models.stepping import Slot, Stepping
     from modelserve.tensors import (
         InferInput,
         InferOutput,
@@ -46,6 +47,8 @@ __all__ = [
     "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
+    "Slot",
+    "Stepping",
 ]
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
@@ -67,6 +70,8 @@ _MODULES: Final = {
     "RequestedOutput": "tensors",
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",
+    "Slot": "models.stepping",
+    "Stepping": "models.stepping",
 }
 
 if not TYPE_CHECKING:  # a type checker would believe that every name exists

@@ -124,6 +124,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "modelserve_queued": Family(Gauge, "requests that wait for a slot"),
     "modelserve_batch_size": Family(Histogram, "items in one batch", bounds=SIZES),
     "modelserve_batch_wait_seconds": Family(Histogram, "how long a request waits for its batch"),
+    "modelserve_active_slots": Family(Gauge, "streams that are stepped together"),
     "modelserve_batches_total": Family(
         Counter, "batches that have ended", ("model_name", "outcome")
     ),

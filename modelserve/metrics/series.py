@@ -110,6 +110,11 @@ class ModelSeries:
         """How many requests wait; shown from the first use on."""
         return self._store.series(Gauge, "modelserve_queued", self.name)
 
+    @property
+    def active_slots(self) -> Gauge:
+        """How many streams are stepped together; shown from the first use on."""
+        return self._store.series(Gauge, "modelserve_active_slots", self.name)
+
     def batches(self) -> BatchSeries:
         """Return what records this model's batches; shown from the first call on."""
         return BatchSeries(self._store, self.name)

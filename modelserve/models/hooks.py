@@ -21,7 +21,7 @@ from modelserve.models.model import (
     is_function,
 )
 
-__all__ = ["VERBS", "Hook", "Plan", "check_lifecycle", "plan_of", "plans_of"]
+__all__ = ["VERBS", "Hook", "Plan", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def plan_of(model: Any, verb: str) -> Plan:
 def check_lifecycle(model: Any) -> None:
     """Raise TypeError for a hook outside requests that is a generator."""
     for name in (*LIFECYCLE, *METADATA):
-        callee = _callee(getattr(model, name, None))
+        callee = callee_of(getattr(model, name, None))
         if inspect.isasyncgenfunction(callee) or inspect.isgeneratorfunction(callee):
             raise TypeError(f"{name} of model {model.name!r} must not be a generator")
 
@@ -143,7 +143,7 @@ VERBS: Final[Mapping[str, Callable[[Any, str], Plan]]] = {
 
 def _hook(model: Any, name: str) -> Hook:
     function = getattr(model, name)
-    callee = _callee(function)
+    callee = callee_of(function)
     is_async_generator = inspect.isasyncgenfunction(callee)
     streams = is_async_generator or inspect.isgeneratorfunction(callee)
     if streams and name not in STREAMING_HOOKS:
@@ -178,8 +178,8 @@ def _is_object(function: Any) -> bool:
     return not inspect.ismethod(function) and not is_function(function)
 
 
-def _callee(function: Any) -> Any:
-    """Unwrap partials and callable objects."""
+def callee_of(function: Any) -> Any:
+    """Return the function behind partials and callable objects."""
     while isinstance(function, functools.partial):
         function = function.func
     if not inspect.isroutine(function) and not inspect.isclass(function):

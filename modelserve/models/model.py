@@ -14,6 +14,7 @@ from modelserve.models.predictor import PredictorConfig, config_of
 if TYPE_CHECKING:
     from modelserve.models.batching import Batching
     from modelserve.models.remote import Remote
+    from modelserve.models.stepping import Stepped, Stepping
 
 __all__ = [
     "HOOKS",
@@ -39,6 +40,7 @@ SETTINGS: Final = (
     "own_thread",
     "limits",
     "batching",
+    "stepping",
     "coalesce",
     "heartbeat",
     "heartbeat_before_first",
@@ -64,6 +66,8 @@ class Model:
         limits: Limits of this model, applied within the application's.
         batching: How `predict` is called once for the items of several requests; None is once for
             each request.
+        stepping: How `step`, which a model may have instead of `predict`, is called for the streams
+            of many requests at once.
         coalesce: Send items that are made without a pause in one event; None leaves the choice to
             the application. If false, each item is one event.
         heartbeat: Seconds without an item after which a client whose `Accept` names SSE or NDJSON
@@ -95,6 +99,7 @@ class Model:
     own_thread: bool | None = None
     limits: Limits | None = None
     batching: "Batching | None" = None
+    stepping: "Stepping | None" = None
     coalesce: bool | None = None
     heartbeat: float | None = None
     heartbeat_before_first: bool = False
@@ -106,7 +111,9 @@ class Model:
     use_ssl: bool = False
     timeout: float = 600
     retries: int = 0
-    _remote: "Remote | None" = None  # calls the predictor; set when the model is registered
+    # Set when the model is registered: what calls the predictor, and what calls `step`.
+    _remote: "Remote | None" = None
+    _stepped: "Stepped | None" = None
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name
@@ -177,7 +184,12 @@ class Model:
             return payload
 
         async def predict(self, payload, headers=None, response_headers=None):
-            """Return the result, or yield its items; unless overridden, the predictor's."""
+            """Return the result, or yield its items.
+
+            Unless overridden they are the predictor's, or those that `step` puts into a slot.
+            """
+            if self._stepped is not None:
+                return self._stepped.stream(payload)
             remote = self._remote_for("predict", self.predictor_host)
             sets_type = not defines(self, "postprocess")
             return await remote.predict(

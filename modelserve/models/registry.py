@@ -21,6 +21,7 @@ from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import HOOKS, Model, as_model, defines
+from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
@@ -75,6 +76,7 @@ class Entry:
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
         check_batching(model, plans["predict"])
+        check_stepping(model)
         _check_ready_can_be_set(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
@@ -105,6 +107,15 @@ class Entry:
                 workers=self.workers,
                 deadlines=self.deadlines,
                 series=self.series.batches(),
+            )
+        if model.stepping is not None:
+            self.limits = with_slots(self.limits, model.stepping)
+            self.plans["predict"] = stepped(
+                plans["predict"],
+                model,
+                self.name,
+                workers=self.workers,
+                gauge=self.series.active_slots,
             )
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
@@ -145,6 +156,8 @@ class Entry:
 def _has_own_thread(model: Any) -> bool:
     if model.own_thread is not None:
         return bool(model.own_thread)
+    if model.stepping is not None and not is_stepped_on_loop(model):
+        return True
     return model.limits is not None and model.limits.concurrency == 1
 
 
