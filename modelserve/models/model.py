@@ -20,6 +20,7 @@ __all__ = [
     "HOOKS",
     "LIFECYCLE",
     "METADATA",
+    "OPENAI_HOOKS",
     "SETTINGS",
     "STREAMING_HOOKS",
     "Model",
@@ -29,8 +30,11 @@ __all__ = [
     "is_function",
 ]
 
-STREAMING_HOOKS: Final = ("predict", "explain", "postprocess")
-HOOKS: Final = ("preprocess", *STREAMING_HOOKS)
+STREAMING_HOOKS: Final = ("predict", "explain", "postprocess", "chat", "complete", "embed")
+# Looked for on subclasses of `Model` only: a helper of another object that happens to be called so
+# is no endpoint.
+OPENAI_HOOKS: Final = ("chat", "complete", "embed")
+HOOKS: Final = ("preprocess", "predict", "explain", "postprocess")
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
 # The attributes that settle how a model is served, `name` and `ready` apart.
