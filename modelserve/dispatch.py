@@ -103,13 +103,14 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 entry = await _successor(serving, ref, exchange)
             exchange.payload = codec.decode(body, exchange, ref)
             del message
+        plan = entry.plans[target.hook]
         size = len(body)
         del body  # it may be large, and the answer may take long
         if share is not None or not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share)
         exchange.admitted = True
-        await _respond(serving, entry, entry.plans[target.hook], codec, ref, exchange)
+        await _respond(serving, entry, plan, codec, ref, exchange)
     except BaseException as exc:
         if share is not None:
             share.close()
@@ -142,7 +143,14 @@ async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Ent
 
 
 async def _read_whole(serving: Serving, exchange: Exchange, share: Share) -> bytes | bytearray:
-    """Read the body of a request to no model known yet, and undo its coding."""
+    """Read the body of a request to no model known yet, and undo its coding.
+
+    What limits the reading is the application's.
+    """
+    exchange.deadlines = serving.deadlines
+    if b"x-request-timeout-seconds" in exchange.headers:
+        requested = exchange.headers[b"x-request-timeout-seconds"]
+        exchange.deadlines = shortened(serving.deadlines, requested)
     limit = serving.max_body_bytes
     length = exchange.get(b"content-length")
     message = await receive_first(exchange.receive, limit, length)

@@ -107,6 +107,11 @@ class Plans(dict[str, Plan]):
         super().__init__()
         self._name = name
 
+    @property
+    def has_openai(self) -> bool:
+        """Whether the model has a hook of OpenAI's protocol."""
+        return any(verb in self for verb in OPENAI_HOOKS)
+
     def __missing__(self, verb: str) -> Plan:
         raise InvalidInput(f"Model {self._name} does not support {_VERB_NAMES.get(verb, verb)}.")
 

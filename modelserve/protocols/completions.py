@@ -268,11 +268,12 @@ def _merged_logprobs(known: Any, more: Any) -> Any:
     }
 
 
-def usage(given: Any) -> dict[str, Any]:
-    """Return the usage that clients expect, made of what the hook has said of it."""
-    told: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0}
+def usage(given: Any, *counts: str) -> dict[str, Any]:
+    """Return the usage that clients expect: what the hook has said, and zeros for other counts."""
+    told: dict[str, Any] = dict.fromkeys(counts or ("prompt_tokens", "completion_tokens"), 0)
     told |= given if isinstance(given, dict) else {}
-    return {"total_tokens": told["prompt_tokens"] + told["completion_tokens"], **told}
+    total = sum(told.get(count) or 0 for count in ("prompt_tokens", "completion_tokens"))
+    return {"total_tokens": total, **told}
 
 
 def event(document: Any) -> bytes:

@@ -235,7 +235,7 @@ def _embeddings(value: Any, payload: Payload, ref: ModelRef) -> dict[str, Any]:
     """Return the document of embeddings: a vector for each text, or a document of the model's."""
     frame = {"object": "list", "model": ref.name}
     told = value if isinstance(value, dict) else {}
-    end = {"usage": usage(told.get("usage"))}
+    end = {"usage": usage(told.get("usage"), "prompt_tokens")}
     if "data" in told:
         return {**frame, **told, **end}
     vectors = _vectors(told.get("embeddings") if told else value)
