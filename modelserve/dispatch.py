@@ -30,7 +30,7 @@ from modelserve.exchange.failures import report_failure
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
-from modelserve.limits import shortened
+from modelserve.limits import Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry
@@ -60,15 +60,14 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         codec, ref, headers = target.codec, target.ref, exchange.headers
         if ref is NO_MODEL:  # the body names it
             share = serving.admission.budget.hold(0)
-            body = await _read_whole(serving, exchange, share)
-            ref, exchange.payload = codec.open(body, exchange)
+            ref, body = await _open(serving, codec, exchange, share)
         entry = serving.registry.entries.get(ref.name)
         if entry is None or ref.version is not None:
             entry = serving.registry.get(ref.name, ref.version)
         exchange.series = entry.series
         exchange.deadlines = entry.deadlines
         if b"x-request-timeout-seconds" in headers:
-            exchange.deadlines = shortened(entry.deadlines, headers[b"x-request-timeout-seconds"])
+            exchange.deadlines = _deadlines(exchange, entry.deadlines)
         if entry.checks_health or not entry.model.ready:
             if share is not None:
                 share.resize(len(body))
@@ -142,19 +141,26 @@ async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Ent
     return await _successor(serving, ref, exchange) if entry.is_retired else entry
 
 
-async def _read_whole(serving: Serving, exchange: Exchange, share: Share) -> bytes | bytearray:
-    """Read the body of a request to no model known yet, and undo its coding.
+def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
+    """Return deadlines with what the client asks for. Raises InvalidInput."""
+    requested = exchange.headers.get(b"x-request-timeout-seconds")
+    return deadlines if requested is None else shortened(deadlines, requested)
 
-    What limits the reading is the application's.
+
+async def _open(
+    serving: Serving, codec: Codec, exchange: Exchange, share: Share
+) -> tuple[ModelRef, bytes | bytearray]:
+    """Read the body of a request that names its model, within the application's limits.
+
+    Return the model and the body; the payload is left with the exchange. Raises InvalidInput.
     """
-    exchange.deadlines = serving.deadlines
-    if b"x-request-timeout-seconds" in exchange.headers:
-        requested = exchange.headers[b"x-request-timeout-seconds"]
-        exchange.deadlines = shortened(serving.deadlines, requested)
+    exchange.deadlines = _deadlines(exchange, serving.limits.deadlines())
     limit = serving.max_body_bytes
     length = exchange.get(b"content-length")
     message = await receive_first(exchange.receive, limit, length)
-    return await _complete(serving, exchange, message, limit, share)
+    body = await _complete(serving, exchange, message, limit, share)
+    ref, exchange.payload = codec.open(body, exchange)
+    return ref, body
 
 
 async def _complete(

@@ -84,7 +84,6 @@ class Serving:
     ) -> None:
         self.limits = limits.with_defaults(DEFAULTS)
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
-        self.deadlines = self.limits.deadlines()
         self.debug = debug
         self.token = token
         self.control = control
@@ -112,7 +111,6 @@ class Serving:
         limits = limits.with_defaults(before.limits)
         self.limits = limits.with_defaults(DEFAULTS)
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
-        self.deadlines = self.limits.deadlines()
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
         self.admission = Admission(self.limits)
