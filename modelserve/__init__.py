@@ -7,6 +7,7 @@ from modelserve.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from modelserve.app import ModelServer
+    from modelserve.concurrency.steps import Slot
     from modelserve.errors import (
         InferenceError,
         InvalidInput,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from modelserve.models.batching import Batching
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
-    from modelserve.models.stepping import Slot, Stepping
+    from modelserve.models.stepping import Stepping
     from modelserve.tensors import (
         InferInput,
         InferOutput,
@@ -73,7 +74,7 @@ _MODULES: Final = {
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",
     "Upload": "exchange.uploads",
-    "Slot": "models.stepping",
+    "Slot": "concurrency.steps",
     "Stepping": "models.stepping",
 }
 

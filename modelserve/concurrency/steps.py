@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from modelserve.concurrency.loops import Wakeup, event_loop
+from modelserve.concurrency.loops import EventLoop, Wakeup, event_loop
 from modelserve.concurrency.threads import Workers
 from modelserve.metrics.cells import Gauge
 
@@ -77,6 +77,16 @@ class Slot:
             self._error = error
             self.end()
 
+    async def _wait_for_items(self, loop: EventLoop) -> bool:
+        """Return True once there is an item, False once there will be none."""
+        while not self._items:
+            if self._has_ended:
+                return bool(self._items)  # the last may have come between the two looks
+            self._reader = loop.wakeup()
+            await self._reader.wait()
+            self._reader = None
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Stepper:
@@ -132,19 +142,11 @@ class Steps:
         self._waiting.append(slot)
         self._wake()
         try:
-            while True:
-                has_ended = slot._has_ended  # read first: nothing is put afterwards
-                while slot._items:
-                    item = slot._items.popleft()
-                    if len(slot._items) == self._stepper.room - 1:
-                        self._wake()  # it was left out
-                    yield item
-                if has_ended:
-                    break
-                if not (slot._items or slot._has_ended):
-                    slot._reader = self._loop.wakeup()
-                    await slot._reader.wait()
-                    slot._reader = None
+            while await slot._wait_for_items(self._loop):
+                item = slot._items.popleft()
+                if len(slot._items) == self._stepper.room - 1:
+                    self._wake()  # it was left out
+                yield item
             if slot._error is not None:
                 raise slot._error
         finally:

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
+from modelserve.errors import InvalidInput
 from modelserve.models.forgotten import Noted, noting_none, returns_nothing
 from modelserve.models.model import (
     LIFECYCLE,
     METADATA,
+    OPENAI_HOOKS,
     STREAMING_HOOKS,
     ServedObject,
     defines,
     is_function,
 )
 
-__all__ = ["VERBS", "Hook", "Plan", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
+__all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +109,41 @@ class Plan:
         return Plan.of(self.preprocess, main, self.postprocess)
 
 
-def plans_of(model: Any) -> dict[str, Plan]:
+class Plans(dict[str, Plan]):
+    """The plans of one model by verb. Another verb raises InvalidInput, which a client may read."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    @property
+    def has_openai(self) -> bool:
+        """Whether the model has a hook of OpenAI's protocol."""
+        return any(verb in self for verb in OPENAI_HOOKS)
+
+    def __missing__(self, verb: str) -> Plan:
+        raise InvalidInput(f"Model {self._name} does not support {_VERB_NAMES.get(verb, verb)}.")
+
+
+_VERB_NAMES: Final = {"chat": "chat completions", "complete": "completions", "embed": "embeddings"}
+
+
+def plans_of(model: Any) -> "Plans":
     """Make the plan of each verb that a model answers to.
 
     Raises TypeError, in one sentence, for a hook that cannot be served.
     """
-    return {verb: make(model, verb) for verb, make in VERBS.items()}
+    plans = Plans(model.name)
+    for verb, make in VERBS.items():
+        plan = make(model, verb)
+        if plan is not None:
+            plans[verb] = plan
+    return plans
 
 
 def plan_of(model: Any, verb: str) -> Plan:
     """Make the plan of one verb. Raises TypeError as `plans_of` does."""
-    return VERBS[verb](model, verb)
+    return plans_of(model)[verb]
 
 
 def check_lifecycle(model: Any) -> None:
@@ -141,12 +167,18 @@ def _staged_plan(model: Any, verb: str) -> Plan:
     return Plan.of(preprocess, main, postprocess)
 
 
-# How the plan of each verb is made. Every model answers to these two, if only with 501. A verb that
-# is added must look for its hook on subclasses of `Model` alone: on a plain object, a helper that
-# happens to have the verb's name is no endpoint.
-VERBS: Final[Mapping[str, Callable[[Any, str], Plan]]] = {
+def _lone_plan(model: Any, verb: str) -> Plan | None:
+    """Plan a hook that no other goes with, where the model has it."""
+    if isinstance(model, ServedObject) or not callable(getattr(model, verb, None)):
+        return None
+    return Plan.of(None, _hook(model, verb), None)
+
+
+# How the plan of each verb is made. Every model answers to the first two, if only with 501.
+VERBS: Final[Mapping[str, Callable[[Any, str], Plan | None]]] = {
     "predict": _staged_plan,
     "explain": _staged_plan,
+    **dict.fromkeys(OPENAI_HOOKS, _lone_plan),
 }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "HOOKS",
     "LIFECYCLE",
     "METADATA",
+    "OPENAI_HOOKS",
     "SETTINGS",
     "STREAMING_HOOKS",
     "Model",
@@ -32,9 +33,13 @@ __all__ = [
     "is_function",
 ]
 
-STREAMING_HOOKS: Final = ("predict", "explain", "postprocess")
-HOOKS: Final = ("preprocess", *STREAMING_HOOKS)
-ANSWERS: Final = ("predict", "explain")  # the hooks without one of which a model answers nothing
+# Looked for on subclasses of `Model` only: a helper of another object that happens to be called so
+# is no endpoint.
+OPENAI_HOOKS: Final = ("chat", "complete", "embed")
+STREAMING_HOOKS: Final = ("predict", "explain", "postprocess", *OPENAI_HOOKS)
+HOOKS: Final = ("preprocess", "predict", "explain", "postprocess")
+# The hooks without one of which a model answers nothing.
+ANSWERS: Final = ("predict", "explain", *OPENAI_HOOKS)
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
 # The attributes that settle how a model is served, `name` and `ready` apart.
@@ -320,5 +325,6 @@ def is_function(target: Any) -> bool:
 
 
 def defines(model: Any, hook: str) -> bool:
-    """Return whether a model overrides a hook of `Model`, in its class or on itself."""
-    return hook in vars(model) or getattr(type(model), hook, None) is not getattr(Model, hook)
+    """Return whether a model has a hook of its own, in its class or on itself."""
+    own = getattr(type(model), hook, None)
+    return hook in vars(model) or own is not getattr(Model, hook, None)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from time import time
 from typing import Any
 
 import anyio
@@ -52,13 +53,15 @@ class Shared:
 class Entry:
     """One registered model: what is settled about it, and where it is in its life.
 
-    `is_awaited`: the repository has not built the model yet; `model` is a placeholder.
-    `is_retired`: no name leads to it any more. `attempted` is set once the load under way has
-    succeeded or failed, and `failure` says why it failed.
+    `created`: when it was registered, in seconds since 1970. `is_awaited`: the repository has not
+    built the model yet; `model` is a placeholder. `is_retired`: no name leads to it any more.
+    `attempted` is set once the load under way has succeeded or failed, and `failure` says why it
+    failed.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
         self.name = name
+        self.created = int(time())
         self._shared = shared
         self.started = False
         self.loading = False

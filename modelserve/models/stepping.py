@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 from modelserve.concurrency.loops import PerLoop
-from modelserve.concurrency.steps import Slot, Stepper, Steps
+from modelserve.concurrency.steps import Stepper, Steps
 from modelserve.concurrency.threads import Workers
 from modelserve.limits import Limits
 from modelserve.metrics.cells import Gauge
 from modelserve.models.hooks import Plan, callee_of
 from modelserve.models.model import defines
 
-__all__ = ["Slot", "Stepping", "check_stepping", "is_stepped_on_loop", "stepped", "with_slots"]
+__all__ = ["Stepping", "check_stepping", "is_stepped_on_loop", "stepped", "with_slots"]
 
 
 @dataclass(frozen=True, slots=True)
