@@ -6,7 +6,7 @@ One instance owns models, limits and worker threads.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, Unpack
 
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +17,7 @@ from modelserve.exchange.failures import conclude
 from modelserve.exchange.running import Running
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
+from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
 from modelserve.routes import Routes
 
@@ -135,15 +136,23 @@ class ModelServer:
         if exchange.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
 
-    def add_model(self, model: Any, name: str | None = None) -> None:
-        """Register a model; one of the same name is replaced. It is loaded in the background."""
-        self.serving.registry.add(model, name)
+    def add_model(
+        self, model: Any, name: str | None = None, **settings: Unpack[ModelSettings]
+    ) -> None:
+        """Register a model; one of the same name is replaced. It is loaded in the background.
 
-    def model(self, name: str) -> Callable[[F], F]:
-        """Register a function as the `predict` of a model, or a class as a model; a decorator."""
+        The settings are attributes that a `Model` has, such as `limits`.
+        """
+        self.serving.registry.add(model, name, settings)
+
+    def model(self, name: str, **settings: Unpack[ModelSettings]) -> Callable[[F], F]:
+        """Register a function as the `predict` of a model, or a class as a model; a decorator.
+
+        The settings are as for `add_model`.
+        """
 
         def register(target: F) -> F:
-            self.add_model(target, name)
+            self.add_model(target, name, **settings)
             return target
 
         return register

@@ -161,6 +161,11 @@ class WholeLife(Model):
         raise InvalidInput("no")
 
 
+class SyncHealth(Model):
+    def healthy(self) -> bool:
+        return True
+
+
 class SyncStop(Model):
     def stop(self) -> None: ...
 
@@ -203,6 +208,11 @@ def double(payload: Payload) -> Answer:
     return {"predictions": [2 * x for x in payload["instances"]]}
 
 
+@app.model("limited", limits=Limits(concurrency=1), heartbeat=5.0, versions=["1"])
+def limited(payload: Payload) -> Answer:
+    return double(payload)
+
+
 @app.model("events")
 async def events(payload: Any) -> AsyncIterator[ServerSentEvent]:
     yield ServerSentEvent({"n": 1}, event="token", id="1", retry=1000)
@@ -222,7 +232,7 @@ class NoModel:
 
 
 app.add_model(NoModel(), "plain")
-app.add_model(lambda payload: payload, "lambda")
+app.add_model(lambda payload: payload, "lambda", own_thread=True)
 app.add_model(Asynchronous("async"))
 
 # The decorator keeps types.

@@ -1,7 +1,7 @@
 """Which models exist, and what is settled about each when it is registered."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -19,7 +19,7 @@ from modelserve.models.connecting import connect
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
-from modelserve.models.model import HOOKS, Model, as_model, defines
+from modelserve.models.model import HOOKS, Model, as_model, configure, defines
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
@@ -74,6 +74,8 @@ class Entry:
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
         _check_ready_can_be_set(model)
+        if not isinstance(model.limits, Limits | None):
+            raise TypeError(f"The limits of model {self.name!r} must be Limits: {model.limits!r}")
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -204,8 +206,10 @@ class Registry:
 
     # -- registering
 
-    def add(self, target: Any, name: str | None = None) -> Entry:
-        """Register a model; one of the same name is replaced.
+    def add(
+        self, target: Any, name: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Register a model, with these attributes set; one of the same name is replaced.
 
         Raises TypeError or ValueError, in one sentence, for what cannot be served.
         """
@@ -213,7 +217,9 @@ class Registry:
         model_name = getattr(model, "name", None)
         if name is not None and model_name != name:
             raise ValueError(f"The model's name is {model_name!r}, and cannot be {name!r} as well")
-        return self._register(_checked_name(model_name, target), model)
+        checked_name = _checked_name(model_name, target)
+        configure(model, settings or {})
+        return self._register(checked_name, model)
 
     def adopt(self, name: str, model: Any) -> None:
         """Register a repository's model, under its own name or another one.
