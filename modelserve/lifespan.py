@@ -25,6 +25,7 @@ from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.loading import Loading
 from modelserve.models.registry import Entry, Registry, Shared, State, infinite_if_none
 from modelserve.models.repository import ModelRepository
+from modelserve.models.telling import not_ready
 from modelserve.protocols.cloudevents import EventSettings
 
 __all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics"]
@@ -153,7 +154,7 @@ class Serving:
             await entry.attempted.wait()
         ready = await entry.is_ready() if entry.checks_health else entry.model.ready
         if not ready:
-            raise entry.not_ready(debug=self.debug)
+            raise not_ready(self.registry, entry, debug=self.debug)
 
     async def loaded(self) -> None:
         """Start the loads that are pending, and wait until all have ended.

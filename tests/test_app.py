@@ -296,7 +296,7 @@ async def test_a_load_that_failed_answers_those_who_wait() -> None:
 
     response = await request(ModelServer([Failing("m")]), *PREDICT, json=[])
     assert response.status == 503
-    assert response.json() == {"error": "Model with name m is not ready."}
+    assert response.json() == {"error": "Model with name m is not ready. It failed to load."}
 
 
 # --- mounted ------------------------------------------------------------------------------------

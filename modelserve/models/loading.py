@@ -22,6 +22,7 @@ from modelserve.models.model import Model, as_model, defines
 from modelserve.models.predictor import PredictorConfig
 from modelserve.models.registry import Entry, Registry, infinite_if_none
 from modelserve.models.repository import ModelRepository
+from modelserve.models.telling import told
 
 __all__ = ["Loading", "Source"]
 
@@ -226,9 +227,10 @@ class Loading:
             async with _locked(self.registry.locks, entry.name):
                 entry.failure = None
                 try:
-                    if entry.is_awaited:
-                        entry.settle(await self.source.build(entry.name))
-                    await _start_and_load(entry)
+                    with told(lambda: entry):
+                        if entry.is_awaited:
+                            entry.settle(await self.source.build(entry.name))
+                        await _start_and_load(entry)
                 except _FAILURES as exc:
                     _keep_failure(entry, exc)
         except BaseException:
@@ -261,12 +263,13 @@ class Loading:
         """Load a new model of the repository, and put it in the place of the known one."""
         entry = Entry(name, None, self.registry.shared)
         try:
-            model = await self.source.build(name)
-            if known is not None and model is known.model:
-                entry = known  # the repository has loaded it where it is
-            else:
-                entry.settle(model)
-            await _start_and_load(entry)
+            with told(lambda: entry):
+                model = await self.source.build(name)
+                if known is not None and model is known.model:
+                    entry = known  # the repository has loaded it where it is
+                else:
+                    entry.settle(model)
+                await _start_and_load(entry)
         except _FAILURES as exc:
             _keep_failure(entry, exc)
         if entry.model.ready:
@@ -287,8 +290,9 @@ class Loading:
         was_ready = entry.model.ready
         entry.failure = None
         try:
-            await _start(entry)
-            await _load(entry)
+            with told(lambda: entry):
+                await _start(entry)
+                await _load(entry)
         except _FAILURES as exc:
             _keep_failure(entry, exc)
         if not entry.model.ready:

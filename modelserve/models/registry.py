@@ -10,7 +10,7 @@ import anyio
 
 from modelserve.concurrency.admission import Admission, Gate
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotFound, ModelNotReady
+from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
@@ -126,10 +126,6 @@ class Entry:
         """Let the model's own thread end, if it has one; another one begins with its next hook."""
         if self.workers is not self._shared.workers:
             self.workers.close()
-
-    def not_ready(self, *, debug: bool) -> ModelNotReady:
-        """Return the error for a request; with `debug` it says why loading failed."""
-        return ModelNotReady(self.name, self.failure if debug else None)
 
 
 def _has_own_thread(model: Any) -> bool:
