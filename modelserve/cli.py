@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fd=options.fd,
             workers=options.workers,
             shutdown_delay=options.shutdown_delay,
+            exit_on_load_failure=options.exit_on_load_failure,
             watched=_watched(options) if options.reload else (),
             uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
             set_up_logging=set_up_logging,
@@ -311,6 +312,11 @@ def _add_application(parser: ArgumentParser) -> None:
         "--reload",
         action="store_true",
         help="for development: restart when a Python file in TARGET's directory changes",
+    )
+    group.add_argument(
+        "--exit-on-load-failure",
+        action="store_true",
+        help="exit with 4 once a model cannot be loaded, for containers that should restart",
     )
     group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from time import monotonic
 
 from modelserve.errors import ModelNotReady
-from modelserve.models.registry import Entry, Registry
+from modelserve.models.registry import Entry, Registry, State
 
-__all__ = ["not_ready", "told"]
+__all__ = ["not_ready", "states_of", "told"]
 
 logger = logging.getLogger("modelserve")
 
@@ -45,3 +45,20 @@ def not_ready(registry: Registry, entry: Entry, *, debug: bool) -> ModelNotReady
     if entry.failure is not None:
         return ModelNotReady(entry.name, entry.failure if debug else "It failed to load.")
     return ModelNotReady(entry.name)
+
+
+def states_of(registry: Registry) -> dict[str, State]:
+    """Return whether each model is READY, LOADING or UNAVAILABLE, which has failed, by name.
+
+    One that is still to be loaded is LOADING.
+    """
+    return {
+        name: State.LOADING if _is_to_come(entry) else entry.state
+        for name, entry in registry.entries.items()
+    }
+
+
+def _is_to_come(entry: Entry) -> bool:
+    """Return whether the load of a model has not ended yet."""
+    ended = entry.attempted is not None and entry.attempted.is_set()
+    return not (ended or entry.model.ready)

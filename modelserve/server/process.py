@@ -35,7 +35,7 @@ def run_alone(load: Callable[[], ASGIApp], settings: Settings, listener: socket.
         print_error(_failure(exc))
         return CANNOT_LOAD
     server.run(sockets=[listener])
-    return 0
+    return server.exit_code
 
 
 def run_worker(
@@ -61,6 +61,7 @@ def run_worker(
         pipe.send(_failure(exc))
         sys.exit(CANNOT_LOAD)
     server.run(sockets=[listener])
+    sys.exit(server.exit_code)
 
 
 def ignore_signal(sig: int, frame: FrameType | None) -> None:
@@ -89,7 +90,12 @@ def _make_server(
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
     config.http_protocol_class = mended(config.http_protocol_class)
     return Server(
-        config, app, alone=alone, on_start=on_start, shutdown_delay=settings.shutdown_delay
+        config,
+        app,
+        alone=alone,
+        on_start=on_start,
+        shutdown_delay=settings.shutdown_delay,
+        exit_on_load_failure=settings.exit_on_load_failure,
     )
 
 
