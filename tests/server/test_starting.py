@@ -71,7 +71,7 @@ def test_a_signal_during_the_loads_of_the_start_ends_at_once(
     running.signal(TERM)
     assert running.exit_code(within=1.5) == 0
     is_blocked = app == "blocking"
-    state = "still loading: m" if is_blocked else "models are loading: m; quick is READY"
+    state = "still loading: quick, m" if is_blocked else "models are loading: m; quick is READY"
     assert state in running.log
     assert (tmp_path / "cleaned").exists() == (app == "on_loop")
 
