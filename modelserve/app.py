@@ -6,7 +6,7 @@ One instance owns models, limits and worker threads.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import Any, Final, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 from starlette.types import Receive, Scope, Send
 
@@ -20,6 +20,9 @@ from modelserve.limits import Limits
 from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
 from modelserve.routes import Routes
+
+if TYPE_CHECKING:
+    from modelserve.flags import Flags
 
 __all__ = ["ModelServer"]
 
@@ -110,7 +113,7 @@ class ModelServer:
         Raises ResponseCut where only that can show a failure to the client.
         """
         if scope["type"] != "http":
-            await self._run_other(scope, receive, send)
+            await _run_other(self, scope, receive, send)
             return
         serving = self.serving
         target = self._routes.find(scope)
@@ -165,6 +168,34 @@ class ModelServer:
         """
         await self.serving.loaded()
 
+    def run(self, **flags: "Unpack[Flags]") -> None:
+        """Serve until SIGTERM or Ctrl-C, as the command line does, and return after the drain.
+
+        It takes what the command line's flags take, under their names, and logs as that does unless
+        the program has set up logging. With `workers` or `reload`, the other processes import the
+        program and find the application in its variable. While somebody imports the module that
+        calls it, it does nothing.
+
+        Raises RuntimeError in a running event loop, TypeError or ValueError for what is no flag's;
+        SystemExit where it cannot serve.
+        """
+        from modelserve.programs import run
+
+        run(self, flags)
+
+    async def serve(self, **flags: "Unpack[Flags]") -> None:
+        """Serve in the running event loop (of a notebook, for example) until cancelled.
+
+        It takes what `run` takes, `workers` and `reload` apart, and touches neither signals nor
+        logging. A cancellation drains, and is raised once the models have stopped; a second one
+        ends the requests that are left. asyncio only.
+
+        Raises OSError where it cannot listen, RuntimeError where it cannot start.
+        """
+        from modelserve.programs import serve
+
+        await serve(self, flags)
+
     def lifespan(self, app: Any = None) -> AbstractAsyncContextManager[None]:
         """Load the models and, on the way out, drain and stop them.
 
@@ -173,24 +204,26 @@ class ModelServer:
         """
         return self.serving.lifespan()
 
-    async def _run_other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._run_lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-        else:
-            raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
 
-    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        started = False
-        try:
-            async with self.lifespan():
-                await send({"type": "lifespan.startup.complete"})
-                started = True
-                await receive()
-        except Exception as exc:
-            stage = "shutdown" if started else "startup"
-            await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
-            raise
-        await send({"type": "lifespan.shutdown.complete"})
+async def _run_other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await _run_lifespan(app, receive, send)
+    elif scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+    else:
+        raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
+
+
+async def _run_lifespan(app: ModelServer, receive: Receive, send: Send) -> None:
+    await receive()
+    started = False
+    try:
+        async with app.lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            started = True
+            await receive()
+    except Exception as exc:
+        stage = "shutdown" if started else "startup"
+        await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
+        raise
+    await send({"type": "lifespan.shutdown.complete"})

@@ -242,6 +242,14 @@ assert_type(Registered("x"), Registered)
 assert_type(app.model("name")(NoModel), type[NoModel])
 
 
+def main() -> None:
+    app.run(host="0.0.0.0", port=8080, workers=2, timeout=30.0, cors_origin=["*"])
+
+
+async def in_a_notebook() -> None:
+    await app.serve(port=8080, max_body_bytes=1 << 20)
+
+
 # --- in a host ----------------------------------------------------------------------------------
 
 

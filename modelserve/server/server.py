@@ -65,6 +65,7 @@ class Server(uvicorn.Server):
 
     Attributes:
         exit_code: That of the process, once the server has stopped.
+        released: To be set where the process goes on after that.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Server(uvicorn.Server):
         self._on_start = on_start
         self._loop: asyncio.AbstractEventLoop
         self._drain_task: asyncio.Task[None] | None = None
-        self._signalled = threading.Event()
+        self._signalled, self.released = threading.Event(), threading.Event()
         self._drains_at = math.inf
 
     # -- signals
@@ -128,12 +129,11 @@ class Server(uvicorn.Server):
         if self._start.blocks():
             self._exit_now()
         if self.drain_seconds < threading.TIMEOUT_MAX:
-            threading.Event().wait(
-                self._drains_at - monotonic() + self.drain_seconds + LONGEST_EXIT
-            )
-            self._exit_now()
+            seconds = self._drains_at - monotonic() + self.drain_seconds + LONGEST_EXIT
+            if not self.released.wait(seconds):
+                self._exit_now()
 
-    def _exit_now(self) -> NoReturn:
+    def _exit_now(self) -> None:
         busy = [label for serving in self._servings for label in serving.workers.running]
         text = "Exiting without waiting any longer; busy threads: %s; still loading: %s"
         names = (", ".join(names) or "none" for names in (busy, self._start.loading))

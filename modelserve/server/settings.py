@@ -24,7 +24,8 @@ class Settings:
     Worker processes receive it by pickle. Each of them calls `set_up_logging`. If there are folders
     to watch, one worker serves, and is replaced when a Python file in them changes. For
     `shutdown_delay` seconds after a signal to stop, requests are still served. With
-    `exit_on_load_failure`, a model that cannot be loaded ends the process.
+    `exit_on_load_failure`, a model that cannot be loaded ends the process. Unless the server's end
+    is to be that of its process, what the process does afterwards may take its time.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +35,7 @@ class Settings:
     workers: int = 1
     shutdown_delay: float = 0.0
     exit_on_load_failure: bool = False
+    ends_process: bool = True
     watched: Sequence[Path] = ()
     uvicorn: Mapping[str, Any] = field(default_factory=dict)
     set_up_logging: Callable[[], None] | None = None
