@@ -3,7 +3,7 @@
 One instance owns models, limits and worker threads.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
@@ -22,6 +22,7 @@ from modelserve.models.repository import ModelRepository
 from modelserve.routes import Routes
 
 if TYPE_CHECKING:
+    from modelserve.composing import ModelCall
     from modelserve.flags import Flags
 
 __all__ = ["ModelServer"]
@@ -86,20 +87,7 @@ class ModelServer:
             self.serving.use(repository)
 
     def __getstate__(self) -> dict[str, Any]:
-        shared = self.serving.registry.shared
-        options = {
-            "limits": shared.limits,
-            "threads": shared.workers.limit,
-            "prefix": self._prefix,
-            "debug": self.serving.debug,
-            "token": self.serving.token,
-            "coalesce": shared.coalesce,
-            "repository": self._repository,
-            "control": self.serving.control,
-            "wait_for_load": self.serving.wait_for_load,
-        }
-        others = {key: value for key, value in vars(self).items() if key not in _REBUILT}
-        return {"options": options, "models": self.serving.registry.models, "others": others}
+        return _state_of(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ModelServer.__init__(self, **state["options"])  # a subclass may take other arguments
@@ -120,6 +108,8 @@ class ModelServer:
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
         if Running.note_id is not None:
             Running.note_id(exchange.id)
+        if Running.note is not None:
+            Running.note(exchange)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:
@@ -159,6 +149,24 @@ class ModelServer:
             return target
 
         return register
+
+    def call(
+        self,
+        name: str,
+        payload: Any,
+        *,
+        verb: str = "predict",
+        headers: Mapping[str, str] | None = None,
+    ) -> "ModelCall":
+        """Call a model of this application, from a hook of another one.
+
+        The call counts for the model's limits and is in its metrics and its log, with the id of the
+        request that runs, unless `headers` has one. The payload goes to the model as it is.
+        `ModelCall` says how the result is read.
+        """
+        from modelserve.composing import ModelCall
+
+        return ModelCall(self.serving, name, payload, verb, headers)
 
     async def ready(self) -> None:
         """Wait until every load has ended, and start the loading where no lifespan does.
@@ -227,3 +235,20 @@ async def _run_lifespan(app: ModelServer, receive: Receive, send: Send) -> None:
         await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
         raise
     await send({"type": "lifespan.shutdown.complete"})
+
+
+def _state_of(app: ModelServer) -> dict[str, Any]:
+    shared = app.serving.registry.shared
+    options = {
+        "limits": shared.limits,
+        "threads": shared.workers.limit,
+        "prefix": app._prefix,
+        "debug": app.serving.debug,
+        "token": app.serving.token,
+        "coalesce": shared.coalesce,
+        "repository": app._repository,
+        "control": app.serving.control,
+        "wait_for_load": app.serving.wait_for_load,
+    }
+    others = {key: value for key, value in vars(app).items() if key not in _REBUILT}
+    return {"options": options, "models": app.serving.registry.models, "others": others}

@@ -192,6 +192,19 @@ class Decorated(Model):
         return payload
 
 
+class Composed(Model):
+    """Calls another model of the application, in each of the ways."""
+
+    def preprocess(self, payload: Any) -> Any:
+        return {"instances": [app.call("double", payload).result(), *app.call("events", payload)]}
+
+    async def predict(self, payload: Any, headers: Mapping[str, str]) -> AsyncIterator[Any]:
+        yield await app.call("double", payload, verb="explain", headers=headers)
+        async with app.call("events", payload) as items:
+            async for item in items:
+                yield item
+
+
 # --- applications -------------------------------------------------------------------------------
 
 app = ModelServer(

@@ -16,6 +16,7 @@ from modelserve.concurrency.bridge import ThreadStream
 from modelserve.concurrency.closing import aclose
 from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
+from modelserve.exchange.running import Caller, note_running
 from modelserve.models.hooks import Hook, Plan
 from modelserve.tensors import InferResponse
 
@@ -39,6 +40,7 @@ class Call:
     __slots__ = (
         "_open",
         "_running",
+        "caller",
         "coalesces",
         "headers",
         "label",
@@ -55,8 +57,10 @@ class Call:
         headers: MutableHeaders | None = None,
         response_headers: MutableHeaders | None = None,
         request_id: bytes = b"",
+        caller: Caller | None = None,
     ) -> None:
         self.label = label
+        self.caller = caller
         self.request_id = request_id
         self.workers = workers
         self.headers = headers
@@ -87,6 +91,8 @@ class Call:
             return stream
         if hook.on_loop:
             return await self.resolve(await call(*arguments))
+        if self.caller is not None:
+            note_running(self.caller)
         return await self.resolve(await self.workers.call_hook(self.label, call, *arguments))
 
     async def take_over(self, hook: Hook, started: float, result: Any) -> Any:
@@ -160,6 +166,8 @@ class Call:
             if stream is result:
                 return stream
         elif isinstance(result, Iterator):
+            if self.caller is not None:
+                note_running(self.caller)
             stream = await self.workers.iterate(self.label, result)
         else:
             return result
