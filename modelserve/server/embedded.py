@@ -50,6 +50,7 @@ async def serve_embedded(load: Callable[[], ASGIApp], settings: Settings) -> Non
     except OSError as exc:
         why = exc.strerror or exc
         raise OSError(exc.errno, f"Cannot listen on {settings.address}: {why}") from None
+    sock.listen()  # now, so that who connects before the server has started waits for it
     try:
         await _serve_until_cancelled(server, sock)
     finally:
