@@ -268,7 +268,7 @@ async def _respond(
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
-            call = Call(entry.name, entry.workers, headers, response_headers, exchange.id)
+            call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
             exchange.seconds = call.seconds
             if plan.is_direct:
                 result = await call.take_over(plan.main, exchange.since, result)

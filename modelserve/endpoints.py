@@ -13,6 +13,7 @@ from modelserve.exchange.body import read_body
 from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
 from modelserve.models.registry import Entry, State
+from modelserve.models.telling import not_ready
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.v2 import wants_ready_only
 from modelserve.version import __version__
@@ -130,7 +131,7 @@ async def _usable_entry(serving: Serving, target: Target) -> Entry:
     if serving.stopping:
         raise ServerShuttingDown
     if not await entry.is_ready():
-        raise entry.not_ready(debug=serving.debug)
+        raise not_ready(serving.registry, entry, debug=serving.debug)
     return entry
 
 

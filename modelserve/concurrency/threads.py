@@ -12,9 +12,9 @@ from typing import Any
 
 import anyio
 
-from modelserve.concurrency.bridge import ThreadCall, ThreadStream
+from modelserve.concurrency.bridge import ThreadCall, ThreadStream, run_here
 
-__all__ = ["OwnThread", "Workers"]
+__all__ = ["ExtraThreads", "OwnThread", "Workers"]
 
 
 class Workers:
@@ -167,7 +167,27 @@ class OwnThread(Workers):
         super()._release(call)
 
 
+class ExtraThreads(Workers):
+    """The threads of an application, for calls that a thread of it waits for.
+
+    They do not count towards the limit, as the threads that wait do already.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        super().__init__(workers.limit)
+        self._workers = workers
+
+    async def _acquire(self, call: ThreadCall) -> None:
+        pass
+
+    def _start(self, call: ThreadCall, *, counted: bool = True) -> None:
+        self._workers._start(call, counted=False)
+
+    def _release(self, call: ThreadCall) -> None:
+        self._workers._release(call)
+
+
 def _work(calls: "queue.SimpleQueue[ThreadCall | None]") -> None:
     while (call := calls.get()) is not None:
-        call.run()
+        run_here(call)
         del call

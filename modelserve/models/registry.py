@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from time import time
@@ -12,7 +12,7 @@ import anyio
 
 from modelserve.concurrency.admission import Admission, Gate
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotFound, ModelNotReady
+from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
@@ -22,7 +22,15 @@ from modelserve.models.connecting import connect
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
-from modelserve.models.model import HOOKS, LIFECYCLE, Model, as_model, check_answers, defines
+from modelserve.models.model import (
+    HOOKS,
+    LIFECYCLE,
+    Model,
+    as_model,
+    check_answers,
+    configure,
+    defines,
+)
 from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
@@ -85,6 +93,8 @@ class Entry:
         check_stepping(model)
         _check_ready_can_be_set(model)
         _check_answers(model)
+        if not isinstance(model.limits, Limits | None):
+            raise TypeError(f"The limits of model {self.name!r} must be Limits: {model.limits!r}")
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -154,10 +164,6 @@ class Entry:
         """Let the model's own thread end, if it has one; another one begins with its next hook."""
         if self.workers is not self._shared.workers:
             self.workers.close()
-
-    def not_ready(self, *, debug: bool) -> ModelNotReady:
-        """Return the error for a request; with `debug` it says why loading failed."""
-        return ModelNotReady(self.name, self.failure if debug else None)
 
 
 def _has_own_thread(model: Any) -> bool:
@@ -249,8 +255,10 @@ class Registry:
 
     # -- registering
 
-    def add(self, target: Any, name: str | None = None) -> Entry:
-        """Register a model; one of the same name is replaced.
+    def add(
+        self, target: Any, name: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Register a model, with these attributes set; one of the same name is replaced.
 
         Raises TypeError or ValueError, in one sentence, for what cannot be served.
         """
@@ -258,7 +266,9 @@ class Registry:
         model_name = getattr(model, "name", None)
         if name is not None and model_name != name:
             raise ValueError(f"The model's name is {model_name!r}, and cannot be {name!r} as well")
-        return self._register(_checked_name(model_name, target), model)
+        checked_name = _checked_name(model_name, target)
+        configure(model, settings or {})
+        return self._register(checked_name, model)
 
     def adopt(self, name: str, model: Any) -> None:
         """Register a repository's model, under its own name or another one.
