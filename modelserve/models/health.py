@@ -13,6 +13,7 @@ from typing import Any, Final
 import anyio
 
 from modelserve.concurrency.bridge import ThreadCall
+from modelserve.concurrency.cancelling import ends_task
 
 __all__ = ["Health"]
 
@@ -57,7 +58,9 @@ class Health:
         with anyio.move_on_after(_SECONDS):
             try:
                 return bool(await (self._function() if self._is_async else self._ask_in_thread()))
-            except Exception as exc:
+            except BaseException as exc:
+                if ends_task(exc):
+                    raise
                 logger.warning("healthy() of model %s failed", self._name, exc_info=exc)
         return False
 

@@ -251,6 +251,7 @@ class Registry:
         self.entries[name] = entry
         self.unloaded.pop(name, None)
         entry.is_retired = False
+        self.leaving.discard(entry)
         if old is not None:
             self._retire_if_unnamed(old)
 

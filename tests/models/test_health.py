@@ -1,5 +1,6 @@
 """What a model says of its health: one question at a time, bounded, in no hook's thread."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -166,6 +167,20 @@ async def test_a_failure_is_logged_once_and_is_no_health(caplog: pytest.LogCaptu
     assert not await Health("m", fails).ask()
     (record,) = caplog.records
     assert record.getMessage() == "healthy() of model m failed"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "error", [BaseException("a panic"), asyncio.CancelledError(), GeneratorExit(), SystemExit(1)]
+)
+async def test_whatever_is_raised_is_no_health(error: BaseException, kind: str) -> None:
+    def fails() -> None:
+        raise error
+
+    async def fails_on_loop() -> None:
+        raise error
+
+    assert not await Health("m", fails if kind == "sync" else fails_on_loop).ask()
 
 
 @pytest.mark.parametrize("threads", [1, 4])
