@@ -6,7 +6,6 @@ than one thread, and none of those that hooks run in.
 
 import inspect
 import logging
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ import anyio
 
 from modelserve.concurrency.bridge import ThreadCall
 from modelserve.concurrency.cancelling import ends_task
+from modelserve.concurrency.threads import start_thread
 
 __all__ = ["Health"]
 
@@ -67,8 +67,9 @@ class Health:
     async def _ask_in_thread(self) -> Any:
         if self._call is None or not self._is_thread_busy:
             label = f"healthy of {self._name}"
-            self._call = ThreadCall(label, self._call_function, (), on_end=lambda call: None)
-            threading.Thread(target=self._call.run, name=label, daemon=True).start()
+            call = ThreadCall(label, self._call_function, (), on_end=lambda call: None)
+            start_thread(label, call.run)
+            self._call = call
         answer = await self._call.peek()
         return await answer if isinstance(answer, Awaitable) else answer
 

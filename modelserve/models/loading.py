@@ -9,14 +9,15 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 import anyio
 
 from modelserve.concurrency.background import Background
 from modelserve.concurrency.cancelling import ends_task
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotFound, ModelNotReady
+from modelserve.errors import ModelNotFound, ModelNotReady, NoThread
 from modelserve.models.inference import call_hook
 from modelserve.models.lifecycle import (
     Retirement,
@@ -34,6 +35,8 @@ from modelserve.models.repository import ModelRepository
 __all__ = ["Loading", "Source"]
 
 logger = logging.getLogger("modelserve")
+
+_RETRY_SECONDS: Final = 1.0  # where the system had no thread for a load
 
 
 class Source:
@@ -152,10 +155,7 @@ class Loading:
 
     def load_pending(self) -> None:
         """Load in the background what was registered since the last call; stop replaced models."""
-        entries, self.registry.pending = self.registry.pending, []
-        for entry in entries:
-            entry.loading = True
-            entry.attempted = anyio.Event()
+        entries = _take_due(self.registry)
         if entries:
             # One that is ready is not loaded, so a request to load it has nothing to join.
             loads = [
@@ -238,6 +238,8 @@ class Loading:
             entry.loading = False
             entry.attempted.set()
         if not entry.model.ready:
+            if entry.not_before and not entry.is_retired:
+                self.registry.pending.append(entry)
             raise ModelNotReady(entry.name, entry.failure)
         if not entry.is_retired:
             self.source.note_loaded(entry.name, entry.model)
@@ -332,9 +334,20 @@ async def _locked(locks: dict[str, anyio.Lock], name: str) -> AsyncIterator[None
             locks.pop(name, None)
 
 
+def _take_due(registry: Registry) -> list[Entry]:
+    """Take out the entries that are pending and may be loaded now: they are being loaded."""
+    now, pending = monotonic(), registry.pending
+    registry.pending = [entry for entry in pending if entry.not_before > now]
+    entries = [entry for entry in pending if entry.not_before <= now]
+    for entry in entries:
+        entry.loading = True
+        entry.attempted = anyio.Event()
+    return entries
+
+
 async def _bring_up(entry: Entry, source: Source) -> None:
     """Start and load what was registered, unless it leaves before; a failure is kept."""
-    entry.failure = None
+    entry.failure, entry.not_before = None, 0.0
     try:
         if entry.is_awaited:
             entry.settle(await source.build(entry.name))
@@ -342,6 +355,8 @@ async def _bring_up(entry: Entry, source: Source) -> None:
             await start_and_load(entry)
     except BaseException as exc:
         keep_failure(entry, exc)
+        if isinstance(exc, NoThread):
+            entry.not_before = monotonic() + _RETRY_SECONDS
     if entry.is_retired:
         await stop(entry)
 

@@ -49,7 +49,8 @@ class Entry:
 
     `is_awaited`: the repository has not built the model yet; `model` is a placeholder.
     `is_retired`: no name leads to it any more. `attempted` is set once the load under way has
-    succeeded or failed, and `failure` says why it failed.
+    succeeded or failed, and `failure` says why it failed. `not_before` is when a load that had no
+    thread may be tried again.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
@@ -60,6 +61,7 @@ class Entry:
         self.unloading = False
         self.attempted: anyio.Event | None = None
         self.failure: str | None = None
+        self.not_before = 0.0
         self.is_retired = False
         self.settle(Model(name) if model is None else model)
         if model is None:

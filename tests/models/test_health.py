@@ -205,3 +205,15 @@ async def test_probes_do_not_take_the_threads_of_hooks(threads: int) -> None:
             assert (answer.body, asked.count) == (b"fine", 1)
             assert app.serving.statistics().busy_threads == ()
             asked.release.set()
+
+
+async def test_one_that_has_no_thread_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    health = Health("m", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with anyio.fail_after(2):
+            assert not await health.ask()
+    assert await health.ask()

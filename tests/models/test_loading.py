@@ -5,7 +5,7 @@ import builtins
 import logging
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +381,34 @@ async def test_a_load_whose_own_task_was_cancelled_by_others_has_failed() -> Non
     await load_pending(loading)
     assert "CancelledError" in str(loading.registry.get("m").failure)
     assert not loading.registry.pending
+
+
+@pytest.mark.parametrize("hosted", [True, False])
+async def test_a_load_that_had_no_thread_is_tried_again(
+    hosted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> list[int]:
+        paths = ["/v1/models/m:predict", "/v2/repository/models/n/load"]
+        return [(await request(app, "POST", path, json=[])).status for path in paths]
+
+    monkeypatch.setattr("modelserve.models.loading._RETRY_SECONDS", 0.05)
+    model, other = Noting(), Noting("n")
+    app = ModelServer([model, other], control=True)
+    async with lifespan(app) if hosted else nullcontext():
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            assert await ask() == [503, 503]
+            assert await ask() == [503, 503]
+        assert model.log == other.log == []
+        await anyio.sleep(0.06)
+        await status(app)
+        await until_loaded(app)
+        assert await ask() == [200, 200]
+    assert model.log[:3] == other.log[:3] == ["start", "start_engine", "load"]
+    assert model.log.count("load") == 1
 
 
 # --- the background -----------------------------------------------------------------------------
