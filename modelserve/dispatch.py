@@ -25,6 +25,7 @@ from modelserve.errors import (
     Unauthorized,
 )
 from modelserve.exchange.body import decoded, read_rest, receive_first
+from modelserve.exchange.early import read_ahead
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
 from modelserve.exchange.responses import is_response, send_response
@@ -174,6 +175,9 @@ async def _wait_until_usable(
     Raises ModelNotReady, and ModelNotFound where it was removed.
     """
     exchange.phase = _QUEUE  # where the model is still loading
+    if entry.loading and not serving.hosted and not exchange.body_read:
+        limit = max(entry.max_body_bytes, entry.max_binary_bytes)
+        await read_ahead(exchange, serving.admission.budget.hold(0), limit)
     await serving.usable(entry)
     if entry.is_retired:
         entry = await _successor(serving, ref, exchange)

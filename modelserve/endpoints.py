@@ -65,12 +65,14 @@ async def live(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 async def ready(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2/health/ready: not before every model is ready."""
+    exchange.ignore_body()
     await serving.check_ready()
     await _answer(exchange, {"ready": True})
 
 
 async def metrics(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /metrics, in Prometheus' text format or, by `Accept`, OpenMetrics."""
+    exchange.ignore_body()
     content_type, body = await serving.expose(exchange.accept)
     exchange.check_reason()
     await exchange.send_document(200, [(b"content-type", content_type)], [body])
@@ -86,6 +88,7 @@ async def model(serving: Serving, target: Target, exchange: Exchange) -> None:
     entry = serving.registry.get(target.ref.name, target.ref.version)
     if serving.stopping:
         raise ServerShuttingDown
+    exchange.ignore_body()
     if not await entry.is_ready():
         raise entry.not_ready(debug=serving.debug)
     await _answer(exchange, {"name": entry.name, "ready": True})
@@ -100,6 +103,7 @@ async def server(serving: Serving, target: Target, exchange: Exchange) -> None:
 async def metadata(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2/models/NAME."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
+    exchange.ignore_body()
     await _answer(exchange, await serving.registry.metadata(entry))
 
 
@@ -114,6 +118,7 @@ async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
         body = await read_body(exchange.receive, _INDEX_BYTES, length, share)
     finally:
         share.close()
+    exchange.ignore_body()
     rows = serving.registry.index(await serving.loading.source.names())
     if wants_ready_only(body):
         rows = [row for row in rows if row["state"] == State.READY]
@@ -121,8 +126,12 @@ async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 
 async def load(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """POST /v2/repository/models/NAME/load; the body is ignored."""
+    """POST /v2/repository/models/NAME/load; the body is ignored.
+
+    A client that leaves ends its request, and neither the load nor anybody else's wait for it.
+    """
     name = _controlled(serving, target)
+    exchange.ignore_body()
     try:
         await serving.loading.load(name)
     except ModelNotReady as exc:
@@ -131,8 +140,9 @@ async def load(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 
 async def unload(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """POST /v2/repository/models/NAME/unload."""
+    """POST /v2/repository/models/NAME/unload; the body, and a client that leaves, as for `load`."""
     name = _controlled(serving, target)
+    exchange.ignore_body()
     await serving.loading.unload(name)
     await _answer(exchange, {"name": name, "unload": True})
 

@@ -35,7 +35,7 @@ __all__ = ["AsyncioFlight", "ShieldedFlight"]
 class AsyncioFlight(ShelteredFlight):
     """One request in flight in a plain task of asyncio's."""
 
-    __slots__ = ("_companion", "_reporter", "_timer", "_watcher")
+    __slots__ = ("_companions", "_reporter", "_timer", "_watcher")
 
     def __init__(self, request: Watched, register: Register) -> None:
         self.request = request
@@ -45,7 +45,7 @@ class AsyncioFlight(ShelteredFlight):
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reporter: asyncio.Task[None] | None = None
-        self._companion: asyncio.Task[None] | None = None
+        self._companions: tuple[asyncio.Task[None], ...] = ()
         self._absorbed = self._cancels = self._cancelled_before = 0
         self._patience_ends: float | None = None
         self.is_cancelling = self.spares_nothing = False
@@ -102,7 +102,8 @@ class AsyncioFlight(ShelteredFlight):
         )
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        self._companion = self._loop().create_task(self.accompany(companion))
+        task = self._loop().create_task(self.accompany(companion))
+        self._companions = (*self._companions, task)
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         await close_guarded(self.request, closing)
@@ -153,9 +154,9 @@ class AsyncioFlight(ShelteredFlight):
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None  # the traceback of its cancellation leads back to this object
-        if self._companion is not None:
-            self._companion.cancel()
-            self._companion = None
+        for companion in self._companions:
+            companion.cancel()
+        self._companions = ()
         self._take_back_cancels()
 
 

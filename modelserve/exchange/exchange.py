@@ -115,6 +115,12 @@ class Exchange(Head):
         self.phase = phase
         self.since = monotonic()
 
+    def ignore_body(self) -> None:
+        """Watch the client from now on; the body, if there is one, is thrown away."""
+        self.body_read = True
+        if self.flight is not None:
+            self.flight.note_body_read()
+
     def check_reason(self) -> None:
         """Raise the reason if the request is being ended early: another task reports it."""
         if self.reason is not None:
