@@ -29,7 +29,7 @@ from modelserve.exchange.early import read_ahead
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
 from modelserve.exchange.responses import is_response, send_response
-from modelserve.exchange.streams import Stream
+from modelserve.exchange.streams import Stream, send_sheltered
 from modelserve.lifespan import Serving
 from modelserve.limits import shortened
 from modelserve.models.hooks import Plan
@@ -249,8 +249,13 @@ async def _respond(
             form = codec.stream_format(exchange, payload, response_headers, ref)
             coalesces = call is not None and call.coalesces
             streaming = entry.streaming._replace(coalesce=True) if coalesces else entry.streaming
+            endings = None if call is None else call.endings()
             del result, payload, headers  # what is held here, a stream holds
-            await Stream(exchange, form, streaming).send(items)
+            stream = Stream(exchange, form, streaming)
+            if endings is None:
+                await stream.send(items)
+            else:
+                await send_sheltered(stream, exchange, items, endings)
         else:
             if exchange.reason is not None:
                 raise exchange.reason

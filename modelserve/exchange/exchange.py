@@ -52,8 +52,8 @@ class StreamState(Protocol):
     items: int
     first_item: float | None
 
-    def note_suspension(self) -> None:
-        """Note that the pipeline has suspended."""
+    def note_suspension(self) -> bool:
+        """Note that the pipeline has suspended; return whether a generator is cleaning up."""
 
 
 class Exchange(Head):
