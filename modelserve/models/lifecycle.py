@@ -29,13 +29,21 @@ async def start_and_load(entry: Entry) -> None:
 
 
 async def start(entry: Entry) -> None:
-    """Start a model, unless it is started. Raises what its hooks raise."""
+    """Start a model, unless it is started. Raises what its hooks raise.
+
+    A sync hook that has begun ends, though its load may be cancelled: the model is started then.
+    """
     if entry.started:
         return
-    if defines(entry.model, "start"):
-        await entry.call("start")
+    hooks = ["start"] if defines(entry.model, "start") else []
     if entry.model.engine:
-        await entry.call("start_engine")
+        hooks.append("start_engine")
+    for hook in hooks:
+        await entry.call(hook, then=partial(_note_started, entry) if hook is hooks[-1] else None)
+    entry.started = True
+
+
+def _note_started(entry: Entry) -> None:
     entry.started = True
 
 

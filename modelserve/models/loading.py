@@ -297,11 +297,12 @@ class Loading:
             await load(entry)
         except BaseException as exc:
             keep_failure(entry, exc)
+        if entry.is_retired and not (was_retired and entry.model.ready):
+            await stop(entry)  # it has left, or has not come back
         if not entry.model.ready:
             entry.model.ready = was_ready
             raise ModelNotReady(name, entry.failure)
         if entry.is_retired and not was_retired:
-            await stop(entry)
             return
         self.registry.put(name, entry)
         self._retirement.begin()

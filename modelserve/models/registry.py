@@ -1,7 +1,8 @@
 """Which models exist, and what is settled about each when it is registered."""
 
+import inspect
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -117,10 +118,15 @@ class Entry:
             return bool(self.model.ready)
         return await self.health.ask()
 
-    async def call(self, hook: str) -> Any:
-        """Call a hook outside requests: on the event loop or in a thread."""
-        label = f"{hook} of {self.name}"
-        return await call_hook(label, self.workers, getattr(self.model, hook))
+    async def call(self, hook: str, *, then: Callable[[], object] | None = None) -> Any:
+        """Call a hook outside requests: on the event loop, or in a thread, which then calls `then`.
+
+        Cancellation reaches a hook on the event loop alone; one in a thread is waited for.
+        """
+        label, function = f"{hook} of {self.name}", getattr(self.model, hook)
+        if then is not None and not inspect.iscoroutinefunction(function):
+            function = _followed(function, then)
+        return await call_hook(label, self.workers, function)
 
     def release_thread(self) -> None:
         """Let the model's own thread end, if it has one; another one begins with its next hook."""
@@ -130,6 +136,15 @@ class Entry:
     def not_ready(self, *, debug: bool) -> ModelNotReady:
         """Return the error for a request; with `debug` it says why loading failed."""
         return ModelNotReady(self.name, self.failure if debug else None)
+
+
+def _followed(function: Callable[[], Any], then: Callable[[], object]) -> Callable[[], Any]:
+    def call() -> Any:
+        result = function()
+        then()
+        return result
+
+    return call
 
 
 def _has_own_thread(model: Any) -> bool:

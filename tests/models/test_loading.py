@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from modelserve import Limits, Model, ModelServer
@@ -671,6 +672,45 @@ async def test_a_stop_that_has_begun_is_not_interrupted_by_the_end() -> None:
         await stopping.wait()
         group.start_soon(let_go)
     assert model.log[-3:] == ["stop_engine", "stop", "stopped"]
+
+
+async def test_what_is_started_while_the_server_ends_is_stopped() -> None:
+    class Starting(Noting):
+        engine = False
+
+        def start(self) -> None:
+            starting.set()
+            assert release.wait(5)
+            self.note("start")
+
+    starting, release = threading.Event(), threading.Event()
+    model = Starting()
+    app = ModelServer([model])
+    async with lifespan(app):
+        assert await anyio.to_thread.run_sync(starting.wait, 5)
+        threading.Timer(0.05, release.set).start()
+    assert model.log == ["start", "stop"]
+
+
+@pytest.mark.parametrize("result", [False, ValueError("x")])
+async def test_an_unloaded_model_that_does_not_come_back_is_stopped(result: Any) -> None:
+    class Returning(Noting):
+        async def load(self) -> Any:
+            self.note("load")
+            if self.log.count("load") > 1 and isinstance(result, Exception):
+                raise result
+            return True if self.log.count("load") == 1 else result
+
+    model = Returning()
+    app = ModelServer([model], control=True)
+    async with lifespan(app):
+        await until_loaded(app)
+        assert (await unload(app)).status == 200
+        model.log.clear()
+        model.log.append("load")
+        assert (await load(app)).status == 503
+        assert model.log == ["load", "start", "start_engine", "load", "stop_engine", "stop"]
+    assert model.log.count("stop") == 1
 
 
 async def test_a_stop_that_hangs_is_given_up_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
