@@ -17,15 +17,18 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any, Final
+from types import AsyncGeneratorType, CodeType, FrameType
+from typing import Any, Final, TypeAlias
 
-__all__ = ["Ending", "endings_of", "is_cleaning_up"]
+__all__ = ["Ending", "endings_of", "is_cleaning_up", "is_ending"]
 
 _OURS: Final = str(Path(__file__).parents[1]) + os.sep
 _MOST_CODES: Final = 4096
 _MOST_FRAMES: Final = 200
 _NOWHERE: Final[frozenset[int]] = frozenset()
+
+# One async generator, and where its frame waits in a `finally` of its own.
+Ending: TypeAlias = tuple[Any, frozenset[int]]
 
 _AWAITS: Final = frozenset(("GET_AWAITABLE", "GET_ANEXT"))
 _WAITS: Final = frozenset(
@@ -76,36 +79,25 @@ def is_cleaning_up(coroutine: Any) -> bool:
     return is_exiting
 
 
-class Ending:
-    """The clean-up of one async generator: what it awaits in a `finally` of its own.
-
-    Args:
-        offsets: Where its frame waits then.
-    """
-
-    __slots__ = ("_generator", "_offsets")
-
-    def __init__(self, generator: Any, offsets: frozenset[int]) -> None:
-        self._generator = generator
-        self._offsets = offsets
-
-    @property
-    def is_now(self) -> bool:
-        frame = self._generator.ag_frame
-        if frame is None or frame.f_lasti not in self._offsets:
-            return False
-        return self._generator.ag_await is not None
-
-
 def endings_of(opened: Iterable[Any]) -> list[Ending] | None:
     """Return the clean-ups of those iterators that are generators with one; None for none."""
     endings: list[Ending] | None = None
     for iterator in opened:
-        if inspect.isasyncgen(iterator):
-            offsets = _known(iterator.ag_code).finallys
-            if offsets:
-                endings = [*(endings or ()), Ending(iterator, offsets)]
+        if type(iterator) is AsyncGeneratorType:
+            code = iterator.ag_code
+            known = _CODES.get(id(code)) or _known(code)
+            if known.finallys:
+                endings = [*(endings or ()), (iterator, known.finallys)]
     return endings
+
+
+def is_ending(endings: Iterable[Ending]) -> bool:
+    """Return whether one of the generators, which somebody awaits, is in its clean-up."""
+    for generator, offsets in endings:
+        frame = generator.ag_frame
+        if frame is not None and frame.f_lasti in offsets:
+            return True
+    return False
 
 
 def _frames(awaited: Any) -> Iterator[tuple[CodeType, FrameType]]:

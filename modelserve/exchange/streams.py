@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import anyio
 
 from modelserve.concurrency.asyncio_guard import OwnContext
-from modelserve.concurrency.endings import Ending
+from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge
 from modelserve.exchange.coalescing import Coalescer
@@ -70,7 +70,7 @@ class Stream:
         self._format = format
         self._streaming = streaming
         self._observer: _Progress | Coalescer | None = None
-        self.endings: Sequence[Ending] = ()
+        self.endings: Sequence[Ending] | None = None
         self.encoder: Encoder | None = None
         self.lock: anyio.Lock | None = None
         self.items = 0
@@ -81,7 +81,7 @@ class Stream:
         """Note that the pipeline has suspended; return whether a generator is cleaning up."""
         if self._observer is not None:
             self._observer.note_suspension()
-        return bool(self.endings) and any(ending.is_now for ending in self.endings)
+        return self.endings is not None and is_ending(self.endings)
 
     async def send(self, items: AsyncIterator[Any]) -> None:
         """Send all items, the first with the start of the answer.
