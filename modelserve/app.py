@@ -17,6 +17,7 @@ from modelserve.exchange.failures import conclude
 from modelserve.exchange.running import Running
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
+from modelserve.models.functions import with_function
 from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
 from modelserve.routes import Routes
@@ -138,14 +139,19 @@ class ModelServer:
         """
         self.serving.registry.add(model, name, settings)
 
-    def model(self, name: str, **settings: Unpack[ModelSettings]) -> Callable[[F], F]:
-        """Register a function as the `predict` of a model, or a class as a model; a decorator.
+    def model(
+        self, name: str, *, verb: str = "predict", **settings: Unpack[ModelSettings]
+    ) -> Callable[[F], F]:
+        """Register a function as a hook of a model, or a class as a model; a decorator.
 
-        The settings are as for `add_model`.
+        The verb is "predict", "explain", "chat", "complete" or "embed"; functions of several verbs
+        under one name are one model. The settings are as for `add_model`.
         """
 
         def register(target: F) -> F:
-            self.add_model(target, name, **settings)
+            entry = self.serving.registry.entries.get(name)
+            known = None if entry is None else entry.model
+            self.add_model(with_function(target, name, verb, known), name, **settings)
             return target
 
         return register
