@@ -31,6 +31,31 @@ _TEXT: Final = TextCodec(clock=time)
 _EMBEDDINGS: Final = EmbeddingsCodec()
 _OPENAI: Final = OpenAICodec()  # of the other paths there: it writes errors alone
 _OPENAI_NOT_FOUND: Final = Target({}, codec=_OPENAI)
+# What OpenAI has below /v1: its clients read that it does not exist here only in their own form.
+_OPENAI_NAMES: Final = frozenset(
+    [
+        "assistants",
+        "audio",
+        "batches",
+        "chat",
+        "completions",
+        "containers",
+        "conversations",
+        "embeddings",
+        "evals",
+        "files",
+        "fine_tuning",
+        "images",
+        "moderations",
+        "realtime",
+        "rerank",
+        "responses",
+        "threads",
+        "uploads",
+        "vector_stores",
+        "videos",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +169,13 @@ def match(segments: list[str]) -> Target:
         found = template.match(segments)
         if found is not None:
             return target if not found else _with_ref(target, found)
-    return _OPENAI_NOT_FOUND if segments[:2] == ["openai", "v1"] else NOT_FOUND
+    return _OPENAI_NOT_FOUND if _is_openai(segments) else NOT_FOUND
+
+
+def _is_openai(segments: list[str]) -> bool:
+    if segments[0] == "v1":
+        return len(segments) > 1 and segments[1] in _OPENAI_NAMES
+    return segments[:2] == ["openai", "v1"]
 
 
 def _with_ref(target: Target, found: Mapping[str, str]) -> Target:
