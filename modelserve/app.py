@@ -147,14 +147,7 @@ class ModelServer:
         The verb is "predict", "explain", "chat", "complete" or "embed"; functions of several verbs
         under one name are one model. The settings are as for `add_model`.
         """
-
-        def register(target: F) -> F:
-            entry = self.serving.registry.entries.get(name)
-            known = None if entry is None else entry.model
-            self.add_model(with_function(target, name, verb, known), name, **settings)
-            return target
-
-        return register
+        return lambda target: _registered(self, target, name, verb, settings)
 
     def call(
         self,
@@ -217,6 +210,13 @@ class ModelServer:
         application as an argument, as Starlette passes it, and ignores it.
         """
         return self.serving.lifespan()
+
+
+def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:
+    entry = app.serving.registry.entries.get(name)
+    known = None if entry is None else entry.model
+    app.add_model(with_function(target, name, verb, known), name, **settings)
+    return target
 
 
 async def _run_other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> None:
