@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import orjson
 from starlette.exceptions import HTTPException
 
 from modelserve.wire.encoders import Item, ServerSentEvent
@@ -22,6 +23,8 @@ __all__ = ["CHAT", "DONE", "TEXT", "Completion", "Kind", "event", "told_error", 
 
 DONE: Final = b"data: [DONE]\n\n"
 
+_dumps: Final = orjson.dumps
+_join: Final = b"".join
 # What of a dict is about its choice; the rest is its delta.
 _OF_CHOICE: Final = frozenset({"index", "finish_reason", "logprobs", "usage"})
 # What of another server's choice is put together; the rest is kept as it is.
@@ -84,7 +87,7 @@ class Completion:
         """Return the events that an item becomes: one as a rule, none for what is kept."""
         if type(item) is str and self._around_text is not None:  # as most are
             before, after = self._around_text
-            return b"%b%b%b" % (before, to_json(item), after)
+            return _join((before, _dumps(item), after))
         item = _plain(item)
         if isinstance(item, dict) and "choices" in item:
             return b"".join(map(event, self._chunks_of(item)))
