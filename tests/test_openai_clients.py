@@ -6,6 +6,7 @@ for node, in the environment's folder: npm install openai ai @ai-sdk/openai-comp
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # theirs
 ]
 
+GUIDE = Path(__file__).parent.parent / "examples" / "guides" / "openai.md"
 MODULES = Path(sys.prefix) / "node_modules"
 MESSAGES = [{"role": "user", "content": "one two three"}]
 TOOL = {
@@ -130,10 +133,9 @@ class Waits(Model):
 KINDS = [Words, Tools, Thinks, Refuses, Breaks, Slow, Busy, Endless, Waits]
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """Serve a model of each kind; return the base URL for clients."""
-    app = ModelServer([kind(kind.__name__.lower()) for kind in KINDS], token="secret")
+@contextmanager
+def serving(app: ModelServer) -> Iterator[str]:
+    """Serve an application in a thread; yield where."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -141,9 +143,19 @@ def url() -> Iterator[str]:
         assert thread.is_alive()
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/openai/v1"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Serve a model of each kind; return the base URL for clients."""
+    app = ModelServer([kind(kind.__name__.lower()) for kind in KINDS], token="secret")
+    with serving(app) as address:
+        yield f"{address}/openai/v1"
 
 
 @pytest.fixture(autouse=True)
@@ -300,6 +312,18 @@ def test_a_model_ends_when_openai_leaves(openai_client: Any) -> None:
     with pytest.raises(openai.APITimeoutError):
         ask(openai_client.with_options(timeout=0.3, max_retries=0), "waits")
     assert ENDED.wait(5)
+
+
+@with_openai
+def test_the_guides_client_talks_to_the_guides_model(capsys: pytest.CaptureFixture[str]) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    model, client, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(model, found)  # noqa: S102 - our own document
+    with serving(found["app"]) as address:
+        exec(client.replace("http://localhost:8080", address), found)  # noqa: S102
+        found["main"]()
+    assert capsys.readouterr().out == "one two three "
 
 
 # --- LangChain ----------------------------------------------------------------------------------
