@@ -28,15 +28,19 @@ WORD = "~quick "
 
 CHAT_PATH = "/v1/chat/completions"
 CHAT_BODY = b'{"model":"chat","messages":[{"role":"user","content":"Hi"}],"stream":true}'
-CHAT_CHUNK = (
-    b'data: {"id":"chatcmpl-0000000000000000000000000000","object":"chat.completion.chunk",'
-    b'"created":1700000000,"model":"chat","choices":[{"index":0,"delta":{"content":"~quick "},'
-    b'"logprobs":null,"finish_reason":null}]}\n\n'
-)
-CHAT_END = CHAT_CHUNK.replace(b'"content":"~quick "', b"").replace(
-    b'"finish_reason":null', b'"finish_reason":"stop"'
-)
-"""A chunk of a streamed answer to a chat, as modelserve writes it, and the last one."""
+"""A request for a streamed answer to a chat."""
+
+
+def chat_chunk(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+    """Return a chunk of that answer, with the members that modelserve writes."""
+    return {
+        "id": "chatcmpl-0000000000000000000000000000",
+        "object": "chat.completion.chunk",
+        "created": 1_700_000_000,
+        "model": "chat",
+        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
+    }
+
 
 UNARY_BODY = b'{"instances":[[1.0,2.0,3.0,4.0],[5.0,6.0,7.0,8.0]]}'
 STREAM_BODY = b'{"instances":[[1.0]]}'

@@ -7,14 +7,14 @@ from typing import Any
 import orjson
 
 from benchmarks.payloads import (
-    CHAT_CHUNK,
-    CHAT_END,
     CHAT_PATH,
     ITEM,
     ITEMS,
     PAUSE,
     TOKEN,
+    WORD,
     as_answer,
+    chat_chunk,
     report_end,
 )
 
@@ -54,10 +54,10 @@ async def sse() -> AsyncIterator[bytes]:
 
 
 async def chat() -> AsyncIterator[bytes]:
-    """Yield the chunks of a chat, made beforehand, and its end."""
+    """Yield each word of a chat as a chunk of OpenAI's, and the end."""
     for _ in range(ITEMS):
-        yield CHAT_CHUNK
-    yield CHAT_END + b"data: [DONE]\n\n"
+        yield b"data: " + orjson.dumps(chat_chunk({"content": WORD})) + b"\n\n"
+    yield b"data: " + orjson.dumps(chat_chunk({}, "stop")) + b"\n\ndata: [DONE]\n\n"
 
 
 async def paced() -> AsyncIterator[bytes]:
