@@ -117,9 +117,14 @@ class Plans(dict[str, Plan]):
         self._name = name
 
     @property
+    def openai(self) -> list[str]:
+        """The hooks of OpenAI's protocol that the model has."""
+        return [verb for verb in OPENAI_HOOKS if verb in self]
+
+    @property
     def has_openai(self) -> bool:
-        """Whether the model has a hook of OpenAI's protocol."""
-        return any(verb in self for verb in OPENAI_HOOKS)
+        """Whether it has one of them."""
+        return bool(self.openai)
 
     def __missing__(self, verb: str) -> Plan:
         raise InvalidInput(f"Model {self._name} does not support {_VERB_NAMES.get(verb, verb)}.")

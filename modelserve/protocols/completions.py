@@ -230,7 +230,10 @@ class _Choice:
         calls = delta.get("tool_calls")
         if not calls:
             return delta
-        numbered = [{"index": self.calls + place, **call} for place, call in enumerate(calls)]
+        numbered = [
+            {"index": self.calls + place, **{k: v for k, v in call.items() if v is not None}}
+            for place, call in enumerate(map(_as_dict, calls))
+        ]
         self.calls = max(self.calls, *(call["index"] + 1 for call in numbered))
         return {**delta, "tool_calls": numbered}
 
@@ -296,9 +299,15 @@ def _merged_logprobs(known: Any, more: Any) -> Any:
 def usage(given: Any, *counts: str) -> dict[str, Any]:
     """Return the usage that clients expect: what the hook has said, and zeros for other counts."""
     told: dict[str, Any] = dict.fromkeys(counts or ("prompt_tokens", "completion_tokens"), 0)
-    told |= given if isinstance(given, dict) else {}
+    told |= _as_dict(given)
     total = sum(told.get(count) or 0 for count in ("prompt_tokens", "completion_tokens"))
     return {"total_tokens": total, **told}
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    """Return a dict, or that which an object can be made into; of anything else an empty one."""
+    plain = value if isinstance(value, dict | str | None) else to_plain(value)
+    return plain if isinstance(plain, dict) else {}
 
 
 def event(document: Any) -> bytes:

@@ -128,3 +128,16 @@ def test_what_cannot_be_a_hook(verb: str, target: Any, sentence: str) -> None:
     with pytest.raises(TypeError, match=sentence):
         app.model("m", verb=verb)(target)
     assert "m" not in app.serving.registry
+
+
+def test_endpoints_of_openais_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "modelserve")
+    app = ModelServer()
+    app.model("m")(lambda payload: payload)
+    assert not caplog.messages
+    app.model("m", verb="embed")(lambda document: [1.0])
+    app.model("m", verb="chat")(lambda document: "a")
+    assert caplog.messages == [
+        "Model m has endpoints of OpenAI's: embed",
+        "Model m has endpoints of OpenAI's: chat, embed",
+    ]

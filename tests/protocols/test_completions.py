@@ -127,6 +127,14 @@ def test_whole_tool_calls_are_numbered_for_clients() -> None:
     assert len(whole(items)["choices"][0]["message"]["tool_calls"]) == 3
 
 
+def test_tool_calls_and_usage_may_be_objects() -> None:
+    call = {"index": None, "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    items = [{"tool_calls": [MappingProxyType(call)]}, {"usage": Counts(3)}]
+    assert whole(items)["usage"]["total_tokens"] == 3
+    (made,) = choices(streamed(items))[0]["delta"]["tool_calls"]
+    assert made == {**call, "index": 0}
+
+
 def test_deltas_are_put_together() -> None:
     items = [
         {"role": "assistant", "reasoning_content": "be"},
@@ -175,6 +183,13 @@ class Delta:
 
     content: str
     role: str | None = None
+
+
+@dataclass
+class Counts:
+    """An object of some library, too."""
+
+    prompt_tokens: int
 
 
 def test_objects_count_as_the_dicts_that_they_can_be_made_into() -> None:
