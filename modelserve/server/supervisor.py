@@ -28,7 +28,7 @@ from modelserve.server.process import ignore_signal, run_worker
 from modelserve.server.server import LONGEST_EXIT
 from modelserve.server.settings import CANNOT_LOAD, CANNOT_START, Settings
 
-__all__ = ["Supervisor", "Worker", "launch", "shared_metrics"]
+__all__ = ["Supervisor", "Worker", "launch", "pause_after", "shared_metrics"]
 
 logger = logging.getLogger("modelserve")
 
@@ -171,8 +171,7 @@ class Supervisor:
             return
         steady = monotonic() - worker.ready_at > _STEADY_SECONDS
         self._early_ends = 0 if steady else self._early_ends + 1
-        pause = min(2.0**self._early_ends - 2, _LONGEST_PAUSE)
-        self._launch_at = monotonic() + pause
+        self._launch_at = monotonic() + pause_after(self._early_ends)
         logger.warning("Worker %s ended, and is replaced: %s", worker.process.pid, worker.end)
 
     def _stop(self, wakeup: socket.socket) -> None:
@@ -189,6 +188,11 @@ class Supervisor:
             self._check_workers()
         for worker in self._workers:
             worker.kill()
+
+
+def pause_after(early_ends: int) -> float:
+    """Return the seconds to wait after so many early ends in a row: 0, 2, 6, 14, then 30."""
+    return min(2.0 ** min(max(early_ends, 1), 10) - 2, _LONGEST_PAUSE)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from servercommand import (
     until_draining,
 )
 
+from modelserve.server.supervisor import pause_after
+
 
 def serve_with_workers(serve: Serve, *flags: str, **environment: str) -> Running:
     running = serve("served.py", "--workers", "2", *flags, **environment)
@@ -133,6 +135,13 @@ def test_application_that_does_not_start(start: Serve, tmp_path: Path) -> None:
         running = start("failing.py", "--workers", workers)
         assert running.exit_code(within=10) == 3
         assert "no licence" in running.log
+
+
+@pytest.mark.parametrize(
+    ("early_ends", "pause"), [(0, 0), (1, 0), (2, 2), (4, 14), (5, 30), (1_024, 30), (10**6, 30)]
+)
+def test_the_pause_before_a_replacement_is_bounded(early_ends: int, pause: float) -> None:
+    assert pause_after(early_ends) == pause
 
 
 @pytest.mark.slow
