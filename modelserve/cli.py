@@ -31,6 +31,7 @@ from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.run import serve
 from modelserve.server.settings import CANNOT_LOAD, Settings
+from modelserve.server.token_file import follow_token, read_token
 
 __all__ = ["main"]
 
@@ -138,6 +139,7 @@ def _configure(app: ModelServer, options: Namespace) -> None:
     serving.reconfigure(limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
+        follow_token(options.token_file, serving)
     if options.control is not None:
         serving.control = options.control
     if options.model_dir is not None:
@@ -173,7 +175,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     options = parser.parse_args(arguments)
     try:
         options.limits = Limits(**{name: getattr(options, name) for name in LIMITS})
-        options.token = None if options.token_file is None else _read_token(options.token_file)
+        options.token = None if options.token_file is None else read_token(options.token_file)
         if options.port is None:
             options.port = _port_from_environment()
     except ValueError as exc:
@@ -294,7 +296,11 @@ def _add_application(parser: ArgumentParser) -> None:
     for spelling in ("--model_dir", "--model_name", "--predictor_host"):
         _also(group, spelling)
     _also(group, "--predictor_protocol", choices=("v1", "v2"))
-    group.add_argument("--token-file", metavar="PATH", help="require the bearer token in this file")
+    group.add_argument(
+        "--token-file",
+        metavar="PATH",
+        help="require the bearer token in this file, which is read again when it changes",
+    )
     group.add_argument(
         "--control",
         action=BooleanOptionalAction,
@@ -398,14 +404,3 @@ def _port_from_environment() -> int:
         return _port(text) if text else DEFAULT_PORT
     except ArgumentTypeError as exc:
         raise ValueError(f"the environment variable PORT: {exc}") from None
-
-
-def _read_token(path: str) -> str:
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise ValueError(f"cannot read the token file {path}: {reason}") from None
-    if not token:
-        raise ValueError(f"the token file {path} is empty")
-    return token
