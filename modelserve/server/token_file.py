@@ -1,8 +1,8 @@
 """A file that holds the bearer token: read at the start, and again while the server runs.
 
-Kubernetes rotates a secret by swapping a symbolic link. A thread reads the file twice a second, so
-that no request waits for a disk. What was read counts once it has been read twice: a file that is
-being written may hold a part of a token.
+Kubernetes rotates a secret by swapping a symbolic link. A thread reads the file every half second,
+so that no request waits for a disk. What was read counts once it has been read twice: a file that
+is being written may hold a part of a token.
 """
 
 import logging
@@ -18,7 +18,6 @@ __all__ = ["HasToken", "follow_token", "read_token"]
 
 logger = logging.getLogger("modelserve")
 
-_SECONDS: Final = 0.5
 # What these name is another file, or none, in a worker process.
 _DESCRIPTORS: Final = ("/dev/fd/", "/dev/stdin", "/proc/")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -46,8 +45,8 @@ def read_token(path: str) -> str:
     return token
 
 
-def follow_token(path: str, holder: HasToken) -> None:
-    """Keep a holder's token that of the file, as long as the holder lives.
+def follow_token(path: str, holder: HasToken, *, every: float = 0.5) -> None:
+    """Keep a holder's token that of the file, read so often, as long as the holder lives.
 
     A pipe (`--token-file <(pass show token)`) can be read once only, and is not followed. A file
     that cannot be used any more is logged, and the token stays as it is.
@@ -58,17 +57,20 @@ def follow_token(path: str, holder: HasToken) -> None:
     holder.token = _look(path)[0] or holder.token  # a worker may start much later
     try:
         threading.Thread(
-            target=_follow, args=(path, weakref.ref(holder)), name="modelserve-token", daemon=True
+            target=_follow,
+            args=(path, weakref.ref(holder), every),
+            name="modelserve-token",
+            daemon=True,
         ).start()
     except RuntimeError as exc:  # no more threads
         logger.warning("The token file %s is not read again: %s", path, exc)
 
 
-def _follow(path: str, reference: "weakref.ref[HasToken]") -> None:
+def _follow(path: str, reference: "weakref.ref[HasToken]", every: float) -> None:
     seen: tuple[str | None, str | None] | None = None
     settled: str | None = None  # the problem that has been logged
     while True:
-        time.sleep(_SECONDS)
+        time.sleep(every)
         holder = reference()
         if holder is None:
             return

@@ -64,7 +64,7 @@ def test_a_file_is_followed_until_its_holder_is_gone(
     path = tmp_path / "token"
     path.write_text("secret\n")
     holder, before = Holder(), followers()
-    follow_token(str(path), holder)
+    follow_token(str(path), holder, every=0.02)
     assert followers() == before + 1
     with caplog.at_level(logging.INFO):
         path.write_text("one\ntwo\n")
@@ -121,7 +121,7 @@ def status(running: Running, token: str) -> int:
         connection.close()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_rotated_secret(serve: Serve, tmp_path: Path, workers: str) -> None:
     secret = tmp_path / "secret"
     mount(secret, "..1", "first")
