@@ -25,12 +25,21 @@ from modelserve.server.settings import CANNOT_LOAD, Settings
 __all__ = ["ignore_signal", "run_alone", "run_worker"]
 
 
-def run_alone(load: Callable[[], ASGIApp], settings: Settings, listener: socket.socket) -> int:
-    """Serve in this process until a signal comes; return the exit code."""
+def run_alone(
+    load: Callable[[], ASGIApp],
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    before_exit: Callable[[], object],
+) -> int:
+    """Serve in this process until a signal comes; return the exit code.
+
+    `before_exit` is called where the process exits instead, from whichever thread.
+    """
     for sig in STOP_SIGNALS:
         signal.signal(sig, _exit_while_loading)
     try:
-        server = _make_server(load, settings)
+        server = _make_server(load, settings, before_exit=before_exit)
     except Exception as exc:
         print_error(_failure(exc))
         return CANNOT_LOAD
@@ -70,11 +79,12 @@ def ignore_signal(sig: int, frame: FrameType | None) -> None:
 def _make_server(
     load: Callable[[], ASGIApp],
     settings: Settings,
-    *,
-    alone: bool = True,
-    on_start: Callable[[float], None] | None = None,
+    **options: Any,
 ) -> Server:
-    """Load the application and make its server. Raises LoadError for unusable settings."""
+    """Load the application and make its server, with further options of it.
+
+    Raises LoadError for unusable settings.
+    """
     app = load()
     config = uvicorn.Config(
         app,
@@ -88,9 +98,7 @@ def _make_server(
     except ImportError as exc:
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
     config.http_protocol_class = mended(config.http_protocol_class)
-    return Server(
-        config, app, alone=alone, on_start=on_start, shutdown_delay=settings.shutdown_delay
-    )
+    return Server(config, app, shutdown_delay=settings.shutdown_delay, **options)
 
 
 def _failure(exc: Exception) -> str:

@@ -60,6 +60,7 @@ class Server(uvicorn.Server):
         alone: Exit at once at a second signal; a worker process leaves that to its supervisor.
         on_start: Called once the server listens, with the seconds that its stop may take.
         shutdown_delay: Seconds after a signal for which new requests are still served.
+        before_exit: Called where the process exits at once, from whichever thread.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Server(uvicorn.Server):
         alone: bool = True,
         on_start: Callable[[float], None] | None = None,
         shutdown_delay: float = 0.0,
+        before_exit: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._servings = find_drainables(app)
@@ -84,6 +86,7 @@ class Server(uvicorn.Server):
         self._shutdown_delay = shutdown_delay
         self._alone = alone
         self._on_start = on_start
+        self._before_exit = before_exit
         self._loop: asyncio.AbstractEventLoop
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled = threading.Event()
@@ -104,7 +107,7 @@ class Server(uvicorn.Server):
         """Start to stop; at a second signal, exit at once."""
         if self._signalled.is_set():
             if self._alone:
-                os._exit(128 + sig)
+                _exit(128 + sig, self._before_exit)
             return
         self._drains_at = monotonic() + (self._shutdown_delay if self.started else 0.0)
         self._signalled.set()
@@ -125,7 +128,7 @@ class Server(uvicorn.Server):
     def _exit_now(self) -> NoReturn:
         busy = [label for serving in self._servings for label in serving.workers.running]
         text = "Exiting without waiting any longer; busy threads: %s"
-        _exit_logging(partial(logger.warning, text, ", ".join(busy) or "none"))
+        _exit(0, self._before_exit, partial(logger.warning, text, ", ".join(busy) or "none"))
 
     # -- start and end
 
@@ -242,17 +245,16 @@ def _url(server: uvicorn.Server, sockets: Sequence[socket.socket]) -> str:
     return f"{scheme}://{host}:{name[1]}"
 
 
-def _exit_logging(log: Callable[[], object]) -> NoReturn:
-    """Exit without waiting for threads, nor for long where nobody reads the log."""
+def _exit(code: int, *steps: Callable[[], object]) -> NoReturn:
+    """Exit after some last steps, without waiting for threads, nor for steps that block."""
 
-    def write() -> None:
-        log()
-        logging.shutdown()
-        sys.stdout.flush()
+    def take() -> None:
+        for step in (*steps, logging.shutdown, sys.stdout.flush):
+            step()
 
     try:
-        writer = threading.Thread(target=write, daemon=True)
-        writer.start()
-        writer.join(0.1)
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        thread.join(0.1)
     finally:
-        os._exit(0)
+        os._exit(code)
