@@ -197,8 +197,8 @@ def _parser() -> ArgumentParser:
         usage="modelserve TARGET [options]",
         description="Serve machine-learning models over HTTP.",
         epilog=(
-            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish, after"
-            " --shutdown-delay seconds; a second signal exits at once."
+            "At SIGTERM, SIGHUP or Ctrl-C running requests have --drain-timeout seconds to finish,"
+            " after --shutdown-delay seconds; a second signal exits at once."
         ),
         formatter_class=RawDescriptionHelpFormatter,
     )

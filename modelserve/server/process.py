@@ -19,10 +19,11 @@ from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
 from modelserve.server.connections import mended
 from modelserve.server.logs import print_error
-from modelserve.server.server import STOP_SIGNALS, Server
+from modelserve.server.server import Server
 from modelserve.server.settings import CANNOT_LOAD, Settings
+from modelserve.server.signals import leave_to_supervisor, stop_signals
 
-__all__ = ["ignore_signal", "run_alone", "run_worker"]
+__all__ = ["run_alone", "run_worker"]
 
 
 def run_alone(
@@ -36,7 +37,7 @@ def run_alone(
 
     `before_exit` is called where the process exits instead, from whichever thread.
     """
-    for sig in STOP_SIGNALS:
+    for sig in stop_signals():
         signal.signal(sig, _exit_while_loading)
     try:
         server = _make_server(load, settings, before_exit=before_exit)
@@ -58,9 +59,7 @@ def run_worker(
     Once it listens, sends through the pipe how many seconds it takes to stop, or why it cannot
     load.
     """
-    signal.signal(signal.SIGINT, ignore_signal)
-    if hasattr(signal, "pthread_sigmask"):  # it is blocked while a worker starts
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    leave_to_supervisor()
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     if settings.set_up_logging is not None:
         settings.set_up_logging()
@@ -70,10 +69,6 @@ def run_worker(
         pipe.send(_failure(exc))
         sys.exit(CANNOT_LOAD)
     server.run(sockets=[listener])
-
-
-def ignore_signal(sig: int, frame: FrameType | None) -> None:
-    """Do nothing. Programs that we start inherit SIG_IGN, but no handler."""
 
 
 def _make_server(

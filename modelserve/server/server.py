@@ -1,12 +1,12 @@
 """uvicorn's server, with our drain.
 
-From the first SIGTERM or SIGINT on, the model servers are not ready, and refuse new requests once
-`shutdown_delay` is over, while the listener stays open, so that a probe reads a 503 and not a
-refused connection. Once the running requests have
-ended, or `drain_timeout` is over, the listener and the connections are closed. A connection that
-was accepted but has sent no request yet has a moment to send one, and reads its 503. Then the
-lifespan ends (models are stopped), and the process with it. A thread ends the process in time if
-anything blocks. A second signal ends it at once.
+From the first SIGTERM, SIGINT or SIGHUP on, the model servers are not ready, and refuse new
+requests once `shutdown_delay` is over, while the listener stays open, so that a probe reads a 503
+and not a refused connection. Once the running requests have ended, or `drain_timeout` is over, the
+listener and the connections are closed. A connection that was accepted but has sent no request yet
+has a moment to send one, and reads its 503. Then the lifespan ends (models are stopped), and the
+process with it. A thread ends the process in time if anything blocks. A second signal ends it at
+once.
 """
 
 import asyncio
@@ -33,15 +33,12 @@ from modelserve.server.application import Drainable, find_drainables
 from modelserve.server.connections import StalledConnections, has_request, new_protocol
 from modelserve.server.listener import accept_waiting
 from modelserve.server.settings import CANNOT_START
+from modelserve.server.signals import Impatience, stop_signals
 
-__all__ = ["LONGEST_EXIT", "STOP_SIGNALS", "Server"]
+__all__ = ["LONGEST_EXIT", "Server"]
 
 logger = logging.getLogger("modelserve")
 
-# SIGBREAK is Ctrl-Break, which only Windows has.
-STOP_SIGNALS: Final = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
-)
 # Seconds after `drain_timeout` at which the process exits: less than the 2 that are promised.
 LONGEST_EXIT: Final = CLEANUP_AFTER_DRAIN + 0.3
 # Seconds for a connection without a request to send one, once the listener is closed.
@@ -90,6 +87,7 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled = threading.Event()
+        self._impatience = Impatience()
         self._drains_at = math.inf
 
     # -- signals
@@ -98,16 +96,16 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals until the process exits; uvicorn would restore the old handlers."""
         if threading.current_thread() is threading.main_thread():
-            for sig in STOP_SIGNALS if self._alone else (signal.SIGTERM,):
+            for sig in stop_signals() if self._alone else (signal.SIGTERM,):
                 signal.signal(sig, self.handle_exit)
             threading.Thread(target=self._exit_in_time, name="modelserve-exit", daemon=True).start()
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start to stop; at a second signal, exit at once."""
+        if self._impatience.grows(sig) and self._alone:
+            _exit(128 + sig, self._before_exit)
         if self._signalled.is_set():
-            if self._alone:
-                _exit(128 + sig, self._before_exit)
             return
         self._drains_at = monotonic() + (self._shutdown_delay if self.started else 0.0)
         self._signalled.set()
