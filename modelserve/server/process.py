@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ from starlette.types import ASGIApp
 
 from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
+from modelserve.metrics.directory import remove_abandoned
+from modelserve.metrics.shared import DIRECTORY_VARIABLE
 from modelserve.server.connections import mended
 from modelserve.server.logs import print_error
 from modelserve.server.server import Server
@@ -68,7 +71,11 @@ def run_worker(
     except Exception as exc:
         pipe.send(_failure(exc))
         sys.exit(CANNOT_LOAD)
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if DIRECTORY_VARIABLE in os.environ:  # the supervisor may have been killed
+            remove_abandoned(Path(os.environ[DIRECTORY_VARIABLE]))
 
 
 def _make_server(

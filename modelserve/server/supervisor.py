@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp
 
-from modelserve.metrics.shared import DIRECTORY_VARIABLE, shared_directory
+from modelserve.metrics.directory import shared_directory
+from modelserve.metrics.shared import DIRECTORY_VARIABLE
 from modelserve.server.logs import print_error
 from modelserve.server.process import run_worker
 from modelserve.server.server import LONGEST_EXIT
