@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from argparse import (
     SUPPRESS,
     ArgumentParser,
@@ -187,7 +186,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     if options.ssl_keyfile is not None and options.ssl_certfile is None:
         parser.error("--ssl-keyfile needs --ssl-certfile")
     if options.log_format is None:
-        options.log_format = "human" if sys.stderr.isatty() else "json"
+        options.log_format = logs.default_form()
     return options
 
 

@@ -5,8 +5,10 @@ The package itself configures no logging; only the command line calls `configure
 
 import json
 import logging
+import os
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,12 +16,14 @@ import orjson
 
 from modelserve.errors import ResponseCut, single_cause
 from modelserve.exchange.running import Running, running_request_id
+from modelserve.server.log_queue import QueuedHandler, blocking_descriptor
 
 __all__ = [
     "HumanFormatter",
     "JsonFormatter",
     "add_request_id",
     "configure",
+    "default_form",
     "no_response_cut",
     "print_error",
 ]
@@ -34,7 +38,17 @@ _NOT_EXTRA: Final = frozenset(
 
 def print_error(text: str) -> None:
     """Print to stderr why the command cannot serve, whatever form the log has."""
-    print(text, file=sys.stderr, flush=True)
+    for handler in logging.root.handlers:
+        if isinstance(handler, QueuedHandler):  # after the lines before it, and without waiting
+            handler.write(text)
+            return
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def default_form() -> str:
+    """Return "human" where stderr is a terminal, else "json"."""
+    return "human" if sys.stderr is not None and sys.stderr.isatty() else "json"
 
 
 def configure(*, form: str, level: str) -> None:
@@ -42,7 +56,8 @@ def configure(*, form: str, level: str) -> None:
 
     A line that is logged while a request runs has its id, whoever logs it.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    _open_standard_descriptors()
+    handler = _stderr_handler()
     handler.addFilter(add_request_id)
     Running.note_ids()
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
@@ -52,6 +67,27 @@ def configure(*, form: str, level: str) -> None:
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread_failure
     logging.getLogger("uvicorn.error").addFilter(no_response_cut)
+
+
+def _stderr_handler() -> logging.Handler:
+    """Return a handler that never waits for whoever reads stderr, if anybody does."""
+    if sys.stderr is None:
+        return logging.NullHandler()
+    descriptor = blocking_descriptor(sys.stderr)
+    if descriptor is not None:
+        with suppress(RuntimeError):  # no more threads
+            return QueuedHandler(descriptor, sys.stderr.encoding)
+    return logging.StreamHandler(sys.stderr)
+
+
+def _open_standard_descriptors() -> None:
+    """Open those that whoever started us has closed, lest a connection gets their numbers."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(null, True)
 
 
 def add_request_id(record: logging.LogRecord) -> bool:
