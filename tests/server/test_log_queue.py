@@ -158,7 +158,8 @@ def test_what_may_block(pipe: Pipe, tmp_path: Path) -> None:
 def test_what_was_lost_has_the_form_of_the_log(pipe: Pipe, formatter: logging.Formatter) -> None:
     handler = QueuedHandler(pipe[1].fileno(), "ascii")
     handler.setFormatter(formatter)
-    record = logging.makeLogRecord({"msg": "caf\u00e9 %s", "args": ("x" * 3000,)})
+    fields = {"name": "x", "msg": "caf\u00e9 %s", "args": ("x" * 3000,)}
+    record = logging.makeLogRecord(fields)
     for _ in range(500):
         handler.handle(record)
     log = b""
