@@ -61,7 +61,8 @@ class LineWriter:
         self._lost = 0  # lines
         self._drops = self._ended = self._forked = False
         threading.Thread(target=self._run, name="modelserve-log", daemon=True).start()
-        os.register_at_fork(after_in_child=partial(_become_child, weakref.ref(self)))
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=partial(_become_child, weakref.ref(self)))
 
     def put(self, line: bytes) -> None:
         """Queue a line, or drop it; never waits."""
@@ -156,9 +157,9 @@ class QueuedHandler(logging.Handler):
     """
 
     def __init__(self, descriptor: int, encoding: str) -> None:
-        super().__init__()
         self._encoding = encoding
         self._writer = LineWriter(descriptor, self._tell_lost)
+        super().__init__()  # last: it makes it one of those that are flushed at the end
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
