@@ -52,7 +52,8 @@ class ModelServer:
 
     It can be pickled, as can a subclass: what is unpickled is a new application with the same
     arguments, models and attributes.
-    Raises TypeError or ValueError for a model that cannot be served.
+    Raises TypeError or ValueError for a model that cannot be served, or a token that no client can
+    send.
     """
 
     def __init__(

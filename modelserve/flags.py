@@ -5,7 +5,6 @@
 
 import math
 import os
-import sys
 from argparse import (
     SUPPRESS,
     ArgumentParser,
@@ -31,6 +30,7 @@ from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.settings import Settings
+from modelserve.server.token_file import follow_token, read_token
 from modelserve.version import __version__
 
 __all__ = [
@@ -140,6 +140,7 @@ def configure(app: Configured, options: Namespace) -> None:
     serving.reconfigure(limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
+        follow_token(options.token_file, serving)
     if options.control is not None:
         serving.control = options.control
     if options.model_dir is not None:
@@ -246,7 +247,7 @@ def parse(
     options = parser.parse_args(arguments)
     try:
         options.limits = Limits(**{name: getattr(options, name) for name in LIMITS})
-        options.token = None if options.token_file is None else _read_token(options.token_file)
+        options.token = None if options.token_file is None else read_token(options.token_file)
         if options.port is None:
             options.port = _port_from_environment()
     except ValueError as exc:
@@ -258,7 +259,7 @@ def parse(
     if options.ssl_keyfile is not None and options.ssl_certfile is None:
         parser.error("--ssl-keyfile needs --ssl-certfile")
     if options.log_format is None:
-        options.log_format = "human" if sys.stderr.isatty() else "json"
+        options.log_format = logs.default_form()
     return options
 
 
@@ -268,8 +269,8 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
         usage="modelserve TARGET [options]",
         description="Serve machine-learning models over HTTP.",
         epilog=(
-            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish, after"
-            " --shutdown-delay seconds; a second signal exits at once."
+            "At SIGTERM, SIGHUP or Ctrl-C running requests have --drain-timeout seconds to finish,"
+            " after --shutdown-delay seconds; a second signal exits at once."
         ),
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -367,7 +368,11 @@ def _add_application(parser: ArgumentParser) -> None:
     for spelling in ("--model_dir", "--model_name", "--predictor_host"):
         _also(group, spelling)
     _also(group, "--predictor_protocol", choices=("v1", "v2"))
-    group.add_argument("--token-file", metavar="PATH", help="require the bearer token in this file")
+    group.add_argument(
+        "--token-file",
+        metavar="PATH",
+        help="require the bearer token in this file, which is read again when it changes",
+    )
     group.add_argument(
         "--control",
         action=BooleanOptionalAction,
@@ -476,14 +481,3 @@ def _port_from_environment() -> int:
         return _port(text) if text else DEFAULT_PORT
     except ArgumentTypeError as exc:
         raise ValueError(f"the environment variable PORT: {exc}") from None
-
-
-def _read_token(path: str) -> str:
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise ValueError(f"cannot read the token file {path}: {reason}") from None
-    if not token:
-        raise ValueError(f"the token file {path} is empty")
-    return token

@@ -27,6 +27,7 @@ from modelserve.models.registry import Entry, Registry, Shared, State, infinite_
 from modelserve.models.repository import ModelRepository
 from modelserve.models.telling import not_ready, states_of
 from modelserve.protocols.cloudevents import EventSettings
+from modelserve.wire.bearer import valid_token
 
 __all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics"]
 
@@ -86,7 +87,7 @@ class Serving:
         self.limits = limits.with_defaults(DEFAULTS)
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = debug
-        self.token = token
+        self.token = None if token is None else valid_token(token)
         self.control = control
         self.wait_for_load = wait_for_load
         self.telemetry = Telemetry()

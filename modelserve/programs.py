@@ -32,7 +32,7 @@ from modelserve.flags import (
 )
 from modelserve.server.embedded import serve_embedded
 from modelserve.server.run import serve as serve_process
-from modelserve.server.server import STOP_SIGNALS
+from modelserve.server.signals import stop_signals
 
 __all__ = ["run", "serve"]
 
@@ -124,7 +124,7 @@ def _handlers_kept() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {sig: signal.getsignal(sig) for sig in STOP_SIGNALS}
+    handlers = {sig: signal.getsignal(sig) for sig in stop_signals()}
     try:
         yield
     finally:
