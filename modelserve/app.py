@@ -3,10 +3,11 @@
 One instance owns models, limits and worker threads.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
@@ -44,6 +45,7 @@ class ModelServer:
         control: Whether models may be loaded and unloaded over HTTP; None is where there is a
             repository.
         wait_for_load: Let the lifespan start only once every load has ended, a failed one too.
+        aliases: Paths of your own, each with the built-in path that it means.
 
     It can be pickled, as can a subclass: what is unpickled is a new application with the same
     arguments, models and attributes.
@@ -63,6 +65,7 @@ class ModelServer:
         repository: ModelRepository | None = None,
         control: bool | None = None,
         wait_for_load: bool = False,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._prefix = prefix
         self._repository = repository
@@ -76,6 +79,8 @@ class ModelServer:
             wait_for_load=wait_for_load,
         )
         self._routes = Routes(self.serving.registry, prefix=prefix)
+        for path, means in (aliases or {}).items():
+            self.add_alias(path, means)
         for model in models:
             self.add_model(model)
         if repository is not None:
@@ -93,6 +98,7 @@ class ModelServer:
             "repository": self._repository,
             "control": self.serving.control,
             "wait_for_load": self.serving.wait_for_load,
+            "aliases": self._routes.aliases,
         }
         others = {key: value for key, value in vars(self).items() if key not in _REBUILT}
         return {"options": options, "models": self.serving.registry.models, "others": others}
@@ -139,8 +145,23 @@ class ModelServer:
         """Register a model; one of the same name is replaced. It is loaded in the background."""
         self.serving.registry.add(model, name)
 
-    def model(self, name: str) -> Callable[[F], F]:
-        """Register a function as the `predict` of a model, or a class as a model; a decorator."""
+    def add_alias(self, path: str, means: str) -> None:
+        """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
+
+        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
+        registered later. Raises ValueError for a path that is built in or has another meaning
+        already, and for a meaning that is not built in.
+        """
+        self._routes.add_alias(path, means)
+
+    def model(self, name: str, *, path: str | None = None) -> Callable[[F], F]:
+        """Register a function as the `predict` of a model, or a class as a model; a decorator.
+
+        Args:
+            path: A path of your own for the model's V1 predict, beside the built-in one.
+        """
+        if path is not None:
+            self.add_alias(path, f"/v1/models/{quote(name, safe='')}:predict")
 
         def register(target: F) -> F:
             self.add_model(target, name)

@@ -1,23 +1,23 @@
 """The table of routes, and the look-up in it: from a path to what it means. Pure.
 
 Everything that has to know the paths is made from the table: the look-up, `Allow`, and whatever
-describes the API. What a path means is remembered, so that a known path costs one look-up in a
-dictionary.
+describes the API. An application may add rows of its own, paths that mean what a built-in one does.
+What a path means is remembered, so that a known path costs one look-up in a dictionary.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from modelserve import endpoints
-from modelserve.endpoints import NO_CODEC, Endpoint, Target
+from modelserve.endpoints import NO_CODEC, NO_MODEL, Endpoint, Target
 from modelserve.models.registry import Registry
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
 from modelserve.protocols.v1 import V1
 from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.head import Scope
-from modelserve.wire.paths import segments_below
+from modelserve.wire.paths import segments_below, segments_of
 
 __all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "match"]
 
@@ -35,6 +35,8 @@ class Route:
         path: A template; a segment is literal, `{model}`, `{version}`, or one of these and `:verb`.
         endpoint: What answers; None for a model.
         codec, verb, hook, always, public: As for `endpoints.Target`.
+        ref: The model that a path without parameters means.
+        means: Of an application's own path, the built-in one.
     """
 
     method: str
@@ -45,6 +47,8 @@ class Route:
     hook: str = "predict"
     always: bool = False
     public: bool = False
+    ref: ModelRef = NO_MODEL
+    means: str = ""
 
 
 def _model(path: str, codec: Codec, verb: str, hook: str = "predict") -> Route:
@@ -90,23 +94,71 @@ class Routes:
     def __init__(self, registry: Registry, *, prefix: str = "") -> None:
         self._registry = registry
         self._prefix = prefix.rstrip("/")
-        self._known: dict[Any, Target] = {}
+        self._aliases: dict[tuple[str, ...], _Alias] = {}
+        # By what a host says of a path, its decoded form apart, which is compared.
+        self._known: dict[Any, tuple[str, Target]] = {}
 
     def __len__(self) -> int:
         """Return how many paths are remembered."""
         return len(self._known)
 
+    @property
+    def rows(self) -> list[Route]:
+        """The table: the built-in paths, then the application's own."""
+        return [*ROUTES, *(row for alias in self._aliases.values() for row in alias.rows())]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The application's own paths, each with what it means, as they were given."""
+        return {alias.path: alias.means for alias in self._aliases.values()}
+
+    def add_alias(self, path: str, means: str) -> None:
+        """Let a path mean what a built-in one does; where that takes POST, it takes PUT as well.
+
+        Both are written as in a URL, without a query, so `%20` is a blank. A model that the path
+        means may be registered later. Raises ValueError for a path that is built in or means
+        something else already, and for what is no path.
+        """
+        segments = _segments_given(path)
+        if match(segments) is not NOT_FOUND:
+            raise ValueError(f"The path {path!r} is built in and cannot be given another meaning")
+        target = match(_segments_given(means))
+        if target is NOT_FOUND:
+            raise ValueError(f"The path {path!r} cannot mean {means!r}, which is no built-in path")
+        alias = _Alias(path, means, _with_put(target))
+        known = self._aliases.setdefault(tuple(segments), alias)
+        if known.target != alias.target:
+            raise ValueError(f"The path {path!r} means {known.means!r} already, not {means!r}")
+
     def find(self, scope: Scope) -> Target:
         """Return what a path means; NOT_FOUND where it means nothing."""
-        key = path = scope.get("raw_path") or scope["path"]
+        path = scope["path"]
+        key = scope.get("raw_path") or path
         root = scope.get("root_path")
         if root:
-            key = (path, root, scope.get("app_root_path"))
-        target = self._known.get(key)
-        if target is None:
-            target = match(segments_below(scope, self._prefix))
-            if self._may_remember(target):
-                self._remember(key, target)
+            key = (key, root, scope.get("app_root_path"))
+        known = self._known.get(key)
+        if known is None or known[0] != path:
+            return self._look_up(scope, key)
+        return known[1]
+
+    def _look_up(self, scope: Scope, key: Any) -> Target:
+        """Return what a path means that is not remembered, or was another path when it was sent.
+
+        The latter is where middleware has rewritten `path` alone.
+        """
+        path = scope["path"]
+        if key in self._known:
+            key = (key, path)
+            if key in self._known:
+                return self._known[key][1]
+        segments = segments_below(scope, self._prefix)
+        target = match(segments)
+        if target is NOT_FOUND and self._aliases:
+            alias = self._aliases.get(tuple(segments or [""]))
+            target = NOT_FOUND if alias is None else alias.target
+        if self._may_remember(target):
+            self._remember(key, path, target)
         return target
 
     def _may_remember(self, target: Target) -> bool:
@@ -114,10 +166,52 @@ class Routes:
             return False
         return not target.ref.name or target.ref.name in self._registry
 
-    def _remember(self, key: Any, target: Target) -> None:
+    def _remember(self, key: Any, path: str, target: Target) -> None:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        self._known[key] = target
+        self._known[key] = (path, target)
+
+
+class _Alias(NamedTuple):
+    """A path of the application's own, and what it means."""
+
+    path: str
+    means: str
+    target: Target
+
+    def rows(self) -> list[Route]:
+        target = self.target
+        row = Route(
+            "",
+            self.path,
+            None,
+            target.codec,
+            target.verb,
+            target.hook,
+            target.always,
+            target.public,
+            target.ref,
+            self.means,
+        )
+        methods = ((m, e) for m, e in target.endpoints.items() if m != "HEAD")
+        return [replace(row, method=method, endpoint=endpoint) for method, endpoint in methods]
+
+
+def _with_put(target: Target) -> Target:
+    """Return a target that takes PUT as it takes POST."""
+    methods = target.endpoints
+    if "POST" not in methods:
+        return target
+    return replace(target, endpoints={**methods, "PUT": methods["POST"]})
+
+
+def _segments_given(path: str) -> list[str]:
+    """Return the segments of a path that a program or a user gives. Raises ValueError."""
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise ValueError(f"The path {path!r} must be text that begins with '/'")
+    if any(character in path for character in "{}?#"):
+        raise ValueError(f"The path {path!r} may not have parameters, a query or a fragment")
+    return segments_of(path.encode("utf-8", "surrogateescape"))
 
 
 def match(segments: list[str]) -> Target:
