@@ -98,7 +98,7 @@ class ModelServer:
             "repository": self._repository,
             "control": self.serving.control,
             "wait_for_load": self.serving.wait_for_load,
-            "aliases": self._routes.aliases,
+            "aliases": self.aliases,
         }
         others = {key: value for key, value in vars(self).items() if key not in _REBUILT}
         return {"options": options, "models": self.serving.registry.models, "others": others}
@@ -115,7 +115,7 @@ class ModelServer:
         Raises ResponseCut where only that can show a failure to the client.
         """
         if scope["type"] != "http":
-            await self._run_other(scope, receive, send)
+            await _run_other(self, scope, receive, send)
             return
         serving = self.serving
         target = self._routes.find(scope)
@@ -144,6 +144,11 @@ class ModelServer:
     def add_model(self, model: Any, name: str | None = None) -> None:
         """Register a model; one of the same name is replaced. It is loaded in the background."""
         self.serving.registry.add(model, name)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The application's own paths, each with what it means."""
+        return self._routes.aliases
 
     def add_alias(self, path: str, means: str) -> None:
         """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
@@ -185,24 +190,26 @@ class ModelServer:
         """
         return self.serving.lifespan()
 
-    async def _run_other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._run_lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-        else:
-            raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
 
-    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        started = False
-        try:
-            async with self.lifespan():
-                await send({"type": "lifespan.startup.complete"})
-                started = True
-                await receive()
-        except Exception as exc:
-            stage = "shutdown" if started else "startup"
-            await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
-            raise
-        await send({"type": "lifespan.shutdown.complete"})
+async def _run_other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await _run_lifespan(app, receive, send)
+    elif scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+    else:
+        raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
+
+
+async def _run_lifespan(app: ModelServer, receive: Receive, send: Send) -> None:
+    await receive()
+    started = False
+    try:
+        async with app.lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            started = True
+            await receive()
+    except Exception as exc:
+        stage = "shutdown" if started else "startup"
+        await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
+        raise
+    await send({"type": "lifespan.shutdown.complete"})

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from modelserve import __version__
+from modelserve import __version__, hosting
 from modelserve.app import ModelServer
 from modelserve.errors import LoadError
 from modelserve.limits import DEFAULTS, Limits
@@ -104,7 +104,7 @@ def build(options: Namespace) -> ASGIApp:
         return CORSMiddleware(
             app,
             allow_origins=options.cors_origin,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "PUT"),
             allow_headers=("*",),
             expose_headers=("*",),
         )
@@ -146,6 +146,21 @@ def _configure(app: ModelServer, options: Namespace) -> None:
         except OSError as exc:
             problem = exc.strerror or exc
             raise LoadError(f"Cannot read the models in {options.model_dir}: {problem}.") from None
+    try:
+        _add_paths(app, options)
+    except ValueError as exc:
+        raise LoadError(f"{exc}.") from None
+
+
+def _add_paths(app: ModelServer, options: Namespace) -> None:
+    """Add the paths that the flags and the environment ask for. Raises ValueError."""
+    for path, means in options.alias:
+        app.add_alias(path, means)
+    if options.predict_path is not None:
+        hosting.predict_at(app, options.predict_path, asked_by="--predict-path")
+    if options.sagemaker:
+        hosting.follow_sagemaker(app)
+    hosting.follow_environment(app, os.environ)
 
 
 def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
@@ -153,7 +168,16 @@ def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
     given = [name for name in LIMITS if getattr(options.limits, name) is not None]
     given += [
         name
-        for name in ("threads", "debug", "model_dir", "predictor_host", "token_file")
+        for name in (
+            "threads",
+            "debug",
+            "model_dir",
+            "predictor_host",
+            "token_file",
+            "alias",
+            "predict_path",
+            "sagemaker",
+        )
         if getattr(options, name)
     ]
     given += ["control"] if options.control is not None else []
@@ -175,7 +199,8 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         options.limits = Limits(**{name: getattr(options, name) for name in LIMITS})
         options.token = None if options.token_file is None else _read_token(options.token_file)
         if options.port is None:
-            options.port = _port_from_environment()
+            port = hosting.port_in(os.environ)
+            options.port = DEFAULT_PORT if port is None else port
     except ValueError as exc:
         parser.error(f"{exc}")
     if options.target is None and options.model_dir is None:
@@ -210,6 +235,7 @@ def _parser() -> ArgumentParser:
     _add_address(parser)
     _add_limits(parser)
     _add_application(parser)
+    _add_own_paths(parser)
     _add_logging(parser)
     _add_connections(parser)
     return parser
@@ -222,7 +248,8 @@ def _add_address(parser: ArgumentParser) -> None:
         "--port",
         type=_port,
         metavar="PORT",
-        help=f"default: environment variable PORT, else {DEFAULT_PORT}",
+        help=f"default: environment variable {', '.join(hosting.PORT_VARIABLES)}, else"
+        f" {DEFAULT_PORT}",
     )
     _also(group, "--http_port", type=_port)
     group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
@@ -315,6 +342,29 @@ def _add_application(parser: ArgumentParser) -> None:
     group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
 
 
+def _add_own_paths(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "paths of your own",
+        "Vertex AI's AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE are added where they are set.",
+    )
+    group.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        type=_alias,
+        metavar="PATH=PATH",
+        help="let a path mean a built-in one, like /predict=/v1/models/NAME:predict; repeatable",
+    )
+    group.add_argument(
+        "--predict-path", metavar="PATH", help="a path for the predict of the application's model"
+    )
+    group.add_argument(
+        "--sagemaker",
+        action="store_true",
+        help="the paths of SageMaker: /ping for readiness, /invocations for the model's predict",
+    )
+
+
 def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("logging, to stderr")
     group.add_argument(
@@ -362,9 +412,10 @@ def _positive(text: str) -> int:
 
 
 def _port(text: str) -> int:
-    if _whole(text) > 65535:
-        raise ArgumentTypeError(f"{text} is not a port")
-    return int(text)
+    try:
+        return hosting.port_number(text)
+    except ValueError as exc:
+        raise ArgumentTypeError(f"{exc}") from None
 
 
 def _number(text: str) -> float:
@@ -392,12 +443,11 @@ def _origin(text: str) -> str:
     return text
 
 
-def _port_from_environment() -> int:
-    text = os.environ.get("PORT", "")
-    try:
-        return _port(text) if text else DEFAULT_PORT
-    except ArgumentTypeError as exc:
-        raise ValueError(f"the environment variable PORT: {exc}") from None
+def _alias(text: str) -> tuple[str, str]:
+    path, equals, means = text.partition("=/")
+    if not equals:
+        raise ArgumentTypeError(f"{text!r} is not two paths, like /predict=/v1/models/m:predict")
+    return path, f"/{means}"
 
 
 def _read_token(path: str) -> str:

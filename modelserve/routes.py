@@ -19,7 +19,7 @@ from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.head import Scope
 from modelserve.wire.paths import segments_below, segments_of
 
-__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "match"]
+__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match"]
 
 _REMEMBERED: Final = 4096
 
@@ -120,7 +120,7 @@ class Routes:
         something else already, and for what is no path.
         """
         segments = _segments_given(path)
-        if match(segments) is not NOT_FOUND:
+        if is_built_in(path):
             raise ValueError(f"The path {path!r} is built in and cannot be given another meaning")
         target = match(_segments_given(means))
         if target is NOT_FOUND:
@@ -222,6 +222,11 @@ def match(segments: list[str]) -> Target:
         if found is not None:
             return target if not found else _with_ref(target, found)
     return NOT_FOUND
+
+
+def is_built_in(path: str) -> bool:
+    """Return whether a path, written as in a URL, is in the table. Raises ValueError."""
+    return match(_segments_given(path)) is not NOT_FOUND
 
 
 def _with_ref(target: Target, found: Mapping[str, str]) -> Target:
