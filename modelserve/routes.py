@@ -23,6 +23,8 @@ __all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match"]
 
 _REMEMBERED: Final = 4096
 
+_V1_VERSION: Final = "/v1/models/{model}/versions/{version}"
+
 NOT_FOUND: Final = Target({})
 
 
@@ -58,6 +60,8 @@ def _model(path: str, codec: Codec, verb: str, hook: str = "predict") -> Route:
 def _v2_model(path: str) -> Iterable[Route]:
     yield Route("GET", path, endpoints.metadata)
     yield Route("GET", f"{path}/ready", endpoints.model, public=True)
+    yield Route("GET", f"{path}/config", endpoints.config)
+    yield Route("GET", f"{path}/stats", endpoints.statistics)
     yield _model(f"{path}/infer", INFER, "infer")
     yield _model(f"{path}/infer_stream", INFER_STREAM, "infer_stream")
     yield _model(f"{path}/generate", GENERATE, "generate")
@@ -71,10 +75,16 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/v1/models/{model}", endpoints.model, public=True),
     _model("/v1/models/{model}:predict", V1, "predict"),
     _model("/v1/models/{model}:explain", V1, "explain", "explain"),
+    Route("GET", "/v1/models/{model}/metadata", endpoints.signature),
+    Route("GET", _V1_VERSION, endpoints.version_status, public=True),
+    Route("GET", f"{_V1_VERSION}/metadata", endpoints.signature),
+    _model(f"{_V1_VERSION}:predict", V1, "predict"),
+    _model(f"{_V1_VERSION}:explain", V1, "explain", "explain"),
     Route("GET", "/v2", endpoints.server),
     Route("GET", "/v2/health/live", endpoints.live, always=True, public=True),
     Route("GET", "/v2/health/ready", endpoints.ready, public=True),
     Route("GET", "/v2/models", endpoints.models),
+    Route("GET", "/v2/models/stats", endpoints.all_statistics),
     *_v2_model("/v2/models/{model}"),
     *_v2_model("/v2/models/{model}/versions/{version}"),
     Route("POST", "/v2/repository/index", endpoints.index),
@@ -132,33 +142,39 @@ class Routes:
 
     def find(self, scope: Scope) -> Target:
         """Return what a path means; NOT_FOUND where it means nothing."""
-        path = scope["path"]
-        key = scope.get("raw_path") or path
-        root = scope.get("root_path")
-        if root:
-            key = (key, root, scope.get("app_root_path"))
-        known = self._known.get(key)
-        if known is None or known[0] != path:
-            return self._look_up(scope, key)
-        return known[1]
+        try:
+            path = scope["path"]
+            key = scope["raw_path"] or path
+            if scope["root_path"]:
+                key = _mounted(key, scope)
+            said, target = self._known[key]
+        except KeyError:  # the path is not known, or the host does not set them all
+            return self._look_up(scope)
+        return target if said == path else self._look_up(scope)
 
-    def _look_up(self, scope: Scope, key: Any) -> Target:
-        """Return what a path means that is not remembered, or was another path when it was sent.
+    def _look_up(self, scope: Scope) -> Target:
+        """Return what a path means that is not remembered as it is.
 
-        The latter is where middleware has rewritten `path` alone.
+        Middleware may have made another path of it than when it was sent before.
         """
         path = scope["path"]
-        if key in self._known:
+        key = _mounted(scope.get("raw_path") or path, scope)
+        said, target = self._known.get(key, (path, None))
+        if said != path:
             key = (key, path)
-            if key in self._known:
-                return self._known[key][1]
+            said, target = self._known.get(key, (path, None))
+        if target is None:
+            target = self._meaning(scope)
+            if self._may_remember(target):
+                self._remember(key, path, target)
+        return target
+
+    def _meaning(self, scope: Scope) -> Target:
         segments = segments_below(scope, self._prefix)
         target = match(segments)
         if target is NOT_FOUND and self._aliases:
             alias = self._aliases.get(tuple(segments or [""]))
-            target = NOT_FOUND if alias is None else alias.target
-        if self._may_remember(target):
-            self._remember(key, path, target)
+            return NOT_FOUND if alias is None else alias.target
         return target
 
     def _may_remember(self, target: Target) -> bool:
@@ -170,6 +186,12 @@ class Routes:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[key] = (path, target)
+
+
+def _mounted(key: Any, scope: Scope) -> Any:
+    """Return under what a path below a mount is remembered."""
+    root = scope.get("root_path")
+    return (key, root, scope.get("app_root_path")) if root else key
 
 
 class _Alias(NamedTuple):

@@ -18,7 +18,7 @@ import anyio
 from modelserve.concurrency.budget import Budget, Share
 from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
-from modelserve.metrics.cells import Gauge
+from modelserve.metrics.cells import Counter, Gauge
 
 __all__ = ["Admission", "Gate"]
 
@@ -32,11 +32,16 @@ class Gate:
     """
 
     def __init__(
-        self, limits: Limits, in_flight: Gauge | None = None, queued: Gauge | None = None
+        self,
+        limits: Limits,
+        in_flight: Gauge | None = None,
+        queued: Gauge | None = None,
+        waited: Counter | None = None,
     ) -> None:
         assert limits.concurrency is not None and limits.queue is not None
         self._in_flight = in_flight or Gauge()
         self._queued = queued or Gauge()
+        self._waited = waited or Counter()
         self.concurrency = limits.concurrency
         self.queue = limits.queue
         self.running = 0
@@ -121,6 +126,7 @@ class Admission:
         share = self.budget.hold(size, share)
         ticket = _Ticket(next(self._numbers))
         self._enqueue(gate, ticket)
+        since = monotonic()
         try:
             await ticket.settled.wait()
         except BaseException:
@@ -131,6 +137,7 @@ class Admission:
             raise
         finally:
             share.close()
+            gate._waited.cells[0] += monotonic() - since
         if ticket.refusal is not None:
             raise ticket.refusal
 

@@ -94,7 +94,8 @@ class Entry:
         self.max_binary_bytes = BINARY_BYTES if is_default else self.max_body_bytes
 
         self.series = shared.telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
-        self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
+        series = self.series
+        self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
         connect(model)
