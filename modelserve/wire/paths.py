@@ -34,7 +34,7 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
     mount = _mount(scope, path, prefix).split("/")[1:]
     if not raw_path:
         return _without(mount, path.split("/")[1:])
-    hidden = _hidden(raw_path, path)
+    hidden = _hidden(raw_path, (path, scope["path"]))  # the slash may be one that was encoded
     if hidden is None:  # rewritten: not even a slash at its end is the host's
         return _without(mount, scope["path"].split("/")[1:])
     segments = segments_of(raw_path)
@@ -47,8 +47,8 @@ def _without(mount: list[str], segments: list[str]) -> list[str]:
     return segments[len(mount) :] if segments[: len(mount)] == mount else segments
 
 
-def _hidden(raw_path: bytes, path: str) -> int | None:
-    """Return how many leading segments `path` lacks of `raw_path`; None where they disagree.
+def _hidden(raw_path: bytes, paths: tuple[str, str]) -> int | None:
+    """Return how many leading segments a path lacks of `raw_path`; None where both disagree.
 
     A host that mounts an application may take its prefix off `path` only.
     """
@@ -56,7 +56,7 @@ def _hidden(raw_path: bytes, path: str) -> int | None:
     for decode in _DECODINGS:
         segments = [decode(part) for part in parts]
         whole = "/" + "/".join(segments)
-        for said in (path, path + "/"):  # a slash that was encoded may have been dropped above
+        for said in paths:
             if whole.endswith(said):
                 count = _segments_in(segments, len(whole) - len(said))
                 if count is not None:

@@ -83,6 +83,8 @@ REWRITTEN: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"path": "/v1/b", "raw_path": b"/v1/a"}, "", ["v1", "b"]),
     ({"path": "/v1/B", "raw_path": b"/v1/b"}, "", ["v1", "B"]),
     ({"path": "/x/", "raw_path": b"/y"}, "", ["x", ""]),
+    ({"path": "/v1/models", "raw_path": b"/v1/models/"}, "", ["v1", "models"]),  # a slash is cut off
+    ({"path": "/v1/models", "raw_path": b"/v1//models"}, "", ["v1", "models"]),
     ({"path": "/", "raw_path": b"/x"}, "", [""]),
     ({"path": "/x", "raw_path": b"/"}, "", ["x"]),
     ({"path": "/x", "raw_path": b"/y?a=/x"}, "", ["x"]),
