@@ -17,14 +17,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TypedDict
+from typing import Any, Final, TypedDict
 from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from modelserve import hosting
 from modelserve.errors import LoadError
-from modelserve.lifespan import Serving
+from modelserve.hosting import Hosted
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
@@ -72,12 +73,6 @@ _FOR_UVICORN: Final = (
 )
 
 
-class Configured(Protocol):
-    """A model server, as far as flags are applied to it."""
-
-    serving: Serving
-
-
 class Flags(TypedDict, total=False):
     """The flags as keyword arguments; None leaves a default."""
 
@@ -107,6 +102,9 @@ class Flags(TypedDict, total=False):
     token_file: str | os.PathLike[str] | None
     control: bool | None
     cors_origin: Sequence[str] | None
+    alias: Sequence[str] | None
+    predict_path: str | None
+    sagemaker: bool
     reload: bool
     exit_on_load_failure: bool
     root_path: str
@@ -123,7 +121,7 @@ class Flags(TypedDict, total=False):
 # --- applying them -----------------------------------------------------------------------
 
 
-def configure(app: Configured, options: Namespace) -> None:
+def configure(app: Hosted, options: Namespace) -> None:
     """Apply the options to a model server, which has them from now on. Raises LoadError."""
     serving = app.serving
     limits = options.limits
@@ -149,6 +147,21 @@ def configure(app: Configured, options: Namespace) -> None:
         except OSError as exc:
             problem = exc.strerror or exc
             raise LoadError(f"Cannot read the models in {options.model_dir}: {problem}.") from None
+    try:
+        _add_paths(app, options)
+    except ValueError as exc:
+        raise LoadError(f"{exc}.") from None
+
+
+def _add_paths(app: Hosted, options: Namespace) -> None:
+    """Add the paths that the flags and the environment ask for. Raises ValueError."""
+    for path, means in options.alias:
+        app.add_alias(path, means)
+    if options.predict_path is not None:
+        hosting.predict_at(app, options.predict_path, asked_by="--predict-path")
+    if options.sagemaker:
+        hosting.follow_sagemaker(app)
+    hosting.follow_environment(app, os.environ)
 
 
 def with_cors(app: ASGIApp, options: Namespace) -> ASGIApp:
@@ -158,7 +171,7 @@ def with_cors(app: ASGIApp, options: Namespace) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=options.cors_origin,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "POST", "PUT"),
         allow_headers=("*",),
         expose_headers=("*",),
     )
@@ -212,7 +225,7 @@ def options_of(flags: Flags) -> Namespace:
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
-_SWITCHES: Final = ("debug", "reload", "exit_on_load_failure", "control")
+_SWITCHES: Final = ("debug", "reload", "exit_on_load_failure", "control", "sagemaker")
 
 
 def _words_of(name: str, value: Any) -> list[str]:
@@ -249,7 +262,8 @@ def parse(
         options.limits = Limits(**{name: getattr(options, name) for name in LIMITS})
         options.token = None if options.token_file is None else read_token(options.token_file)
         if options.port is None:
-            options.port = _port_from_environment()
+            port = hosting.port_in(os.environ)
+            options.port = DEFAULT_PORT if port is None else port
     except ValueError as exc:
         parser.error(f"{exc}")
     if options.target is None and options.model_dir is None:
@@ -284,6 +298,7 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
     _add_address(parser)
     _add_limits(parser)
     _add_application(parser)
+    _add_own_paths(parser)
     _add_logging(parser)
     _add_connections(parser)
     return parser
@@ -296,7 +311,8 @@ def _add_address(parser: ArgumentParser) -> None:
         "--port",
         type=_port,
         metavar="PORT",
-        help=f"default: environment variable PORT, else {DEFAULT_PORT}",
+        help=f"default: environment variable {', '.join(hosting.PORT_VARIABLES)}, else"
+        f" {DEFAULT_PORT}",
     )
     _also(group, "--http_port", type=_port)
     group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
@@ -398,6 +414,29 @@ def _add_application(parser: ArgumentParser) -> None:
     group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
 
 
+def _add_own_paths(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "paths of your own",
+        "Vertex AI's AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE are added where they are set.",
+    )
+    group.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        type=_alias,
+        metavar="PATH=PATH",
+        help="let a path mean a built-in one, like /predict=/v1/models/NAME:predict; repeatable",
+    )
+    group.add_argument(
+        "--predict-path", metavar="PATH", help="a path for the predict of the application's model"
+    )
+    group.add_argument(
+        "--sagemaker",
+        action="store_true",
+        help="the paths of SageMaker: /ping for readiness, /invocations for the model's predict",
+    )
+
+
 def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("logging, to stderr")
     group.add_argument(
@@ -445,9 +484,10 @@ def _positive(text: str) -> int:
 
 
 def _port(text: str) -> int:
-    if _whole(text) > 65535:
-        raise ArgumentTypeError(f"{text} is not a port")
-    return int(text)
+    try:
+        return hosting.port_number(text)
+    except ValueError as exc:
+        raise ArgumentTypeError(f"{exc}") from None
 
 
 def _number(text: str) -> float:
@@ -475,9 +515,8 @@ def _origin(text: str) -> str:
     return text
 
 
-def _port_from_environment() -> int:
-    text = os.environ.get("PORT", "")
-    try:
-        return _port(text) if text else DEFAULT_PORT
-    except ArgumentTypeError as exc:
-        raise ValueError(f"the environment variable PORT: {exc}") from None
+def _alias(text: str) -> tuple[str, str]:
+    path, equals, means = text.partition("=/")
+    if not equals:
+        raise ArgumentTypeError(f"{text!r} is not two paths, like /predict=/v1/models/m:predict")
+    return path, f"/{means}"

@@ -93,7 +93,7 @@ class Serving:
         self.telemetry = Telemetry()
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
-        self._scraper = Workers(1)
+        self.scraper = Workers(1)
         self.decompressors = Workers(_DECOMPRESSORS)
         self.admission = Admission(self.limits)
         self.registry = Registry(
@@ -185,7 +185,7 @@ class Serving:
     async def expose(self, accept: str | None) -> tuple[bytes, bytes]:
         """Return the metrics' content type and text, made in a thread."""
         self.telemetry.open()
-        result: tuple[bytes, bytes] = await self._scraper.call(
+        result: tuple[bytes, bytes] = await self.scraper.call(
             "metrics", self.telemetry.expose, accept
         )
         return result
@@ -220,7 +220,7 @@ class Serving:
                 await self.drain()
                 await self.loading.close(within=CLEANUP_AFTER_DRAIN)
                 self.workers.close()
-                self._scraper.close()
+                self.scraper.close()
                 self.decompressors.close()
                 self.telemetry.close()
             self.hosted = False

@@ -22,7 +22,6 @@ from typing import Any, Final, Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelserve.flags import (
-    Configured,
     Flags,
     configure,
     logging_of,
@@ -30,6 +29,7 @@ from modelserve.flags import (
     settings_of,
     with_cors,
 )
+from modelserve.hosting import Hosted
 from modelserve.server.embedded import serve_embedded
 from modelserve.server.run import serve as serve_process
 from modelserve.server.signals import stop_signals
@@ -42,7 +42,7 @@ _MAIN: Final = "__main__"
 _OF_WORKERS: Final = "__mp_main__"  # what the program is called in a worker process
 
 
-class Served(Configured, Protocol):
+class Served(Hosted, Protocol):
     """A model server, as far as it is served here."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
