@@ -31,7 +31,8 @@ try:
 except ImportError:
     sys.exit("This needs atheris: pip install atheris")
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+_TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(_TESTS / "faults"), str(_TESTS / "wire"), str(_TESTS.parent)]
 
 with atheris.instrument_imports(include=["modelserve"]):
     from modelserve.errors import InvalidInput, NestedTooDeep, NotAcceptable
@@ -59,13 +60,14 @@ with atheris.instrument_imports(include=["modelserve"]):
         Reader,
         TextReader,
     )
-    from modelserve.wire.encoders import NDJSON, SSE, ServerSentEvent
+    from modelserve.wire.encoders import NDJSON, SSE, Encoder, ServerSentEvent
     from modelserve.wire.head import Head, HookHeaders
     from modelserve.wire.headers import Header
     from modelserve.wire.json import to_json
     from modelserve.wire.paths import segments_below
 
 from eventstream import interpret
+from slowaccept import slow_choice, slow_framed
 
 REF = ModelRef("m")
 TYPES = (
@@ -305,7 +307,7 @@ def as_bytes(tensor: InferOutput) -> bytes:
 
 
 def fuzz_accept(source: Source) -> None:
-    """Any header leads to an encoder that it allows, or to none."""
+    """Any header leads to an encoder that it allows, or to none: that of a slow choice."""
     if source.chance(2):
         header = source.choices.ConsumeBytes(400).decode("latin-1")
         well_formed = False
@@ -327,6 +329,17 @@ def fuzz_accept(source: Source) -> None:
             assert allowed(header, name), (header, name)
     framed = framed_encoder(header)
     assert framed is None or framed.failure is not None
+    if header:
+        forms = ("ndjson", "sse", "collected", "text", "octets")
+        assert named(chosen[-1]) == slow_choice(header, forms), header
+        assert named(framed) == slow_framed(header), header
+        for first, natural in (("text", "text"), (b"bytes", "octets"), (None, "ndjson")):
+            forms = tuple(dict.fromkeys((natural, "ndjson", "sse", "collected")))
+            assert named(choose_encoder(header, first)) == slow_choice(header, forms), header
+
+
+def named(encoder: Encoder | None) -> str | None:
+    return encoder and encoder.media_type.partition(";")[0]
 
 
 def allowed(header: str, name: str) -> bool:
