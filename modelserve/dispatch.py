@@ -6,7 +6,7 @@ made before it is needed, since most requests are small: the flight of a request
 early, exists only once the pipeline has suspended.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -30,12 +30,12 @@ from modelserve.exchange.failures import report_failure
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
-from modelserve.limits import shortened
+from modelserve.limits import SMALL_BYTES, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
-from modelserve.models.registry import Entry
+from modelserve.models.registry import Entry, infinite_if_none
 from modelserve.protocols.cloudevents import codec_for
-from modelserve.protocols.codec import Codec, ModelRef
+from modelserve.protocols.codec import Codec, ModelRef, Payload
 from modelserve.wire.coding import check_length
 from modelserve.wire.head import HookHeaders
 
@@ -55,18 +55,15 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             serving.load_pending()
         endpoint = _guard(serving, target, exchange)
         if endpoint is not None:
-            await endpoint(serving, target, exchange)
-            return
+            return await endpoint(serving, target, exchange)
         codec, ref, headers = target.codec, target.ref, exchange.headers
         if ref is NO_MODEL:  # the body names it
             share = serving.admission.budget.hold(0)
-            body = await _read_whole(serving, exchange, share)
-            ref, exchange.payload = codec.open(body, exchange)
+            ref, body = await _opened(serving, codec, exchange, share)
         entry = serving.registry.entries.get(ref.name)
         if entry is None or ref.version is not None:
             entry = serving.registry.get(ref.name, ref.version)
-        exchange.series = entry.series
-        exchange.deadlines = entry.deadlines
+        exchange.series, exchange.deadlines = entry.series, entry.deadlines
         if b"x-request-timeout-seconds" in headers:
             exchange.deadlines = shortened(entry.deadlines, headers[b"x-request-timeout-seconds"])
         if entry.checks_health or not entry.model.ready:
@@ -91,7 +88,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 raise ClientGone from exc
             body = message.get("body", b"")
             is_more = message.get("more_body") or b"content-encoding" in headers
-            if is_more or len(body) > limit or message["type"] != "http.request":
+            if is_more or len(body) > entry.small_bytes or message["type"] != "http.request":
                 share = serving.admission.budget.hold(0)
                 body = await _complete(serving, exchange, message, limit, share)
             else:
@@ -101,7 +98,10 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             if entry.is_retired:  # replaced, or removed, while the body came
                 share = serving.admission.budget.hold(len(body), share)
                 entry = await _successor(serving, ref, exchange)
-            exchange.payload = codec.decode(body, exchange, ref)
+            if share is None:
+                exchange.payload = codec.decode(body, exchange, ref)
+            else:
+                await _decode(serving, entry, codec, body, exchange, ref, share)
             del message
         size = len(body)
         del body  # it may be large, and the answer may take long
@@ -141,12 +141,24 @@ async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Ent
     return await _successor(serving, ref, exchange) if entry.is_retired else entry
 
 
-async def _read_whole(serving: Serving, exchange: Exchange, share: Share) -> bytes | bytearray:
-    """Read the body of a request to no model known yet, and undo its coding."""
+async def _opened(
+    serving: Serving, codec: Codec, exchange: Exchange, share: Share
+) -> tuple[ModelRef, bytes | bytearray]:
+    """Read the body of a request to no model known yet; return the model it names, and the body.
+
+    The limits are the application's.
+    """
     limit = serving.max_body_bytes
     length = exchange.get(b"content-length")
     message = await receive_first(exchange.receive, limit, length)
-    return await _complete(serving, exchange, message, limit, share)
+    body = await _complete(serving, exchange, message, limit, share)
+
+    def open_() -> tuple[ModelRef, Payload]:
+        codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
+        return codec.open(body, exchange)
+
+    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
+    return ref, body
 
 
 async def _complete(
@@ -161,9 +173,37 @@ async def _complete(
     exchange.body_read = True
     if exchange.flight is not None:
         exchange.flight.note_body_read()
-    return await decoded(
-        body, exchange.get(b"content-encoding"), limit, share, serving.decompressors
-    )
+    return await decoded(body, exchange.get(b"content-encoding"), limit, share, serving.decoders)
+
+
+async def _decode(
+    serving: Serving,
+    entry: Entry,
+    codec: Codec,
+    body: bytes | bytearray,
+    exchange: Exchange,
+    ref: ModelRef,
+    share: Share,
+) -> None:
+    """Set the payload by a body that may be large, within the model's limits."""
+
+    def decode() -> Payload:
+        codec.check_cost(body, exchange, entry.max_json_values)
+        return codec.decode(body, exchange, ref)
+
+    exchange.payload = await _in_turns(serving, decode, len(body), share)
+
+
+async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, share: Share) -> Any:
+    """Decode a body: on the event loop if it is small, else in a thread.
+
+    A parser lets nobody else run, but what comes before and after it does. Cancellation waits for
+    its end.
+    """
+    if size <= SMALL_BYTES:
+        return decode()
+    share.resize(size)
+    return await serving.decoders.call("decode", decode)
 
 
 async def _wait_until_usable(

@@ -24,6 +24,7 @@ from modelserve.wire.accept import (
     encoder_for_type,
     framed_encoder,
 )
+from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, natural_encoder
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON
@@ -65,6 +66,10 @@ class V1Codec(Codec):
     """KServe V1."""
 
     protocol = "v1"
+
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        if _is_read_as_json(head.get(b"content-type")):
+            check_cost(body, limit)
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         """Return any JSON value, or the raw bytes of a body of another type.

@@ -31,7 +31,9 @@ from modelserve.tensors import (
     encode_response,
     response_document,
 )
+from modelserve.tensors.messages import json_length
 from modelserve.wire.accept import choose_among, framed_encoder
+from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import (
     COLLECTED,
     NDJSON,
@@ -117,6 +119,10 @@ class InferCodec(Codec):
     def json_length(self, head: Head) -> bytes | None:
         return head.headers.get(_LENGTH_HEADER)
 
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        length = json_length(body, _length_header(head))
+        check_cost(body if length is None else memoryview(body)[:length], limit)
+
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> InferRequest:
         """Return the request, binary with the length header and JSON without it.
 
@@ -124,10 +130,7 @@ class InferCodec(Codec):
         is JSON. The content type does not matter. Raises InvalidInput, naming the tensor and what
         is wrong with it.
         """
-        length = head.headers.get(_LENGTH_HEADER)
-        request = decode_request(
-            body, None if length is None else length.decode("latin-1"), model_name=ref.name
-        )
+        request = decode_request(body, _length_header(head), model_name=ref.name)
         request.model_version = ref.version
         return request
 
@@ -146,6 +149,11 @@ class InferCodec(Codec):
 
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
         return _document(item, payload, ref)
+
+
+def _length_header(head: Head) -> str | None:
+    length = head.headers.get(_LENGTH_HEADER)
+    return None if length is None else length.decode("latin-1")
 
 
 def wants_ready_only(body: bytes | bytearray) -> bool:
