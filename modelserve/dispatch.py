@@ -15,6 +15,7 @@ from starlette.types import Message
 from modelserve.concurrency.budget import Share
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
+from modelserve.concurrency.uncollected import call_uncollected
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
     BodyTooLarge,
@@ -203,7 +204,7 @@ async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, shar
     if size <= SMALL_BYTES:
         return decode()
     share.resize(size)
-    return await serving.decoders.call("decode", decode)
+    return await serving.decoders.call("decode", call_uncollected, decode)
 
 
 async def _wait_until_usable(

@@ -45,7 +45,7 @@ class Limits:
         max_body_bytes: Bytes of a request's body; more is a 413. The default is 1 GiB for a body
             of binary tensors (V2) and 64 MiB for any other.
         max_json_values: Values in a body of JSON, counted before it is parsed; more is a 413. A
-            number or a text counts as one, a key as three, a list or an object as four.
+            number or a text counts as one, a list as two, a key as three, an object as four.
         max_collected_bytes: Bytes of a stream that is collected into one document; more is a 500.
         first_item_timeout: Seconds from admission to the first item or the result.
         idle_timeout: Seconds between two items.
