@@ -35,7 +35,7 @@ _TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(_TESTS / "faults"), str(_TESTS / "wire"), str(_TESTS.parent)]
 
 with atheris.instrument_imports(include=["modelserve"]):
-    from modelserve.errors import InvalidInput, NestedTooDeep, NotAcceptable
+    from modelserve.errors import BodyTooLarge, InvalidInput, NestedTooDeep, NotAcceptable
     from modelserve.protocols.cloudevents import EventSettings, codec_for
     from modelserve.protocols.codec import ModelRef, encode_value
     from modelserve.protocols.generate import GENERATE
@@ -52,6 +52,7 @@ with atheris.instrument_imports(include=["modelserve"]):
         response_document,
     )
     from modelserve.wire.accept import choose_encoder, framed_encoder, parse_accept
+    from modelserve.wire.cost import check_cost
     from modelserve.wire.decoders import (
         ChunkReader,
         EventReader,
@@ -189,6 +190,34 @@ def fuzz_generate(source: Source) -> None:
         with suppress(InvalidInput):
             document = GENERATE.decode(body, Head({"headers": []}), REF)
             assert isinstance(document["text_input"], str)
+
+
+def fuzz_cost(source: Source) -> None:
+    """The values of a body are those that are seen character by character."""
+    text = json.dumps([source.value(), source.any_text()], ensure_ascii=source.chance(2))
+    body = text.encode("utf-8", "replace")
+    count = slow_count(text)
+    for limit in {count - 1, count, source.count(100)}:
+        try:
+            check_cost(body, limit)
+        except BodyTooLarge:
+            assert count > limit, (body, limit, count)
+        else:
+            assert count <= limit, (body, limit, count)
+
+
+def slow_count(text: str) -> int:
+    count, is_inside, is_escaped = 0, False, False
+    for character in text:
+        if is_escaped:
+            is_escaped = False
+        elif character == '"':
+            is_inside = not is_inside
+        elif is_inside:
+            is_escaped = character == "\\"
+        else:
+            count += {",": 1, "[": 2, ":": 3, "{": 4}.get(character, 0)
+    return count
 
 
 # --- V2 -----------------------------------------------------------------------------------------
@@ -649,6 +678,7 @@ TARGETS: dict[str, Callable[[Source], None]] = {
     "v2-bytes": fuzz_v2_bytes,
     "v2-json": fuzz_v2_json,
     "v2-binary": fuzz_v2_binary,
+    "cost": fuzz_cost,
     "accept": fuzz_accept,
     "sse": fuzz_sse,
     "ndjson": fuzz_ndjson,
