@@ -120,7 +120,8 @@ class InferCodec(Codec):
         return head.headers.get(_LENGTH_HEADER)
 
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
-        length = json_length(body, _length_header(head))
+        header = head.headers.get(_LENGTH_HEADER)
+        length = None if header is None else json_length(body, header.decode("latin-1"))
         check_cost(body if length is None else memoryview(body)[:length], limit)
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> InferRequest:
@@ -130,7 +131,10 @@ class InferCodec(Codec):
         is JSON. The content type does not matter. Raises InvalidInput, naming the tensor and what
         is wrong with it.
         """
-        request = decode_request(body, _length_header(head), model_name=ref.name)
+        length = head.headers.get(_LENGTH_HEADER)
+        request = decode_request(
+            body, None if length is None else length.decode("latin-1"), model_name=ref.name
+        )
         request.model_version = ref.version
         return request
 
@@ -149,11 +153,6 @@ class InferCodec(Codec):
 
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
         return _document(item, payload, ref)
-
-
-def _length_header(head: Head) -> str | None:
-    length = head.headers.get(_LENGTH_HEADER)
-    return None if length is None else length.decode("latin-1")
 
 
 def wants_ready_only(body: bytes | bytearray) -> bool:
