@@ -53,6 +53,7 @@ _LIMIT_TEXTS: Final = {
     "queue": "requests that may wait",
     "max_queued_bytes": "bytes of the bodies of all requests that wait or are being uploaded",
     "max_body_bytes": "bytes of a request's body",
+    "max_json_values": "values in a body of JSON",
     "max_collected_bytes": "bytes of a stream that is sent as one document",
     "first_item_timeout": "until the first item or the response",
     "idle_timeout": "between two items",
