@@ -30,7 +30,7 @@ from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.run import serve
-from modelserve.server.settings import CANNOT_LOAD, Settings
+from modelserve.server.settings import CANNOT_LOAD, HEAD_TIMEOUT, Settings
 
 __all__ = ["main"]
 
@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fd=options.fd,
             workers=options.workers,
             shutdown_delay=options.shutdown_delay,
+            head_timeout=options.head_timeout,
             watched=_watched(options) if options.reload else (),
             uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
             set_up_logging=set_up_logging,
@@ -339,6 +340,14 @@ def _add_connections(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="for which an idle connection stays open; default: %(default)s",
     )
+    group.add_argument(
+        "--head-timeout",
+        type=_time_limit,
+        default=HEAD_TIMEOUT,
+        metavar="SECONDS",
+        help="for a client to send the head of a request, and from one part of its body to the"
+        f" next; default: {HEAD_TIMEOUT:g}",
+    )
     group.add_argument("--ssl-certfile", metavar="PATH")
     group.add_argument("--ssl-keyfile", metavar="PATH")
     group.add_argument("--ssl-keyfile-password", metavar="PASSWORD")
@@ -378,6 +387,13 @@ def _seconds(text: str) -> float:
     seconds = _number(text)
     if not 0 <= seconds < math.inf:
         raise ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _time_limit(text: str) -> float:
+    seconds = _number(text)
+    if not seconds > 0:
+        raise ArgumentTypeError(f"{text!r} is not a time limit")
     return seconds
 
 

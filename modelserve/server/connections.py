@@ -1,16 +1,32 @@
 """What uvicorn leaves undone about its connections; the one module that knows uvicorn's insides.
 
-Three things about its httptools protocol: only the last of pipelined requests learns that the
-client has left; a stream for an HTTP/1.0 client is sent in chunks, which that does not know (RFC
-9112, 6.1); and a connection that was reset stays in memory for the rest of its keep-alive time. A
-release whose attributes are not the known ones is left as it is.
+Its httptools protocol, each mended by the method of `_Requests` or `_Bounded` that is named:
 
-And one about all its protocols: a client that reads nothing of a response that the application is
-done with (a whole document, or the rest of a stream that was cut) keeps its connection, with all
-buffers, for as long as it likes.
+- All requests of a read are parsed at once, and each answer lets another read in, so that any
+  number may wait (`_receive`); while any wait, nothing is read, not even that the client has left
+  (`_settle`).
+- Heads, trailers and the extensions of chunks have no bound (`_settle`).
+- The fields of a trailer become headers of the request (`on_headers_complete`; RFC 9110, 6.5.1).
+- A stream for an HTTP/1.0 client is sent in chunks, which that does not know
+  (`on_headers_complete`; RFC 9112, 6.1).
+- What cannot be parsed is answered at once, before or inside of the responses to the requests in
+  front of it (`send_400_response`).
+- Only the last of pipelined requests learns that the client has left, and a connection that was
+  reset stays in memory for the rest of its keep-alive time (`connection_lost`).
+
+Its h11 protocol: a head that is too long is a 400, and what cannot be parsed behind a response that
+has begun is an exception (`_H11`).
+
+Both: a client that never ends its head, or stops inside of a body, keeps its connection for ever
+(`SilentConnections`); so does one that reads nothing of a response that the application is done
+with (`StalledConnections`).
+
+A release whose attributes are not the known ones is left as it is.
 """
 
 import asyncio
+import json
+import math
 import socket
 import struct
 import sys
@@ -18,9 +34,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 
 try:
     import fcntl
@@ -30,20 +48,52 @@ except ImportError:  # not Unix
 else:
     _HAS_IOCTL = True
 
-__all__ = ["StalledConnections", "has_request", "mended", "new_protocol"]
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+else:
+    H11Protocol = HttpToolsProtocol = object
+
+__all__ = [
+    "LONGEST_HEAD",
+    "SilentConnections",
+    "StalledConnections",
+    "has_request",
+    "mended",
+    "new_protocol",
+]
+
+LONGEST_HEAD: Final = 1 << 16  # bytes of a head; as much again of a body may be no data
+_MOST_FIELDS: Final = 1000  # of a head that comes in several parts; each takes far more than it has
+_PART: Final = 1 << 12  # bytes that are parsed at once: no more than some 200 requests
+_MOST_WAITING: Final = 100  # pipelined requests, beyond which a client's next ones are not parsed
+_MOST_WAITING_BYTES: Final = 1 << 14
+# Bytes of framing that each byte of a body allows: chunks of one byte have five.
+_FRAMING: Final = 16
+# A client that is refused may still be sending; a reset would keep it from reading why.
+_LINGER_SECONDS: Final = 2.0
+_LINGER_BYTES: Final = 1 << 18
 
 _LONGEST_INTERVAL: Final = 5.0
-# The attributes of uvicorn's objects that the mended protocol relies on.
-_PROTOCOL_USES: Final = frozenset(("cycle", "scope", "timeout_keep_alive_task"))
+# The attributes of uvicorn's objects that the mended protocols rely on.
+_PROTOCOL_USES: Final = frozenset(
+    ("cycle", "flow", "headers", "parser", "pipeline", "scope", "timeout_keep_alive_task")
+)
 _CYCLE_USES: Final = frozenset(
     (
+        "body",
         "chunked_encoding",
         "disconnected",
         "expected_content_length",
         "message_event",
+        "more_body",
         "response_complete",
+        "response_started",
     )
 )
+_H11_USES: Final = frozenset(("conn", "cycle", "timeout_keep_alive_task"))
+_TOO_LONG: Final = f"The head of the request is longer than {LONGEST_HEAD} bytes."
+_TOO_LATE: Final = "The head of the request was not received in time."
 
 Message = MutableMapping[str, Any]
 
@@ -61,60 +111,239 @@ def has_request(connection: Any) -> bool:
     return getattr(connection, "cycle", None) is not None
 
 
-# --- httptools ----------------------------------------------------------------------------------
-
-
 def mended(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     """Return uvicorn's protocol with what it leaves undone."""
-    try:
-        from uvicorn.protocols.http import httptools_impl
-    except ImportError:
-        return protocol
-    if protocol is not httptools_impl.HttpToolsProtocol or not _is_known(httptools_impl):
-        return protocol
-
-    class MendedProtocol(httptools_impl.HttpToolsProtocol):
-        """Report a lost connection to each of its requests; send HTTP/1.0 what it understands."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._earlier: deque[Any] = deque()  # cycles before `cycle`; the first may be running
-
-        def on_headers_complete(self) -> None:
-            before = self.cycle
-            super().on_headers_complete()
-            if self.cycle is before:
-                return
-            if before is not None and not before.response_complete:
-                while self._earlier and self._earlier[0].response_complete:
-                    self._earlier.popleft()
-                self._earlier.append(before)
-            if self.scope["http_version"] == "1.0":
-                cycle: Any = self.cycle
-                cycle.send = partial(_send_without_chunks, cycle, cycle.send)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            if self.timeout_keep_alive_task is not None:  # it holds a reset connection in memory
-                self.timeout_keep_alive_task.cancel()
-            for cycle in self._earlier:
-                if not cycle.response_complete:
-                    cycle.disconnected = True
-                    cycle.message_event.set()
-            self._earlier.clear()
-
-    return MendedProtocol
-
-
-def _is_known(httptools_impl: Any) -> bool:
-    """Return whether the constructors of a release set the attributes that are used here."""
-    cycle = getattr(httptools_impl, "RequestResponseCycle", None)
-    return _sets(httptools_impl.HttpToolsProtocol, _PROTOCOL_USES) and _sets(cycle, _CYCLE_USES)
+    module = sys.modules.get(protocol.__module__)
+    cycle = getattr(module, "RequestResponseCycle", None)
+    if protocol.__qualname__ == "HttpToolsProtocol":
+        is_known = _sets(protocol, _PROTOCOL_USES) and _sets(cycle, _CYCLE_USES)
+        return type("MendedHttpTools", (_Bounded, protocol), {}) if is_known else protocol
+    if protocol.__qualname__ == "H11Protocol" and _sets(protocol, _H11_USES):
+        return type("MendedH11", (_H11, protocol), {})
+    return protocol
 
 
 def _sets(cls: Any, attributes: frozenset[str]) -> bool:
+    """Return whether the constructor of a class sets these attributes."""
     code = getattr(getattr(cls, "__init__", None), "__code__", None)
     return code is not None and attributes <= set(code.co_names)
+
+
+# --- httptools ----------------------------------------------------------------------------------
+
+
+class _Dropped(list[tuple[bytes, bytes]]):
+    """Where the fields of trailers go."""
+
+    def append(self, field: tuple[bytes, bytes], /) -> None:
+        pass
+
+
+_DROPPED: Final = _Dropped()
+
+
+class _Flow(FlowControl):
+    """Lets nothing be read, whoever asks, while `is_held`."""
+
+    is_held = False
+
+    def resume_reading(self) -> None:
+        if not self.is_held:
+            super().resume_reading()
+
+
+class _Requests(HttpToolsProtocol):
+    """uvicorn's protocol for httptools, whose requests are right."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.received = 0  # bytes of bodies
+        self._earlier: deque[Any] = deque()  # cycles before `cycle`; the first may be running
+
+    def on_headers_complete(self) -> None:
+        before = self.cycle
+        super().on_headers_complete()
+        if self.cycle is before:
+            return
+        self.headers = _DROPPED
+        if before is not None and not before.response_complete:
+            while self._earlier and self._earlier[0].response_complete:
+                self._earlier.popleft()
+            self._earlier.append(before)
+        if self.scope["http_version"] == "1.0":
+            cycle: Any = self.cycle
+            cycle.send = partial(_send_without_chunks, cycle, cycle.send)
+
+    def on_body(self, body: bytes) -> None:
+        self.received += len(body)
+        super().on_body(body)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:  # it holds a reset connection in memory
+            self.timeout_keep_alive_task.cancel()
+        for cycle in self._earlier:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self._earlier.clear()
+
+
+class _Bounded(_Requests):
+    """The same, with bounds.
+
+    Nearly all requests come in one read that holds nothing else, and are parsed as uvicorn does it.
+    Of all others at most `_PART` bytes are parsed at a time, and `_settle` looks at what they made.
+    What a connection may not have parsed yet is its `_rest`; while it has one, nothing is read.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_amid = False  # in a request, or requests wait, or there is a rest
+        self._rest: memoryview | None = None
+        self._refusal: Callable[[], None] | None = None  # once all before it are answered
+        self._body_left = 0  # by the content-length
+        self._overhead = 0  # bytes of a head or a body that were no data
+        self._waiting_bytes = 0  # since requests wait
+
+    # -- what is parsed, and when
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_amid or len(data) > _PART:
+            self._receive(memoryview(data))
+            return
+        super().data_received(data)
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.scope is not self.scope or self.pipeline:
+            self._overhead = 0
+            self._begin_body()
+            self._settle(len(data))
+
+    def _receive(self, data: memoryview) -> None:
+        """Parse what may be parsed now; keep the rest."""
+        if self._refusal is not None:
+            self._discard(len(data))
+            return
+        if self._rest is not None:
+            self._rest = memoryview(bytes(self._rest) + data)
+            return
+        while data and self._rest is None:
+            size = max(_PART, self._body_left)
+            self._parse(data[:size])
+            data = data[size:]
+            if self not in self.connections or self.transport.is_closing():
+                return  # it has ended, or is a WebSocket's
+        if self._rest is not None:
+            self._rest = data
+
+    def _parse(self, part: memoryview) -> None:
+        scope, cycle, received = self.scope, self.cycle, self.received
+        super().data_received(part)  # type: ignore[arg-type]
+        self._body_left = max(0, self._body_left - len(part))
+        if scope is self.scope and cycle is self.cycle:
+            self._overhead += len(part) - (_FRAMING + 1) * (self.received - received)
+            self._overhead = max(0, self._overhead)
+        else:
+            self._overhead = 0
+            self._begin_body()
+        self._settle(len(part))
+
+    def _begin_body(self) -> None:
+        """Take a length from the head that has just been parsed."""
+        cycle = self.cycle
+        self._body_left = 0
+        if cycle is not None and cycle.scope is self.scope and cycle.more_body:
+            for name, value in cycle.scope["headers"]:
+                if name == b"content-length":  # llhttp has made sure that it is a number
+                    self._body_left = max(0, int(value) - len(cycle.body))
+
+    def _settle(self, size: int) -> None:
+        """See to the bounds, now that so many bytes have been parsed."""
+        if self.transport.is_closing() or self._refusal is not None:
+            return
+        is_in_head = self._is_in_head()
+        self._is_amid = is_in_head or self.cycle.more_body or bool(self.pipeline)
+        if is_in_head:
+            is_long = self._overhead > LONGEST_HEAD
+            if is_long or (self.headers is not None and len(self.headers) > _MOST_FIELDS):
+                self._refuse(partial(self._answer, 431, _TOO_LONG))
+                return
+        elif self._overhead > LONGEST_HEAD:
+            self.transport.abort()
+            return
+        if not self.pipeline:
+            self._waiting_bytes = 0
+            return
+        self._waiting_bytes += size
+        if len(self.pipeline) > _MOST_WAITING or self._waiting_bytes > _MOST_WAITING_BYTES:
+            self._rest = memoryview(b"")
+            self.flow.pause_reading()
+            self.flow.is_held = True
+        else:
+            self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_amid and not self.pipeline:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Parse on, now that no request waits any more, or give the answer to what cannot be."""
+        self.flow.is_held = False
+        rest, self._rest = self._rest, None
+        if self.transport.is_closing():
+            return
+        if self._refusal is not None:
+            if self.cycle is None or self.cycle.response_complete:
+                self._refusal()
+        elif rest is not None:
+            self._waiting_bytes = 0
+            self._receive(rest)
+        if self._rest is None:
+            self.flow.resume_reading()
+
+    # -- what is refused
+
+    def _is_in_head(self) -> bool:
+        return self.cycle is None or self.cycle.scope is not self.scope
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(partial(super().send_400_response, msg))
+
+    def _refuse(self, answer: Callable[[], None]) -> None:
+        """Answer what cannot be parsed once all requests before it are answered."""
+        self._is_amid = True
+        self._refusal = answer
+        cycle = self.cycle
+        if not self._is_in_head() and cycle.more_body and not cycle.response_complete:
+            if not self.pipeline:  # it is the request that is running
+                if cycle.response_started:
+                    self.transport.close()
+                else:
+                    answer()
+                return
+            self.pipeline.popleft()
+            self.cycle = self._earlier.pop()
+            cycle = self.cycle
+        if not self.pipeline and (cycle is None or cycle.response_complete):
+            answer()
+
+    def _answer(self, status: int, sentence: str) -> None:
+        """Send a response, and close the connection once the client has had time to read it."""
+        self.transport.write(_document(status, sentence))
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            _LINGER_SECONDS, self.timeout_keep_alive_handler
+        )
+
+    def _discard(self, size: int) -> None:
+        self._overhead += size
+        if self._overhead > LONGEST_HEAD + _LINGER_BYTES:
+            self.transport.abort()
 
 
 async def _send_without_chunks(
@@ -128,6 +357,118 @@ async def _send_without_chunks(
     elif cycle.chunked_encoding is False and not cycle.expected_content_length:
         cycle.expected_content_length = len(message.get("body", b""))
     await send(message)
+
+
+def _document(status: int, sentence: str) -> bytes:
+    """Return a whole response, which ends its connection."""
+    body = json.dumps({"error": sentence}, separators=(",", ":")).encode()
+    return (
+        b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+        b"connection: close\r\n\r\n%b"
+        % (status, HTTPStatus(status).phrase.encode(), len(body), body)
+    )
+
+
+# --- h11 ----------------------------------------------------------------------------------------
+
+
+class _H11(H11Protocol):
+    """uvicorn's protocol for h11, which answers what cannot be parsed as it should."""
+
+    received = 0  # bytes
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # nothing may be sent inside of it
+        elif getattr(sys.exception(), "error_status_hint", 400) == 431:
+            self.transport.write(_document(431, _TOO_LONG))
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
+
+# --- clients that send nothing ------------------------------------------------------------------
+
+
+class SilentConnections:
+    """Cut the connections whose clients do not send what the server waits for.
+
+    A head has to be complete in so many seconds; of a body some data has to come in that time. A
+    connection that is idle between two requests has the keep-alive time.
+    """
+
+    def __init__(self, connections: Iterable[Any], seconds: float) -> None:
+        self._connections = connections
+        self._seconds = seconds
+        self._interval = min(seconds / 4, _LONGEST_INTERVAL)
+        self._next_check = 0.0
+        self._waited_for: dict[Any, tuple[tuple[Any, int], float]] = {}
+
+    def check(self, now: float) -> None:
+        """Check all connections, if it is time to."""
+        if now < self._next_check or math.isinf(self._seconds):
+            return
+        self._next_check = now + self._interval
+        before, self._waited_for = self._waited_for, {}
+        for connection in tuple(self._connections):
+            awaited = _awaited(connection)
+            if awaited is None:
+                continue
+            last, since = before.get(connection, (None, now))
+            if last is None or last[0] is not awaited[0] or last[1] != awaited[1]:
+                self._waited_for[connection] = awaited, now
+            elif now - since < self._seconds:
+                self._waited_for[connection] = awaited, since
+            else:
+                _end_late(connection)
+
+
+def _awaited(connection: Any) -> tuple[Any, int] | None:
+    """Return what changes when a client sends what is waited for; None where nothing is."""
+    try:
+        cycle = connection.cycle
+        if cycle is None or cycle.response_complete:
+            is_idle = connection.timeout_keep_alive_task is not None
+            return None if is_idle or connection.transport.is_closing() else (cycle, 0)
+        if cycle.more_body and not _is_excused(connection):
+            return cycle, connection.received
+    except AttributeError:  # a WebSocket, or a protocol that is not known
+        pass
+    return None
+
+
+def _is_excused(connection: Any) -> bool:
+    """Return whether a client is right not to send more of a body now."""
+    cycle = connection.cycle
+    return (
+        connection.flow.read_paused
+        or cycle.waiting_for_100_continue
+        or cycle.response_started  # it may be a conversation
+        or bool(getattr(connection, "pipeline", ()))  # another request is running
+    )
+
+
+def _end_late(connection: Any) -> None:
+    """End a connection; say why where a head has begun and no response is under way."""
+    cycle, transport = connection.cycle, connection.transport
+    if (cycle is None or cycle.response_complete) and _has_begun(connection):
+        transport.write(_document(408, _TOO_LATE))
+        transport.close()
+    else:
+        transport.abort()
+
+
+def _has_begun(connection: Any) -> bool:
+    """Return whether a part of a head has come."""
+    conn, scope = getattr(connection, "conn", None), connection.scope
+    if conn is not None:
+        return bool(conn.trailing_data[0])
+    return scope is not None and (connection.cycle is None or connection.cycle.scope is not scope)
 
 
 # --- clients that read nothing ------------------------------------------------------------------

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
-from modelserve.server.connections import mended
+from modelserve.server.connections import LONGEST_HEAD, mended
 from modelserve.server.logs import print_error
 from modelserve.server.server import STOP_SIGNALS, Server
 from modelserve.server.settings import CANNOT_LOAD, Settings
@@ -80,6 +80,7 @@ def _make_server(
         app,
         **{"interface": "asgi3", "access_log": False, "log_config": None, **settings.uvicorn},
         workers=1,
+        h11_max_incomplete_event_size=LONGEST_HEAD,
     )
     try:
         config.load()
@@ -89,7 +90,12 @@ def _make_server(
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
     config.http_protocol_class = mended(config.http_protocol_class)
     return Server(
-        config, app, alone=alone, on_start=on_start, shutdown_delay=settings.shutdown_delay
+        config,
+        app,
+        alone=alone,
+        on_start=on_start,
+        shutdown_delay=settings.shutdown_delay,
+        head_timeout=settings.head_timeout,
     )
 
 

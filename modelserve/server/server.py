@@ -30,9 +30,14 @@ from starlette.types import ASGIApp
 from modelserve.lifespan import CLEANUP_AFTER_DRAIN
 from modelserve.limits import DEFAULTS
 from modelserve.server.application import Drainable, find_drainables
-from modelserve.server.connections import StalledConnections, has_request, new_protocol
+from modelserve.server.connections import (
+    SilentConnections,
+    StalledConnections,
+    has_request,
+    new_protocol,
+)
 from modelserve.server.listener import accept_waiting
-from modelserve.server.settings import CANNOT_START
+from modelserve.server.settings import CANNOT_START, HEAD_TIMEOUT
 
 __all__ = ["LONGEST_EXIT", "STOP_SIGNALS", "Server"]
 
@@ -60,6 +65,7 @@ class Server(uvicorn.Server):
         alone: Exit at once at a second signal; a worker process leaves that to its supervisor.
         on_start: Called once the server listens, with the seconds that its stop may take.
         shutdown_delay: Seconds after a signal for which new requests are still served.
+        head_timeout: Seconds in which a client has to send a head, and a part of a body.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Server(uvicorn.Server):
         alone: bool = True,
         on_start: Callable[[float], None] | None = None,
         shutdown_delay: float = 0.0,
+        head_timeout: float = HEAD_TIMEOUT,
     ) -> None:
         super().__init__(config)
         self._servings = find_drainables(app)
@@ -78,9 +85,9 @@ class Server(uvicorn.Server):
             (math.inf if seconds is None else seconds for seconds in timeouts),
             default=DEFAULTS.drain_timeout or 0.0,
         )
-        self._stalled = StalledConnections(
-            self.server_state.connections, _send_seconds(self._servings)
-        )
+        connections = self.server_state.connections
+        self._stalled = StalledConnections(connections, _send_seconds(self._servings))
+        self._silent = SilentConnections(connections, head_timeout)
         self._shutdown_delay = shutdown_delay
         self._alone = alone
         self._on_start = on_start
@@ -156,6 +163,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self._stalled.check(monotonic())
+        self._silent.check(monotonic())
         return await super().on_tick(counter)
 
     def _start_to_stop(self) -> None:

@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["CANNOT_LOAD", "CANNOT_START", "Settings"]
+__all__ = ["CANNOT_LOAD", "CANNOT_START", "HEAD_TIMEOUT", "Settings"]
 
 CANNOT_LOAD: Final = 2
 CANNOT_START: Final = 3
+HEAD_TIMEOUT: Final = 60.0  # seconds; nginx and Node have the same
 
 _FOR_WORKERS: Final = ("SIGCHLD", "pthread_sigmask", "set_wakeup_fd")
 
@@ -22,7 +23,8 @@ class Settings:
 
     Worker processes receive it by pickle. Each of them calls `set_up_logging`. If there are folders
     to watch, one worker serves, and is replaced when a Python file in them changes. For
-    `shutdown_delay` seconds after a signal to stop, requests are still served.
+    `shutdown_delay` seconds after a signal to stop, requests are still served. A client has
+    `head_timeout` seconds to send a head, and as many from one part of a body to the next.
     """
 
     host: str = "127.0.0.1"
@@ -31,6 +33,7 @@ class Settings:
     fd: int | None = None
     workers: int = 1
     shutdown_delay: float = 0.0
+    head_timeout: float = HEAD_TIMEOUT
     watched: Sequence[Path] = ()
     uvicorn: Mapping[str, Any] = field(default_factory=dict)
     set_up_logging: Callable[[], None] | None = None
