@@ -1,6 +1,6 @@
 """What uvicorn leaves undone about its connections; the one module that knows uvicorn's insides.
 
-Its httptools protocol, each mended by the method of `_Requests` or `_Bounded` that is named:
+Its httptools protocol, each mended by the method that is named:
 
 - All requests of a read are parsed at once, and each answer lets another read in, so that any
   number may wait (`_receive`); while any wait, nothing is read, not even that the client has left
@@ -9,13 +9,17 @@ Its httptools protocol, each mended by the method of `_Requests` or `_Bounded` t
 - The fields of a trailer become headers of the request (`on_headers_complete`; RFC 9110, 6.5.1).
 - A stream for an HTTP/1.0 client is sent in chunks, which that does not know
   (`on_headers_complete`; RFC 9112, 6.1).
+- The body of a request that asks for a protocol which is not spoken, as Java's client and `curl
+  --http2` do, is lost where it comes in the same read, and parsed as requests where it does not
+  (`_ignore_upgrade`; RFC 9110, 7.8).
 - What cannot be parsed is answered at once, before or inside of the responses to the requests in
   front of it (`send_400_response`).
 - Only the last of pipelined requests learns that the client has left, and a connection that was
   reset stays in memory for the rest of its keep-alive time (`connection_lost`).
 
-Its h11 protocol: a head that is too long is a 400, and what cannot be parsed behind a response that
-has begun is an exception (`_H11`).
+Its h11 protocol (`_H11`): a head that is too long is a 400, or none if it comes in one read; what
+cannot be parsed behind a response that has begun is an exception; while requests wait, nothing is
+read.
 
 Both: a client that never ends its head, or stops inside of a body, keeps its connection for ever
 (`SilentConnections`); so does one that reads nothing of a response that the application is done
@@ -26,7 +30,7 @@ A release whose attributes are not the known ones is left as it is.
 
 import asyncio
 import json
-import math
+import select
 import socket
 import struct
 import sys
@@ -38,7 +42,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
 try:
     import fcntl
@@ -70,6 +74,7 @@ _MOST_WAITING: Final = 100  # pipelined requests, beyond which a client's next o
 _MOST_WAITING_BYTES: Final = 1 << 14
 # Bytes of framing that each byte of a body allows: chunks of one byte have five.
 _FRAMING: Final = 16
+_H11_PART: Final = 1 << 14  # what h11 takes at once: it sees that a head is too long in between
 # A client that is refused may still be sending; a reset would keep it from reading why.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 1 << 18
@@ -92,7 +97,9 @@ _CYCLE_USES: Final = frozenset(
     )
 )
 _H11_USES: Final = frozenset(("conn", "cycle", "timeout_keep_alive_task"))
-_TOO_LONG: Final = f"The head of the request is longer than {LONGEST_HEAD} bytes."
+_TOO_LONG: Final = (
+    f"The head of the request has more than {LONGEST_HEAD} bytes or {_MOST_FIELDS} fields."
+)
 _TOO_LATE: Final = "The head of the request was not received in time."
 
 Message = MutableMapping[str, Any]
@@ -152,6 +159,46 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
+class _Repeated:
+    """Receive a parser's calls for a protocol; those for a head that it has had are dropped."""
+
+    def __init__(self, protocol: "_Bounded") -> None:
+        self._protocol = protocol
+        self._has_had_head = True
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+    def parser_inside(self, framing: bytes) -> Any:
+        """Return a parser that has parsed a head with this field. Raises ValueError."""
+        import httptools
+
+        parser = httptools.HttpRequestParser(self)
+        with suppress(AttributeError):  # a release before 0.6.3
+            parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        try:
+            parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
+        except httptools.HttpParserError as exc:
+            raise ValueError(f"not a framing: {framing!r}") from exc
+        self._has_had_head = False
+        return parser
+
+    def on_message_begin(self) -> None:
+        if not self._has_had_head:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._has_had_head:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._has_had_head:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._has_had_head:
+            self._protocol.on_headers_complete()
+
+
 class _Requests(HttpToolsProtocol):
     """uvicorn's protocol for httptools, whose requests are right."""
 
@@ -189,7 +236,54 @@ class _Requests(HttpToolsProtocol):
         self._earlier.clear()
 
 
-class _Bounded(_Requests):
+class _InOrder(_Requests):
+    """The same, and answers what cannot be parsed in its turn."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_amid = False  # in a request, or requests wait, or some data does
+        self._refusal: Callable[[], None] | None = None  # once all before it are answered
+        self._overhead = 0  # bytes of a head or a body that were no data
+
+    def _is_in_head(self) -> bool:
+        return self.cycle is None or self.cycle.scope is not self.scope
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(partial(super().send_400_response, msg))
+
+    def _refuse(self, answer: Callable[[], None]) -> None:
+        """Answer what cannot be parsed once all requests before it are answered."""
+        self._is_amid = True
+        self._refusal = answer
+        cycle = self.cycle
+        if not self._is_in_head() and cycle.more_body and not cycle.response_complete:
+            if not self.pipeline:  # it is the request that is running
+                if cycle.response_started:
+                    self.transport.close()
+                else:
+                    answer()
+                return
+            self.pipeline.popleft()
+            self.cycle = self._earlier.pop()
+            cycle = self.cycle
+        if not self.pipeline and (cycle is None or cycle.response_complete):
+            answer()
+
+    def _answer(self, status: int, sentence: str) -> None:
+        """Send a response, and close the connection once the client has had time to read it."""
+        self.transport.write(_document(status, sentence))
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            _LINGER_SECONDS, self.timeout_keep_alive_handler
+        )
+
+    def _discard(self, size: int) -> None:
+        self._overhead += size
+        if self._overhead > LONGEST_HEAD + _LINGER_BYTES:
+            self.transport.abort()
+
+
+class _Bounded(_InOrder):
     """The same, with bounds.
 
     Nearly all requests come in one read that holds nothing else, and are parsed as uvicorn does it.
@@ -199,14 +293,10 @@ class _Bounded(_Requests):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_amid = False  # in a request, or requests wait, or there is a rest
         self._rest: memoryview | None = None
-        self._refusal: Callable[[], None] | None = None  # once all before it are answered
         self._body_left = 0  # by the content-length
-        self._overhead = 0  # bytes of a head or a body that were no data
         self._waiting_bytes = 0  # since requests wait
-
-    # -- what is parsed, and when
+        self._stopped_at: int | None = None  # by a head that asks for another protocol
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -219,30 +309,32 @@ class _Bounded(_Requests):
         super().data_received(data)
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.scope is not self.scope or self.pipeline:
+            parsed = len(data) if self._stopped_at is None else self._ignore_upgrade()
             self._overhead = 0
             self._begin_body()
-            self._settle(len(data))
+            self._settle(parsed)
+            if parsed < len(data):
+                self._receive(memoryview(data)[parsed:])
 
     def _receive(self, data: memoryview) -> None:
         """Parse what may be parsed now; keep the rest."""
+        if self._rest is not None:
+            data = memoryview(bytes(self._rest) + data)
+        elif self._refusal is None:
+            while data and self._rest is None and self._refusal is None:
+                data = data[self._parse(data[: max(_PART, self._body_left)]) :]
+                if not self._is_open():
+                    return
         if self._refusal is not None:
             self._discard(len(data))
-            return
-        if self._rest is not None:
-            self._rest = memoryview(bytes(self._rest) + data)
-            return
-        while data and self._rest is None:
-            size = max(_PART, self._body_left)
-            self._parse(data[:size])
-            data = data[size:]
-            if self not in self.connections or self.transport.is_closing():
-                return  # it has ended, or is a WebSocket's
-        if self._rest is not None:
+        elif self._rest is not None:
             self._rest = data
 
-    def _parse(self, part: memoryview) -> None:
+    def _parse(self, part: memoryview) -> int:
+        """Return how much of it has been parsed."""
         scope, cycle, received = self.scope, self.cycle, self.received
         super().data_received(part)  # type: ignore[arg-type]
+        parsed = len(part) if self._stopped_at is None else self._ignore_upgrade()
         self._body_left = max(0, self._body_left - len(part))
         if scope is self.scope and cycle is self.cycle:
             self._overhead += len(part) - (_FRAMING + 1) * (self.received - received)
@@ -250,7 +342,32 @@ class _Bounded(_Requests):
         else:
             self._overhead = 0
             self._begin_body()
-        self._settle(len(part))
+        self._settle(parsed)
+        return parsed
+
+    def _unsupported_upgrade_warning(self) -> None:
+        super()._unsupported_upgrade_warning()
+        exc = sys.exception()
+        if isinstance(exc, Exception) and self.cycle is not None:
+            self._stopped_at = exc.args[0]
+            self.cycle.more_body = True
+
+    def _ignore_upgrade(self) -> int:
+        """Parse on behind a head that asks for a protocol which is not spoken; return where."""
+        stopped_at, self._stopped_at = self._stopped_at, None
+        framing = b"content-length: 0"
+        for name, value in self.cycle.scope["headers"]:
+            if name in (b"content-length", b"transfer-encoding"):
+                framing = b"%b: %b" % (name, value)
+        try:
+            self.parser = _Repeated(self).parser_inside(framing)
+        except ValueError:
+            self.send_400_response("Invalid HTTP request received.")
+        return stopped_at or 0
+
+    def _is_open(self) -> bool:
+        """Return whether it has not ended, and is not a WebSocket's now."""
+        return self in self.connections and not self.transport.is_closing()
 
     def _begin_body(self) -> None:
         """Take a length from the head that has just been parsed."""
@@ -263,7 +380,7 @@ class _Bounded(_Requests):
 
     def _settle(self, size: int) -> None:
         """See to the bounds, now that so many bytes have been parsed."""
-        if self.transport.is_closing() or self._refusal is not None:
+        if not self._is_open() or self._refusal is not None:
             return
         is_in_head = self._is_in_head()
         self._is_amid = is_in_head or self.cycle.more_body or bool(self.pipeline)
@@ -306,45 +423,6 @@ class _Bounded(_Requests):
         if self._rest is None:
             self.flow.resume_reading()
 
-    # -- what is refused
-
-    def _is_in_head(self) -> bool:
-        return self.cycle is None or self.cycle.scope is not self.scope
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(partial(super().send_400_response, msg))
-
-    def _refuse(self, answer: Callable[[], None]) -> None:
-        """Answer what cannot be parsed once all requests before it are answered."""
-        self._is_amid = True
-        self._refusal = answer
-        cycle = self.cycle
-        if not self._is_in_head() and cycle.more_body and not cycle.response_complete:
-            if not self.pipeline:  # it is the request that is running
-                if cycle.response_started:
-                    self.transport.close()
-                else:
-                    answer()
-                return
-            self.pipeline.popleft()
-            self.cycle = self._earlier.pop()
-            cycle = self.cycle
-        if not self.pipeline and (cycle is None or cycle.response_complete):
-            answer()
-
-    def _answer(self, status: int, sentence: str) -> None:
-        """Send a response, and close the connection once the client has had time to read it."""
-        self.transport.write(_document(status, sentence))
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            _LINGER_SECONDS, self.timeout_keep_alive_handler
-        )
-
-    def _discard(self, size: int) -> None:
-        self._overhead += size
-        if self._overhead > LONGEST_HEAD + _LINGER_BYTES:
-            self.transport.abort()
-
 
 async def _send_without_chunks(
     cycle: Any, send: Callable[[Message], Awaitable[None]], message: Message
@@ -375,11 +453,23 @@ def _document(status: int, sentence: str) -> bytes:
 class _H11(H11Protocol):
     """uvicorn's protocol for h11, which answers what cannot be parsed as it should."""
 
-    received = 0  # bytes
+    received = 0  # bytes of bodies
 
     def data_received(self, data: bytes) -> None:
-        self.received += len(data)
-        super().data_received(data)
+        for start in range(0, len(data), _H11_PART):
+            cycle = self.cycle
+            before = 0 if cycle is None else len(cycle.body)
+            super().data_received(data[start : start + _H11_PART])
+            if cycle is not None and cycle is self.cycle:
+                self.received += len(cycle.body) - before
+            if self not in self.connections or self.transport.is_closing():
+                return
+        if self.flow.read_paused and self._may_read():
+            self.flow.resume_reading()
+
+    def _may_read(self) -> bool:
+        waiting, _ = self.conn.trailing_data
+        return len(self.cycle.body) <= HIGH_WATER_LIMIT and len(waiting) <= _MOST_WAITING_BYTES
 
     def send_400_response(self, msg: str) -> None:
         cycle = self.cycle
@@ -399,7 +489,8 @@ class SilentConnections:
     """Cut the connections whose clients do not send what the server waits for.
 
     A head has to be complete in so many seconds; of a body some data has to come in that time. A
-    connection that is idle between two requests has the keep-alive time.
+    connection that is idle between two requests has the keep-alive time. A client that closes its
+    connection while it is not being read, having sent more than the server takes, is noticed here.
     """
 
     def __init__(self, connections: Iterable[Any], seconds: float) -> None:
@@ -411,11 +502,14 @@ class SilentConnections:
 
     def check(self, now: float) -> None:
         """Check all connections, if it is time to."""
-        if now < self._next_check or math.isinf(self._seconds):
+        if now < self._next_check:
             return
         self._next_check = now + self._interval
         before, self._waited_for = self._waited_for, {}
         for connection in tuple(self._connections):
+            if _has_left(connection):
+                connection.transport.abort()
+                continue
             awaited = _awaited(connection)
             if awaited is None:
                 continue
@@ -440,6 +534,18 @@ def _awaited(connection: Any) -> tuple[Any, int] | None:
     except AttributeError:  # a WebSocket, or a protocol that is not known
         pass
     return None
+
+
+def _has_left(connection: Any) -> bool:
+    """Return whether a client is gone that nobody else notices: nothing is being read."""
+    try:
+        if not connection.flow.read_paused or connection.transport.is_closing():
+            return False
+        ended = select.poll()
+        ended.register(connection.transport.get_extra_info("socket"), select.POLLRDHUP)
+        return bool(ended.poll(0))
+    except (AttributeError, OSError, ValueError):  # another protocol, not Linux, closed already
+        return False
 
 
 def _is_excused(connection: Any) -> bool:
