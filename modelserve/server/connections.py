@@ -75,7 +75,6 @@ _MOST_WAITING_BYTES: Final = 1 << 14
 # Bytes of framing that each byte of a body allows: chunks of one byte have five.
 _FRAMING: Final = 16
 _H11_PART: Final = 1 << 14  # what h11 takes at once: it sees that a head is too long in between
-# A client that is refused may still be sending; a reset would keep it from reading why.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 1 << 18
 
@@ -134,6 +133,27 @@ def _sets(cls: Any, attributes: frozenset[str]) -> bool:
     """Return whether the constructor of a class sets these attributes."""
     code = getattr(getattr(cls, "__init__", None), "__code__", None)
     return code is not None and attributes <= set(code.co_names)
+
+
+class _Lingering:
+    """Reads on for a moment after a refusal: a reset would keep its client from reading why."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    timeout_keep_alive_task: Any
+    _unset_keepalive_if_required: Callable[[], None]
+    _discarded = 0
+
+    def _answer(self, status: int, sentence: str) -> None:
+        """Send a response, and close the connection once the client has had time to read it."""
+        self.transport.write(_document(status, sentence))
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > _LINGER_BYTES:
+            self.transport.abort()
 
 
 # --- httptools ----------------------------------------------------------------------------------
@@ -236,7 +256,7 @@ class _Requests(HttpToolsProtocol):
         self._earlier.clear()
 
 
-class _InOrder(_Requests):
+class _InOrder(_Lingering, _Requests):
     """The same, and answers what cannot be parsed in its turn."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -268,19 +288,6 @@ class _InOrder(_Requests):
             cycle = self.cycle
         if not self.pipeline and (cycle is None or cycle.response_complete):
             answer()
-
-    def _answer(self, status: int, sentence: str) -> None:
-        """Send a response, and close the connection once the client has had time to read it."""
-        self.transport.write(_document(status, sentence))
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            _LINGER_SECONDS, self.timeout_keep_alive_handler
-        )
-
-    def _discard(self, size: int) -> None:
-        self._overhead += size
-        if self._overhead > LONGEST_HEAD + _LINGER_BYTES:
-            self.transport.abort()
 
 
 class _Bounded(_InOrder):
@@ -450,19 +457,23 @@ def _document(status: int, sentence: str) -> bytes:
 # --- h11 ----------------------------------------------------------------------------------------
 
 
-class _H11(H11Protocol):
+class _H11(_Lingering, H11Protocol):
     """uvicorn's protocol for h11, which answers what cannot be parsed as it should."""
 
     received = 0  # bytes of bodies
+    _is_refused = False
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            self._discard(len(data))
+            return
         for start in range(0, len(data), _H11_PART):
             cycle = self.cycle
             before = 0 if cycle is None else len(cycle.body)
             super().data_received(data[start : start + _H11_PART])
             if cycle is not None and cycle is self.cycle:
                 self.received += len(cycle.body) - before
-            if self not in self.connections or self.transport.is_closing():
+            if self._is_refused or self not in self.connections or self.transport.is_closing():
                 return
         if self.flow.read_paused and self._may_read():
             self.flow.resume_reading()
@@ -476,8 +487,8 @@ class _H11(H11Protocol):
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()  # nothing may be sent inside of it
         elif getattr(sys.exception(), "error_status_hint", 400) == 431:
-            self.transport.write(_document(431, _TOO_LONG))
-            self.transport.close()
+            self._is_refused = True
+            self._answer(431, _TOO_LONG)
         else:
             super().send_400_response(msg)
 
