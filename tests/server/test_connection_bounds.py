@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -587,8 +587,8 @@ def test_thousands_of_silent_clients_are_gone_in_time(serve: Serve, flags: str) 
     running = serve("served.py", "--head-timeout", "3", *flags.split())
     files = Path(f"/proc/{running.process.pid}/fd")
     before = len(list(files.iterdir()))
-    clients = [running.open() for _ in range(900)]
-    until(lambda: len(list(files.iterdir())) >= before + 900)
-    until(lambda: len(list(files.iterdir())) <= before, within=8)
-    for client in clients:
-        client.close()
+    with ExitStack() as clients:
+        for _ in range(900):
+            clients.enter_context(running.open())
+        until(lambda: len(list(files.iterdir())) >= before + 900)
+        until(lambda: len(list(files.iterdir())) <= before, within=10)
