@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ServingError,
     )
     from modelserve.exchange.coalescing import Coalesced
+    from modelserve.exchange.uploads import Upload
     from modelserve.limits import Limits
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
@@ -44,6 +45,7 @@ __all__ = [
     "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
+    "Upload",
 ]
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
@@ -64,6 +66,7 @@ _MODULES: Final = {
     "RequestedOutput": "tensors",
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",
+    "Upload": "exchange.uploads",
 }
 
 if not TYPE_CHECKING:  # a type checker would believe that every name exists
