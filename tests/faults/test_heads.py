@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 GET = request("GET", "/v2/health/live")
 CHUNKS = b"transfer-encoding: chunked\r\n"
-VALUE = b'{"count": 1}'
+VALUE = b'{"text_input":"a"}'
 
 Make = Callable[[random.Random], bytes]
 
@@ -56,23 +56,21 @@ def odd_line(rng: random.Random) -> bytes:
 
 def odd_framing(rng: random.Random) -> bytes:
     fields = (
-        *(b"content-length: 12\r\n", b"content-length: 013\r\n", b"content-length: -1\r\n"),
-        *(b"content-length: 99999999999999999999999\r\n", b"content-length: 12, 12\r\n"),
+        *(b"content-length: 18\r\n", b"content-length: 018\r\n", b"content-length: -1\r\n"),
+        *(b"content-length: 99999999999999999999999\r\n", b"content-length: 18, 18\r\n"),
         *(CHUNKS, b"transfer-encoding: gzip, chunked\r\n", b"transfer-encoding: x\r\n"),
         *(b"Transfer-Encoding : chunked\r\n", b"expect: 100-continue\r\n", b"upgrade: h2c\r\n"),
         *(b"connection: upgrade\r\n", b"connection: close\r\n", b"upgrade: websocket\r\n"),
         b" folded\r\n",
     )
     some = b"".join(rng.sample(fields, rng.choice((1, 2, 3))))
-    head = b"POST /v1/models/value:predict HTTP/1.1\r\nhost: x\r\n" + some + b"\r\n"
-    return head + rng.choice((VALUE, b"c\r\n%b\r\n0\r\n\r\n" % VALUE, b""))
+    head = b"POST /v2/models/writer/generate HTTP/1.1\r\nhost: x\r\n" + some + b"\r\n"
+    return head + rng.choice((VALUE, b"12\r\n%b\r\n0\r\n\r\n" % VALUE, b""))
 
 
 def odd_chunks(rng: random.Random) -> bytes:
-    head = b"POST /v1/models/value:predict HTTP/1.1\r\nhost: x\r\n" + CHUNKS + b"\r\n"
-    size = rng.choice(
-        (b"c", b"C", b"0000c", b"c;a=b", b"c;" + b"a" * 90_000, b"-1", b"z", b"f" * 20)
-    )
+    head = b"POST /v2/models/writer/generate HTTP/1.1\r\nhost: x\r\n" + CHUNKS + b"\r\n"
+    size = rng.choice((b"12", b"0012", b"12;a=b", b"12;" + b"a" * 90_000, b"-1", b"z", b"f" * 20))
     trailer = rng.choice(
         (b"", b"a: b\r\n", b"a: b\r\n" * 20_000, b"\0: b\r\n", b"content-length: 3\r\n")
     )
@@ -80,7 +78,7 @@ def odd_chunks(rng: random.Random) -> bytes:
 
 
 def mutated(rng: random.Random) -> bytes:
-    data = bytearray(request("POST", "/v1/models/value:predict", VALUE))
+    data = bytearray(request("POST", "/v2/models/writer/generate", VALUE))
     for _ in range(rng.choice((1, 2, 30))):
         place = rng.randrange(len(data))
         data[place : place + rng.choice((0, 1, 1, 4))] = rng.randbytes(rng.choice((0, 1, 1, 4)))
