@@ -123,7 +123,12 @@ def mended(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     cycle = getattr(module, "RequestResponseCycle", None)
     if protocol.__qualname__ == "HttpToolsProtocol":
         is_known = _sets(protocol, _PROTOCOL_USES) and _sets(cycle, _CYCLE_USES)
-        return type("MendedHttpTools", (_Bounded, protocol), {}) if is_known else protocol
+        # These two are called for each request; `super()` would cost it as much as the bounds do.
+        direct = {
+            "_parse_all": protocol.data_received,
+            "_on_body": getattr(protocol, "on_body", None),
+        }
+        return type("MendedHttpTools", (_Bounded, protocol), direct) if is_known else protocol
     if protocol.__qualname__ == "H11Protocol" and _sets(protocol, _H11_USES):
         return type("MendedH11", (_H11, protocol), {})
     return protocol
@@ -222,6 +227,8 @@ class _Repeated:
 class _Requests(HttpToolsProtocol):
     """uvicorn's protocol for httptools, whose requests are right."""
 
+    _on_body: Callable[[bytes], None]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.received = 0  # bytes of bodies
@@ -243,7 +250,7 @@ class _Requests(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.received += len(body)
-        super().on_body(body)
+        self._on_body(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -264,6 +271,20 @@ class _InOrder(_Lingering, _Requests):
         self._is_amid = False  # in a request, or requests wait, or some data does
         self._refusal: Callable[[], None] | None = None  # once all before it are answered
         self._overhead = 0  # bytes of a head or a body that were no data
+
+    def _when_answered(self) -> None:
+        """See to it that `_go_on` is called once no request waits. Others pay nothing for it."""
+        for cycle in (*self._earlier, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.on_response = self._on_response_complete
+
+    def _on_response_complete(self) -> None:
+        self.on_response_complete()
+        if not self.pipeline:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        raise NotImplementedError
 
     def _is_in_head(self) -> bool:
         return self.cycle is None or self.cycle.scope is not self.scope
@@ -288,6 +309,8 @@ class _InOrder(_Lingering, _Requests):
             cycle = self.cycle
         if not self.pipeline and (cycle is None or cycle.response_complete):
             answer()
+        else:
+            self._when_answered()
 
 
 class _Bounded(_InOrder):
@@ -297,6 +320,8 @@ class _Bounded(_InOrder):
     Of all others at most `_PART` bytes are parsed at a time, and `_settle` looks at what they made.
     What a connection may not have parsed yet is its `_rest`; while it has one, nothing is read.
     """
+
+    _parse_all: Callable[[bytes | memoryview], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -313,7 +338,7 @@ class _Bounded(_InOrder):
         if self._is_amid or len(data) > _PART:
             self._receive(memoryview(data))
             return
-        super().data_received(data)
+        self._parse_all(data)
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.scope is not self.scope or self.pipeline:
             parsed = len(data) if self._stopped_at is None else self._ignore_upgrade()
@@ -340,7 +365,7 @@ class _Bounded(_InOrder):
     def _parse(self, part: memoryview) -> int:
         """Return how much of it has been parsed."""
         scope, cycle, received = self.scope, self.cycle, self.received
-        super().data_received(part)  # type: ignore[arg-type]
+        self._parse_all(part)
         parsed = len(part) if self._stopped_at is None else self._ignore_upgrade()
         self._body_left = max(0, self._body_left - len(part))
         if scope is self.scope and cycle is self.cycle:
@@ -407,13 +432,9 @@ class _Bounded(_InOrder):
             self._rest = memoryview(b"")
             self.flow.pause_reading()
             self.flow.is_held = True
+            self._when_answered()
         else:
             self.flow.resume_reading()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._is_amid and not self.pipeline:
-            self._go_on()
 
     def _go_on(self) -> None:
         """Parse on, now that no request waits any more, or give the answer to what cannot be."""
