@@ -163,6 +163,11 @@ class WholeLife(Model):
         raise InvalidInput("no")
 
 
+class SyncHealth(Model):
+    def healthy(self) -> bool:
+        return True
+
+
 class SyncStop(Model):
     def stop(self) -> None: ...
 
@@ -189,6 +194,19 @@ class Decorated(Model):
         return payload
 
 
+class Composed(Model):
+    """Calls another model of the application, in each of the ways."""
+
+    def preprocess(self, payload: Any) -> Any:
+        return {"instances": [app.call("double", payload).result(), *app.call("events", payload)]}
+
+    async def predict(self, payload: Any, headers: Mapping[str, str]) -> AsyncIterator[Any]:
+        yield await app.call("double", payload, verb="explain", headers=headers)
+        async with app.call("events", payload) as items:
+            async for item in items:
+                yield item
+
+
 # --- applications -------------------------------------------------------------------------------
 
 app = ModelServer(
@@ -203,6 +221,11 @@ app = ModelServer(
 @app.model("double-2")
 def double(payload: Payload) -> Answer:
     return {"predictions": [2 * x for x in payload["instances"]]}
+
+
+@app.model("limited", limits=Limits(concurrency=1), heartbeat=5.0, versions=["1"])
+def limited(payload: Payload) -> Answer:
+    return double(payload)
 
 
 @app.model("events")
@@ -224,7 +247,7 @@ class NoModel:
 
 
 app.add_model(NoModel(), "plain")
-app.add_model(lambda payload: payload, "lambda")
+app.add_model(lambda payload: payload, "lambda", own_thread=True)
 app.add_model(Asynchronous("async"))
 
 # The decorator keeps types.
@@ -232,6 +255,14 @@ assert_type(double({"instances": [1.0]}), Answer)
 assert_type(events(None), AsyncIterator[ServerSentEvent])
 assert_type(Registered("x"), Registered)
 assert_type(app.model("name")(NoModel), type[NoModel])
+
+
+def main() -> None:
+    app.run(host="0.0.0.0", port=8080, workers=2, timeout=30.0, cors_origin=["*"])
+
+
+async def in_a_notebook() -> None:
+    await app.serve(port=8080, max_body_bytes=1 << 20)
 
 
 # --- in a host ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from modelserve.concurrency.bridge import ThreadStream
 from modelserve.concurrency.closing import aclose
 from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
+from modelserve.exchange.running import Caller, note_running
 from modelserve.models.hooks import Hook, Plan
 from modelserve.tensors import InferResponse
 
@@ -39,6 +40,7 @@ class Call:
     __slots__ = (
         "_open",
         "_running",
+        "caller",
         "coalesces",
         "headers",
         "label",
@@ -55,8 +57,10 @@ class Call:
         headers: MutableHeaders | None = None,
         response_headers: MutableHeaders | None = None,
         request_id: bytes = b"",
+        caller: Caller | None = None,
     ) -> None:
         self.label = label
+        self.caller = caller
         self.request_id = request_id
         self.workers = workers
         self.headers = headers
@@ -87,13 +91,22 @@ class Call:
             return stream
         if hook.on_loop:
             result = await call(*arguments)
-        elif hook.may_stream:
-            result = await self.workers.call_hook(self.label, call, *arguments)
-        else:  # in a tuple, since the thread would go on to run what iterates
-            [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
+        else:
+            result = await self._call_in_thread(hook, call, arguments)
         if hook.may_stream:
             return await self.resolve(result)
         return self._stop_clock(result if type(result) in PLAIN else await self._value_of(result))
+
+    async def _call_in_thread(
+        self, hook: Hook, call: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> Any:
+        if self.caller is not None:
+            note_running(self.caller)
+        if hook.may_stream:
+            return await self.workers.call_hook(self.label, call, *arguments)
+        # in a tuple, since the thread would go on to run what iterates
+        [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
+        return result
 
     async def take_over(self, hook: Hook, started: float, result: Any) -> Any:
         """Continue a hook that was called without this object; otherwise as `run`."""
@@ -181,6 +194,8 @@ class Call:
             if stream is result:
                 return stream
         elif isinstance(result, Iterator):
+            if self.caller is not None:
+                note_running(self.caller)
             stream = await self.workers.iterate(self.label, result)
         else:
             return result

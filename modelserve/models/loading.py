@@ -5,8 +5,9 @@ request that is cancelled stops a load. A name has one load or unload at a time.
 leaves the process up, and the model that was serving before in its place.
 """
 
+import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -22,10 +23,13 @@ from modelserve.models.model import Model, as_model, defines
 from modelserve.models.predictor import PredictorConfig
 from modelserve.models.registry import Entry, Registry, infinite_if_none
 from modelserve.models.repository import ModelRepository
+from modelserve.models.telling import told
 
 __all__ = ["Loading", "Source"]
 
 logger = logging.getLogger("modelserve")
+
+_MOMENT: Final = 0.05
 
 # What a model's code may raise without ending the process: think of argparse in it.
 _FAILURES: Final = (Exception, SystemExit, KeyboardInterrupt)
@@ -112,6 +116,7 @@ class _Load:
         self._under_way = under_way
         self._name = name
         self._ended = anyio.Event()
+        self.is_asked_for = False  # by a client
         self._error: Exception | None = ModelNotReady(name)  # should it be cancelled
 
     async def run(self, function: Callable[[], Awaitable[None]]) -> None:
@@ -125,6 +130,11 @@ class _Load:
             if self._under_way.get(self._name) is self:
                 del self._under_way[self._name]
             self._ended.set()
+
+    async def ended_if_asked_for(self) -> None:
+        """Wait for the end, whatever it is, of a load that a client has asked for."""
+        if self.is_asked_for:
+            await self._ended.wait()
 
     async def wait(self) -> None:
         """Wait for the end. Raises what the load has raised."""
@@ -152,10 +162,13 @@ class Loading:
         if entries:
             # One that is ready is not loaded, so a request to load it has nothing to join.
             loads = [
-                (_Load({} if entry.model.ready else self._loads, entry.name), entry)
+                partial(
+                    _Load({} if entry.model.ready else self._loads, entry.name).run,
+                    partial(self._load_registered, entry),
+                )
                 for entry in entries
             ]
-            self._background.start_soon(partial(self._load_all, loads))
+            self._background.start_soon(partial(_run_all, loads))
         self._retirement.begin()
 
     async def finished(self) -> list[Entry]:
@@ -182,6 +195,7 @@ class Loading:
         if load is None:
             load = _Load(self._loads, name)
             self._background.start_soon(partial(load.run, partial(self._load_by_name, name)))
+        load.is_asked_for = True
         await load.wait()
 
     async def unload(self, name: str) -> None:
@@ -192,29 +206,26 @@ class Loading:
         self._loads.pop(name, None)
         await self._background.run(partial(self._unload, name))
 
+    async def asked_for(self) -> None:
+        """Wait until the loads that clients have asked for have ended, whoever waits for them."""
+        for load in [*self._loads.values()]:
+            await load.ended_if_asked_for()
+
     async def close(self, *, within: float) -> None:
         """Cancel what is still being loaded, for at most so many seconds, and stop all models.
 
-        A model that still has requests, or is still being loaded, is not stopped. The others will
-        be loaded again if the application is started again.
+        Loads in threads, which nothing can cancel, are not waited for. A model that still has
+        requests, or is still being loaded, is not stopped. The others will be loaded again if the
+        application is started again.
         """
-        await self._background.cancel(within=within)
+        is_waited_for = any(entry.loading and _loads_on_loop(entry) for entry in self.registry)
+        await self._background.cancel(within=within if is_waited_for else _MOMENT)
         for entry in [*self.registry, *self.registry.leaving]:
             if not (entry.gate.running or entry.loading):
                 await _stop(entry)
-                self._load_at_next_start(entry)
-
-    def _load_at_next_start(self, entry: Entry) -> None:
-        if entry.needs_loading and not entry.is_retired and entry not in self.registry.pending:
-            entry.model.ready = False
-            self.registry.pending.append(entry)
+                _load_at_next_start(self.registry, entry)
 
     # -- loading what was registered
-
-    async def _load_all(self, loads: list[tuple[_Load, Entry]]) -> None:
-        async with anyio.create_task_group() as group:
-            for load, entry in loads:
-                group.start_soon(load.run, partial(self._load_registered, entry))
 
     async def _load_registered(self, entry: Entry) -> None:
         """Start a model, and load it if it is not ready; a failure is kept in the entry.
@@ -226,9 +237,10 @@ class Loading:
             async with _locked(self.registry.locks, entry.name):
                 entry.failure = None
                 try:
-                    if entry.is_awaited:
-                        entry.settle(await self.source.build(entry.name))
-                    await _start_and_load(entry)
+                    with told(lambda: entry):
+                        if entry.is_awaited:
+                            entry.settle(await self.source.build(entry.name))
+                        await _start_and_load(entry)
                 except _FAILURES as exc:
                     _keep_failure(entry, exc)
         except BaseException:
@@ -261,12 +273,13 @@ class Loading:
         """Load a new model of the repository, and put it in the place of the known one."""
         entry = Entry(name, None, self.registry.shared)
         try:
-            model = await self.source.build(name)
-            if known is not None and model is known.model:
-                entry = known  # the repository has loaded it where it is
-            else:
-                entry.settle(model)
-            await _start_and_load(entry)
+            with told(lambda: entry):
+                model = await self.source.build(name)
+                if known is not None and model is known.model:
+                    entry = known  # the repository has loaded it where it is
+                else:
+                    entry.settle(model)
+                await _start_and_load(entry)
         except _FAILURES as exc:
             _keep_failure(entry, exc)
         if entry.model.ready:
@@ -287,8 +300,9 @@ class Loading:
         was_ready = entry.model.ready
         entry.failure = None
         try:
-            await _start(entry)
-            await _load(entry)
+            with told(lambda: entry):
+                await _start(entry)
+                await _load(entry)
         except _FAILURES as exc:
             _keep_failure(entry, exc)
         if not entry.model.ready:
@@ -350,6 +364,24 @@ async def _locked(locks: dict[str, anyio.Lock], name: str) -> AsyncIterator[None
     finally:
         if not lock.locked():
             locks.pop(name, None)
+
+
+async def _run_all(functions: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+    async with anyio.create_task_group() as group:
+        for function in functions:
+            group.start_soon(function)
+
+
+def _load_at_next_start(registry: Registry, entry: Entry) -> None:
+    if entry.needs_loading and not entry.is_retired and entry not in registry.pending:
+        entry.model.ready = False
+        registry.pending.append(entry)
+
+
+def _loads_on_loop(entry: Entry) -> bool:
+    """Return whether loading a model can be cancelled, since it is not in a thread."""
+    hooks = [hook for hook in ("start", "start_engine", "load") if defines(entry.model, hook)]
+    return any(inspect.iscoroutinefunction(getattr(entry.model, hook)) for hook in hooks)
 
 
 # --- the hooks that start, load and stop a model ------------------------------------------------

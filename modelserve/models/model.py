@@ -1,11 +1,11 @@
 """The `Model` base class, and functions and other objects served as one."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from modelserve.errors import HookMissing
 from modelserve.limits import Limits
@@ -13,46 +13,62 @@ from modelserve.models.connecting import connect
 from modelserve.models.predictor import PredictorConfig, config_of
 
 if TYPE_CHECKING:
+    from modelserve.models.batching import Batching
     from modelserve.models.remote import Remote
+    from modelserve.models.stepping import Stepped, Stepping
 
 __all__ = [
     "ANSWERS",
     "HOOKS",
     "LIFECYCLE",
     "METADATA",
+    "OPENAI_HOOKS",
     "SETTINGS",
     "STREAMING_HOOKS",
     "Model",
+    "ModelSettings",
     "ServedObject",
     "as_model",
     "check_answers",
+    "configure",
     "defines",
     "is_function",
 ]
 
-STREAMING_HOOKS: Final = ("predict", "explain", "postprocess")
-HOOKS: Final = ("preprocess", *STREAMING_HOOKS)
-ANSWERS: Final = ("predict", "explain")  # the hooks without one of which a model answers nothing
+# Looked for on subclasses of `Model` only: a helper of another object that happens to be called so
+# is no endpoint.
+OPENAI_HOOKS: Final = ("chat", "complete", "embed")
+STREAMING_HOOKS: Final = ("predict", "explain", "postprocess", *OPENAI_HOOKS)
+HOOKS: Final = ("preprocess", "predict", "explain", "postprocess")
+# The hooks without one of which a model answers nothing.
+ANSWERS: Final = ("predict", "explain", *OPENAI_HOOKS)
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
-# The attributes that settle how a model is served, `name` and `ready` apart.
-SETTINGS: Final = (
-    "return_response_headers",
-    "engine",
-    "own_thread",
-    "limits",
-    "coalesce",
-    "heartbeat",
-    "heartbeat_before_first",
-    "versions",
-    "platform",
-    "predictor_host",
-    "explainer_host",
-    "protocol",
-    "use_ssl",
-    "timeout",
-    "retries",
-)
+
+
+class ModelSettings(TypedDict, total=False):
+    """The attributes that settle how a model is served, `name` and `ready` apart."""
+
+    return_response_headers: bool
+    engine: bool
+    own_thread: bool | None
+    limits: Limits | None
+    batching: "Batching | None"
+    stepping: "Stepping | None"
+    coalesce: bool | None
+    heartbeat: float | None
+    heartbeat_before_first: bool
+    versions: Sequence[str] | None
+    platform: str
+    predictor_host: str | None
+    explainer_host: str | None
+    protocol: str
+    use_ssl: bool
+    timeout: float
+    retries: int
+
+
+SETTINGS: Final = tuple(ModelSettings.__annotations__)
 
 
 class Model:
@@ -64,6 +80,10 @@ class Model:
             that this model alone has, one at a time. None means yes where the model's own `limits`
             say `concurrency=1`.
         limits: Limits of this model, applied within the application's.
+        batching: How `predict` is called once for the items of several requests; None is once for
+            each request.
+        stepping: How `step`, which a model may have instead of `predict`, is called for the streams
+            of many requests at once.
         coalesce: Send items that are made without a pause in one event; None leaves the choice to
             the application. If false, each item is one event.
         heartbeat: Seconds without an item after which a client whose `Accept` names SSE or NDJSON
@@ -94,6 +114,8 @@ class Model:
     engine: bool = False
     own_thread: bool | None = None
     limits: Limits | None = None
+    batching: "Batching | None" = None
+    stepping: "Stepping | None" = None
     coalesce: bool | None = None
     heartbeat: float | None = None
     heartbeat_before_first: bool = False
@@ -105,7 +127,9 @@ class Model:
     use_ssl: bool = False
     timeout: float = 600
     retries: int = 0
-    _remote: "Remote | None" = None  # calls the predictor; set when the model is registered
+    # Set when the model is registered: what calls the predictor, and what calls `step`.
+    _remote: "Remote | None" = None
+    _stepped: "Stepped | None" = None
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name
@@ -142,10 +166,6 @@ class Model:
     def stop_engine(self) -> Any:
         """Stop the engine, where `engine` is true."""
 
-    async def healthy(self) -> bool:
-        """Return whether the model can answer now; `ready` unless overridden."""
-        return bool(self.ready)
-
     def get_input_types(self) -> Any:
         """Return V2's metadata of the inputs: name, datatype and shape of each."""
         return []
@@ -164,6 +184,7 @@ class Model:
 
     if TYPE_CHECKING:
         # Lets a type checker accept any kind of function as an override.
+        def healthy(self) -> Any: ...
         def preprocess(self, *args: Any, **kwargs: Any) -> Any: ...
         def predict(self, *args: Any, **kwargs: Any) -> Any: ...
         def explain(self, *args: Any, **kwargs: Any) -> Any: ...
@@ -171,12 +192,21 @@ class Model:
 
     else:
 
+        async def healthy(self):
+            """Return whether the model can answer now, sync or async; `ready` unless overridden."""
+            return bool(self.ready)
+
         async def preprocess(self, payload, headers=None):
             """Turn the request's payload into the one that `predict` takes."""
             return payload
 
         async def predict(self, payload, headers=None, response_headers=None):
-            """Return the result, or yield its items; unless overridden, the predictor's."""
+            """Return the result, or yield its items.
+
+            Unless overridden they are the predictor's, or those that `step` puts into a slot.
+            """
+            if self._stepped is not None:
+                return self._stepped.stream(payload)
             remote = self._remote_for("predict", self.predictor_host)
             sets_type = not defines(self, "postprocess")
             return await remote.predict(
@@ -253,7 +283,8 @@ def check_answers(model: Any) -> None:
     kind = type(model)
     if not isinstance(model, Model) or kind is Model:
         return
-    if model.predictor_host or model.explainer_host or any(defines(model, h) for h in ANSWERS):
+    answers = any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
+    if answers or model.predictor_host or model.explainer_host:
         return
     own = [name for name in dir(kind) if not hasattr(Model, name)]
     similar = [name for name in own if get_close_matches(name.lower(), ANSWERS)]
@@ -262,6 +293,22 @@ def check_answers(model: Any) -> None:
         f"The class {kind.__name__} has no predict{hint}: define it, or set predictor_host "
         "before the model is registered"
     )
+
+
+def configure(model: Any, settings: Mapping[str, Any]) -> None:
+    """Set attributes of `ModelSettings` on a model.
+
+    Raises TypeError, in one sentence, for one that no model has or that this model cannot be given.
+    """
+    for setting, value in settings.items():
+        if setting not in SETTINGS:
+            known = ", ".join(SETTINGS)
+            raise TypeError(f"A model has no setting {setting!r}: there are {known}")
+        try:
+            setattr(model, setting, value)
+        except AttributeError:  # a frozen dataclass, or a property
+            sentence = f"The setting {setting!r} of model {model.name!r} cannot be set"
+            raise TypeError(sentence) from None
 
 
 def _instance(kind: type[Model], name: str | None) -> Any:
@@ -302,5 +349,6 @@ def is_function(target: Any) -> bool:
 
 
 def defines(model: Any, hook: str) -> bool:
-    """Return whether a model overrides a hook of `Model`, in its class or on itself."""
-    return hook in vars(model) or getattr(type(model), hook, None) is not getattr(Model, hook)
+    """Return whether a model has a hook of its own, in its class or on itself."""
+    own = getattr(type(model), hook, None)
+    return hook in vars(model) or own is not getattr(Model, hook, None)

@@ -2,25 +2,36 @@
 
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from time import time
 from typing import Any
 
 import anyio
 
 from modelserve.concurrency.admission import Admission, Gate
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotFound, ModelNotReady
+from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
+from modelserve.models.batching import batched, check_batching, with_room
 from modelserve.models.connecting import connect
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
-from modelserve.models.model import HOOKS, LIFECYCLE, Model, as_model, check_answers, defines
+from modelserve.models.model import (
+    HOOKS,
+    LIFECYCLE,
+    Model,
+    as_model,
+    check_answers,
+    configure,
+    defines,
+)
+from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
@@ -50,13 +61,15 @@ class Shared:
 class Entry:
     """One registered model: what is settled about it, and where it is in its life.
 
-    `is_awaited`: the repository has not built the model yet; `model` is a placeholder.
-    `is_retired`: no name leads to it any more. `attempted` is set once the load under way has
-    succeeded or failed, and `failure` says why it failed.
+    `created`: when it was registered, in seconds since 1970. `is_awaited`: the repository has not
+    built the model yet; `model` is a placeholder. `is_retired`: no name leads to it any more.
+    `attempted` is set once the load under way has succeeded or failed, and `failure` says why it
+    failed.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
         self.name = name
+        self.created = int(time())
         self._shared = shared
         self.started = False
         self.loading = False
@@ -76,8 +89,12 @@ class Entry:
         """
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
+        check_batching(model, plans["predict"])
+        check_stepping(model)
         _check_ready_can_be_set(model)
         _check_answers(model)
+        if not isinstance(model.limits, Limits | None):
+            raise TypeError(f"The limits of model {self.name!r} must be Limits: {model.limits!r}")
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -98,6 +115,25 @@ class Entry:
         self.max_binary_bytes = BINARY_BYTES if is_default else self.max_body_bytes
 
         self.series = shared.telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
+        if model.batching is not None:
+            self.limits = with_room(self.limits, model.batching, self.name)
+            self.plans["predict"] = batched(
+                plans["predict"],
+                model.batching,
+                self.name,
+                workers=self.workers,
+                deadlines=self.deadlines,
+                series=self.series.batches(),
+            )
+        if model.stepping is not None:
+            self.limits = with_slots(self.limits, model.stepping)
+            self.plans["predict"] = stepped(
+                plans["predict"],
+                model,
+                self.name,
+                workers=self.workers,
+                gauge=self.series.active_slots,
+            )
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
@@ -129,14 +165,12 @@ class Entry:
         if self.workers is not self._shared.workers:
             self.workers.close()
 
-    def not_ready(self, *, debug: bool) -> ModelNotReady:
-        """Return the error for a request; with `debug` it says why loading failed."""
-        return ModelNotReady(self.name, self.failure if debug else None)
-
 
 def _has_own_thread(model: Any) -> bool:
     if model.own_thread is not None:
         return bool(model.own_thread)
+    if model.stepping is not None and not is_stepped_on_loop(model):
+        return True
     return model.limits is not None and model.limits.concurrency == 1
 
 
@@ -221,8 +255,10 @@ class Registry:
 
     # -- registering
 
-    def add(self, target: Any, name: str | None = None) -> Entry:
-        """Register a model; one of the same name is replaced.
+    def add(
+        self, target: Any, name: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Register a model, with these attributes set; one of the same name is replaced.
 
         Raises TypeError or ValueError, in one sentence, for what cannot be served.
         """
@@ -230,7 +266,9 @@ class Registry:
         model_name = getattr(model, "name", None)
         if name is not None and model_name != name:
             raise ValueError(f"The model's name is {model_name!r}, and cannot be {name!r} as well")
-        return self._register(_checked_name(model_name, target), model)
+        checked_name = _checked_name(model_name, target)
+        configure(model, settings or {})
+        return self._register(checked_name, model)
 
     def adopt(self, name: str, model: Any) -> None:
         """Register a repository's model, under its own name or another one.

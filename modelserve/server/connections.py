@@ -65,6 +65,7 @@ __all__ = [
     "has_request",
     "mended",
     "new_protocol",
+    "watch",
 ]
 
 LONGEST_HEAD: Final = 1 << 16  # bytes of a head; as much again of a body may be no data
@@ -115,6 +116,23 @@ def new_protocol(server: uvicorn.Server) -> asyncio.Protocol:
 def has_request(connection: Any) -> bool:
     """Return whether the first request of a connection has arrived."""
     return getattr(connection, "cycle", None) is not None
+
+
+def watch(connections: Iterable[Any], *, unread: float, unsent: float) -> Callable[[float], None]:
+    """Return what is to be called often, with the time: it cuts the clients that are too slow.
+
+    Args:
+        connections: Those of the server.
+        unread: Seconds in which a client has to read something.
+        unsent: Seconds in which it has to send a head, and a part of a body.
+    """
+    watches = StalledConnections(connections, unread), SilentConnections(connections, unsent)
+
+    def check(now: float) -> None:
+        for each in watches:
+            each.check(now)
+
+    return check
 
 
 def mended(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:

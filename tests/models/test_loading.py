@@ -185,8 +185,9 @@ async def test_why_a_load_failed_is_detail_when_debugging(debug: bool) -> None:
         await until_loaded(app)
         response = await request(app, *PREDICT, json=[])
     assert response.status == 503
-    detail = " Error type: <class 'RuntimeError'> error msg: no disk" if debug else ""
-    assert response.json() == {"error": "Model with name m is not ready." + detail}
+    detail = "Error type: <class 'RuntimeError'> error msg: no disk"
+    sentence = detail if debug else "It failed to load."
+    assert response.json() == {"error": f"Model with name m is not ready. {sentence}"}
 
 
 async def test_models_load_at_the_same_time_and_one_that_fails_stops_no_other() -> None:
@@ -317,7 +318,8 @@ async def test_a_failed_load_leaves_the_others_served(result: Any) -> None:
         ready = await request(app, "GET", "/v2/health/ready")
         assert (ready.status, ready.json()) == (503, {"error": "Server is not ready."})
         response = await request(app, *PREDICT, json=[])
-        assert response.json() == {"error": "Model with name m is not ready."}
+        detail = "" if result is False else " It failed to load."
+        assert response.json() == {"error": f"Model with name m is not ready.{detail}"}
         assert (await request(app, "POST", "/v1/models/n:predict", json=[1])).json() == [1]
 
 
