@@ -8,7 +8,7 @@ access log as a client's request has, and the id of the request that has called.
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from time import monotonic
@@ -20,6 +20,7 @@ from starlette.types import Message, Receive
 
 from modelserve.concurrency.admission import Gate
 from modelserve.concurrency.cleanup import clean_up
+from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
 from modelserve.dispatch import dispatch
@@ -55,15 +56,20 @@ _AHEAD: Final = 1  # items that wait for the caller
 
 
 class _Streamed:
-    """What is recorded of a call's items; nothing has to be noted where it suspends."""
+    """What is recorded of a call's items.
 
-    def __init__(self) -> None:
+    Args:
+        endings: Where its generators are cleaning up by themselves.
+    """
+
+    def __init__(self, endings: Sequence[Ending] | None) -> None:
+        self.endings = endings
         self.items = 0
         self.first_item: float | None = None
         self.tick: Tick | None = None
 
-    def note_suspension(self) -> None:
-        pass
+    def note_suspension(self) -> bool:
+        return self.endings is not None and is_ending(self.endings)
 
 
 class CallRequest:
@@ -276,7 +282,8 @@ async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
     try:
         result = await infer(plan, payload, call, _nothing)
         if call.is_stream(result):
-            await _hand_on(request, result)
+            request.stream = _Streamed(call.endings())
+            await _hand_on(request, request.stream, result)
         else:
             request.items.append(result)
         request.phase = Phase.DONE
@@ -288,10 +295,9 @@ async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
             request.serving.admission.nesting.release(entry.gate)
 
 
-async def _hand_on(request: CallRequest, items: AsyncIterator[Any]) -> None:
+async def _hand_on(request: CallRequest, streamed: _Streamed, items: AsyncIterator[Any]) -> None:
     """Give the items to the caller, one at a time."""
     request.streams = True
-    request.stream = streamed = _Streamed()
     async for item in items:
         _record(request, streamed, monotonic())
         _enter(request, Phase.SEND)

@@ -102,7 +102,7 @@ class Serving:
         self.flights = Flights()
         self.events = _EVENTS.with_variables(os.environ)
         self.stopping = self.draining = self._drained = False
-        self._has_repository = self._hosted = False
+        self._has_repository = self.hosted = False
         self._stop_announced: anyio.Event | None = None
 
     # -- before it serves
@@ -151,7 +151,7 @@ class Serving:
 
         Without a lifespan, a request waits for the load that it or another request has begun.
         """
-        if entry.loading and not self._hosted and entry.attempted is not None:
+        if entry.loading and not self.hosted and entry.attempted is not None:
             await entry.attempted.wait()
         ready = await entry.is_ready() if entry.checks_health else entry.model.ready
         if not ready:
@@ -202,7 +202,7 @@ class Serving:
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Load the models in the background; on the way out drain, then stop them."""
-        self._hosted = True
+        self.hosted = True
         self.stopping = self.draining = self._drained = False
         self.admission.refuse_waiting(None)
         self.events = _EVENTS.with_variables(os.environ)
@@ -222,7 +222,7 @@ class Serving:
                 self._scraper.close()
                 self.decompressors.close()
                 self.telemetry.close()
-            self._hosted = False
+            self.hosted = False
 
     def announce_stop(self) -> None:
         """Be no longer ready, for probes, nor wait for loads; requests are still served."""

@@ -14,6 +14,7 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve.concurrency.bridge import ThreadStream
 from modelserve.concurrency.closing import aclose
+from modelserve.concurrency.endings import Ending, endings_of
 from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
 from modelserve.exchange.running import Caller, note_running
@@ -160,6 +161,10 @@ class Call:
             if not inspect.isasyncgen(stream) or stream.ag_frame is not None:
                 return False
         return True
+
+    def endings(self) -> list[Ending] | None:
+        """Return the clean-ups of the open streams that are generators with one."""
+        return endings_of(self._open)
 
     async def finish(self) -> None:
         """Close the open streams, the last first, and stop the clocks; log what closing raises."""

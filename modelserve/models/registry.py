@@ -1,8 +1,9 @@
 """Which models exist, and what is settled about each when it is registered."""
 
+import inspect
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from time import time
@@ -64,7 +65,7 @@ class Entry:
     `created`: when it was registered, in seconds since 1970. `is_awaited`: the repository has not
     built the model yet; `model` is a placeholder. `is_retired`: no name leads to it any more.
     `attempted` is set once the load under way has succeeded or failed, and `failure` says why it
-    failed.
+    failed. `not_before` is when a load that had no thread may be tried again.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
@@ -76,6 +77,7 @@ class Entry:
         self.unloading = False
         self.attempted: anyio.Event | None = None
         self.failure: str | None = None
+        self.not_before = 0.0
         self.is_retired = False
         self.settle(Model(name) if model is None else model)
         if model is None:
@@ -155,15 +157,29 @@ class Entry:
             return bool(self.model.ready)
         return await self.health.ask()
 
-    async def call(self, hook: str) -> Any:
-        """Call a hook outside requests: on the event loop or in a thread."""
-        label = f"{hook} of {self.name}"
-        return await call_hook(label, self.workers, getattr(self.model, hook))
+    async def call(self, hook: str, *, then: Callable[[], object] | None = None) -> Any:
+        """Call a hook outside requests: on the event loop, or in a thread, which then calls `then`.
+
+        Cancellation reaches a hook on the event loop alone; one in a thread is waited for.
+        """
+        label, function = f"{hook} of {self.name}", getattr(self.model, hook)
+        if then is not None and not inspect.iscoroutinefunction(function):
+            function = _followed(function, then)
+        return await call_hook(label, self.workers, function)
 
     def release_thread(self) -> None:
         """Let the model's own thread end, if it has one; another one begins with its next hook."""
         if self.workers is not self._shared.workers:
             self.workers.close()
+
+
+def _followed(function: Callable[[], Any], then: Callable[[], object]) -> Callable[[], Any]:
+    def call() -> Any:
+        result = function()
+        then()
+        return result
+
+    return call
 
 
 def _has_own_thread(model: Any) -> bool:
@@ -306,6 +322,7 @@ class Registry:
         self.entries[name] = entry
         self.unloaded.pop(name, None)
         entry.is_retired = False
+        self.leaving.discard(entry)
         if old is not None:
             self._retire_if_unnamed(old)
 
