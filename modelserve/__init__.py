@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from modelserve.exchange.coalescing import Coalesced
     from modelserve.limits import Limits
+    from modelserve.models.checks import instances
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
     from modelserve.tensors import (
@@ -44,6 +45,7 @@ __all__ = [
     "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
+    "instances",
 ]
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
@@ -64,6 +66,7 @@ _MODULES: Final = {
     "RequestedOutput": "tensors",
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",
+    "instances": "models.checks",
 }
 
 if not TYPE_CHECKING:  # a type checker would believe that every name exists
