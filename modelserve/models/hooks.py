@@ -7,11 +7,12 @@ and response headers it takes.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
+from modelserve.models.declared import Declared, declared_input
 from modelserve.models.model import (
     LIFECYCLE,
     METADATA,
@@ -20,6 +21,7 @@ from modelserve.models.model import (
     defines,
     is_function,
 )
+from modelserve.models.signatures import HEADERS, POSITIONAL, layers_of
 
 __all__ = ["VERBS", "Hook", "Plan", "check_lifecycle", "plan_of", "plans_of"]
 
@@ -49,7 +51,8 @@ class Hook:
 class Plan:
     """The hooks that one verb of one model runs, in order.
 
-    `is_direct` is true where there is one hook only, an async function and no generator.
+    `is_direct` is true where there is one hook only, an async function and no generator, and its
+    payload is not `declared`: what the first hook takes as it comes.
     """
 
     preprocess: Hook | None
@@ -59,6 +62,7 @@ class Plan:
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
+    declared: Declared | None = None
 
 
 def plans_of(model: Any) -> dict[str, Plan]:
@@ -93,7 +97,9 @@ def _staged_plan(model: Any, verb: str) -> Plan:
             f"postprocess of model {model.name!r} is a sync generator, and {verb} streams: "
             "what wraps a stream must be an async generator"
         )
-    is_direct = hooks == [main] and main.on_loop and not main.is_async_generator
+    declared = declared_input(model, hooks[0].name, hooks[0].function)
+    is_plain = declared is None and hooks == [main]
+    is_direct = is_plain and main.on_loop and not main.is_async_generator
     wants_headers = any(hook.wants_headers for hook in hooks)
     wants_response_headers = any(hook.wants_response_headers for hook in hooks)
     return Plan(
@@ -104,6 +110,7 @@ def _staged_plan(model: Any, verb: str) -> Plan:
         streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
         wants_headers=wants_headers,
         wants_response_headers=wants_response_headers,
+        declared=declared,
     )
 
 
@@ -156,8 +163,6 @@ def _callee(function: Any) -> Any:
 
 # --- which arguments a hook takes ---------------------------------------------------------------
 
-_HEADERS: Final = ("headers", "response_headers")
-
 
 @dataclass(frozen=True, slots=True)
 class _Arguments:
@@ -199,11 +204,11 @@ def _arguments_of(function: Any, label: str, *, names_all: bool = False) -> _Arg
     it; with `names_all`, only if some function names it. Raises TypeError for a required parameter
     that no hook is given.
     """
-    layers = [_Signature(parameters) for parameters in _signatures(function)]
+    layers = [_Signature(parameters) for _, parameters in layers_of(function)]
     if not layers:
         return _PAYLOAD_ALONE
     layers[0].check(label)
-    passed = {name for name in ("payload", *_HEADERS) if all(s.accepts(name) for s in layers)}
+    passed = {name for name in ("payload", *HEADERS) if all(s.accepts(name) for s in layers)}
     if names_all:
         passed = {n for n in passed if n == "payload" or any(s.declares(n) for s in layers)}
     return layers[0].arguments(passed)
@@ -217,9 +222,9 @@ class _Signature:
         kinds = {p.kind for p in parameters}
         self.has_args = inspect.Parameter.VAR_POSITIONAL in kinds
         self.has_kwargs = inspect.Parameter.VAR_KEYWORD in kinds
-        self.positional = [p for p in parameters if p.kind in _POSITIONAL]
+        self.positional = [p for p in parameters if p.kind in POSITIONAL]
         first = self.positional[0] if self.positional else None
-        self.payload = first if first is not None and first.name not in _HEADERS else None
+        self.payload = first if first is not None and first.name not in HEADERS else None
 
     def declares(self, name: str) -> bool:
         """Return whether an argument has a parameter, `*args` and `**kwargs` apart."""
@@ -234,7 +239,7 @@ class _Signature:
     def check(self, label: str) -> None:
         """Raise TypeError for a parameter that cannot be filled, or without one for a payload."""
         for p in self.parameters:
-            known = p is self.payload or p.name in _HEADERS or p.kind in _VARIADIC
+            known = p is self.payload or p.name in HEADERS or p.kind in _VARIADIC
             if not known and p.default is inspect.Parameter.empty:
                 raise TypeError(
                     f"{label} takes {p.name!r}, which no hook is given: "
@@ -247,7 +252,7 @@ class _Signature:
         """Choose the arguments: those declared, and those in `passed` that are accepted."""
         names = [
             name
-            for name in ("payload", *_HEADERS)
+            for name in ("payload", *HEADERS)
             if self.declares(name) or (name in passed and self.accepts(name))
         ]
         by_position = self._by_position(names)
@@ -273,32 +278,8 @@ class _Signature:
         return any(p.name == name and p.kind in _BY_NAME for p in self.parameters)
 
 
-_POSITIONAL: Final = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-)
 _BY_NAME: Final = (
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
     inspect.Parameter.KEYWORD_ONLY,
 )
 _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def _signatures(function: Any) -> Iterator[list[inspect.Parameter]]:
-    """Yield the parameters of a callable and of each function that it wraps (`__wrapped__`)."""
-    is_bound = inspect.ismethod(function)
-    is_outermost = True
-    while function is not None:
-        try:
-            signature = inspect.signature(function, follow_wrapped=False)
-        except (TypeError, ValueError):  # some builtins have none
-            return
-        parameters = list(signature.parameters.values())
-        yield parameters if is_outermost or not is_bound else _without_self(parameters)
-        is_outermost = False
-        function = getattr(function, "__wrapped__", None)
-
-
-def _without_self(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
-    has_self = parameters and parameters[0].kind in _POSITIONAL
-    return parameters[1:] if has_self else parameters
