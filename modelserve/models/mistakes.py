@@ -32,9 +32,10 @@ _CUT_SHORT: Final = frozenset(
 )
 # What msgspec says of types, and nothing of values.
 _OF_TYPES: Final = re.compile(
-    r"Expected `[^`]*`.*|Object missing required field `[^`]*`|Invalid [A-Za-z0-9 ]+ string"
+    r"Expected `[^`]*`.*|Invalid [A-Za-z0-9 ]+ string"
     r"|Invalid RFC3339 encoded \w+|Invalid UUID|Invalid ISO8601 duration"
 )
+_MISSING: Final = re.compile(r"Object missing required field `([^`]*)`")
 _PLACE: Final = re.compile(r" - at `(key` in `)?\$([^`]*)`$")
 
 
@@ -197,7 +198,10 @@ def _of_msgspec(exc: BaseException, seen: _Seen) -> str:
     if found is not None:
         text, path = text[: found.start()], found[2]
         prefix = "Invalid key: " if found[1] else ""
-    if exc.__cause__ is None and text.startswith(("Invalid value", "Invalid enum value")):
+    missing = _MISSING.fullmatch(text)
+    if exc.__cause__ is None and missing is not None:
+        path, text = path + _dotted(missing[1], seen.place + path), "Field required"
+    elif exc.__cause__ is None and text.startswith(("Invalid value", "Invalid enum value")):
         text = "Invalid value"
     elif exc.__cause__ is None and text.startswith("Object contains unknown field"):
         text = "Object contains an unknown field"

@@ -417,7 +417,7 @@ def test_an_iterator_keeps_the_type_of_its_instances(annotation: Any) -> None:
     ("annotation", "name", "document", "sentence"),
     [
         (Struct, "payload", {"age": "x"}, "age: Expected `int`, got `str`"),
-        (Struct, "payload", {}, "payload: Object missing required field `age`"),
+        (Struct, "payload", {}, "age: Field required"),
         (Struct, "payload", [], "payload: Expected `object`, got `array`"),
         (Struct, "payload", None, "payload: Expected `object`, got `null`"),
         (list[Struct], "payload", [{"age": 1}, 5], "[1]: Expected `object`, got `int`"),
@@ -426,7 +426,7 @@ def test_an_iterator_keeps_the_type_of_its_instances(annotation: Any) -> None:
         (list[Cat | Dog], "payload", [{"type": "cow"}], "[0].type: Invalid value"),
         (list[Color], "instances", ["blue"], "instances[0]: Invalid enum value"),
         (list[Data], "instances", [{"age": 1}, {"age": "x"}], "instances[1].age: Expected `int`, got `str`"),
-        (list[Typed], "instances", [{"name": ""}], "instances[0]: Object missing required field `age`"),
+        (list[Typed], "instances", [{"name": ""}], "instances[0].age: Field required"),
         (list[float], "instances", [1, "x"], "instances[1]: Expected `float`, got `str`"),
         (
             list[Pydantic], "instances", [{"age": 1}, {"age": "x"}],
