@@ -5,7 +5,6 @@ document of V1; that of a parameter called `instances` describes the instances a
 iterator, each instance of streamed input. All is settled when the model is registered.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -75,12 +74,12 @@ class Declared:
         return result
 
 
-def declared_input(model: Any, hook: str, function: Callable[..., Any]) -> Declared | None:
-    """Return what is declared of a payload: by the annotation of a hook, else by `input_schema`.
+def declared_input(model: Any, hook: str) -> Declared | None:
+    """Return what is declared of the payload of a hook, by its annotation or by `input_schema`.
 
     None where nothing is. Raises TypeError, in one sentence, for what cannot be made of JSON.
     """
-    name, annotation = payload_type(function)
+    name, annotation = payload_type(getattr(model, hook))
     label = f"The payload of {hook} of model {model.name!r}"
     if name == "instances" and element_of(annotation) is not UNKNOWN:
         return _declare(Form.INSTANCES, as_list(annotation), label)
@@ -110,7 +109,8 @@ def _declare(form: Form, kind: Any, label: str, passed: tuple[type, ...] = ()) -
 def _not_json(payload: Any) -> str:
     if isinstance(payload, InferRequest):
         return "This model takes the JSON of V1, which it has declared, and no request of V2"
-    return f"Expected a JSON document, not {name_of_kind(payload)}"
+    is_form = hasattr(payload, "multi_items")  # starlette's
+    return f"Expected a JSON document, not {'a form' if is_form else name_of_kind(payload)}"
 
 
 def _is_list(result: Any) -> bool:

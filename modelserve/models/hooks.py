@@ -97,7 +97,7 @@ def _staged_plan(model: Any, verb: str) -> Plan:
             f"postprocess of model {model.name!r} is a sync generator, and {verb} streams: "
             "what wraps a stream must be an async generator"
         )
-    declared = declared_input(model, hooks[0].name, hooks[0].function)
+    declared = declared_input(model, hooks[0].name)
     is_plain = declared is None and hooks == [main]
     is_direct = is_plain and main.on_loop and not main.is_async_generator
     wants_headers = any(hook.wants_headers for hook in hooks)

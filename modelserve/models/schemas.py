@@ -1,11 +1,12 @@
 """The JSON Schemas of what a model has declared, for its documentation. Pure."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
-from modelserve.models.annotations import MSGSPEC, element_of, libraries_of
+from modelserve.models.annotations import MSGSPEC, PLAIN_CLASS, PYDANTIC, element_of, libraries_of
 from modelserve.models.declared import Form
-from modelserve.models.hooks import Hook, Plan
+from modelserve.models.hooks import Plan
 from modelserve.models.signatures import UNKNOWN, return_type
 from modelserve.models.validators import library_for
 
@@ -42,30 +43,43 @@ def output_schema(model: Any, plan: Plan) -> Schema | None:
         return model.output_schema
     if model.output_schema is not None:
         return _schema_of(model.output_schema)
-    last: Hook = plan.postprocess or plan.main
-    annotation = return_type(last.function)
+    last = plan.postprocess or plan.main
+    annotation = return_type(getattr(model, last.name))
     item = element_of(annotation, iterates=True)
     if item is not UNKNOWN and libraries_of(item):
         return _predictions(_schema_of(item))
-    if annotation is UNKNOWN or not libraries_of(annotation):
-        return None
     is_list = plan.declared is not None and plan.declared.form is Form.INSTANCES
     if is_list and element_of(annotation) is not UNKNOWN:
         return _predictions(_schema_of(element_of(annotation)))
-    return _schema_of(annotation)
+    return _schema_of(annotation) if libraries_of(annotation) else None
 
 
 def _schema_of(annotation: Any) -> Schema | None:
+    """Return the schema of a type by the library that reads it; None where it has none."""
     try:
-        if library_for(annotation, "A schema") == MSGSPEC:
-            import msgspec
-
-            return msgspec.json.schema(annotation)
-        from pydantic import TypeAdapter
-
-        return TypeAdapter(annotation).json_schema()
+        library = library_for(annotation, "A schema")
+        return _MAKERS[library](annotation)
     except Exception:  # the library's own, for a type that JSON Schema does not have
-        return None
+        if libraries_of(annotation) != {PLAIN_CLASS}:
+            return None
+    with suppress(Exception):  # one that msgspec does not know
+        return _of_pydantic(annotation)
+    return None
+
+
+def _of_msgspec(annotation: Any) -> Schema:
+    import msgspec
+
+    return msgspec.json.schema(annotation)
+
+
+def _of_pydantic(annotation: Any) -> Schema:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(annotation).json_schema()
+
+
+_MAKERS: Final = {MSGSPEC: _of_msgspec, PYDANTIC: _of_pydantic}
 
 
 def _predictions(item: Schema | None) -> Schema | None:
