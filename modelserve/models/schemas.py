@@ -8,6 +8,7 @@ from modelserve.models.annotations import MSGSPEC, PLAIN_CLASS, PYDANTIC, elemen
 from modelserve.models.declared import Form
 from modelserve.models.hooks import Plan
 from modelserve.models.signatures import UNKNOWN, return_type
+from modelserve.models.typed_dicts import readable
 from modelserve.models.validators import library_for
 
 __all__ = ["input_schema", "output_schema"]
@@ -76,7 +77,7 @@ def _of_msgspec(annotation: Any) -> Schema:
 def _of_pydantic(annotation: Any) -> Schema:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(annotation).json_schema()
+    return TypeAdapter(readable(annotation)).json_schema()
 
 
 _MAKERS: Final = {MSGSPEC: _of_msgspec, PYDANTIC: _of_pydantic}

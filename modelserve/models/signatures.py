@@ -6,6 +6,7 @@ function around the hook knows: the frames of a registration are looked at as we
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,8 @@ POSITIONAL: Final = (
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
 )
 UNKNOWN: Final[Any] = object()  # no annotation, or one that cannot be resolved
+
+logger = logging.getLogger("modelserve")
 
 # What text has been resolved to, since the frames of the first registration may be gone at the
 # next one (`reconfigure`).
@@ -87,7 +90,9 @@ def _resolve(annotation: Any, name: str, layer: Any, function: Any) -> Any:
     names = getattr(layer, "__globals__", {})
     try:
         hints = get_type_hints(holder, names, _locals_of(layer, function), include_extras=True)
-    except Exception:  # a name that only a type checker knows, or no type at all
+    except Exception as exc:  # a name that only a type checker knows, or no type at all
+        where = getattr(layer, "__qualname__", repr(layer))
+        logger.info("An annotation of %s says nothing, since it cannot be read: %s", where, exc)
         return UNKNOWN
     if inspect.isfunction(layer):
         _resolved.setdefault(layer, {})[name] = hints[name]

@@ -14,6 +14,7 @@ import orjson
 from modelserve.errors import NotAsDeclared
 from modelserve.models.annotations import MSGSPEC, PYDANTIC, bare, libraries_of
 from modelserve.models.mistakes import as_mistake, names_in
+from modelserve.models.typed_dicts import readable
 
 __all__ = ["Validate", "library_for", "validator_of"]
 
@@ -124,7 +125,7 @@ def _names_of(info: Any) -> Iterator[str]:
 def _of_pydantic(annotation: Any) -> Validate:
     from pydantic import TypeAdapter, ValidationError
 
-    adapter = TypeAdapter(_failing_fast(annotation))
+    adapter = TypeAdapter(_failing_fast(readable(annotation)))
     schema = adapter.core_schema
     names = {*names_in(schema)}
     from_objects = adapter.validate_python if _is_read_alike(schema) else None

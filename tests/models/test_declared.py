@@ -6,6 +6,7 @@ import decimal
 import enum
 import json
 import sys
+import typing
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Any, Generic, Literal, NewType, NotRequired, Required, TypeVar, Union
@@ -566,6 +567,47 @@ def test_without_msgspec_pydantic_reads_plain_classes(
 ) -> None:
     hide(monkeypatch, "msgspec")
     assert declared_for(kind).convert({"age": "3"}) == kind(age=3)
+
+
+class Base(typing.TypedDict):
+    age: int
+
+
+class Standard(Base, total=False):
+    inner: list[Base] | None
+    notes: Annotated[dict[str, Base], "a note"]
+    limit: Required[typing.Annotated[int, "a note"]]
+    later: "Standard"
+
+
+class Plain(Base, total=False):
+    """One that does not contain itself, which pydantic reads in Python 3.11 too."""
+
+    inner: list[Base] | None
+    notes: Annotated[dict[str, Base], "a note"]
+    limit: Required[typing.Annotated[int, "a note"]]
+
+
+@pytest.mark.parametrize("library", ["msgspec", "pydantic"])
+@pytest.mark.parametrize(
+    "wrap", [lambda kind: kind, lambda kind: list[kind], lambda kind: kind | None]
+)
+def test_the_standard_library_s_typed_dict_is_read_by_both(
+    library: str, wrap: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if library == "pydantic":
+        hide(monkeypatch, "msgspec")
+    found = declared_for(wrap(Standard if library == "msgspec" else Plain))
+    document: Any = {"age": 1, "limit": 2, "inner": [{"age": 3}], "notes": {"a": {"age": 4}}}
+    listed = wrap(Standard) == list[Standard]
+    assert found.convert([document] if listed else document) in (document, [document])
+    for key in ("age", "limit"):
+        wrong = {name: value for name, value in document.items() if name != key}
+        with pytest.raises(ValueError, match=rf"{key}: Field required$"):
+            found.convert([wrong] if listed else wrong)
+    with pytest.raises(ValueError, match=r"inner\[0\].age"):
+        wrong = document | {"inner": [{"age": "x"}]}
+        found.convert([wrong] if listed else wrong)
 
 
 def test_constraints_of_pydantic_in_a_dataclass_are_pydantics() -> None:

@@ -137,6 +137,14 @@ def test_a_class_of_the_function_around_is_found() -> None:
     assert further_in() == ("payload", Local)
 
 
+def test_a_name_that_cannot_be_found_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "modelserve")
+    payload_type(missing)
+    [record] = caplog.records
+    assert "missing" in record.getMessage()
+    assert "'Missing' is not defined" in record.getMessage()
+
+
 def make() -> Any:
     @dataclass
     class Local:
