@@ -21,6 +21,7 @@ __all__ = ["Validate", "library_for", "validator_of"]
 # A document and its place in the request, empty for all of it, to what the hook takes.
 Validate: TypeAlias = Callable[[Any, str], Any]
 
+_MANY: Final = 1000  # mistakes, which take pydantic longer to find than values that are right
 _TOO_DEEP: Final = "The request is nested too deep."
 
 
@@ -136,9 +137,10 @@ def _of_pydantic(annotation: Any) -> Validate:
             if from_objects is not None:
                 try:
                     return from_objects(document)
-                except ValidationError:  # said again below, in the words of JSON
-                    pass
-            return from_json(orjson.dumps(document))
+                except ValidationError as exc:
+                    if exc.error_count() > _MANY:
+                        raise
+            return from_json(orjson.dumps(document))  # which says the same in the words of JSON
         except ValidationError as exc:
             raise _refused(exc, document, place, names) from exc
         except (RecursionError, orjson.JSONEncodeError):

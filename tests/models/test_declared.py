@@ -520,6 +520,8 @@ async def test_a_million_mistakes_are_one_sentence() -> None:
         "items[0].age: Field required; items[1].age: Field required; items[2].age: Field required; "
         "and 7 more"
     )
+    response = await post(hook_for(Inside), {"items": [{}] * 10_001})
+    assert response.json() == {"error": "payload: 10001 values are not as declared"}
 
 
 # --- what cannot be served ------------------------------------------------------------------------
