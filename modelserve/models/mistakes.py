@@ -15,6 +15,7 @@ __all__ = ["as_mistake", "names_in"]
 
 _MOST_PLACES: Final = 3  # of those that pydantic lists
 _MOST_LISTED: Final = 10_000  # pydantic takes 6 us to list one, and lists all or none
+_MOST_SAID: Final = 500  # letters of an author's text
 _MOST_TEXT: Final = 1 << 16  # letters of a request in which an author's text is looked for
 _WINDOW: Final = 8  # letters in a row that an author's text may not share with a request
 _NOT_SAID: Final = "Value is not valid"
@@ -199,7 +200,7 @@ def _dotted(name: str, place: str) -> str:
 def _of_msgspec(exc: BaseException, seen: _Seen) -> str:
     text, path, prefix = str(exc), "", ""
     found = _PLACE.search(text)
-    if found is not None:
+    if found is not None and _is_own_place(found[2], seen):
         text, path = text[: found.start()], found[2]
         prefix = "Invalid key: " if found[1] else ""
     missing = _MISSING.fullmatch(text)
@@ -212,6 +213,14 @@ def _of_msgspec(exc: BaseException, seen: _Seen) -> str:
     elif exc.__cause__ is not None or not _OF_TYPES.fullmatch(text):
         text = _without_values(text, seen, None, re.findall(r"\w+", path))
     return _sentence((seen.place + path).removeprefix("."), prefix + text)
+
+
+def _is_own_place(path: str, seen: _Seen) -> bool:
+    """Return whether a place is msgspec's, and not in a text of the client that only looks so."""
+    if all(name in seen.names for name in re.findall(r"[^.\[\]0-9][^.\[\]]*", path)):
+        return True
+    leaves = _leaves(seen.payload, ())
+    return leaves is not None and not any(" - at `" in leaf for leaf in leaves)
 
 
 def _names_of_structs() -> Iterator[str]:
@@ -233,6 +242,8 @@ def _without_values(text: str, seen: _Seen, value: Any, location: Any) -> str:
     large.
     """
     text = re.sub("^(Value error|Assertion failed), ", "", text)
+    if len(text) > _MOST_SAID:
+        return _NOT_SAID
     around = seen.payload if seen.document is None else seen.document
     for part in (*_around(around, location), value):
         leaves = _leaves(part, seen.names)

@@ -157,6 +157,8 @@ ODD = [
     f'["{TEXT}"]',
     f"2026-{NUMBER}-{TEXT}",
     TEXT * 1000,
+    f"a - at `${TEXT}`",
+    {f"a` - at `${TEXT}": 1},
     [{"kind": TEXT, "type": TEXT, "name": TEXT}],
     {"kind": "dog", "type": "dog", "name": TEXT, TEXT: NUMBER},
     None,
@@ -168,7 +170,8 @@ def mutants(document: Any) -> Iterator[Any]:
     for path in places(document):
         for odd in ODD:
             yield changed(document, path, odd)
-        yield changed(document, path, None, key=TEXT)
+        for key in (TEXT, f"a` - at `${TEXT}"):
+            yield changed(document, path, None, key=key)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -287,6 +290,16 @@ def test_an_author_s_text_is_told_where_it_holds_no_value(
     document = {"n": 3, "note": "hello there", "short": "ab!"}
     said = refusal(declared_of(list[kind]).convert, [document])
     assert said == "[0]: " + (text if told else "Value is not valid")
+
+
+def test_a_long_text_of_an_author_is_not_told() -> None:
+    class Raises(msgspec.Struct):
+        n: int
+
+        def __post_init__(self) -> None:
+            raise ValueError("long " * 1_000_000)
+
+    assert refusal(declared_of(Raises).convert, {"n": 5}) == "payload: Value is not valid"
 
 
 def test_an_invalid_input_of_a_validator_is_told_as_it_is() -> None:
