@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ServingError,
     )
     from modelserve.exchange.coalescing import Coalesced
+    from modelserve.exchange.uploads import Upload
     from modelserve.limits import Limits
     from modelserve.models.checks import instances
     from modelserve.models.model import Model
@@ -45,6 +46,7 @@ __all__ = [
     "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
+    "Upload",
     "instances",
 ]
 
@@ -66,6 +68,7 @@ _MODULES: Final = {
     "RequestedOutput": "tensors",
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",
+    "Upload": "exchange.uploads",
     "instances": "models.checks",
 }
 

@@ -24,9 +24,10 @@ from modelserve.errors import (
     ServerShuttingDown,
     Unauthorized,
 )
-from modelserve.exchange.body import decoded, read_rest, receive_first
+from modelserve.exchange.body import decoded, feed_rest, read_rest, receive_first
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
+from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
@@ -50,6 +51,7 @@ _FIRST: Final = Phase.FIRST
 async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None:
     """Answer one request; whatever is raised on the way becomes the answer."""
     share: Share | None = None  # what the request holds while it waits
+    reader: FormReader | None = None  # of a body that is read part by part
     try:
         if serving.registry.pending:
             serving.load_pending()
@@ -60,8 +62,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         codec, ref, headers = target.codec, target.ref, exchange.headers
         if ref is NO_MODEL:  # the body names it
             share = serving.admission.budget.hold(0)
-            body = await _read_whole(serving, exchange, share)
-            ref, exchange.payload = codec.open(body, exchange)
+            ref, body = await _open(serving, codec, exchange, share)
         entry = serving.registry.entries.get(ref.name)
         if entry is None or ref.version is not None:
             entry = serving.registry.get(ref.name, ref.version)
@@ -74,26 +75,26 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 share.resize(len(body))
             entry = await _wait_until_usable(serving, entry, ref, exchange)
         if share is None:  # the body has not been read
-            limit = entry.max_body_bytes
+            limit, plan = entry.max_body_bytes, entry.plans[target.hook]
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
                 codec = codec_for(codec, exchange, serving.events)
+                if not plan.forwards:
+                    reader = form_reader(codec, exchange, serving.decompressors)
             if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
-            plan = entry.plans[target.hook]
             if plan.streams and not plan.wants_response_headers:
                 _check_acceptable(codec, exchange, ref)
-            length = headers.get(b"content-length", b"")
-            if len(length) > 4 or limit < 10_000:
+            if len(length := headers.get(b"content-length", b"")) > 4 or limit < 10_000:
                 check_length(length, limit)
             try:
                 message = await exchange.receive()
             except Exception as exc:  # whatever it is, the client has left
                 raise ClientGone from exc
             body = message.get("body", b"")
-            is_more = message.get("more_body") or b"content-encoding" in headers
-            if is_more or len(body) > limit or message["type"] != "http.request":
+            more = reader is not None or message.get("more_body") or b"content-encoding" in headers
+            if more or len(body) > limit or message["type"] != "http.request":
                 share = serving.admission.budget.hold(0)
-                body = await _complete(serving, exchange, message, limit, share)
+                body = await _complete(serving, exchange, message, limit, share, reader)
             else:
                 exchange.body_read = True
                 if exchange.flight is not None:
@@ -109,14 +110,22 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share)
         exchange.admitted = True
-        await _respond(serving, entry, entry.plans[target.hook], codec, ref, exchange)
+        answering = _respond(serving, entry, entry.plans[target.hook], codec, ref, exchange)
+        await (answering if reader is None else reader.close_after(answering))
     except BaseException as exc:
-        if share is not None:
-            share.close()
+        _give_back(share, reader)
         if exchange.is_interrupted_by(exc):
             raise
         exchange.closes_connection = serving.draining and exchange.has_connection
         await report_failure(exchange, exc, debug=serving.debug)
+
+
+def _give_back(share: Share | None, reader: FormReader | None) -> None:
+    """Give back what a request that has failed may still hold."""
+    if share is not None:
+        share.close()
+    if reader is not None:
+        reader.close()
 
 
 def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | None:
@@ -141,29 +150,48 @@ async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Ent
     return await _successor(serving, ref, exchange) if entry.is_retired else entry
 
 
-async def _read_whole(serving: Serving, exchange: Exchange, share: Share) -> bytes | bytearray:
-    """Read the body of a request to no model known yet, and undo its coding."""
+async def _open(
+    serving: Serving, codec: Codec, exchange: Exchange, share: Share
+) -> tuple[ModelRef, Any]:
+    """Read the body of a request whose path names no model; return the model and the body."""
     limit = serving.max_body_bytes
     length = exchange.get(b"content-length")
     message = await receive_first(exchange.receive, limit, length)
-    return await _complete(serving, exchange, message, limit, share)
+    body = await _complete(serving, exchange, message, limit, share, None)
+    ref, exchange.payload = codec.open(body, exchange)
+    return ref, body
 
 
 async def _complete(
-    serving: Serving, exchange: Exchange, message: Message, limit: float, share: Share
-) -> bytes | bytearray:
-    """Read the rest of the body and undo its coding; from its end on the client can only leave.
+    serving: Serving,
+    exchange: Exchange,
+    message: Message,
+    limit: float,
+    share: Share,
+    reader: FormReader | None,
+) -> Any:
+    """Read the rest of the body and undo its coding; return its bytes or, if given, its reader.
 
-    Most bodies come in one message and have no coding: they need no coroutine of their own.
+    From the end of the body on the client can only leave. Most bodies come in one message and have
+    no coding: they need no coroutine of their own.
     """
-    body = await read_rest(message, exchange.receive, limit, share)
+    coding = exchange.get(b"content-encoding")
+    body: bytes | bytearray = b""
+    if reader is None or coding:
+        body = await read_rest(message, exchange.receive, limit, share)
+    else:
+        await feed_rest(message, exchange.receive, limit, share, reader)
     exchange.phase = _QUEUE
     exchange.body_read = True
     if exchange.flight is not None:
         exchange.flight.note_body_read()
-    return await decoded(
-        body, exchange.get(b"content-encoding"), limit, share, serving.decompressors
-    )
+    body = await decoded(body, coding, limit, share, serving.decompressors)
+    if reader is None:
+        return body
+    if coding:
+        await reader.feed(body)
+    await reader.finish()
+    return reader
 
 
 async def _wait_until_usable(

@@ -22,6 +22,7 @@ exception is a 500 whose text stays in the log.
     +-- Unauthorized                 401  the bearer token is missing or wrong
     +-- UnsupportedProtocol          501  a protocol, or a part of one, that is not supported
     +-- HookMissing                  501  the model does not have the hook that the verb needs
+    +-- ExtraMissing                 501  a package that the request needs is not installed
     +-- ServerNotLive                503  the server is not live
     +-- ServerNotReady               503  models are loading, or loading failed
     |   +-- ModelNotReady            503  this model is not loaded yet, or loading failed
@@ -52,6 +53,7 @@ __all__ = [
     "ClientGone",
     "CollectedTooLarge",
     "DeadlineExceeded",
+    "ExtraMissing",
     "Forbidden",
     "HookMissing",
     "InferenceError",
@@ -252,6 +254,15 @@ class HookMissing(ServingError, NotImplementedError):
     """
 
     status = 501
+
+
+class ExtraMissing(ServingError):
+    """Raised for a request that needs a package which is an extra, and is not installed."""
+
+    status = 501
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}: pip install 'modelserve[{extra}]'.")
 
 
 class ServerNotLive(ServingError, RuntimeError):

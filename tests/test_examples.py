@@ -1,6 +1,7 @@
 """Run each example as a user would, and all that the README and the guides show."""
 
 import ast
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -131,6 +133,25 @@ def test_opentelemetry() -> None:
     with served("examples/04_opentelemetry.py") as url:
         answer = httpx.post(f"{url}/v1/models/double:predict", json={"instances": [21]})
         assert answer.json() == {"predictions": [42]}
+
+
+def test_images() -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (200, 100), "red").save(photo, "JPEG")
+    with served("examples/06_images.py") as url:
+        path = f"{url}/v1/models/thumbnail:predict"
+        form = httpx.post(path, files={"image": photo.getvalue()}, data={"width": "64"})
+        alone = httpx.post(path, content=photo.getvalue(), headers={"content-type": "image/jpeg"})
+        for answer, size in ((form, (64, 32)), (alone, (128, 64))):
+            assert answer.headers["content-type"] == "image/png"
+            image = Image.open(io.BytesIO(answer.content))
+            assert (image.format, image.size, image.mode) == ("PNG", size, "L")
+        for files, data in (
+            ({"image": b"no"}, {}),
+            ({"x": b"1"}, {}),
+            ({"image": b"1"}, {"width": "w"}),
+        ):
+            assert httpx.post(path, files=files, data=data).status_code == 400
 
 
 def test_the_readmes_test_line_is_what_ci_runs() -> None:

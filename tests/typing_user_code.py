@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, assert_type
 from msgspec import Struct
 from pydantic import BaseModel
 from starlette.applications import Starlette
+from starlette.datastructures import FormData
 from starlette.routing import Mount
 
 from modelserve import (
@@ -32,6 +33,7 @@ from modelserve import (
     RequestedOutput,
     ServerSentEvent,
     ServingError,
+    Upload,
     instances,
 )
 from modelserve.testing import exchange, lifespan, request
@@ -365,6 +367,19 @@ async def check() -> None:
             async for chunk in client:
                 assert_type(chunk, bytes)
             client.hang_up()
+
+
+class Files(Model):
+    async def preprocess(self, form: FormData) -> bytes:
+        upload = form["image"]
+        if not isinstance(upload, Upload):
+            raise InvalidInput("Expected a file")
+        assert_type(upload.filename, str | None)
+        assert_type(upload.read(), bytes)
+        return await upload.aread()
+
+    def predict(self, payload: bytes) -> int:
+        return len(payload)
 
 
 def as_hook(hook: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:

@@ -7,9 +7,10 @@ from starlette.types import Message, Receive
 from modelserve.concurrency.budget import Share
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ClientGone
+from modelserve.exchange.forms import FormReader
 from modelserve.wire.coding import Inflation, check_length, inflation, too_large
 
-__all__ = ["decoded", "read_body", "read_rest", "receive_first"]
+__all__ = ["decoded", "feed_rest", "read_body", "read_rest", "receive_first"]
 
 # What is decompressed on the event loop, at most: it takes a few milliseconds. The rest is done in
 # a thread, about as much at a time, so that many bodies take turns and one can be cancelled.
@@ -62,6 +63,30 @@ async def read_rest(
             return body
         if share is not None:
             share.grow(len(part))
+        try:
+            message = await receive()
+        except Exception as exc:  # whatever it is, the client has left
+            raise ClientGone from exc
+
+
+async def feed_rest(
+    message: Message, receive: Receive, limit: float, share: Share, reader: FormReader
+) -> None:
+    """Give a body of which the first message is here to a reader, piece by piece as it arrives.
+
+    What is received counts as held by `share`, though some of it may be on disk. Raises as
+    `read_rest`, and what the reader raises.
+    """
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part: bytes = message.get("body", b"")
+        if len(reader) + len(part) > limit:
+            raise too_large(limit)
+        await reader.feed(part)
+        if not message.get("more_body"):
+            return
+        share.grow(len(part))
         try:
             message = await receive()
         except Exception as exc:  # whatever it is, the client has left

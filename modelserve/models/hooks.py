@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Any, Final
 
 from modelserve.models.declared import Declared, declared_input
+from modelserve.models.forgotten import Noted, noting_none, returns_nothing
 from modelserve.models.model import (
     LIFECYCLE,
     METADATA,
@@ -33,7 +34,7 @@ class Hook:
     `function` is the hook itself; `call(payload, headers, response_headers)` passes on to it what
     it declares, which with `takes_payload_alone` is `function(payload)`. A hook that is not
     `on_loop` runs in a worker thread. `streams` is true where it is known to yield; a hook may
-    return a stream without it.
+    return a stream without it, if it `may_stream`: what another hook returns is handed on as it is.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Hook:
     on_loop: bool
     is_async_generator: bool
     streams: bool
+    may_stream: bool
     takes_payload_alone: bool
     wants_headers: bool
     wants_response_headers: bool
@@ -52,13 +54,15 @@ class Plan:
     """The hooks that one verb of one model runs, in order.
 
     `is_direct` is true where there is one hook only, an async function and no generator, and its
-    payload is not `declared`: what the first hook takes as it comes.
+    payload is not `declared`: what the first hook takes as it comes. `forwards` is true where no
+    hook of the model's own is given the request's payload, which goes to a predictor.
     """
 
     preprocess: Hook | None
     main: Hook
     postprocess: Hook | None
     is_direct: bool
+    forwards: bool
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
@@ -107,6 +111,7 @@ def _staged_plan(model: Any, verb: str) -> Plan:
         main,
         postprocess,
         is_direct=is_direct,
+        forwards=preprocess is None and not defines(model, verb),
         streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
         wants_headers=wants_headers,
         wants_response_headers=wants_response_headers,
@@ -128,10 +133,15 @@ def _hook(model: Any, name: str) -> Hook:
     callee = _callee(function)
     is_async_generator = inspect.isasyncgenfunction(callee)
     streams = is_async_generator or inspect.isgeneratorfunction(callee)
-    if streams and name not in STREAMING_HOOKS:
+    may_stream = name in STREAMING_HOOKS
+    if streams and not may_stream:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
     names_all = isinstance(model, ServedObject) or _is_object(function)
-    arguments = _arguments_of(function, f"{name} of model {model.name!r}", names_all=names_all)
+    label = f"{name} of model {model.name!r}"
+    arguments = _arguments_of(function, label, names_all=names_all)
+    if returns_nothing(callee):
+        noted: Noted = vars(model).setdefault("_noted_none", set())
+        function = noting_none(function, callee, label=label, noted=noted)
     return Hook(
         name,
         function,
@@ -139,6 +149,7 @@ def _hook(model: Any, name: str) -> Hook:
         on_loop=is_async_generator or inspect.iscoroutinefunction(callee),
         is_async_generator=is_async_generator,
         streams=streams,
+        may_stream=may_stream,
         takes_payload_alone=arguments == _PAYLOAD_ALONE,
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,

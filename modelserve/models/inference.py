@@ -72,7 +72,7 @@ class Call:
         return bool(self._open) and result is self._open[-1]
 
     async def run(self, hook: Hook, value: Any) -> Any:
-        """Call one hook; return its value, or an async iterator if it streams.
+        """Call one hook; return its value, or an async iterator if it may stream and does.
 
         Cancellation reaches an async hook; a sync one is waited for.
         """
@@ -87,8 +87,14 @@ class Call:
             self._open.append(stream)
             return stream
         if hook.on_loop:
-            return await self.resolve(await call(*arguments))
-        return await self.resolve(await self.workers.call_hook(self.label, call, *arguments))
+            result = await call(*arguments)
+        elif hook.may_stream:
+            result = await self.workers.call_hook(self.label, call, *arguments)
+        else:  # in a tuple, since the thread would go on to run what iterates
+            [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
+        if hook.may_stream:
+            return await self.resolve(result)
+        return self._stop_clock(result if type(result) in PLAIN else await self._value_of(result))
 
     async def take_over(self, hook: Hook, started: float, result: Any) -> Any:
         """Continue a hook that was called without this object; otherwise as `run`."""
@@ -105,6 +111,21 @@ class Call:
             result = await self._open_stream(result)
             if self.is_stream(result):
                 return result
+        return self._stop_clock(result)
+
+    async def _value_of(self, result: Any) -> Any:
+        """Return what a hook that may not stream has returned, as it is; await what is awaitable.
+
+        An async generator is closed with the request, since only an event loop can do that.
+        """
+        while inspect.isawaitable(result):
+            result = await result
+        if inspect.isasyncgen(result):
+            self.close_later(result)
+        return result
+
+    def _stop_clock(self, result: Any) -> Any:
+        """Note how long the latest hook has run, and return its result."""
         name, started = self._running[-1]
         self._running = self._running[:-1]
         self.seconds[name] = monotonic() - started
@@ -166,6 +187,10 @@ class Call:
             return result
         self._open.append(stream)
         return stream
+
+
+def _in_a_tuple(call: Callable[..., Any], *arguments: Any) -> tuple[Any]:
+    return (call(*arguments),)
 
 
 async def infer(plan: Plan, payload: Any, call: Call, check: Callable[[Any], None]) -> Any:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, get_origin
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from modelserve.models.remote import Remote
 
 __all__ = [
+    "ANSWERS",
     "HOOKS",
     "LIFECYCLE",
     "METADATA",
@@ -23,12 +25,14 @@ __all__ = [
     "Model",
     "ServedObject",
     "as_model",
+    "check_answers",
     "defines",
     "is_function",
 ]
 
 STREAMING_HOOKS: Final = ("predict", "explain", "postprocess")
 HOOKS: Final = ("preprocess", *STREAMING_HOOKS)
+ANSWERS: Final = ("predict", "explain")  # the hooks without one of which a model answers nothing
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
 # The attributes that settle how a model is served, `name` and `ready` apart.
@@ -235,10 +239,11 @@ class _ReadyAsServed(ServedObject):
 def as_model(target: Any, name: str | None = None) -> Any:
     """Return a model made of a function, a class, or any object with a `predict`.
 
-    Raises TypeError where there is nothing to call.
+    Raises TypeError where there is nothing to call, or a class that answers nothing.
     """
     if isinstance(target, type):
         target = _instance(target, name) if issubclass(target, Model) else target()
+        check_answers(target)
     if isinstance(target, Model):
         if name is not None and getattr(target, "name", None) is None:
             target.name = name
@@ -253,6 +258,22 @@ def as_model(target: Any, name: str | None = None) -> Any:
     vars(model).update(hooks)
     vars(model).update(_values_of(SETTINGS, target))
     return model
+
+
+def check_answers(model: Any) -> None:
+    """Raise TypeError for a model of a user's class that has no predict, explain or predictor."""
+    kind = type(model)
+    if not isinstance(model, Model) or kind is Model:
+        return
+    if model.predictor_host or model.explainer_host or any(defines(model, h) for h in ANSWERS):
+        return
+    own = [name for name in dir(kind) if not hasattr(Model, name)]
+    similar = [name for name in own if get_close_matches(name.lower(), ANSWERS)]
+    hint = f" (it has {similar[0]!r})" if similar else ""
+    raise TypeError(
+        f"The class {kind.__name__} has no predict{hint}: define it, or set predictor_host "
+        "before the model is registered"
+    )
 
 
 def _instance(kind: type[Model], name: str | None) -> Any:

@@ -1,5 +1,6 @@
 """Which models exist, and what is settled about each when it is registered."""
 
+import logging
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from modelserve.models.connecting import connect
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
-from modelserve.models.model import HOOKS, Model, as_model, defines
+from modelserve.models.model import HOOKS, LIFECYCLE, Model, as_model, check_answers, defines
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
+
+logger = logging.getLogger("modelserve")
 
 
 class State(StrEnum):
@@ -74,6 +77,7 @@ class Entry:
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
         _check_ready_can_be_set(model)
+        _check_answers(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -134,6 +138,19 @@ def _has_own_thread(model: Any) -> bool:
     if model.own_thread is not None:
         return bool(model.own_thread)
     return model.limits is not None and model.limits.concurrency == 1
+
+
+def _check_answers(model: Any) -> None:
+    """Raise TypeError for a model that answers nothing, unless what it does may change that.
+
+    Its `load`, for example, may set `predictor_host`; that it has no predict is logged then.
+    """
+    try:
+        check_answers(model)
+    except TypeError as exc:
+        if not model.engine and not any(defines(model, hook) for hook in LIFECYCLE):
+            raise
+        logger.warning("%s", exc)
 
 
 def _check_ready_can_be_set(model: Any) -> None:

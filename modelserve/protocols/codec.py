@@ -9,7 +9,7 @@ the path names no model; `check`; and `encode` or, for a stream, `stream_format`
 the response has started becomes what `error` returns, a later one the last record of the encoder.
 """
 
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from starlette.datastructures import MutableHeaders
 
@@ -27,6 +27,7 @@ __all__ = [
     "Item",
     "ModelRef",
     "Payload",
+    "ReadBody",
     "SetHeaders",
     "StreamFormat",
     "encode_value",
@@ -39,6 +40,14 @@ SetHeaders: TypeAlias = MutableHeaders | None  # what the model has set, if it a
 
 OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 _TEXT: Final[Header] = (b"content-type", b"text/plain; charset=utf-8")
+
+
+class ReadBody(Protocol):
+    """A body that was read as it arrived, and is not kept as bytes; its length was that of them."""
+
+    payload: Payload
+
+    def __len__(self) -> int: ...
 
 
 class ModelRef(NamedTuple):
@@ -96,6 +105,8 @@ class Codec:
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
         takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
+        takes_forms: A body that is multipart/form-data is read by the pipeline, part by part as it
+            arrives, and `decode` is given a `ReadBody`.
 
     Args:
         format_class: How streams go out.
@@ -104,6 +115,7 @@ class Codec:
 
     protocol: str
     takes_binary: bool = False
+    takes_forms: bool = False
 
     def __init__(
         self, format_class: type[StreamFormat] = StreamFormat, *, always_streams: bool = False
@@ -127,7 +139,10 @@ class Codec:
         raise NotImplementedError
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
-        """Return the payload of a request whose path names the model. Raises InvalidInput."""
+        """Return the payload of a request whose path names the model. Raises InvalidInput.
+
+        A codec that `takes_forms` may be given a ReadBody.
+        """
         raise NotImplementedError
 
     def check(self, payload: Payload) -> None:

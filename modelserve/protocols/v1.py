@@ -3,9 +3,11 @@
 Pure.
 """
 
+import re
 from typing import Any, Final
 
 import orjson
+from starlette.datastructures import FormData
 
 from modelserve.errors import InvalidInput, NotAcceptable
 from modelserve.protocols.codec import (
@@ -25,6 +27,7 @@ from modelserve.wire.accept import (
     framed_encoder,
 )
 from modelserve.wire.encoders import Encoder, natural_encoder
+from modelserve.wire.forms import read_urlencoded
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON
 from modelserve.wire.json import parse_json
@@ -33,10 +36,11 @@ from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["V1"]
 
-# Read as JSON, as `application/*+json` is: curl -d sends the form type, many send none.
-_JSON_TYPES: Final = frozenset(
-    (b"", b"application/json", b"application/octet-stream", b"application/x-www-form-urlencoded")
-)
+# What may hold anything: requests and others send bytes as they are, without a type.
+_FORM_TYPE: Final = "application/x-www-form-urlencoded"  # curl -d says so of JSON, too
+_OPEN_TYPES: Final = frozenset(("", "application/octet-stream", _FORM_TYPE))
+_USUAL_TYPES: Final = {name.encode(): name for name in _OPEN_TYPES}
+_OPENING: Final = re.compile(rb"[ \t\r\n]*[{\[]")
 _NO_INSTANCES: Final[list[Any]] = []
 
 
@@ -65,19 +69,21 @@ class V1Codec(Codec):
     """KServe V1."""
 
     protocol = "v1"
+    takes_forms = True
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
-        """Return any JSON value, or the raw bytes of a body of another type.
+        """Return any JSON value, a form, or the raw bytes of a body of another type.
 
         Raises InvalidInput, with the parser's message, for what should be JSON and is not.
         """
         content_type = head.headers.get(b"content-type", b"")
-        if content_type == b"application/json" or _is_read_as_json(content_type):
+        if content_type == b"application/json":
             try:
                 return orjson.loads(body)
             except orjson.JSONDecodeError:
                 return parse_json(body)  # raises InvalidInput
-        return bytes(body)
+        name = _USUAL_TYPES.get(content_type) or media_type(content_type.decode("latin-1"))
+        return _decode_other(body, name)
 
     def check(self, payload: Payload) -> None:
         if isinstance(payload, dict) and not isinstance(
@@ -98,11 +104,29 @@ class V1Codec(Codec):
         return headers, [body]
 
 
-def _is_read_as_json(content_type: bytes) -> bool:
-    if content_type in _JSON_TYPES:
-        return True
-    name = media_type(content_type.decode("latin-1"))
-    return name.encode() in _JSON_TYPES or (name.startswith("application/") and is_json(name))
+def _decode_other(body: Any, name: str) -> Payload:
+    """Return the payload of a body, bytes or a ReadBody, whose media type is not plain JSON."""
+    if name in _OPEN_TYPES:
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            if _is_meant_as_json(body) or not (name or body):
+                return parse_json(body)  # raises InvalidInput
+        return FormData([*read_urlencoded(body)]) if name == _FORM_TYPE else bytes(body)
+    if name.startswith("application/") and is_json(name):
+        return parse_json(body)
+    return bytes(body) if isinstance(body, bytes | bytearray) else body.payload
+
+
+def _is_meant_as_json(body: bytes | bytearray) -> bool:
+    """Return whether a body is text that begins like a JSON object or list."""
+    if _OPENING.match(body) is None:
+        return False
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 V1: Final = V1Codec(V1StreamFormat)

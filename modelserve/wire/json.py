@@ -39,6 +39,8 @@ def to_json(value: Any) -> bytes:
         problem = str(exc)
         is_writable = any(words in problem for words in _ONLY_ORJSON_REFUSES)
         if not is_writable and not any(words in problem for words in _NOT_ASKED_FOR):
+            if isinstance(exc.__cause__, TypeError):
+                raise exc.__cause__ from None  # it says what to do
             raise
     try:
         if is_writable:

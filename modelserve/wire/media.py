@@ -1,6 +1,16 @@
-"""Media types (RFC 9110, 8.3.1). Pure."""
+"""Media types and parameters of headers (RFC 9110, 8.3.1 and 5.6.6). Pure."""
 
-__all__ = ["is_json", "media_type"]
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+__all__ = ["is_json", "media_type", "parameters"]
+
+# `; name=value`, of which the value may be quoted.
+_PARAMETER: Final = re.compile(
+    rb';[ \t]*([^\s;=]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL
+)
+_ESCAPED: Final = re.compile(rb'\\(["\\])')
 
 
 def media_type(content_type: str) -> str:
@@ -11,3 +21,35 @@ def media_type(content_type: str) -> str:
 def is_json(name: str) -> bool:
     """Return whether what has this media type is JSON (RFC 6839, 3.1)."""
     return name == "application/json" or name.endswith("+json")
+
+
+def parameters(header: bytes) -> dict[str, bytes]:
+    """Return a header's parameters by lower-case name, without quotes; of two, the first.
+
+    Of `name*=utf-8''...` (RFC 8187) there is the value in UTF-8, under `name*`; what is not written
+    like that is left out.
+    """
+    found: dict[str, bytes] = {}
+    for match in _PARAMETER.finditer(header):
+        name, value = match[1].decode("latin-1").lower(), match[2].rstrip()
+        if name.endswith("*"):
+            extended = _extended(value)
+            if extended is None:
+                continue
+            value = extended
+        elif value.startswith(b'"') and value.endswith(b'"') and len(value) > 1:
+            value = _ESCAPED.sub(rb"\1", value[1:-1])
+        found.setdefault(name, value)
+    return found
+
+
+def _extended(value: bytes) -> bytes | None:
+    """Return a value of RFC 8187, which names one of two charsets, in UTF-8."""
+    charset, quote, rest = value.partition(b"'")
+    text = unquote_to_bytes(rest.partition(b"'")[2])
+    if not quote or charset.lower() not in (b"utf-8", b"iso-8859-1"):
+        return None
+    try:
+        return text.decode(charset.decode()).encode()
+    except UnicodeDecodeError:
+        return None

@@ -17,6 +17,8 @@ from uuid import UUID
 
 import orjson
 
+from modelserve.wire.unwritable import unwritable, unwritable_key
+
 __all__ = ["JSON_OPTIONS", "is_missing", "to_builtin", "to_plain"]
 
 JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
@@ -64,7 +66,7 @@ def to_builtin(value: Any) -> Any:
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return list(value)
-    raise TypeError(f"Type is not JSON serializable: {kind.__name__}")
+    raise unwritable(value)
 
 
 def to_plain(value: Any) -> Any:
@@ -103,9 +105,12 @@ def _key(key: Any) -> str:
     with suppress(orjson.JSONEncodeError):
         [text] = orjson.loads(orjson.dumps({key: None}, None, JSON_OPTIONS))
         return str(text)
-    plain = to_plain(key)
+    try:
+        plain = to_plain(key)
+    except TypeError:
+        raise unwritable_key(key) from None
     if isinstance(plain, dict | list) or isinstance(key, tuple):
-        raise TypeError(f"Dict key is not JSON serializable: {type(key).__name__}")
+        raise unwritable_key(key)
     return plain if isinstance(plain, str) else json.dumps(plain)
 
 

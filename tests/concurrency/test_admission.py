@@ -758,7 +758,8 @@ async def test_bytes_are_given_back_wherever_a_request_ends(turns: int, end: str
 @pytest.mark.parametrize("body", [b"[", b"\xff", b'{"a":}'])
 async def test_a_body_that_cannot_be_decoded_holds_nothing(body: bytes) -> None:
     app = serve(Blocking())
-    async with exchange(app, *PREDICT, body=None) as client:
+    headers = {"content-type": "application/json"}
+    async with exchange(app, *PREDICT, body=None, headers=headers) as client:
         client.send_body(body, more=True)
         client.send_body(b"")
         assert (await client.response()).status == 400

@@ -1,7 +1,10 @@
 """The order of hooks, what passes between them, and that every stream that was opened is closed."""
 
+import csv
+import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -686,3 +689,94 @@ async def test_a_generator_that_never_stops_yielding_is_given_up(
     over.append(True)
     assert 2 <= len(closes) < 100
     assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+# --- preprocess hands on what it likes ----------------------------------------------------------
+
+
+async def an_async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+HANDED_ON = {
+    "BytesIO": lambda: io.BytesIO(b"a"),
+    "StringIO": lambda: io.StringIO("a"),
+    "file": lambda: Path(__file__).open("rb"),  # noqa: SIM115 - closed by the test
+    "csv reader": lambda: csv.reader(["a,b"]),
+    "generator": lambda: (n for n in (1, 2)),
+    "iterator": lambda: iter([1]),
+    "zip": lambda: zip("ab", "cd", strict=True),
+    "map": lambda: map(str, (1, 2)),
+    "async generator": an_async_generator,
+    "Coalesced": lambda: Coalesced([1]),
+    "ndarray": lambda: np.zeros(2),
+}
+
+
+@pytest.mark.parametrize("kind", HANDED_ON)
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("predicts_async", [True, False])
+async def test_what_preprocess_returns_is_handed_on_as_it_is(
+    kind: str, is_async: bool, predicts_async: bool
+) -> None:
+    made = HANDED_ON[kind]()
+    seen: list[Any] = []
+
+    async def preprocess(payload: Any) -> Any:
+        return made
+
+    async def predict(value: Any) -> Any:
+        seen.append(value)
+        return "done"
+
+    try:
+        result = await run(
+            preprocess=preprocess if is_async else lambda payload: made,
+            predict=predict if predicts_async else lambda value: seen.append(value) or "done",
+        )
+    finally:
+        if hasattr(made, "close"):
+            made.close()
+    assert result == "done"
+    assert seen[0] is made
+
+
+async def test_an_awaitable_that_preprocess_returns_is_awaited() -> None:
+    assert await run([], preprocess=lambda payload: add_async("a")(payload), predict=add_sync("b")) == ["a", "b"]  # fmt: skip
+
+
+@pytest.mark.parametrize("ends", ["used", "half used", "not used"])
+async def test_an_async_generator_that_preprocess_returns_is_closed(ends: str) -> None:
+    closed: list[bool] = []
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await anyio.lowlevel.checkpoint()
+            closed.append(True)
+
+    async def predict(given: Any) -> Any:
+        if ends == "used":
+            return [item async for item in given]
+        return [await anext(given)] if ends == "half used" else []
+
+    kept = items()
+    assert await run(preprocess=lambda payload: kept, predict=predict) == (
+        [1, 2] if ends == "used" else [1] if ends == "half used" else []
+    )
+    assert closed == ([] if ends == "not used" else [True])
+    with pytest.raises(StopAsyncIteration):
+        await anext(kept)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_predict_may_stream_what_preprocess_has_returned(is_async: bool) -> None:
+    source: Any = async_numbers(3) if is_async else iter(range(3))
+    plan, call = call_for(preprocess=lambda payload: source, predict=lambda given: given)
+    result = await infer(plan, None, call, unchecked)
+    assert call.is_stream(result)
+    assert [item async for item in result] == [0, 1, 2]
+    await call.finish()
+    assert list(call.seconds) == ["preprocess", "predict"]

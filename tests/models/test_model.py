@@ -120,6 +120,58 @@ def test_what_cannot_be_a_model(target: Any) -> None:
         ModelServer().add_model(target, "m")
 
 
+class Misspelt(Model):
+    def Predict(self, payload: Any) -> Any:
+        return payload
+
+
+class Prepares(Model):
+    def load(self) -> None:
+        self.ready = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class Transforms(Prepares):
+    predictor_host = "localhost:1"
+
+
+class Explains(Model):
+    def explain(self, payload: Any) -> Any:
+        return payload
+
+
+@pytest.mark.parametrize("target", [Misspelt, Misspelt("m"), Prepares])
+def test_a_class_without_predict_is_refused(target: Any) -> None:
+    app = ModelServer()
+    with pytest.raises(TypeError) as refused:
+        app.add_model(target, "m")
+    name, hint = ("Prepares", "") if target is Prepares else ("Misspelt", " (it has 'Predict')")
+    assert str(refused.value) == (
+        f"The class {name} has no predict{hint}: define it, or set predictor_host "
+        "before the model is registered"
+    )
+    assert app.serving.registry.names == []
+
+
+@pytest.mark.parametrize(
+    "target", [Transforms, Transforms("m"), Explains, Explains("m"), Model("m")]
+)
+def test_a_class_that_explains_or_has_a_predictor_needs_no_predict(target: Any) -> None:
+    app = ModelServer()
+    app.add_model(target, "m")
+    assert app.serving.registry.names == ["m"]
+
+
+def test_a_model_whose_load_may_set_its_predictor_is_taken_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ModelServer([Prepares("m")])
+    [record] = caplog.records
+    assert record.getMessage().startswith("The class Prepares has no predict: define it")
+
+
 @pytest.mark.parametrize("target", [payload_only, lambda payload: payload, Bare(), Bare, Model])
 def test_a_model_without_a_name_is_refused(target: Any) -> None:
     with pytest.raises(ValueError, match="needs a name"):

@@ -92,6 +92,12 @@ async def value(payload: Any) -> Any:
     return payload if isinstance(payload, str) else bytes(payload)
 
 
+@predictor.model("forms")
+async def forms(payload: Any) -> Any:
+    kind = type(payload).__name__
+    return [kind, payload["instances"][0] if kind == "dict" else payload["a"]]
+
+
 @predictor.model("endless")
 async def endless(payload: Any) -> AsyncIterator[Any]:
     try:
@@ -323,6 +329,20 @@ async def test_predict_can_be_called_by_hand(host: str) -> None:
 async def test_text_and_bytes(host: str, payload: Any, content_type: str, body: bytes) -> None:
     response = await passed(host, "value", payload)
     assert (response.headers["content-type"], response.body) == (content_type, body)
+
+
+@pytest.mark.parametrize("prepares", [False, True])
+async def test_a_form_goes_on_as_it_came_unless_a_hook_takes_it(host: str, prepares: bool) -> None:
+    class Prepares(Model):
+        def preprocess(self, form: Any) -> Any:
+            return {"instances": [form["a"]]}
+
+    app = transformer("forms", host, cls=Prepares if prepares else Model)
+    async with lifespan(app):
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        body = b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
+        answer = await request(app, "POST", "/v1/models/forms:predict", body=body, headers=headers)
+    assert answer.json() == (["dict", "1"] if prepares else ["FormData", "1"])
 
 
 async def test_a_content_type_of_its_own(host: str) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import FormData, MutableHeaders
 
 from modelserve import InvalidInput, Model, ModelServer, ServerSentEvent
-from modelserve.errors import NestedTooDeep, NotAcceptable
+from modelserve.errors import BodyTooLarge, NestedTooDeep, NotAcceptable
 from modelserve.protocols.codec import ModelRef, StreamFormat
 from modelserve.protocols.v1 import V1
 from modelserve.tensors import InferOutput, InferResponse
@@ -75,6 +75,95 @@ def nested(levels: int) -> Any:
 def test_which_media_types_are_read_as_json(content_type: bytes, json: bool) -> None:
     payload = decode(b"[1]", content_type.decode("latin-1"))
     assert payload == ([1] if json else b"[1]")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "application/octet-stream", "Application/Octet-Stream;a=b"]
+)
+@pytest.mark.parametrize(
+    ("body", "payload"),
+    [
+        (b'{"instances":[1]}', {"instances": [1]}),
+        (b" [1]", [1]),
+        (b"5", 5),
+        (b" \n", b" \n"),
+        (b"not json", b"not json"),
+        (b"a,b\n1,2\n", b"a,b\n1,2\n"),
+        (b"NaN", b"NaN"),
+        (b"\x89PNG\r\n", b"\x89PNG\r\n"),
+        (b"{\xff", b"{\xff"),
+        (b" [1,\xff", b" [1,\xff"),
+        (b"\xef\xbb\xbf{}", b"\xef\xbb\xbf{}"),
+        (bytearray(b"\xff"), b"\xff"),
+    ],
+)
+def test_a_body_of_an_open_type_is_json_or_bytes(
+    content_type: str, body: bytes, payload: Any
+) -> None:
+    decoded = decode(body, content_type) if content_type else V1.decode(body, head_with(), REF)
+    assert decoded == payload
+    assert type(decoded) is type(payload)
+
+
+def test_no_body_at_all_is_no_payload_and_an_empty_file_is_one() -> None:
+    with pytest.raises(InvalidInput, match=r"^Unrecognized request format: "):
+        V1.decode(b"", head_with(), REF)
+    assert decode(b"", "application/octet-stream") == b""
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "application/octet-stream", "application/x-www-form-urlencoded"]
+)
+@pytest.mark.parametrize(
+    "body", [b"{", b"[1,]", b"{'a':1}", b" \r\n\t[NaN]", b'{"a":1}x', b"[" * 5000]
+)
+def test_text_that_begins_like_json_must_be_json(content_type: str, body: bytes) -> None:
+    with pytest.raises(InvalidInput, match=r"^Unrecognized request format: "):
+        decode(body, content_type)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (b"a=1&b=2", [("a", "1"), ("b", "2")]),
+        (b"a=1&a=2&a=", [("a", "1"), ("a", "2"), ("a", "")]),
+        (b"a", [("a", "")]),
+        (b"", []),
+        (b"&&a=1&", [("a", "1")]),
+        (b"a=b=c", [("a", "b=c")]),
+        (b"=x", [("", "x")]),
+        (b"text=hello+w%6Frld%21&%C3%A4=%E2%82%AC", [("text", "hello world!"), ("ä", "€")]),
+        ("ä=€".encode(), [("ä", "€")]),
+        (b"a=%zz%4&b=%7B%7D&%=%%41", [("a", "%zz%4"), ("b", "{}"), ("%", "%A")]),
+        (
+            b"a=\\x41\\\\%5c\\N{DIGIT ONE}&b=\\1\\",
+            [("a", "\\x41\\\\\\\\N{DIGIT ONE}"), ("b", "\\1\\")],
+        ),
+        (bytearray(b"a=1"), [("a", "1")]),
+    ],
+)
+def test_an_urlencoded_body_that_is_no_json_is_a_form(body: bytes, fields: list[Any]) -> None:
+    form = decode(body, "application/x-www-form-urlencoded; charset=UTF-8")
+    assert isinstance(form, FormData)
+    assert form.multi_items() == fields
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "sentence"),
+    [
+        (b"a=%FF", InvalidInput, "The form has a field that is not UTF-8."),
+        (b"%FF=a", InvalidInput, "The form has a field that is not UTF-8."),
+        (b"a=1&" * 1000, BodyTooLarge, "A form may have at most 1000 fields and files."),
+        (b"a=" + b"1" * ((1 << 20) + 1), BodyTooLarge, "A field of a form may have at most 1048576 bytes; a file may have more."),
+        (b"%41" * (1 << 20), BodyTooLarge, "An urlencoded form may have at most 2097152 bytes."),
+    ],
+)  # fmt: skip
+def test_what_no_urlencoded_form_may_have(
+    body: bytes, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error) as failed:
+        decode(body, "application/x-www-form-urlencoded")
+    assert str(failed.value) == sentence
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ JSON_TYPES = [
 ]  # fmt: skip
 OTHER_TYPES = [
     "image/png", "text/plain", "text/plain; charset=utf-8", "audio/wav", "avro/binary",
-    "application/avro", "application/xml", "multipart/form-data; boundary=x", "text/json",
+    "application/avro", "application/xml", "multipart/mixed; boundary=x", "text/json",
     "application/jsonish", "application/x-ndjson",
 ]  # fmt: skip
 
@@ -273,10 +273,25 @@ BAD_JSON = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("content_type", [None, "application/json", "application/octet-stream"])
+@pytest.mark.parametrize("content_type", ["application/json", "application/a+json"])
 @pytest.mark.parametrize("body", BAD_JSON, ids=range(len(BAD_JSON)))
-def test_not_json(server: Server, content_type: str | None, body: bytes) -> None:
+def test_not_json(server: Server, content_type: str, body: bytes) -> None:
+    assert_not_json(send(server, "/v1/models/echo:predict", body, content_type))
+
+
+@pytest.mark.parametrize("content_type", [None, "application/octet-stream"])
+@pytest.mark.parametrize("body", BAD_JSON, ids=range(len(BAD_JSON)))
+def test_bytes_of_no_type_that_are_not_json(
+    server: Server, content_type: str | None, body: bytes
+) -> None:
     answer = send(server, "/v1/models/echo:predict", body, content_type)
+    if body[:1] in (b"{", b"[") or (content_type, body) == (None, b""):
+        assert_not_json(answer)
+    else:
+        assert (answer.status, answer.body.decode()) == (200, repr(body))
+
+
+def assert_not_json(answer: Answer) -> None:
     assert (answer.status, answer.headers["content-type"]) == (400, JSON)
     prefix = "Unrecognized request format: "
     assert answer.json["error"].startswith(prefix)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelserve.wire.media import is_json, media_type
+from modelserve.wire.media import is_json, media_type, parameters
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,29 @@ def test_a_media_type_has_no_parameters(content_type: str, name: str) -> None:
 )
 def test_which_media_types_are_json(name: str, json: bool) -> None:
     assert is_json(name) is json
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        (b"", {}),
+        (b"form-data", {}),
+        (b'form-data; name="a"', {"name": b"a"}),
+        (b"form-data;name=a;filename=b.txt", {"name": b"a", "filename": b"b.txt"}),
+        (b'form-data; NAME = "a" ; x=', {"name": b"a", "x": b""}),
+        (b'form-data; name="a;b=c"; filename="d"', {"name": b"a;b=c", "filename": b"d"}),
+        (rb'form-data; name="a\"b\\c"', {"name": rb'a"b\c'}),
+        (rb'form-data; filename="C:\dir\f.png"', {"filename": rb"C:\dir\f.png"}),
+        (b'form-data; name="unclosed', {"name": b'"unclosed'}),
+        (b'form-data; name="a"; name="b"', {"name": b"a"}),
+        ('form-data; name="ä"'.encode(), {"name": "ä".encode()}),
+        (b"form-data; filename*=utf-8''na%C3%AFve.txt", {"filename*": "naïve.txt".encode()}),
+        (b"form-data; filename*=ISO-8859-1'en'na%EFve.txt", {"filename*": "naïve.txt".encode()}),
+        (b"form-data; filename*=utf-8''%FF; filename=a", {"filename": b"a"}),
+        (b"form-data; filename*=koi8-r''a; filename*=a", {}),
+        (b"multipart/form-data; boundary=----x", {"boundary": b"----x"}),
+        (b"; ; =; a", {}),
+    ],
+)
+def test_the_parameters_of_a_header(header: bytes, found: dict[str, bytes]) -> None:
+    assert parameters(header) == found
