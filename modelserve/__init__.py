@@ -7,6 +7,7 @@ from modelserve.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from modelserve.app import ModelServer
+    from modelserve.concurrency.steps import Slot
     from modelserve.errors import (
         InferenceError,
         InvalidInput,
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from modelserve.exchange.coalescing import Coalesced
     from modelserve.exchange.uploads import Upload
     from modelserve.limits import Limits
+    from modelserve.models.batching import Batching
     from modelserve.models.checks import instances
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
+    from modelserve.models.stepping import Stepping
     from modelserve.tensors import (
         InferInput,
         InferOutput,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from modelserve.wire.encoders import ServerSentEvent
 
 __all__ = [
+    "Batching",
     "Coalesced",
     "InferInput",
     "InferOutput",
@@ -46,12 +50,15 @@ __all__ = [
     "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
+    "Slot",
+    "Stepping",
     "Upload",
     "instances",
 ]
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
 _MODULES: Final = {
+    "Batching": "models.batching",
     "Coalesced": "exchange.coalescing",
     "InferInput": "tensors",
     "InferOutput": "tensors",
@@ -70,6 +77,8 @@ _MODULES: Final = {
     "ServingError": "errors",
     "Upload": "exchange.uploads",
     "instances": "models.checks",
+    "Slot": "concurrency.steps",
+    "Stepping": "models.stepping",
 }
 
 if not TYPE_CHECKING:  # a type checker would believe that every name exists

@@ -31,7 +31,7 @@ from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream
 from modelserve.lifespan import Serving
-from modelserve.limits import shortened
+from modelserve.limits import Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry
@@ -69,7 +69,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         exchange.series = entry.series
         exchange.deadlines = entry.deadlines
         if b"x-request-timeout-seconds" in headers:
-            exchange.deadlines = shortened(entry.deadlines, headers[b"x-request-timeout-seconds"])
+            exchange.deadlines = _deadlines(exchange, entry.deadlines)
         if entry.checks_health or not entry.model.ready:
             if share is not None:
                 share.resize(len(body))
@@ -104,13 +104,13 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 entry = await _successor(serving, ref, exchange)
             exchange.payload = codec.decode(body, exchange, ref)
             del message
-        size = len(body)
+        plan, size = entry.plans[target.hook], len(body)
         del body  # it may be large, and the answer may take long
         if share is not None or not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share)
         exchange.admitted = True
-        answering = _respond(serving, entry, entry.plans[target.hook], codec, ref, exchange)
+        answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
     except BaseException as exc:
         _give_back(share, reader)
@@ -150,10 +150,20 @@ async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Ent
     return await _successor(serving, ref, exchange) if entry.is_retired else entry
 
 
+def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
+    """Return deadlines with what the client asks for. Raises InvalidInput."""
+    requested = exchange.headers.get(b"x-request-timeout-seconds")
+    return deadlines if requested is None else shortened(deadlines, requested)
+
+
 async def _open(
     serving: Serving, codec: Codec, exchange: Exchange, share: Share
 ) -> tuple[ModelRef, Any]:
-    """Read the body of a request whose path names no model; return the model and the body."""
+    """Read the body of a request that names its model, within the application's limits.
+
+    Return the model and the body; the payload is left with the exchange. Raises InvalidInput.
+    """
+    exchange.deadlines = _deadlines(exchange, serving.limits.deadlines())
     limit = serving.max_body_bytes
     length = exchange.get(b"content-length")
     message = await receive_first(exchange.receive, limit, length)

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from modelserve.errors import Forbidden, ModelNotReady, ServerShuttingDown
+from modelserve.errors import Forbidden, ModelNotFound, ModelNotReady, ServerShuttingDown
 from modelserve.exchange.body import read_body
 from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
-from modelserve.models.registry import State
+from modelserve.models.registry import Entry, State
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.v2 import wants_ready_only
 from modelserve.version import __version__
@@ -81,14 +81,57 @@ async def models(serving: Serving, target: Target, exchange: Exchange) -> None:
     await _answer(exchange, {"models": serving.registry.names})
 
 
+async def v1_models(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /v1/models: KServe's list; OpenAI's beside it where a model has one of its hooks."""
+    document = {"models": serving.registry.names}
+    listed = _openai_list(serving)
+    await _answer(exchange, {**document, **listed} if listed["data"] else document)
+
+
+async def openai_models(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /openai/v1/models: the models that have one of OpenAI's hooks."""
+    await _answer(exchange, _openai_list(serving))
+
+
+async def openai_model(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /openai/v1/models/NAME."""
+    entry = await _usable_entry(serving, target)
+    if not entry.plans.has_openai:
+        raise ModelNotFound(entry.name)
+    await _answer(exchange, _openai_entry(target.ref.name, entry))
+
+
+def _openai_list(serving: Serving) -> dict[str, Any]:
+    entries = serving.registry.entries.items()
+    rows = [_openai_entry(name, entry) for name, entry in entries if entry.plans.has_openai]
+    return {"object": "list", "data": rows}
+
+
+def _openai_entry(name: str, entry: Entry) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": entry.created, "owned_by": "modelserve"}
+
+
 async def model(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /v1/models/NAME and /v2/models/NAME/ready; a probe's as well, so 503 before a stop."""
+    """GET /v2/models/NAME/ready; a probe's as well, so 503 before a stop."""
+    entry = await _usable_entry(serving, target)
+    await _answer(exchange, {"name": entry.name, "ready": True})
+
+
+async def v1_model(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /v1/models/NAME, a probe's as well; with OpenAI's keys if it has one of its hooks."""
+    entry = await _usable_entry(serving, target)
+    listed = _openai_entry(target.ref.name, entry) if entry.plans.has_openai else {}
+    await _answer(exchange, {"name": entry.name, "ready": True, **listed})
+
+
+async def _usable_entry(serving: Serving, target: Target) -> Entry:
+    """Return the model of a path. Raises ModelNotFound, ModelNotReady and, before a stop, 503."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
     if serving.stopping:
         raise ServerShuttingDown
     if not await entry.is_ready():
         raise entry.not_ready(debug=serving.debug)
-    await _answer(exchange, {"name": entry.name, "ready": True})
+    return entry
 
 
 async def server(serving: Serving, target: Target, exchange: Exchange) -> None:

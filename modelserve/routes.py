@@ -7,6 +7,7 @@ dictionary.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from time import time
 from typing import Any, Final, NamedTuple
 
 from modelserve import endpoints
@@ -14,6 +15,7 @@ from modelserve.endpoints import NO_CODEC, Endpoint, Target
 from modelserve.models.registry import Registry
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
+from modelserve.protocols.openai import ChatCodec, EmbeddingsCodec, OpenAICodec, TextCodec
 from modelserve.protocols.v1 import V1
 from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.head import Scope
@@ -24,6 +26,11 @@ __all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "match"]
 _REMEMBERED: Final = 4096
 
 NOT_FOUND: Final = Target({})
+_CHAT: Final = ChatCodec(clock=time)
+_TEXT: Final = TextCodec(clock=time)
+_EMBEDDINGS: Final = EmbeddingsCodec()
+_OPENAI: Final = OpenAICodec()  # of the other paths there: it writes errors alone
+_OPENAI_NOT_FOUND: Final = Target({}, codec=_OPENAI)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +67,23 @@ def _v2_model(path: str) -> Iterable[Route]:
     yield _model(f"{path}/generate_stream", GENERATE_STREAM, "generate_stream")
 
 
+def _openai(path: str) -> Iterable[Route]:
+    yield Route("POST", f"{path}/chat/completions", None, _CHAT, "chat", "chat")
+    yield Route("POST", f"{path}/completions", None, _TEXT, "completions", "complete")
+    yield Route("POST", f"{path}/embeddings", None, _EMBEDDINGS, "embeddings", "embed")
+
+
 ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/", endpoints.alive, always=True, public=True),
     Route("GET", "/metrics", endpoints.metrics, always=True),
-    Route("GET", "/v1/models", endpoints.models),
-    Route("GET", "/v1/models/{model}", endpoints.model, public=True),
+    Route("GET", "/v1/models", endpoints.v1_models),
+    Route("GET", "/v1/models/{model}", endpoints.v1_model, public=True),
     _model("/v1/models/{model}:predict", V1, "predict"),
     _model("/v1/models/{model}:explain", V1, "explain", "explain"),
+    *_openai("/v1"),
+    *_openai("/openai/v1"),
+    Route("GET", "/openai/v1/models", endpoints.openai_models, _OPENAI),
+    Route("GET", "/openai/v1/models/{model}", endpoints.openai_model, _OPENAI),
     Route("GET", "/v2", endpoints.server),
     Route("GET", "/v2/health/live", endpoints.live, always=True, public=True),
     Route("GET", "/v2/health/ready", endpoints.ready, public=True),
@@ -110,7 +127,7 @@ class Routes:
         return target
 
     def _may_remember(self, target: Target) -> bool:
-        if target is NOT_FOUND:
+        if not target.endpoints:
             return False
         return not target.ref.name or target.ref.name in self._registry
 
@@ -127,7 +144,7 @@ def match(segments: list[str]) -> Target:
         found = template.match(segments)
         if found is not None:
             return target if not found else _with_ref(target, found)
-    return NOT_FOUND
+    return _OPENAI_NOT_FOUND if segments[:2] == ["openai", "v1"] else NOT_FOUND
 
 
 def _with_ref(target: Target, found: Mapping[str, str]) -> Target:

@@ -74,6 +74,13 @@ def shown(text: str) -> list[tuple[str, str]]:
     return [(command, output) for command, _, output in (turn.partition("\n") for turn in turns)]
 
 
+def programs(text: str) -> list[tuple[str, str]]:
+    """Return each program that a document shows in use, with the text up to the next program."""
+    parts = re.split(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return [(program, after) for program, after in pairs if shown(after)]
+
+
 def assert_prints(command: str, output: str, url: str) -> None:
     words = shlex.split(command.replace("localhost:8080", url))
     printed = subprocess.run([*words, "-s"], capture_output=True, text=True, check=False)
@@ -216,11 +223,12 @@ def test_the_python_of_a_guide_runs(guide: Path) -> None:
     "guide", [g for g in GUIDES if shown(g.read_text())], ids=lambda path: path.name
 )
 def test_a_guide_shows_what_one_sees(guide: Path, tmp_path: Path) -> None:
-    text = guide.read_text()
-    (tmp_path / "app.py").write_text(blocks(text, "python")[0])
-    with served(str(tmp_path / "app.py")) as url:
-        for command, output in shown(text):
-            assert_prints(command, output, url)
+    for number, (program, text) in enumerate(programs(guide.read_text())):
+        path = tmp_path / f"app{number}.py"
+        path.write_text(program)
+        with served(str(path)) as url:
+            for command, output in shown(text):
+                assert_prints(command, output, url)
 
 
 def test_each_flag_that_a_document_shows_is_one() -> None:

@@ -18,6 +18,7 @@ from modelserve.concurrency.asyncio_flight import AsyncioFlight, ShieldedFlight
 from modelserve.concurrency.asyncio_guard import OVER
 from modelserve.concurrency.flight import Flight, Pipeline, Watched
 from modelserve.concurrency.host_scope import KNOWN_TASKS, in_host_scope
+from modelserve.concurrency.loops import current_loop
 from modelserve.errors import Stopped
 
 __all__ = ["Flights"]
@@ -64,7 +65,7 @@ class Flights:
 
     def add(self, flight: Flight) -> None:
         """Register a request that has suspended, or may."""
-        loop = asyncio.get_running_loop() if flight.spawns_tasks else _current_loop()
+        loop = asyncio.get_running_loop() if flight.spawns_tasks else current_loop()
         register = self._latest
         if register.loop is not loop:
             register = self._latest = self._register_of(loop)
@@ -109,7 +110,7 @@ class Flights:
         """Wait until no request is in flight, in any event loop."""
         while self:
             event = anyio.Event()
-            self._waiting.append((self._register_of(_current_loop()), event))
+            self._waiting.append((self._register_of(current_loop()), event))
             if self:  # the last may have ended meanwhile, in another thread
                 await event.wait()
 
@@ -155,7 +156,7 @@ class _LoopFlights:
 
         Returns False if the loop has ended.
         """
-        if _current_loop() is self.loop:
+        if current_loop() is self.loop:
             function(*args)
             return True
         try:
@@ -191,13 +192,3 @@ class _LoopFlights:
         self.is_sweeping = False
         if self.young:
             self.sweep_later()
-
-
-def _current_loop() -> Any:
-    """Return the running event loop of asyncio, or the token of trio's."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # only ever reached under trio
-
-        return trio.lowlevel.current_trio_token()

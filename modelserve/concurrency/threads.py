@@ -32,12 +32,18 @@ class Workers:
         self._calls: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
         self._limiter: anyio.CapacityLimiter | None = None
         self._running: dict[ThreadCall, bool] = {}  # whether it counts towards the limit
+        self._waiting = 0
 
     @property
     def running(self) -> list[str]:
         """The labels of the calls that threads are busy with, models' own threads included."""
         of_models = [label for thread in self._own for label in thread.running]
         return [call.label for call in self._running] + of_models
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a call waits for a thread. Callable from any thread."""
+        return self._waiting > 0
 
     def own_thread(self, name: str) -> "OwnThread":
         """Return a thread beside the limit for one model; it is closed with the others."""
@@ -101,7 +107,11 @@ class Workers:
         try:
             self._limiter.acquire_on_behalf_of_nowait(call)
         except anyio.WouldBlock:
-            await self._limiter.acquire_on_behalf_of(call)
+            self._waiting += 1
+            try:
+                await self._limiter.acquire_on_behalf_of(call)
+            finally:
+                self._waiting -= 1
 
     def _start(self, call: ThreadCall, *, counted: bool = True) -> None:
         self._running[call] = counted

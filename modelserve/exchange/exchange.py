@@ -205,18 +205,20 @@ class Exchange(Head):
         if not self.sending and self.phase != _DONE:  # after an interrupted `send` hosts differ
             with anyio.move_on_after(self.deadlines.cleanup_timeout):
                 try:
-                    await self.report(reason.status, reason.reason, reason.headers)
+                    await self.report(reason.status, reason.reason, reason.headers, reason)
                 except ClientGone:
                     return
                 except SendFailed as failed:
                     self.reason = failed
         self.cut = self.phase != _DONE
 
-    async def report(self, status: int, detail: Any, headers: Mapping[str, str]) -> None:
+    async def report(
+        self, status: int, detail: Any, headers: Mapping[str, str], error: BaseException
+    ) -> None:
         """Send an error as the response or as the last record, or note that the answer is cut."""
         encoder = None if self.stream is None else self.stream.encoder
         if not self.status:
-            status, with_body, body = self.codec.error(status, detail)
+            status, with_body, body = self.codec.error(status, detail, error)
             await self.send_document(status, [*with_body, *error_headers(headers)], [body])
         elif encoder is not None and encoder.failure is not None:
             await self.send_part(encoder.failure(status, detail))

@@ -43,7 +43,7 @@ async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool)
     if exchange.phase != Phase.DONE:
         status, detail, headers = describe(exc, debug=debug)
         exchange.enter(Phase.SEND)
-        await exchange.report(status, detail, headers)
+        await exchange.report(status, detail, headers, exc)
     if _is_interrupt(exc):
         raise exc
 

@@ -16,6 +16,7 @@ __all__ = [
     "BOUNDS",
     "FAMILIES",
     "FIRST_BOUND",
+    "SIZES",
     "SUM",
     "Cells",
     "Counter",
@@ -34,6 +35,8 @@ Key: TypeAlias = tuple[str, ...]  # the metric's name, then the values of its la
 # then the count of +Inf, then the sum.
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 FIRST_BOUND: Final = BOUNDS[0]
+# The buckets of what is counted in items; as many, so that all histograms have the same cells.
+SIZES: Final = tuple(float(1 << power) for power in range(len(BOUNDS)))
 SUM: Final = len(BOUNDS) + 1
 
 
@@ -79,12 +82,13 @@ class Gauge(Series):
 
 
 class Histogram(Series):
-    """How many durations fell into each bucket, and the sum of all, in seconds."""
+    """How many durations, or numbers of items, fell into each bucket, and the sum of all."""
 
     __slots__ = ()
     size = SUM + 1
 
     def observe(self, seconds: float) -> None:
+        """Count a duration."""
         cells = self.cells
         cells[0 if seconds <= FIRST_BOUND else bisect_left(BOUNDS, seconds)] += 1.0
         cells[SUM] += seconds
@@ -96,6 +100,7 @@ class Family(NamedTuple):
     kind: type[Series]
     text: str
     labels: tuple[str, ...] = ("model_name",)
+    bounds: tuple[float, ...] = BOUNDS  # of a histogram
 
 
 # The first four have the names and texts of KServe's.
@@ -117,4 +122,10 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "modelserve_stream_items_total": Family(Counter, "items of streams"),
     "modelserve_in_flight": Family(Gauge, "requests that run, those in the queue not counted"),
     "modelserve_queued": Family(Gauge, "requests that wait for a slot"),
+    "modelserve_batch_size": Family(Histogram, "items in one batch", bounds=SIZES),
+    "modelserve_batch_wait_seconds": Family(Histogram, "how long a request waits for its batch"),
+    "modelserve_active_slots": Family(Gauge, "streams that are stepped together"),
+    "modelserve_batches_total": Family(
+        Counter, "batches that have ended", ("model_name", "outcome")
+    ),
 }

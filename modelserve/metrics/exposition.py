@@ -4,11 +4,11 @@ That package is imported by the first scrape: it is slow to import, and many pro
 scraped.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from modelserve.metrics.cells import BOUNDS, FAMILIES, SUM, Counter, Family, Histogram, Key
+from modelserve.metrics.cells import FAMILIES, SUM, Counter, Family, Histogram, Key
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -43,7 +43,7 @@ def _metric(name: str, family: Family, rows: list[tuple[Key, list[float]]]) -> "
     if family.kind is Histogram:
         histogram = core.HistogramMetricFamily(name, family.text, labels=family.labels)
         for labels, values in rows:
-            histogram.add_metric(labels, _buckets(values), values[SUM])
+            histogram.add_metric(labels, _buckets(values, family.bounds), values[SUM])
         return histogram
     make = core.CounterMetricFamily if family.kind is Counter else core.GaugeMetricFamily
     metric = make(name, family.text, labels=family.labels)
@@ -52,7 +52,7 @@ def _metric(name: str, family: Family, rows: list[tuple[Key, list[float]]]) -> "
     return metric
 
 
-def _buckets(values: list[float]) -> list[tuple[str, float]]:
+def _buckets(values: list[float], bounds: Iterable[float]) -> list[tuple[str, float]]:
     """Return the cumulative count up to each bound."""
-    names = (*map(str, BOUNDS), "+Inf")
+    names = (*map(str, bounds), "+Inf")
     return list(zip(names, accumulate(values[:SUM]), strict=True))

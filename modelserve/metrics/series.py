@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from modelserve.metrics.access import log_request
 from modelserve.metrics.access import logger as access_logger
+from modelserve.metrics.batches import BatchSeries
 from modelserve.metrics.cells import BOUNDS, FIRST_BOUND, SUM, Counter, Gauge, Histogram
 from modelserve.metrics.ending import Ending, result_of
 from modelserve.metrics.store import Store
@@ -108,6 +109,15 @@ class ModelSeries:
     def queued(self) -> Gauge:
         """How many requests wait; shown from the first use on."""
         return self._store.series(Gauge, "modelserve_queued", self.name)
+
+    @property
+    def active_slots(self) -> Gauge:
+        """How many streams are stepped together; shown from the first use on."""
+        return self._store.series(Gauge, "modelserve_active_slots", self.name)
+
+    def batches(self) -> BatchSeries:
+        """Return what records this model's batches; shown from the first call on."""
+        return BatchSeries(self._store, self.name)
 
     def _counter(self, protocol: str, verb: str, ending: Ending) -> Counter:
         status, outcome = result_of(ending)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
+from modelserve.errors import InvalidInput
 from modelserve.models.declared import Declared, declared_input
 from modelserve.models.forgotten import Noted, noting_none, returns_nothing
 from modelserve.models.model import (
     LIFECYCLE,
     METADATA,
+    OPENAI_HOOKS,
     STREAMING_HOOKS,
     ServedObject,
     defines,
@@ -24,7 +26,7 @@ from modelserve.models.model import (
 )
 from modelserve.models.signatures import HEADERS, POSITIONAL, layers_of
 
-__all__ = ["VERBS", "Hook", "Plan", "check_lifecycle", "plan_of", "plans_of"]
+__all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Hook:
     it declares, which with `takes_payload_alone` is `function(payload)`. A hook that is not
     `on_loop` runs in a worker thread. `streams` is true where it is known to yield; a hook may
     return a stream without it, if it `may_stream`: what another hook returns is handed on as it is.
+    `is_default` is true for a hook that the model has not overridden.
     """
 
     name: str
@@ -44,9 +47,30 @@ class Hook:
     is_async_generator: bool
     streams: bool
     may_stream: bool
+    is_default: bool
     takes_payload_alone: bool
     wants_headers: bool
     wants_response_headers: bool
+    required_headers: tuple[str, ...] = ()
+
+    def replaced_by(self, function: Callable[[Any], Any], *, streams: bool = False) -> "Hook":
+        """Return a hook of the same name that is an async function of the payload alone.
+
+        With `streams` it is an async generator.
+        """
+        return Hook(
+            self.name,
+            function,
+            lambda payload, headers, response_headers: function(payload),
+            on_loop=True,
+            is_async_generator=streams,
+            streams=streams,
+            may_stream=True,
+            is_default=self.is_default and not streams,
+            takes_payload_alone=True,
+            wants_headers=False,
+            wants_response_headers=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +92,76 @@ class Plan:
     wants_response_headers: bool
     declared: Declared | None = None
 
+    @classmethod
+    def of(
+        cls,
+        preprocess: Hook | None,
+        main: Hook,
+        postprocess: Hook | None,
+        declared: Declared | None = None,
+    ) -> "Plan":
+        """Settle what the hooks have in common."""
+        is_plain = declared is None and main.on_loop and not main.is_async_generator
+        hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
+        streams = any(hook.streams for hook in hooks)
+        return cls(
+            preprocess,
+            main,
+            postprocess,
+            is_direct=is_plain and hooks == [main],
+            forwards=preprocess is None and main.is_default,
+            streams=streams and (postprocess is None or postprocess.streams),
+            wants_headers=any(hook.wants_headers for hook in hooks),
+            wants_response_headers=any(hook.wants_response_headers for hook in hooks),
+            declared=declared,
+        )
 
-def plans_of(model: Any) -> dict[str, Plan]:
+    def with_main(self, main: Hook) -> "Plan":
+        """Return a plan with another main hook."""
+        return Plan.of(self.preprocess, main, self.postprocess, self.declared)
+
+
+class Plans(dict[str, Plan]):
+    """The plans of one model by verb. Another verb raises InvalidInput, which a client may read."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    @property
+    def has_openai(self) -> bool:
+        """Whether the model has a hook of OpenAI's protocol."""
+        return any(verb in self for verb in OPENAI_HOOKS)
+
+    def __missing__(self, verb: str) -> Plan:
+        raise InvalidInput(f"Model {self._name} does not support {_VERB_NAMES.get(verb, verb)}.")
+
+
+_VERB_NAMES: Final = {"chat": "chat completions", "complete": "completions", "embed": "embeddings"}
+
+
+def plans_of(model: Any) -> "Plans":
     """Make the plan of each verb that a model answers to.
 
     Raises TypeError, in one sentence, for a hook that cannot be served.
     """
-    return {verb: make(model, verb) for verb, make in VERBS.items()}
+    plans = Plans(model.name)
+    for verb, make in VERBS.items():
+        plan = make(model, verb)
+        if plan is not None:
+            plans[verb] = plan
+    return plans
 
 
 def plan_of(model: Any, verb: str) -> Plan:
     """Make the plan of one verb. Raises TypeError as `plans_of` does."""
-    return VERBS[verb](model, verb)
+    return plans_of(model)[verb]
 
 
 def check_lifecycle(model: Any) -> None:
     """Raise TypeError for a hook outside requests that is a generator."""
     for name in (*LIFECYCLE, *METADATA):
-        callee = _callee(getattr(model, name, None))
+        callee = callee_of(getattr(model, name, None))
         if inspect.isasyncgenfunction(callee) or inspect.isgeneratorfunction(callee):
             raise TypeError(f"{name} of model {model.name!r} must not be a generator")
 
@@ -95,42 +171,33 @@ def _staged_plan(model: Any, verb: str) -> Plan:
     main = _hook(model, verb)
     preprocess = _hook(model, "preprocess") if defines(model, "preprocess") else None
     postprocess = _hook(model, "postprocess") if defines(model, "postprocess") else None
-    hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
     if postprocess and main.streams and postprocess.streams and not postprocess.is_async_generator:
         raise TypeError(
             f"postprocess of model {model.name!r} is a sync generator, and {verb} streams: "
             "what wraps a stream must be an async generator"
         )
-    declared = declared_input(model, hooks[0].name)
-    is_plain = declared is None and hooks == [main]
-    is_direct = is_plain and main.on_loop and not main.is_async_generator
-    wants_headers = any(hook.wants_headers for hook in hooks)
-    wants_response_headers = any(hook.wants_response_headers for hook in hooks)
-    return Plan(
-        preprocess,
-        main,
-        postprocess,
-        is_direct=is_direct,
-        forwards=preprocess is None and not defines(model, verb),
-        streams=any(hook.streams for hook in hooks) and (postprocess is None or hooks[-1].streams),
-        wants_headers=wants_headers,
-        wants_response_headers=wants_response_headers,
-        declared=declared,
-    )
+    first = preprocess or main
+    return Plan.of(preprocess, main, postprocess, declared_input(model, first.name))
 
 
-# How the plan of each verb is made. Every model answers to these two, if only with 501. A verb that
-# is added must look for its hook on subclasses of `Model` alone: on a plain object, a helper that
-# happens to have the verb's name is no endpoint.
-VERBS: Final[Mapping[str, Callable[[Any, str], Plan]]] = {
+def _lone_plan(model: Any, verb: str) -> Plan | None:
+    """Plan a hook that no other goes with, where the model has it."""
+    if isinstance(model, ServedObject) or not callable(getattr(model, verb, None)):
+        return None
+    return Plan.of(None, _hook(model, verb), None)
+
+
+# How the plan of each verb is made. Every model answers to the first two, if only with 501.
+VERBS: Final[Mapping[str, Callable[[Any, str], Plan | None]]] = {
     "predict": _staged_plan,
     "explain": _staged_plan,
+    **dict.fromkeys(OPENAI_HOOKS, _lone_plan),
 }
 
 
 def _hook(model: Any, name: str) -> Hook:
     function = getattr(model, name)
-    callee = _callee(function)
+    callee = callee_of(function)
     is_async_generator = inspect.isasyncgenfunction(callee)
     streams = is_async_generator or inspect.isgeneratorfunction(callee)
     may_stream = name in STREAMING_HOOKS
@@ -139,6 +206,7 @@ def _hook(model: Any, name: str) -> Hook:
     names_all = isinstance(model, ServedObject) or _is_object(function)
     label = f"{name} of model {model.name!r}"
     arguments = _arguments_of(function, label, names_all=names_all)
+    required_headers = _required_headers(function)
     if returns_nothing(callee):
         noted: Noted = vars(model).setdefault("_noted_none", set())
         function = noting_none(function, callee, label=label, noted=noted)
@@ -150,10 +218,19 @@ def _hook(model: Any, name: str) -> Hook:
         is_async_generator=is_async_generator,
         streams=streams,
         may_stream=may_stream,
+        is_default=not defines(model, name),
         takes_payload_alone=arguments == _PAYLOAD_ALONE,
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,
+        required_headers=required_headers,
     )
+
+
+def _required_headers(function: Any) -> tuple[str, ...]:
+    """Return which of the headers' parameters have no default."""
+    _, parameters = next(layers_of(function), (None, []))
+    missing = inspect.Parameter.empty
+    return tuple(p.name for p in parameters if p.name in HEADERS and p.default is missing)
 
 
 def _is_object(function: Any) -> bool:
@@ -163,8 +240,8 @@ def _is_object(function: Any) -> bool:
     return not inspect.ismethod(function) and not is_function(function)
 
 
-def _callee(function: Any) -> Any:
-    """Unwrap partials and callable objects."""
+def callee_of(function: Any) -> Any:
+    """Return the function behind partials and callable objects."""
     while isinstance(function, functools.partial):
         function = function.func
     if not inspect.isroutine(function) and not inspect.isclass(function):

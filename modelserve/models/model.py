@@ -13,13 +13,16 @@ from modelserve.models.connecting import connect
 from modelserve.models.predictor import PredictorConfig, config_of
 
 if TYPE_CHECKING:
+    from modelserve.models.batching import Batching
     from modelserve.models.remote import Remote
+    from modelserve.models.stepping import Stepped, Stepping
 
 __all__ = [
     "ANSWERS",
     "HOOKS",
     "LIFECYCLE",
     "METADATA",
+    "OPENAI_HOOKS",
     "SETTINGS",
     "STREAMING_HOOKS",
     "Model",
@@ -30,9 +33,13 @@ __all__ = [
     "is_function",
 ]
 
-STREAMING_HOOKS: Final = ("predict", "explain", "postprocess")
-HOOKS: Final = ("preprocess", *STREAMING_HOOKS)
-ANSWERS: Final = ("predict", "explain")  # the hooks without one of which a model answers nothing
+# Looked for on subclasses of `Model` only: a helper of another object that happens to be called so
+# is no endpoint.
+OPENAI_HOOKS: Final = ("chat", "complete", "embed")
+STREAMING_HOOKS: Final = ("predict", "explain", "postprocess", *OPENAI_HOOKS)
+HOOKS: Final = ("preprocess", "predict", "explain", "postprocess")
+# The hooks without one of which a model answers nothing.
+ANSWERS: Final = ("predict", "explain", *OPENAI_HOOKS)
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
 # The attributes that settle how a model is served, `name` and `ready` apart.
@@ -41,6 +48,8 @@ SETTINGS: Final = (
     "engine",
     "own_thread",
     "limits",
+    "batching",
+    "stepping",
     "coalesce",
     "heartbeat",
     "heartbeat_before_first",
@@ -68,6 +77,10 @@ class Model:
             that this model alone has, one at a time. None means yes where the model's own `limits`
             say `concurrency=1`.
         limits: Limits of this model, applied within the application's.
+        batching: How `predict` is called once for the items of several requests; None is once for
+            each request.
+        stepping: How `step`, which a model may have instead of `predict`, is called for the streams
+            of many requests at once.
         coalesce: Send items that are made without a pause in one event; None leaves the choice to
             the application. If false, each item is one event.
         heartbeat: Seconds without an item after which a client whose `Accept` names SSE or NDJSON
@@ -103,6 +116,8 @@ class Model:
     engine: bool = False
     own_thread: bool | None = None
     limits: Limits | None = None
+    batching: "Batching | None" = None
+    stepping: "Stepping | None" = None
     coalesce: bool | None = None
     heartbeat: float | None = None
     heartbeat_before_first: bool = False
@@ -117,7 +132,9 @@ class Model:
     use_ssl: bool = False
     timeout: float = 600
     retries: int = 0
-    _remote: "Remote | None" = None  # calls the predictor; set when the model is registered
+    # Set when the model is registered: what calls the predictor, and what calls `step`.
+    _remote: "Remote | None" = None
+    _stepped: "Stepped | None" = None
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name
@@ -188,7 +205,12 @@ class Model:
             return payload
 
         async def predict(self, payload, headers=None, response_headers=None):
-            """Return the result, or yield its items; unless overridden, the predictor's."""
+            """Return the result, or yield its items.
+
+            Unless overridden they are the predictor's, or those that `step` puts into a slot.
+            """
+            if self._stepped is not None:
+                return self._stepped.stream(payload)
             remote = self._remote_for("predict", self.predictor_host)
             sets_type = not defines(self, "postprocess")
             return await remote.predict(
@@ -265,7 +287,8 @@ def check_answers(model: Any) -> None:
     kind = type(model)
     if not isinstance(model, Model) or kind is Model:
         return
-    if model.predictor_host or model.explainer_host or any(defines(model, h) for h in ANSWERS):
+    answers = any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
+    if answers or model.predictor_host or model.explainer_host:
         return
     own = [name for name in dir(kind) if not hasattr(Model, name)]
     similar = [name for name in own if get_close_matches(name.lower(), ANSWERS)]
@@ -325,5 +348,6 @@ def is_function(target: Any) -> bool:
 
 
 def defines(model: Any, hook: str) -> bool:
-    """Return whether a model overrides a hook of `Model`, in its class or on itself."""
-    return hook in vars(model) or getattr(type(model), hook, None) is not getattr(Model, hook)
+    """Return whether a model has a hook of its own, in its class or on itself."""
+    own = getattr(type(model), hook, None)
+    return hook in vars(model) or own is not getattr(Model, hook, None)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from time import time
 from typing import Any
 
 import anyio
@@ -16,11 +17,13 @@ from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
+from modelserve.models.batching import batched, check_batching, with_room
 from modelserve.models.connecting import connect
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import HOOKS, LIFECYCLE, Model, as_model, check_answers, defines
+from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
@@ -50,13 +53,15 @@ class Shared:
 class Entry:
     """One registered model: what is settled about it, and where it is in its life.
 
-    `is_awaited`: the repository has not built the model yet; `model` is a placeholder.
-    `is_retired`: no name leads to it any more. `attempted` is set once the load under way has
-    succeeded or failed, and `failure` says why it failed.
+    `created`: when it was registered, in seconds since 1970. `is_awaited`: the repository has not
+    built the model yet; `model` is a placeholder. `is_retired`: no name leads to it any more.
+    `attempted` is set once the load under way has succeeded or failed, and `failure` says why it
+    failed.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
         self.name = name
+        self.created = int(time())
         self._shared = shared
         self.started = False
         self.loading = False
@@ -76,6 +81,8 @@ class Entry:
         """
         shared, plans = self._shared, plans_of(model)
         check_lifecycle(model)
+        check_batching(model, plans["predict"])
+        check_stepping(model)
         _check_ready_can_be_set(model)
         _check_answers(model)
         limits = (model.limits or Limits()).within(shared.limits)
@@ -98,6 +105,25 @@ class Entry:
         self.max_binary_bytes = BINARY_BYTES if is_default else self.max_body_bytes
 
         self.series = shared.telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
+        if model.batching is not None:
+            self.limits = with_room(self.limits, model.batching, self.name)
+            self.plans["predict"] = batched(
+                plans["predict"],
+                model.batching,
+                self.name,
+                workers=self.workers,
+                deadlines=self.deadlines,
+                series=self.series.batches(),
+            )
+        if model.stepping is not None:
+            self.limits = with_slots(self.limits, model.stepping)
+            self.plans["predict"] = stepped(
+                plans["predict"],
+                model,
+                self.name,
+                workers=self.workers,
+                gauge=self.series.active_slots,
+            )
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
@@ -137,6 +163,8 @@ class Entry:
 def _has_own_thread(model: Any) -> bool:
     if model.own_thread is not None:
         return bool(model.own_thread)
+    if model.stepping is not None and not is_stepped_on_loop(model):
+        return True
     return model.limits is not None and model.limits.concurrency == 1
 
 

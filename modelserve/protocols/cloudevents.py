@@ -139,8 +139,10 @@ class _EventCodec(Codec):
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> Any:
         return self.inner.document(item, payload, ref)
 
-    def error(self, status: int, detail: Any) -> tuple[int, list[Header], bytes]:
-        return self.inner.error(status, detail)
+    def error(
+        self, status: int, detail: Any, error: BaseException | None = None
+    ) -> tuple[int, list[Header], bytes]:
+        return self.inner.error(status, detail, error)
 
     def keep_attributes(self, attributes: dict[str, Any]) -> None:
         """Keep the request's attributes. Raises InvalidInput for those of no CloudEvent 1.0."""

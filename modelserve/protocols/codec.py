@@ -167,10 +167,16 @@ class Codec:
         """Return what one item is, for an envelope around it; the item itself by default."""
         return item
 
-    def error(self, status: int, detail: Any) -> tuple[int, list[Header], bytes]:
+    def error(
+        self, status: int, detail: Any, error: BaseException | None = None
+    ) -> tuple[int, list[Header], bytes]:
         """Return the status, the headers and the body of an error that is the whole response.
 
-        The detail is a sentence, or what the model has put into an HTTPException.
+        Args:
+            status: Its status.
+            detail: A sentence, or what the model has put into an HTTPException.
+            error: What was raised, for a protocol whose errors say more than a sentence. Nothing of
+                an exception that is not a `ServingError` may be shown.
         """
         return status, [JSON], error_document(detail)
 

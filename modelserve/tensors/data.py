@@ -54,6 +54,7 @@ __all__ = [
     "need",
     "pack_array",
     "plain_shape",
+    "span_elements",
     "to_array",
     "to_bytes",
     "to_json",
@@ -158,7 +159,7 @@ def check_bytes(raw: Buffer, shape: Sequence[Any], datatype: Datatype) -> None:
     """Raise Misfit unless the bytes are exactly the elements that the shape asks for."""
     if not datatype.size:
         most = _count_elements(shape, datatype) + _SURPLUS
-        count = sum(1 for _ in islice(_spans(memoryview(raw)), most + 1))
+        count = sum(1 for _ in islice(span_elements(raw), most + 1))
         if count > most:
             raise Misfit(f"has more than {most} elements where its shape {short(shape)} has fewer")
         return _check_count(count, shape, datatype)
@@ -405,11 +406,14 @@ def _pack_elements(values: Iterable[Any]) -> bytes:
 
 def _split_elements(raw: Buffer) -> list[bytes]:
     view = memoryview(raw)
-    return [bytes(view[start:end]) for start, end in _spans(view)]
+    return [bytes(view[start:end]) for start, end in span_elements(view)]
 
 
-def _spans(raw: memoryview) -> Iterator[tuple[int, int]]:
-    """Yield where each element of BYTES, `<u32 length><bytes>`, starts and ends."""
+def span_elements(raw: Buffer) -> Iterator[tuple[int, int]]:
+    """Yield where each element of BYTES, `<u32 length><bytes>`, starts and ends.
+
+    Raises Misfit where the bytes end inside one.
+    """
     end, index = 0, 0
     while end < len(raw):
         start = end + _LENGTH.size

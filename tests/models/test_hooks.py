@@ -6,7 +6,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
-from modelserve import Model, ModelServer
+from modelserve import InvalidInput, Model, ModelServer
 from modelserve.models.hooks import Hook, check_lifecycle, plan_of, plans_of
 from modelserve.testing import request
 
@@ -581,7 +581,10 @@ def test_a_model_has_a_plan_for_each_verb() -> None:
     assert {verb: (plan.main.name, plan.streams) for verb, plan in plans.items()} == {
         "predict": ("predict", False),
         "explain": ("explain", True),
+        "chat": ("chat", False),
     }
+    with pytest.raises(InvalidInput, match=r"^Model m does not support embeddings\.$"):
+        plans["embed"]
 
 
 def test_a_plan_has_the_hooks_that_are_defined() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from modelserve import Limits, Model, ModelServer
+from modelserve import Batching, Limits, Model, ModelServer, Stepping
 from modelserve.models.model import SETTINGS, as_model, defines
 from modelserve.testing import lifespan, request
 
@@ -352,6 +352,8 @@ VALUES = {
     "engine": True,
     "own_thread": True,
     "limits": Limits(timeout=3),
+    "batching": Batching(max_size=3),
+    "stepping": Stepping(room=3),
     "coalesce": False,
     "heartbeat": 2.0,
     "heartbeat_before_first": True,
@@ -371,7 +373,7 @@ VALUES = {
 
 def test_each_setting_of_a_model_is_one_of_an_object() -> None:
     """Those that are no settings: what a model is called, whether it is ready, and its remote."""
-    annotated = set(inspect.get_annotations(Model)) - {"name", "ready", "_remote"}
+    annotated = set(inspect.get_annotations(Model)) - {"name", "ready", "_remote", "_stepped"}
     assert set(SETTINGS) == annotated == set(VALUES)
 
 

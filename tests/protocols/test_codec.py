@@ -99,7 +99,9 @@ class ChatCodec(Codec):
         content_type = EVENTS if payload.get("stream") else JSON
         return with_model_headers(content_type, response_headers), [b"".join(sent(stream, [value]))]
 
-    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
+    def error(
+        self, status: int, sentence: str, error: BaseException | None = None
+    ) -> tuple[int, list[Header], bytes]:
         retry: list[Header] = [(b"x-should-retry", b"false")] if status in (500, 501, 504) else []
         return status, [JSON, *retry], to_json(chat_error(status, sentence))
 
@@ -367,7 +369,9 @@ class FrameFormat(StreamFormat):
 class FrameCodec(Codec):
     protocol = "grpc"
 
-    def error(self, status: int, sentence: str) -> tuple[int, list[Header], bytes]:
+    def error(
+        self, status: int, sentence: str, error: BaseException | None = None
+    ) -> tuple[int, list[Header], bytes]:
         return 200, [(b"content-type", b"application/grpc-web"), (b"grpc-status", b"13")], b""
 
 

@@ -1,0 +1,155 @@
+"""The event loop that is running, for work that belongs to no single request.
+
+asyncio's own futures, timers and tasks cost a fraction of the forms that serve both event loops;
+the few things that such work needs are written here for each.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+__all__ = ["EventLoop", "PerLoop", "Wakeup", "current_loop", "event_loop"]
+
+Function: TypeAlias = Callable[[], Awaitable[None]]
+
+
+class _HasWork(Protocol):
+    @property
+    def is_idle(self) -> bool: ...
+
+
+T = TypeVar("T", bound=_HasWork)
+
+
+def current_loop() -> Any:
+    """Return the running event loop of asyncio, or the token of trio's."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        import trio  # only ever reached under trio
+
+        return trio.lowlevel.current_trio_token()
+
+
+def event_loop() -> "EventLoop":
+    """Return what works on the event loop that is running now."""
+    loop = current_loop()
+    return _Asyncio(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _Trio(loop)
+
+
+class PerLoop(Generic[T]):
+    """One object for each event loop, since an application may serve several.
+
+    Args:
+        make: Makes the object of the loop that is running.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._objects: dict[Any, T] = {}
+
+    def get(self) -> T:
+        """Return the object of the loop that is running; idle ones of other loops are dropped."""
+        loop = current_loop()
+        found = self._objects.get(loop)
+        if found is None:
+            found = self._make()
+            others = {key: other for key, other in self._objects.items() if not other.is_idle}
+            self._objects = {**others, loop: found}
+        return found
+
+
+class Wakeup(Protocol):
+    """Wakes the one task that waits for it, once."""
+
+    def set(self) -> None:
+        """Let `wait` return; nothing happens if it was set before or nobody waits any more."""
+
+    async def wait(self) -> object: ...
+
+
+class EventLoop(Protocol):
+    """What work needs of the event loop that it belongs to."""
+
+    def wakeup(self) -> Wakeup:
+        """Return a new wakeup."""
+
+    def start_soon(self, function: Function, context: Context) -> None:
+        """Start a task of its own, which nobody else cancels; the function must not raise."""
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a function after some time; it must not raise."""
+
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function soon, from any thread; nothing happens once the loop has ended."""
+
+
+class _AsyncioWakeup:
+    __slots__ = ("_future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future = loop.create_future()
+
+    def set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+class _Asyncio:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop holds its tasks weakly only
+
+    def wakeup(self) -> Wakeup:
+        return _AsyncioWakeup(self._loop)
+
+    def start_soon(self, function: Function, context: Context) -> None:
+        task = self._loop.create_task(_run(function), context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        self._loop.call_later(seconds, function, context=Context())
+
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args, context=Context())
+
+
+class _Trio:
+    def __init__(self, token: Any) -> None:
+        self._token = token
+
+    def wakeup(self) -> Wakeup:
+        import trio
+
+        return trio.Event()
+
+    def start_soon(self, function: Function, context: Context) -> None:
+        import trio
+
+        trio.lowlevel.spawn_system_task(function, context=context)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        self.start_soon(partial(_call_later, seconds, function), Context())
+
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
+        with suppress(RuntimeError):  # trio's RunFinishedError is one
+            self._token.run_sync_soon(function, *args)
+
+
+async def _run(function: Function) -> None:
+    await function()
+
+
+async def _call_later(seconds: float, function: Callable[[], None]) -> None:
+    import trio
+
+    await trio.sleep(seconds)
+    function()

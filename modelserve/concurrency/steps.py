@@ -1,0 +1,302 @@
+"""Continuous batching: one step over all streams that are active; they join and leave in between.
+
+Each request has a slot. Between two steps, slots that have ended or whose client has left go out,
+and waiting ones come in. A slot whose client does not read is left out of the steps until it does,
+so that it delays nobody else. A reader is woken once a step, however much the step has put.
+
+Sync steps run in a thread, many in one call, until there is nothing to do or somebody else waits
+for the thread; async ones run on the event loop.
+"""
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from modelserve.concurrency.loops import EventLoop, Wakeup, event_loop
+from modelserve.concurrency.threads import Workers
+from modelserve.metrics.cells import Gauge
+
+__all__ = ["Slot", "Stepper", "Steps"]
+
+logger = logging.getLogger("modelserve")
+
+
+class Slot:
+    """One request among those that are stepped together.
+
+    Attributes:
+        payload: The request's.
+        state: For the model, which may keep here what it needs from step to step; None at first.
+    """
+
+    __slots__ = (
+        "_error",
+        "_has_ended",
+        "_is_gone",
+        "_is_new",
+        "_is_out",
+        "_items",
+        "_left",
+        "_reader",
+        "payload",
+        "state",
+    )
+
+    def __init__(self, payload: Any) -> None:
+        self.payload = payload
+        self.state: Any = None
+        self._items: deque[Any] = deque()
+        self._error: BaseException | None = None
+        self._has_ended = False
+        self._is_new = False  # there is something that the reader has not been woken for
+        self._is_gone = False  # the reader has left
+        self._is_out = False  # `leave` has been called, or need not be
+        self._reader: Wakeup | None = None  # while the reader waits for an item
+        self._left: Wakeup | None = None  # while it waits for `leave`
+
+    def put(self, item: Any) -> None:
+        """Send an item to the client. After the end, or once the client has left, it is dropped."""
+        if not (self._has_ended or self._is_gone):
+            self._items.append(item)
+            self._is_new = True
+
+    def end(self) -> None:
+        """End the stream; the slot is in no further step."""
+        self._has_ended = self._is_new = True
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream with an error, as if `predict` had raised it."""
+        if not self._has_ended:
+            self._error = error
+            self.end()
+
+    async def _wait_for_items(self, loop: EventLoop) -> bool:
+        """Return True once there is an item, False once there will be none."""
+        while not self._items:
+            if self._has_ended:
+                return bool(self._items)  # the last may have come between the two looks
+            self._reader = loop.wakeup()
+            await self._reader.wait()
+            self._reader = None
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Stepper:
+    """What steps, and how many at once.
+
+    Attributes:
+        step, join, leave: The model's; None where it has no `join` or `leave`.
+        on_loop: They run on the event loop, and may be async; else in a thread of `workers`.
+        max_active: Slots in one step at most.
+        room: Items that may wait for a client; a slot with as many is left out of the steps.
+        label: What the calls are called among the threads, and in the log.
+    """
+
+    step: Callable[[list[Slot]], Any]
+    join: Callable[[Slot], Any] | None
+    leave: Callable[[Slot], Any] | None
+    on_loop: bool
+    max_active: int
+    room: int
+    label: str
+    workers: Workers
+
+
+class Steps:
+    """The slots of one model in one event loop.
+
+    Args:
+        stepper: What steps.
+        gauge: Shows how many slots are active.
+    """
+
+    def __init__(self, stepper: Stepper, gauge: Gauge) -> None:
+        self._stepper = stepper
+        self._gauge = gauge
+        self._loop = event_loop()
+        self._waiting: deque[Slot] = deque()
+        self._active: list[Slot] = []  # written by whoever runs the steps
+        self._shown = 0  # how many are active, by the gauge
+        self._is_running = False
+        self._changed: Wakeup | None = None  # while there is nothing to do
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there are no slots."""
+        return not self._is_running
+
+    async def stream(self, payload: Any) -> AsyncIterator[Any]:
+        """Yield the items of one request, in a slot of its own.
+
+        Closing it takes the slot out before the next step and waits until `leave` has returned.
+        """
+        slot = Slot(payload)
+        self._waiting.append(slot)
+        self._wake()
+        try:
+            while await slot._wait_for_items(self._loop):
+                item = slot._items.popleft()
+                if len(slot._items) == self._stepper.room - 1:
+                    self._wake()  # it was left out
+                yield item
+            if slot._error is not None:
+                raise slot._error
+        finally:
+            await self._leave(slot)
+
+    async def _leave(self, slot: Slot) -> None:
+        slot._is_gone = True
+        with suppress(ValueError):
+            self._waiting.remove(slot)
+            return  # it has not joined
+        if not slot._is_out:
+            slot._left = self._loop.wakeup()
+            self._wake()
+            await slot._left.wait()
+
+    def _wake(self) -> None:
+        """Let the steps see that something has changed."""
+        if not self._is_running:
+            self._is_running = True
+            self._loop.start_soon(self._run, Context())
+        elif self._changed is not None:
+            self._changed.set()
+
+    async def _run(self) -> None:
+        """Step until there are no slots."""
+        try:
+            while self._waiting or self._active:
+                if self._has_something_to_do():
+                    await self._run_rounds()
+                else:
+                    self._changed = self._loop.wakeup()
+                    await self._changed.wait()
+                    self._changed = None
+        except BaseException as exc:  # no thread can be started, or the event loop is being closed
+            self._abandon(exc)
+            if isinstance(exc, anyio.get_cancelled_exc_class()):
+                raise
+        finally:
+            self._is_running = False
+            self._shown = 0
+            self._gauge.cells[0] = 0.0
+
+    def _has_something_to_do(self) -> bool:
+        if self._waiting and len(self._active) < self._stepper.max_active:
+            return True
+        return any(slot._is_gone or self._is_ready(slot) for slot in self._active)
+
+    def _is_ready(self, slot: Slot) -> bool:
+        return len(slot._items) < self._stepper.room
+
+    def _abandon(self, error: BaseException) -> None:
+        slots = [*self._waiting, *self._active]
+        self._waiting.clear()
+        self._active = []
+        for slot in slots:
+            slot.fail(error)
+            slot._is_out = True
+        self._notify(slots)
+
+    # -- the rounds, in the thread or on the event loop
+
+    async def _run_rounds(self) -> None:
+        if self._stepper.on_loop:
+            await self._rounds(anyio.lowlevel.checkpoint)
+        else:
+            workers = self._stepper.workers
+            await workers.call(self._stepper.label, _run_to_end, self._rounds(None))
+
+    async def _rounds(self, pause: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        """Step while a slot is ready; without `pause`, until somebody else needs the thread."""
+        while True:
+            ready = await self._change_slots()
+            if not ready:
+                return
+            try:
+                await self._call(self._stepper.step, ready)
+            except BaseException as exc:
+                if pause is not None and not isinstance(exc, Exception):
+                    raise
+                for slot in ready:
+                    slot.fail(exc)
+            await self._take_out(slot for slot in ready if slot._has_ended)
+            self._tell(ready)
+            if pause is not None:
+                await pause()
+            elif self._stepper.workers.has_waiting:
+                return
+
+    async def _change_slots(self) -> list[Slot]:
+        """Let those out whose client has left, and in who waits; return what can be stepped."""
+        gone = [slot for slot in self._active if slot._is_gone]
+        await self._take_out(gone)
+        self._tell(gone)
+        while self._waiting and len(self._active) < self._stepper.max_active:
+            try:
+                slot = self._waiting.popleft()
+            except IndexError:  # its client has left at this moment
+                break
+            self._active.append(slot)
+            try:
+                await self._call(self._stepper.join, slot)
+            except Exception as exc:
+                slot.fail(exc)
+            if slot._has_ended:
+                await self._take_out([slot])
+            self._tell([slot])
+        return [slot for slot in self._active if self._is_ready(slot) and not slot._is_gone]
+
+    async def _take_out(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            self._active.remove(slot)
+            try:
+                await self._call(self._stepper.leave, slot)
+            except Exception:
+                logger.exception("leave of %s failed", self._stepper.label)
+            slot._is_out = True
+
+    async def _call(self, function: Callable[[Any], Any] | None, argument: Any) -> None:
+        if function is not None:
+            result = function(argument)
+            if self._stepper.on_loop and result is not None:
+                await result
+
+    def _tell(self, slots: list[Slot]) -> None:
+        """Wake the readers of slots in which something is new, or which are out."""
+        new = [slot for slot in slots if slot._is_new or slot._is_out]
+        if not new and len(self._active) == self._shown:
+            return
+        self._shown = len(self._active)
+        for slot in new:
+            slot._is_new = False
+        if self._stepper.on_loop:
+            self._notify(new)
+        else:
+            self._loop.call_from_thread(self._notify, new)
+
+    def _notify(self, slots: list[Slot]) -> None:
+        self._gauge.cells[0] = float(len(self._active))
+        for slot in slots:
+            if slot._reader is not None:
+                slot._reader.set()
+            if slot._left is not None and slot._is_out:
+                slot._left.set()
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    coroutine.close()
+    raise RuntimeError("A sync step has suspended.")

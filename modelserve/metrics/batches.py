@@ -1,0 +1,44 @@
+"""What is recorded of the batches of one model."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from modelserve.metrics.cells import SIZES, SUM, Counter, Histogram
+from modelserve.metrics.store import Store
+
+__all__ = ["BatchSeries"]
+
+
+class BatchSeries:
+    """The series of one model's batches.
+
+    Args:
+        store: Where the series are made.
+        model: The model's name, as a label can show it.
+    """
+
+    __slots__ = ("_model", "_outcomes", "_sizes", "_store", "_waits")
+
+    def __init__(self, store: Store, model: str) -> None:
+        self._store = store
+        self._model = model
+        self._sizes = store.series(Histogram, "modelserve_batch_size", model)
+        self._waits = store.series(Histogram, "modelserve_batch_wait_seconds", model)
+        self._outcomes: dict[str, Counter] = {}
+
+    def start(self, size: int, waits: Sequence[float]) -> None:
+        """Count a batch by its items, and for how many seconds each request has waited for it."""
+        cells = self._sizes.cells
+        cells[bisect_left(SIZES, size)] += 1.0
+        cells[SUM] += size
+        for seconds in waits:
+            self._waits.observe(seconds)
+
+    def end(self, outcome: str) -> None:
+        """Count a batch that has ended: done, error or cancelled."""
+        counter = self._outcomes.get(outcome)
+        if counter is None:
+            family = "modelserve_batches_total"
+            counter = self._store.series(Counter, family, self._model, outcome)
+            self._outcomes[outcome] = counter
+        counter.cells[0] += 1.0

@@ -1,0 +1,287 @@
+"""OpenAI's endpoints: chat completions, completions and embeddings. Pure.
+
+The body names the model, and says whether the answer is streamed; `Accept` counts for nothing, as
+clients send `application/json` or `*/*` either way. A stream ends with how it finished and
+`[DONE]`, or with an error and without `[DONE]`: it never looks complete when it is not.
+
+No event has an `id` or `retry`: the Python client of OpenAI fails on events that have only those.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import replace
+from struct import pack
+from typing import Any, Final
+
+from modelserve.errors import (
+    InferenceError,
+    InvalidInput,
+    ModelNotFound,
+    ServingError,
+    Unauthorized,
+)
+from modelserve.protocols.codec import (
+    Codec,
+    Encoded,
+    Item,
+    ModelRef,
+    Payload,
+    SetHeaders,
+    StreamFormat,
+    with_model_headers,
+)
+from modelserve.protocols.completions import CHAT, TEXT, Completion, Kind, event, usage
+from modelserve.wire.encoders import COLLECTED, SSE, Encoder
+from modelserve.wire.head import Head
+from modelserve.wire.headers import JSON, Header
+from modelserve.wire.json import parse_json, to_json
+from modelserve.wire.values import to_builtin
+
+__all__ = ["ChatCodec", "EmbeddingsCodec", "InvalidParameter", "OpenAICodec", "TextCodec"]
+
+_NO_RETRY: Final[Header] = (b"x-should-retry", b"false")
+_NOT_RETRIED: Final = frozenset({500, 501, 504})
+_CODES: Final[tuple[tuple[type[ServingError], str | None, str], ...]] = (
+    (ModelNotFound, "model", "model_not_found"),
+    (Unauthorized, None, "invalid_api_key"),
+)
+_TYPES: Final = {403: "permission_error", 429: "rate_limit_error"}
+
+
+class InvalidParameter(InvalidInput):
+    """A member of the request is not what it has to be; `param` names it."""
+
+    def __init__(self, param: str, expected: str) -> None:
+        super().__init__(f'Expected "{param}" to be {expected}')
+        self.param = param
+
+
+class OpenAICodec(Codec):
+    """What the endpoints have in common: where the model is named, and the errors.
+
+    Args:
+        clock: Returns the seconds since 1970.
+    """
+
+    protocol = "openai"
+
+    def __init__(
+        self,
+        format_class: type[StreamFormat] = StreamFormat,
+        *,
+        clock: Callable[[], float] = float,
+        always_streams: bool = False,
+    ) -> None:
+        super().__init__(format_class, always_streams=always_streams)
+        self.clock = clock
+
+    def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
+        """Return the model and the request's document. Raises InvalidInput."""
+        document = parse_json(body)
+        if not isinstance(document, dict):
+            raise InvalidInput("Expected the request to be a JSON object")
+        model = document.get("model")
+        if not isinstance(model, str) or not model:
+            raise InvalidParameter("model", "the name of a model")
+        self.check_document(document)
+        return ModelRef(model), document
+
+    def check_document(self, document: dict[str, Any]) -> None:
+        """Check what the protocol says of a request. Raises InvalidInput."""
+
+    def error(
+        self, status: int, detail: Any, error: BaseException | None = None
+    ) -> tuple[int, list[Header], bytes]:
+        """Return an error in OpenAI's form.
+
+        Its client repeats what fails with 500 or more unless it is told not to: a request that has
+        run into a time limit would run into it twice more.
+        """
+        headers = [JSON, _NO_RETRY] if status in _NOT_RETRIED else [JSON]
+        return status, headers, to_json(_error(status, detail, error))
+
+
+class _CompletionFormat(StreamFormat):
+    """Chunks in server-sent events if the request asks for a stream, else one document."""
+
+    def __init__(
+        self,
+        head: Head,
+        payload: Payload,
+        response_headers: SetHeaders,
+        ref: ModelRef,
+        *,
+        completion: Completion,
+    ) -> None:
+        super().__init__(head, payload, response_headers, ref)
+        self._is_streamed = payload.get("stream") is True
+        self._completion = completion
+
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        return self._events() if self._is_streamed else self._document()
+
+    def framed_encoder(self) -> Encoder | None:
+        return self._events() if self._is_streamed else None
+
+    def _events(self) -> Encoder:
+        completion = self._completion
+        return replace(SSE, encode=completion.chunk, failure=_failure, finish=completion.last)
+
+    def _document(self) -> Encoder:
+        completion = self._completion
+
+        def add(item: Item) -> bytes:
+            completion.add(item)
+            return to_json(item)  # for its size, and for what it raises
+
+        return replace(COLLECTED, encode=add, join=lambda parts: to_json(completion.whole()))
+
+
+class _CompletionCodec(OpenAICodec):
+    """Chat completions and completions."""
+
+    kind: Kind
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        super().__init__(_CompletionFormat, clock=clock, always_streams=True)
+
+    def check_document(self, document: dict[str, Any]) -> None:
+        if not isinstance(document.get("stream"), bool | None):
+            raise InvalidParameter("stream", "a boolean")
+
+    def stream_format(
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> StreamFormat:
+        created, id = int(self.clock()), head.id.decode()
+        completion = Completion(self.kind, payload, id=id, created=created, model=ref.name)
+        return _CompletionFormat(head, payload, response_headers, ref, completion=completion)
+
+
+class ChatCodec(_CompletionCodec):
+    """POST /v1/chat/completions."""
+
+    kind = CHAT
+
+    def check_document(self, document: dict[str, Any]) -> None:
+        super().check_document(document)
+        messages = document.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise InvalidParameter("messages", "a list of objects")
+
+
+class TextCodec(_CompletionCodec):
+    """POST /v1/completions."""
+
+    kind = TEXT
+
+    def check_document(self, document: dict[str, Any]) -> None:
+        super().check_document(document)
+        if not _is_text(document.get("prompt")):
+            raise InvalidParameter("prompt", "text or a list of texts")
+
+
+class EmbeddingsCodec(OpenAICodec):
+    """POST /v1/embeddings."""
+
+    def check_document(self, document: dict[str, Any]) -> None:
+        given = document.get("input")
+        if isinstance(given, list) and any(isinstance(item, int | list) for item in given):
+            raise InvalidParameter(
+                "input",
+                "text or a list of texts, not tokens (LangChain sends text with"
+                " check_embedding_ctx_length=False)",
+            )
+        if not _is_text(given):
+            raise InvalidParameter("input", "text or a list of texts")
+        if document.get("encoding_format", "float") not in ("float", "base64"):
+            raise InvalidParameter("encoding_format", '"float" or "base64"')
+
+    def encode(
+        self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> Encoded:
+        """Return the embeddings that a hook has returned as OpenAI's list."""
+        document = _embeddings(value, payload, ref)
+        return with_model_headers(JSON, response_headers), [to_json(document)]
+
+    def stream_format(
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> StreamFormat:
+        return _EmbeddingsFormat(head, payload, response_headers, ref)
+
+
+class _EmbeddingsFormat(StreamFormat):
+    """Embeddings that are yielded one by one: one document."""
+
+    def __init__(
+        self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
+    ) -> None:
+        super().__init__(head, payload, response_headers, ref)
+        self._payload = payload
+
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        vectors: list[Any] = []
+
+        def add(item: Item) -> bytes:
+            vectors.append(item)
+            return to_json(item)
+
+        def join(parts: list[bytes]) -> bytes:
+            return to_json(_embeddings(vectors, self._payload, self.ref))
+
+        return replace(COLLECTED, encode=add, join=join)
+
+
+def _embeddings(value: Any, payload: Payload, ref: ModelRef) -> dict[str, Any]:
+    """Return the document of embeddings: a vector for each text, or a document of the model's."""
+    frame = {"object": "list", "model": ref.name}
+    told = value if isinstance(value, dict) else {}
+    end = {"usage": usage(told.get("usage"), "prompt_tokens")}
+    if "data" in told:
+        return {**frame, **told, **end}
+    vectors = _vectors(told.get("embeddings") if told else value)
+    given = payload["input"]
+    if isinstance(given, str) and vectors and not isinstance(vectors[0], list):
+        vectors = [vectors]  # of one text
+    count = 1 if isinstance(given, str) else len(given)
+    if len(vectors) != count:
+        raise InferenceError(f"embed returned {len(vectors)} embeddings for {count} texts")
+    write = _base64 if payload.get("encoding_format") == "base64" else list
+    data = [
+        {"object": "embedding", "index": index, "embedding": write(vector)}
+        for index, vector in enumerate(vectors)
+    ]
+    return {**frame, "data": data, **end}
+
+
+def _vectors(value: Any) -> list[Any]:
+    rows = value if isinstance(value, list | tuple) else to_builtin(value)
+    return [row if isinstance(row, float | int | list) else to_builtin(row) for row in rows]
+
+
+def _base64(vector: list[float]) -> str:
+    """Return the numbers as little-endian floats of 32 bits, in base64."""
+    return b64encode(pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, str) for item in value)
+    return isinstance(value, str)
+
+
+def _error(status: int, detail: Any, error: BaseException | None) -> dict[str, Any]:
+    """Return the document of an error; a detail with a `message` is an error of the model's own."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    param, code = getattr(error, "param", None) if isinstance(error, InvalidInput) else None, None
+    for types, of_param, of_code in _CODES:
+        if isinstance(error, types):
+            param, code = of_param, of_code
+    message = detail if isinstance(detail, str) else to_json(detail).decode()
+    document = {"message": message, "type": kind, "param": param, "code": code}
+    if isinstance(detail, dict) and isinstance(detail.get("message"), str):
+        document |= detail
+    return {"error": document}
+
+
+def _failure(status: int, detail: Any) -> bytes:
+    return b"event: error\n" + event(_error(status, detail, None))
