@@ -3,10 +3,10 @@
 One instance owns models, limits and worker threads.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 from starlette.types import Receive, Scope, Send
 
@@ -17,8 +17,13 @@ from modelserve.exchange.failures import conclude
 from modelserve.exchange.running import Running
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
+from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
 from modelserve.routes import Routes
+
+if TYPE_CHECKING:
+    from modelserve.composing import ModelCall
+    from modelserve.flags import Flags
 
 __all__ = ["ModelServer"]
 
@@ -82,20 +87,7 @@ class ModelServer:
             self.serving.use(repository)
 
     def __getstate__(self) -> dict[str, Any]:
-        shared = self.serving.registry.shared
-        options = {
-            "limits": shared.limits,
-            "threads": shared.workers.limit,
-            "prefix": self._prefix,
-            "debug": self.serving.debug,
-            "token": self.serving.token,
-            "coalesce": shared.coalesce,
-            "repository": self._repository,
-            "control": self.serving.control,
-            "wait_for_load": self.serving.wait_for_load,
-        }
-        others = {key: value for key, value in vars(self).items() if key not in _REBUILT}
-        return {"options": options, "models": self.serving.registry.models, "others": others}
+        return _state_of(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ModelServer.__init__(self, **state["options"])  # a subclass may take other arguments
@@ -109,13 +101,15 @@ class ModelServer:
         Raises ResponseCut where only that can show a failure to the client.
         """
         if scope["type"] != "http":
-            await self._run_other(scope, receive, send)
+            await _run_other(self, scope, receive, send)
             return
         serving = self.serving
         target = self._routes.find(scope)
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
         if Running.note_id is not None:
             Running.note_id(exchange.id)
+        if Running.note is not None:
+            Running.note(exchange)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:
@@ -135,18 +129,44 @@ class ModelServer:
         if exchange.cut:
             raise ResponseCut("The response was cut short on purpose.") from None
 
-    def add_model(self, model: Any, name: str | None = None) -> None:
-        """Register a model; one of the same name is replaced. It is loaded in the background."""
-        self.serving.registry.add(model, name)
+    def add_model(
+        self, model: Any, name: str | None = None, **settings: Unpack[ModelSettings]
+    ) -> None:
+        """Register a model; one of the same name is replaced. It is loaded in the background.
 
-    def model(self, name: str) -> Callable[[F], F]:
-        """Register a function as the `predict` of a model, or a class as a model; a decorator."""
+        The settings are attributes that a `Model` has, such as `limits`.
+        """
+        self.serving.registry.add(model, name, settings)
+
+    def model(self, name: str, **settings: Unpack[ModelSettings]) -> Callable[[F], F]:
+        """Register a function as the `predict` of a model, or a class as a model; a decorator.
+
+        The settings are as for `add_model`.
+        """
 
         def register(target: F) -> F:
-            self.add_model(target, name)
+            self.add_model(target, name, **settings)
             return target
 
         return register
+
+    def call(
+        self,
+        name: str,
+        payload: Any,
+        *,
+        verb: str = "predict",
+        headers: Mapping[str, str] | None = None,
+    ) -> "ModelCall":
+        """Call a model of this application, from a hook of another one.
+
+        The call counts for the model's limits and is in its metrics and its log, with the id of the
+        request that runs, unless `headers` has one. The payload goes to the model as it is.
+        `ModelCall` says how the result is read.
+        """
+        from modelserve.composing import ModelCall
+
+        return ModelCall(self.serving, name, payload, verb, headers)
 
     async def ready(self) -> None:
         """Wait until every load has ended, and start the loading where no lifespan does.
@@ -156,6 +176,34 @@ class ModelServer:
         """
         await self.serving.loaded()
 
+    def run(self, **flags: "Unpack[Flags]") -> None:
+        """Serve until SIGTERM or Ctrl-C, as the command line does, and return after the drain.
+
+        It takes what the command line's flags take, under their names, and logs as that does unless
+        the program has set up logging. With `workers` or `reload`, the other processes import the
+        program and find the application in its variable. While somebody imports the module that
+        calls it, it does nothing.
+
+        Raises RuntimeError in a running event loop, TypeError or ValueError for what is no flag's;
+        SystemExit where it cannot serve.
+        """
+        from modelserve.programs import run
+
+        run(self, flags)
+
+    async def serve(self, **flags: "Unpack[Flags]") -> None:
+        """Serve in the running event loop (of a notebook, for example) until cancelled.
+
+        It takes what `run` takes, `workers` and `reload` apart, and touches neither signals nor
+        logging. A cancellation drains, and is raised once the models have stopped; a second one
+        ends the requests that are left. asyncio only.
+
+        Raises OSError where it cannot listen, RuntimeError where it cannot start.
+        """
+        from modelserve.programs import serve
+
+        await serve(self, flags)
+
     def lifespan(self, app: Any = None) -> AbstractAsyncContextManager[None]:
         """Load the models and, on the way out, drain and stop them.
 
@@ -164,24 +212,43 @@ class ModelServer:
         """
         return self.serving.lifespan()
 
-    async def _run_other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._run_lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-        else:
-            raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
 
-    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        started = False
-        try:
-            async with self.lifespan():
-                await send({"type": "lifespan.startup.complete"})
-                started = True
-                await receive()
-        except Exception as exc:
-            stage = "shutdown" if started else "startup"
-            await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
-            raise
-        await send({"type": "lifespan.shutdown.complete"})
+async def _run_other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await _run_lifespan(app, receive, send)
+    elif scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+    else:
+        raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
+
+
+async def _run_lifespan(app: ModelServer, receive: Receive, send: Send) -> None:
+    await receive()
+    started = False
+    try:
+        async with app.lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            started = True
+            await receive()
+    except Exception as exc:
+        stage = "shutdown" if started else "startup"
+        await send({"type": f"lifespan.{stage}.failed", "message": str(exc)})
+        raise
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def _state_of(app: ModelServer) -> dict[str, Any]:
+    shared = app.serving.registry.shared
+    options = {
+        "limits": shared.limits,
+        "threads": shared.workers.limit,
+        "prefix": app._prefix,
+        "debug": app.serving.debug,
+        "token": app.serving.token,
+        "coalesce": shared.coalesce,
+        "repository": app._repository,
+        "control": app.serving.control,
+        "wait_for_load": app.serving.wait_for_load,
+    }
+    others = {key: value for key, value in vars(app).items() if key not in _REBUILT}
+    return {"options": options, "models": app.serving.registry.models, "others": others}

@@ -1,65 +1,22 @@
 """The `modelserve` command."""
 
-import math
-import os
-import sys
-from argparse import (
-    SUPPRESS,
-    ArgumentParser,
-    ArgumentTypeError,
-    BooleanOptionalAction,
-    Namespace,
-    RawDescriptionHelpFormatter,
-)
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from modelserve import __version__
 from modelserve.app import ModelServer
 from modelserve.errors import LoadError
-from modelserve.limits import DEFAULTS, Limits
+from modelserve.flags import LIMITS, configure, logging_of, settings_of, with_cors
+from modelserve.flags import parse as _parse
 from modelserve.loader import load_target, source_folder
-from modelserve.models.predictor import PredictorConfig
-from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.run import serve
-from modelserve.server.settings import CANNOT_LOAD, Settings
+from modelserve.server.settings import CANNOT_LOAD
 
 __all__ = ["main"]
-
-DEFAULT_PORT: Final = 8080
-# After saving a file, nobody wants to wait for an open stream.
-RELOAD_DRAIN_SECONDS: Final = 1.0
-LIMITS: Final = tuple(limit.name for limit in fields(Limits))
-_LIMIT_TEXTS: Final = {
-    "concurrency": "requests that run at the same time",
-    "queue": "requests that may wait",
-    "max_queued_bytes": "bytes of the bodies of all requests that wait or are being uploaded",
-    "max_body_bytes": "bytes of a request's body",
-    "max_collected_bytes": "bytes of a stream that is sent as one document",
-    "first_item_timeout": "until the first item or the response",
-    "idle_timeout": "between two items",
-    "timeout": "for a whole request",
-    "send_timeout": "for which a client may read nothing",
-    "drain_timeout": "for running requests to finish when the server stops",
-    "cleanup_timeout": "for a cancelled hook to clean up",
-}
-_FOR_UVICORN: Final = (
-    "http",
-    "loop",
-    "root_path",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_keyfile_password",
-    "timeout_keep_alive",
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,19 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parse(arguments)
-        set_up_logging = partial(logs.configure, form=options.log_format, level=options.log_level)
+        set_up_logging = logging_of(options)
         set_up_logging()
-        settings = Settings(
-            host=options.host,
-            port=options.port,
-            uds=options.uds,
-            fd=options.fd,
-            workers=options.workers,
-            shutdown_delay=options.shutdown_delay,
-            watched=_watched(options) if options.reload else (),
-            uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
-            set_up_logging=set_up_logging,
-        )
+        watched = _watched(options) if options.reload else ()
+        settings = settings_of(options, watched=watched, set_up_logging=set_up_logging)
         return serve(partial(build, options), settings)
     except LoadError as exc:
         logs.print_error(f"modelserve: {exc}")
@@ -97,18 +45,10 @@ def build(options: Namespace) -> ASGIApp:
     """
     app = ModelServer() if options.target is None else load_target(options.target)
     if isinstance(app, ModelServer):
-        _configure(app, options)
+        configure(app, options)
     else:
         _refuse_flags(app, options)
-    if options.cors_origin:
-        return CORSMiddleware(
-            app,
-            allow_origins=options.cors_origin,
-            allow_methods=("GET", "POST"),
-            allow_headers=("*",),
-            expose_headers=("*",),
-        )
-    return app
+    return with_cors(app, options)
 
 
 def _watched(options: Namespace) -> list[Path]:
@@ -117,35 +57,6 @@ def _watched(options: Namespace) -> list[Path]:
     if options.model_dir is not None and Path(options.model_dir).is_dir():
         folders.append(Path(options.model_dir).absolute())
     return folders
-
-
-# --- applying the options -----------------------------------------------------------------------
-
-
-def _configure(app: ModelServer, options: Namespace) -> None:
-    serving = app.serving
-    limits = options.limits
-    if options.reload:
-        limits = limits.with_defaults(Limits(drain_timeout=RELOAD_DRAIN_SECONDS))
-    if options.model_name is not None:
-        try:
-            serving.registry.rename_only(options.model_name)
-        except ValueError as exc:
-            raise LoadError(f"--model-name: {exc}.") from None
-    if options.predictor_host is not None:
-        predictor = PredictorConfig(options.predictor_host, options.predictor_protocol or "v1")
-        serving.loading.source.forward_to(predictor)
-    serving.reconfigure(limits, threads=options.threads, debug=options.debug)
-    if options.token is not None:
-        serving.token = options.token
-    if options.control is not None:
-        serving.control = options.control
-    if options.model_dir is not None:
-        try:
-            serving.use(ModelRepository(options.model_dir, options.model_name))
-        except OSError as exc:
-            problem = exc.strerror or exc
-            raise LoadError(f"Cannot read the models in {options.model_dir}: {problem}.") from None
 
 
 def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
@@ -163,249 +74,3 @@ def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
             f"{flags} cannot be set from here: {options.target} is not a ModelServer, so give them"
             " to the ModelServer inside it."
         )
-
-
-# --- arguments ----------------------------------------------------------------------------------
-
-
-def _parse(arguments: Sequence[str] | None) -> Namespace:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
-        options.limits = Limits(**{name: getattr(options, name) for name in LIMITS})
-        options.token = None if options.token_file is None else _read_token(options.token_file)
-        if options.port is None:
-            options.port = _port_from_environment()
-    except ValueError as exc:
-        parser.error(f"{exc}")
-    if options.target is None and options.model_dir is None:
-        parser.error("the following arguments are required: TARGET or --model-dir")
-    if options.reload and options.workers > 1:
-        parser.error("--reload serves with one worker: leave out --workers")
-    if options.ssl_keyfile is not None and options.ssl_certfile is None:
-        parser.error("--ssl-keyfile needs --ssl-certfile")
-    if options.log_format is None:
-        options.log_format = "human" if sys.stderr.isatty() else "json"
-    return options
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="modelserve",
-        usage="modelserve TARGET [options]",
-        description="Serve machine-learning models over HTTP.",
-        epilog=(
-            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish, after"
-            " --shutdown-delay seconds; a second signal exits at once."
-        ),
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "target",
-        metavar="TARGET",
-        nargs="?",
-        help="path/to/file.py[:attribute] or package.module[:attribute]",
-    )
-    parser.add_argument("--version", action="version", version=f"modelserve {__version__}")
-    _add_address(parser)
-    _add_limits(parser)
-    _add_application(parser)
-    _add_logging(parser)
-    _add_connections(parser)
-    return parser
-
-
-def _add_address(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("where to listen")
-    group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    group.add_argument(
-        "--port",
-        type=_port,
-        metavar="PORT",
-        help=f"default: environment variable PORT, else {DEFAULT_PORT}",
-    )
-    _also(group, "--http_port", type=_port)
-    group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
-    group.add_argument("--fd", type=_whole, help="listen on a bound socket, by its file descriptor")
-    group.add_argument(
-        "--workers", type=_positive, default=1, help="number of processes; default: %(default)s"
-    )
-    group.add_argument(
-        "--shutdown-delay",
-        type=_seconds,
-        default=0.0,
-        metavar="SECONDS",
-        help="for which requests are still served after SIGTERM, while readiness is 503;"
-        " --drain-timeout counts after it; default: 0",
-    )
-
-
-def _also(group: Any, spelling: str, **options: Any) -> None:
-    """Take KServe's spelling of a flag, which is not in the help."""
-    dest = spelling.removeprefix("--").removeprefix("http_")
-    group.add_argument(spelling, dest=dest, default=SUPPRESS, help=SUPPRESS, **options)
-
-
-def _add_limits(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "limits", "They override those of the application; `inf` is no limit."
-    )
-    for name in LIMITS:
-        is_time = name.endswith("timeout")
-        default = getattr(DEFAULTS, name)
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=_number if is_time else _whole_or_inf,
-            metavar="SECONDS" if is_time else "N",
-            help=f"{_LIMIT_TEXTS[name]}; default: {default:.10g}",
-        )
-
-
-def _add_application(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("application")
-    group.add_argument(
-        "--threads", type=_positive, metavar="N", help="threads for sync hooks; default: 40"
-    )
-    group.add_argument(
-        "--debug", action="store_true", help="show clients the text of unexpected exceptions"
-    )
-    group.add_argument(
-        "--model-dir",
-        metavar="DIR",
-        help="serve the model in DIR/model.py, else those in DIR/NAME/model.py, with or without a"
-        " TARGET",
-    )
-    group.add_argument(
-        "--model-name",
-        metavar="NAME",
-        help="the name of the model in DIR/model.py, or of TARGET's where it has one model; default"
-        " for DIR: environment variable INFERENCE_SERVICE_NAME, else the name of DIR",
-    )
-    group.add_argument(
-        "--predictor-host",
-        metavar="HOST[:PORT]",
-        help="where models without a predict of their own send their payloads",
-    )
-    group.add_argument(
-        "--predictor-protocol",
-        choices=("v1", "v2"),
-        help="the predictor's protocol; default: v1",
-    )
-    for spelling in ("--model_dir", "--model_name", "--predictor_host"):
-        _also(group, spelling)
-    _also(group, "--predictor_protocol", choices=("v1", "v2"))
-    group.add_argument("--token-file", metavar="PATH", help="require the bearer token in this file")
-    group.add_argument(
-        "--control",
-        action=BooleanOptionalAction,
-        help="let clients load and unload models; default: where there is a --model-dir",
-    )
-    group.add_argument(
-        "--cors-origin",
-        action="append",
-        type=_origin,
-        metavar="ORIGIN",
-        help="allow web pages of this origin; repeatable; * is any",
-    )
-    group.add_argument(
-        "--reload",
-        action="store_true",
-        help="for development: restart when a Python file in TARGET's directory changes",
-    )
-    group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
-
-
-def _add_logging(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("logging, to stderr")
-    group.add_argument(
-        "--log-format",
-        choices=("human", "json"),
-        help="default: human on a terminal, else one JSON object a line",
-    )
-    group.add_argument(
-        "--log-level",
-        choices=("debug", "info", "warning", "error", "critical"),
-        default="info",
-        help="default: %(default)s",
-    )
-
-
-def _add_connections(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("connections")
-    group.add_argument(
-        "--timeout-keep-alive",
-        type=_whole,
-        default=65,
-        metavar="SECONDS",
-        help="for which an idle connection stays open; default: %(default)s",
-    )
-    group.add_argument("--ssl-certfile", metavar="PATH")
-    group.add_argument("--ssl-keyfile", metavar="PATH")
-    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD")
-    group.add_argument("--http", choices=("auto", "h11", "httptools"), default="auto")
-    group.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default="auto")
-
-
-# --- values -------------------------------------------------------------------------------------
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if _whole(text) < 1:
-        raise ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if _whole(text) > 65535:
-        raise ArgumentTypeError(f"{text} is not a port")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _seconds(text: str) -> float:
-    seconds = _number(text)
-    if not 0 <= seconds < math.inf:
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
-
-
-def _whole_or_inf(text: str) -> float:
-    return math.inf if text == "inf" else _whole(text)
-
-
-def _origin(text: str) -> str:
-    parts = urlsplit(text)
-    if text not in ("*", "null") and text != f"{parts.scheme}://{parts.netloc}":
-        raise ArgumentTypeError(f"{text!r} is not an origin, like https://example.org")
-    return text
-
-
-def _port_from_environment() -> int:
-    text = os.environ.get("PORT", "")
-    try:
-        return _port(text) if text else DEFAULT_PORT
-    except ArgumentTypeError as exc:
-        raise ValueError(f"the environment variable PORT: {exc}") from None
-
-
-def _read_token(path: str) -> str:
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise ValueError(f"cannot read the token file {path}: {reason}") from None
-    if not token:
-        raise ValueError(f"the token file {path} is empty")
-    return token

@@ -25,11 +25,12 @@ from modelserve.errors import (
     Unauthorized,
 )
 from modelserve.exchange.body import decoded, feed_rest, read_rest, receive_first
+from modelserve.exchange.early import read_ahead
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
 from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
-from modelserve.exchange.streams import Stream
+from modelserve.exchange.streams import Stream, send_sheltered
 from modelserve.lifespan import Serving
 from modelserve.limits import Deadlines, shortened
 from modelserve.models.hooks import Plan
@@ -212,6 +213,9 @@ async def _wait_until_usable(
     Raises ModelNotReady, and ModelNotFound where it was removed.
     """
     exchange.phase = _QUEUE  # where the model is still loading
+    if entry.loading and not serving.hosted and not exchange.body_read:
+        limit = max(entry.max_body_bytes, entry.max_binary_bytes)
+        await read_ahead(exchange, serving.admission.budget.hold(0), limit)
     await serving.usable(entry)
     if entry.is_retired:
         entry = await _successor(serving, ref, exchange)
@@ -268,7 +272,7 @@ async def _respond(
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
-            call = Call(entry.name, entry.workers, headers, response_headers, exchange.id)
+            call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
             exchange.seconds = call.seconds
             if plan.is_direct:
                 result = await call.take_over(plan.main, exchange.since, result)
@@ -283,8 +287,13 @@ async def _respond(
             form = codec.stream_format(exchange, payload, response_headers, ref)
             coalesces = call is not None and call.coalesces
             streaming = entry.streaming._replace(coalesce=True) if coalesces else entry.streaming
+            endings = None if call is None else call.endings()
             del result, payload, headers  # what is held here, a stream holds
-            await Stream(exchange, form, streaming).send(items)
+            stream = Stream(exchange, form, streaming)
+            if endings is None:
+                await stream.send(items)
+            else:
+                await send_sheltered(stream, exchange, items, endings)
         else:
             if exchange.reason is not None:
                 raise exchange.reason

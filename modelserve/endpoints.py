@@ -13,6 +13,7 @@ from modelserve.exchange.body import read_body
 from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
 from modelserve.models.registry import Entry, State
+from modelserve.models.telling import not_ready
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.v2 import wants_ready_only
 from modelserve.version import __version__
@@ -65,12 +66,14 @@ async def live(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 async def ready(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2/health/ready: not before every model is ready."""
+    exchange.ignore_body()
     await serving.check_ready()
     await _answer(exchange, {"ready": True})
 
 
 async def metrics(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /metrics, in Prometheus' text format or, by `Accept`, OpenMetrics."""
+    exchange.ignore_body()
     content_type, body = await serving.expose(exchange.accept)
     exchange.check_reason()
     await exchange.send_document(200, [(b"content-type", content_type)], [body])
@@ -95,7 +98,7 @@ async def openai_models(serving: Serving, target: Target, exchange: Exchange) ->
 
 async def openai_model(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /openai/v1/models/NAME."""
-    entry = await _usable_entry(serving, target)
+    entry = await _usable_entry(serving, target, exchange)
     if not entry.plans.has_openai:
         raise ModelNotFound(entry.name)
     await _answer(exchange, _openai_entry(target.ref.name, entry))
@@ -113,24 +116,25 @@ def _openai_entry(name: str, entry: Entry) -> dict[str, Any]:
 
 async def model(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2/models/NAME/ready; a probe's as well, so 503 before a stop."""
-    entry = await _usable_entry(serving, target)
+    entry = await _usable_entry(serving, target, exchange)
     await _answer(exchange, {"name": entry.name, "ready": True})
 
 
 async def v1_model(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v1/models/NAME, a probe's as well; with OpenAI's keys if it has one of its hooks."""
-    entry = await _usable_entry(serving, target)
+    entry = await _usable_entry(serving, target, exchange)
     listed = _openai_entry(target.ref.name, entry) if entry.plans.has_openai else {}
     await _answer(exchange, {"name": entry.name, "ready": True, **listed})
 
 
-async def _usable_entry(serving: Serving, target: Target) -> Entry:
+async def _usable_entry(serving: Serving, target: Target, exchange: Exchange) -> Entry:
     """Return the model of a path. Raises ModelNotFound, ModelNotReady and, before a stop, 503."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
     if serving.stopping:
         raise ServerShuttingDown
+    exchange.ignore_body()
     if not await entry.is_ready():
-        raise entry.not_ready(debug=serving.debug)
+        raise not_ready(serving.registry, entry, debug=serving.debug)
     return entry
 
 
@@ -143,6 +147,7 @@ async def server(serving: Serving, target: Target, exchange: Exchange) -> None:
 async def metadata(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2/models/NAME."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
+    exchange.ignore_body()
     await _answer(exchange, await serving.registry.metadata(entry))
 
 
@@ -157,6 +162,7 @@ async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
         body = await read_body(exchange.receive, _INDEX_BYTES, length, share)
     finally:
         share.close()
+    exchange.ignore_body()
     rows = serving.registry.index(await serving.loading.source.names())
     if wants_ready_only(body):
         rows = [row for row in rows if row["state"] == State.READY]
@@ -164,8 +170,12 @@ async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 
 async def load(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """POST /v2/repository/models/NAME/load; the body is ignored."""
+    """POST /v2/repository/models/NAME/load; the body is ignored.
+
+    A client that leaves ends its request, and neither the load nor anybody else's wait for it.
+    """
     name = _controlled(serving, target)
+    exchange.ignore_body()
     try:
         await serving.loading.load(name)
     except ModelNotReady as exc:
@@ -174,8 +184,9 @@ async def load(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 
 async def unload(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """POST /v2/repository/models/NAME/unload."""
+    """POST /v2/repository/models/NAME/unload; the body, and a client that leaves, as for `load`."""
     name = _controlled(serving, target)
+    exchange.ignore_body()
     await serving.loading.unload(name)
     await _answer(exchange, {"name": name, "unload": True})
 

@@ -28,6 +28,7 @@ exception is a 500 whose text stays in the log.
     |   +-- ModelNotReady            503  this model is not loaded yet, or loading failed
     |   +-- NoModelReady             503  no model is ready
     +-- Overloaded                   503  the queue is full; `Retry-After` says when to retry
+    |   +-- NoThread                 503  the system has no thread for a hook
     +-- Stopped                           something ended the request before it was complete
         +-- ClientGone               499  the client disconnected; nothing is sent
         +-- DeadlineExceeded         504  a limit on time
@@ -66,6 +67,7 @@ __all__ = [
     "ModelNotReady",
     "NestedTooDeep",
     "NoModelReady",
+    "NoThread",
     "NotAcceptable",
     "NotAsDeclared",
     "NotText",
@@ -310,6 +312,13 @@ class Overloaded(ServingError):
     def __init__(self, reason: str, *, retry_after: float) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+class NoThread(Overloaded):
+    """Raised when the system lets no more threads start: a limit on pids, or no memory."""
+
+    def __init__(self) -> None:
+        super().__init__("The server cannot start a thread now.", retry_after=1)
 
 
 class Stopped(ServingError):

@@ -6,12 +6,12 @@ can be made anywhere, pickled, and mounted.
 
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import anyio
@@ -25,6 +25,7 @@ from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.loading import Loading
 from modelserve.models.registry import Entry, Registry, Shared, State, infinite_if_none
 from modelserve.models.repository import ModelRepository
+from modelserve.models.telling import not_ready, states_of
 from modelserve.protocols.cloudevents import EventSettings
 
 __all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics"]
@@ -101,7 +102,8 @@ class Serving:
         self.flights = Flights()
         self.events = _EVENTS.with_variables(os.environ)
         self.stopping = self.draining = self._drained = False
-        self._has_repository = self._hosted = False
+        self._has_repository = self.hosted = False
+        self._stop_announced: anyio.Event | None = None
 
     # -- before it serves
 
@@ -149,11 +151,11 @@ class Serving:
 
         Without a lifespan, a request waits for the load that it or another request has begun.
         """
-        if entry.loading and not self._hosted and entry.attempted is not None:
+        if entry.loading and not self.hosted and entry.attempted is not None:
             await entry.attempted.wait()
         ready = await entry.is_ready() if entry.checks_health else entry.model.ready
         if not ready:
-            raise entry.not_ready(debug=self.debug)
+            raise not_ready(self.registry, entry, debug=self.debug)
 
     async def loaded(self) -> None:
         """Start the loads that are pending, and wait until all have ended.
@@ -187,6 +189,10 @@ class Serving:
         )
         return result
 
+    def loads(self) -> dict[str, State]:
+        """Return READY, LOADING or UNAVAILABLE for each model by name; UNAVAILABLE has failed."""
+        return states_of(self.registry)
+
     def statistics(self) -> Statistics:
         """Return a snapshot of requests, threads and models."""
         return _statistics(self)
@@ -196,7 +202,7 @@ class Serving:
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Load the models in the background; on the way out drain, then stop them."""
-        self._hosted = True
+        self.hosted = True
         self.stopping = self.draining = self._drained = False
         self.admission.refuse_waiting(None)
         self.events = _EVENTS.with_variables(os.environ)
@@ -205,7 +211,8 @@ class Serving:
         self.load_pending()
         try:
             if self.wait_for_load:
-                await self.loading.finished()
+                self._stop_announced = anyio.Event()
+                await _until_either(self.loading.finished, self._stop_announced.wait)
             yield
         finally:
             with anyio.CancelScope(shield=True):
@@ -215,11 +222,13 @@ class Serving:
                 self._scraper.close()
                 self.decompressors.close()
                 self.telemetry.close()
-            self._hosted = False
+            self.hosted = False
 
     def announce_stop(self) -> None:
-        """Be no longer ready, for probes; requests are still served."""
+        """Be no longer ready, for probes, nor wait for loads; requests are still served."""
         self.stopping = True
+        if self._stop_announced is not None:
+            self._stop_announced.set()
 
     def refuse_new(self) -> None:
         """Start draining: not ready, queued and new requests refused, running ones go on."""
@@ -234,20 +243,47 @@ class Serving:
         """
         if self._drained:
             return
-        self.refuse_new()
-        with anyio.move_on_after(infinite_if_none(self.limits.drain_timeout)):
-            await self.flights.emptied()
-        if self.flights:
-            self.flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
-            with anyio.move_on_after(CLEANUP_AFTER_DRAIN):
-                await self.flights.emptied()
-        if self.flights:
-            logger.warning(
-                "%d requests have not ended; busy threads: %s",
-                len(self.flights),
-                ", ".join(self.workers.running) or "none",
-            )
+        await _drain(self)
         self._drained = True
+
+
+async def _drain(serving: Serving) -> None:
+    serving.refuse_new()
+    _log_loads(serving.loads())
+    with anyio.move_on_after(infinite_if_none(serving.limits.drain_timeout)):
+        await serving.flights.emptied()
+        await serving.loading.asked_for()
+    if serving.flights:
+        serving.flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
+        with anyio.move_on_after(CLEANUP_AFTER_DRAIN):
+            await serving.flights.emptied()
+    if serving.flights:
+        logger.warning(
+            "%d requests have not ended; busy threads: %s",
+            len(serving.flights),
+            ", ".join(serving.workers.running) or "none",
+        )
+
+
+async def _until_either(*functions: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until the first of some async functions has returned; cancel the others."""
+
+    async def run(function: Callable[[], Awaitable[Any]]) -> None:
+        await function()
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for function in functions:
+            group.start_soon(run, function)
+
+
+def _log_loads(states: Mapping[str, State]) -> None:
+    """Log how far the loads are, if any is still under way."""
+    loading = [name for name, state in states.items() if state is State.LOADING]
+    if loading:
+        others = [f"{name} is {state}" for name, state in states.items() if name not in loading]
+        text = "Stopping while models are loading: %s%s"
+        logger.warning(text, ", ".join(loading), "".join(f"; {other}" for other in others))
 
 
 def _statistics(serving: Serving) -> Statistics:

@@ -296,7 +296,7 @@ async def test_a_load_that_failed_answers_those_who_wait() -> None:
 
     response = await request(ModelServer([Failing("m")]), *PREDICT, json=[])
     assert response.status == 503
-    assert response.json() == {"error": "Model with name m is not ready."}
+    assert response.json() == {"error": "Model with name m is not ready. It failed to load."}
 
 
 # --- mounted ------------------------------------------------------------------------------------
@@ -803,3 +803,50 @@ async def test_whatever_clients_do_nothing_is_left(seed: int) -> None:
     assert (statistics.in_flight, statistics.busy_threads) == (0, ())
     queues = [statistics, *statistics.models.values()]
     assert [(queue.running, queue.waiting) for queue in queues] == [(0, 0)] * len(queues)
+
+
+# --- settings of a model, given where it is registered --------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_function_is_given_what_a_class_may_set() -> None:
+    app = ModelServer()
+
+    @app.model("m", limits=Limits(max_body_bytes=4), versions=["1"], heartbeat=2.0)
+    def predict(payload: Any) -> Any:
+        return payload
+
+    app.add_model(predict, "n", limits=Limits(max_body_bytes=8))
+    sizes = [(name, [1, 2, 3]) for name in ("m", "n")]
+    answers = [
+        await request(app, "POST", f"/v1/models/{name}:predict", json=body) for name, body in sizes
+    ]
+    assert [answer.status for answer in answers] == [413, 200]
+    assert (await request(app, "GET", "/v2/models/m/versions/1")).status == 200
+    assert app.serving.registry.get("m").streaming.heartbeat == 2.0
+
+
+def test_a_class_is_given_settings_for_this_application_alone() -> None:
+    class Served(Model):
+        def predict(self, payload: Any) -> Any:
+            return payload
+
+    app = ModelServer()
+    app.model("m", own_thread=True)(Served)
+    assert app.serving.registry.get("m").model.own_thread
+    assert Served.own_thread is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"limit": Limits()}, "A model has no setting 'limit': there are"),
+        ({"name": "n"}, "A model has no setting 'name'|multiple values"),
+        ({"limits": {"queue": 1}}, "The limits of model 'm' must be Limits: {'queue': 1}"),
+    ],
+)
+def test_what_no_model_has_is_refused(settings: dict[str, Any], sentence: str) -> None:
+    app = ModelServer()
+    with pytest.raises(TypeError, match=sentence):
+        app.model("m", **settings)(lambda payload: payload)
+    assert app.serving.registry.names == []

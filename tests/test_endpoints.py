@@ -75,7 +75,7 @@ async def test_health() -> None:
         response = await ask(app, b"nonsense")
         assert (response.status, response.json()["error"]) == (
             503,
-            "Model with name m is not ready.",
+            "Model with name m is not ready. It is loading.",
         )
         loaded.set()
         await anyio.wait_all_tasks_blocked()

@@ -1,6 +1,7 @@
 """Run each example as a user would, and all that the README and the guides show."""
 
 import ast
+import asyncio
 import io
 import json
 import os
@@ -20,6 +21,8 @@ import anyio
 import httpx
 import pytest
 from PIL import Image
+
+from modelserve.flags import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -229,6 +232,68 @@ def test_a_guide_shows_what_one_sees(guide: Path, tmp_path: Path) -> None:
         with served(str(path)) as url:
             for command, output in shown(text):
                 assert_prints(command, output, url)
+
+
+def test_the_tests_of_the_guide_run_as_they_are_copied(tmp_path: Path) -> None:
+    text = "\n".join(blocks((ROOT / "examples/guides/testing.md").read_text(), "python"))
+    (tmp_path / "test_words.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_words.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{text.count('def test_')} passed" in done.stdout
+
+
+def test_the_cells_of_the_notebook_run() -> None:
+    text = (ROOT / "examples/guides/deploying.md").read_text()
+    found: dict[str, Any] = {"__name__": "__main__"}
+    program = next(block for block in blocks(text, "python") if "app.run" in block)
+    exec(compile(program.partition("if __name__")[0], "app.py", "exec"), found)  # noqa: S102
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+
+    async def run_cells() -> None:
+        for cell in blocks(text, "ipython"):
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            code = compile(cell.replace("8080", port), "cell", "exec", flags=flags)
+            awaited = eval(code, found)
+            if awaited is not None:
+                await awaited
+        with pytest.raises(asyncio.CancelledError):
+            await found["server"]
+
+    asyncio.run(run_cells())
+    assert found["answer"].json() == {"predictions": [2, 4]}
+
+
+def test_the_command_of_the_container_is_one() -> None:
+    (dockerfile,) = blocks((ROOT / "examples/guides/deploying.md").read_text(), "dockerfile")
+    line = re.search(r"^CMD (.*)$", dockerfile, re.MULTILINE)
+    assert line is not None
+    command, *arguments = json.loads(line[1])
+    options = parse(arguments)
+    assert (command, options.target, options.host) == ("modelserve", "app.py", "0.0.0.0")
+
+
+def test_a_front_forwards_to_models_in_other_processes(tmp_path: Path) -> None:
+    text = (ROOT / "examples/guides/composing.md").read_text()
+    front = next(block for block in blocks(text, "python") if "front.py" in block)
+    model = "import sys\nfrom modelserve import ModelServer\napp = ModelServer()\n"
+    for name in ("prices", "reviews"):
+        (tmp_path / f"{name}.py").write_text(
+            f"{model}app.model('{name}')(lambda p: ['{name}', p])\n"
+        )
+    with served(f"{tmp_path}/prices.py") as prices, served(f"{tmp_path}/reviews.py") as reviews:
+        for port, url in (("8081", prices), ("8082", reviews)):
+            front = front.replace(f"127.0.0.1:{port}", url.removeprefix("http://"))
+        (tmp_path / "front.py").write_text(front)
+        with served(f"{tmp_path}/front.py") as url:
+            for name in ("prices", "reviews"):
+                answer = httpx.post(f"{url}/v1/models/{name}:predict", json=1)
+                assert answer.json() == [name, 1]
 
 
 def test_each_flag_that_a_document_shows_is_one() -> None:

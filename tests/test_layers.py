@@ -27,7 +27,18 @@ ROWS: list[tuple[str, list[str]]] = [
     ("what a model is and how it is run", ["models"]),
     (
         "the application, and a process that serves one",
-        ["lifespan", "endpoints", "dispatch", "routes", "server", "app"],
+        [
+            "lifespan",
+            "endpoints",
+            "dispatch",
+            "calls",
+            "composing",
+            "routes",
+            "server",
+            "flags",
+            "programs",
+            "app",
+        ],
     ),
     ("the public names; the command line", ["modelserve", "cli", "__main__"]),
 ]

@@ -167,6 +167,11 @@ class WholeLife(Model):
         raise InvalidInput("no")
 
 
+class SyncHealth(Model):
+    def healthy(self) -> bool:
+        return True
+
+
 class SyncStop(Model):
     def stop(self) -> None: ...
 
@@ -191,6 +196,19 @@ class Decorated(Model):
     @staticmethod
     def preprocess(payload: Any) -> Any:
         return payload
+
+
+class Composed(Model):
+    """Calls another model of the application, in each of the ways."""
+
+    def preprocess(self, payload: Any) -> Any:
+        return {"instances": [app.call("double", payload).result(), *app.call("events", payload)]}
+
+    async def predict(self, payload: Any, headers: Mapping[str, str]) -> AsyncIterator[Any]:
+        yield await app.call("double", payload, verb="explain", headers=headers)
+        async with app.call("events", payload) as items:
+            async for item in items:
+                yield item
 
 
 # --- declared payloads --------------------------------------------------------------------------
@@ -268,6 +286,11 @@ def double(payload: Payload) -> Answer:
     return {"predictions": [2 * x for x in payload["instances"]]}
 
 
+@app.model("limited", limits=Limits(concurrency=1), heartbeat=5.0, versions=["1"])
+def limited(payload: Payload) -> Answer:
+    return double(payload)
+
+
 @app.model("events")
 async def events(payload: Any) -> AsyncIterator[ServerSentEvent]:
     yield ServerSentEvent({"n": 1}, event="token", id="1", retry=1000)
@@ -286,13 +309,13 @@ class NoModel:
         return payload
 
 
-@app.model("flats")
+@app.model("flats", example=EXAMPLE, input_schema=House, output_schema=PRICE_SCHEMA)
 def flats(instances: list[Flat]) -> list[Price]:
     return [Price(flat.floor) for flat in instances]
 
 
 app.add_model(NoModel(), "plain")
-app.add_model(lambda payload: payload, "lambda")
+app.add_model(lambda payload: payload, "lambda", own_thread=True)
 app.add_model(Asynchronous("async"))
 
 # The decorator keeps types.
@@ -300,6 +323,14 @@ assert_type(double({"instances": [1.0]}), Answer)
 assert_type(events(None), AsyncIterator[ServerSentEvent])
 assert_type(Registered("x"), Registered)
 assert_type(app.model("name")(NoModel), type[NoModel])
+
+
+def main() -> None:
+    app.run(host="0.0.0.0", port=8080, workers=2, timeout=30.0, cors_origin=["*"])
+
+
+async def in_a_notebook() -> None:
+    await app.serve(port=8080, max_body_bytes=1 << 20)
 
 
 # --- in a host ----------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from itertools import count
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
 from modelserve.concurrency.budget import Budget, Share
+from modelserve.concurrency.nesting import Nesting
 from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
 from modelserve.metrics.cells import Gauge
@@ -42,12 +43,27 @@ class Gate:
         self.running = 0
         self.waiting = 0
         self._tickets: deque[_Ticket] = deque()
+        self.nested: deque[Any] = deque()  # calls inside of requests that wait, see `nesting`
         self._rate = _DrainRate()
         self._emptied: anyio.Event | None = None
 
     @property
     def has_room(self) -> bool:
         return self.running < self.concurrency
+
+    @property
+    def is_waited_for(self) -> bool:
+        return bool(self._tickets or self.nested)
+
+    def add_running(self, count: int) -> None:
+        """Count calls inside of requests that run, or do no longer."""
+        self.running += count
+        self._in_flight.add(count)
+
+    def add_waiting(self, count: int) -> None:
+        """Count calls inside of requests that wait, or do no longer."""
+        self.waiting += count
+        self._queued.add(count)
 
     async def emptied(self) -> None:
         """Wait until no request runs or waits."""
@@ -63,7 +79,8 @@ class Gate:
             retry_after=self._rate.seconds_to_drain(self.waiting),
         )
 
-    def _notify_if_empty(self) -> None:
+    def notify_if_empty(self) -> None:
+        """Let those go on that wait for the last request, if there is none."""
         if self._emptied is not None and not (self.running or self.waiting):
             emptied, self._emptied = self._emptied, None
             emptied.set()
@@ -83,6 +100,7 @@ class Admission:
         self.budget = Budget(limits.max_queued_bytes, self.gate.refusal)
         self._numbers = count()
         self._queues: dict[Gate, None] = {}  # the models with requests that wait
+        self.nesting = Nesting(self._queues, self._admit_waiting)
         self._refusal: Callable[[], ServingError] | None = None
 
     def acquire_nowait(self, gate: Gate) -> bool:
@@ -142,7 +160,7 @@ class Admission:
         if self._queues:
             self._admit_waiting()
         if gate._emptied is not None:
-            gate._notify_if_empty()
+            gate.notify_if_empty()
 
     def refuse_waiting(self, refusal: Callable[[], ServingError] | None) -> None:
         """Refuse the requests that wait, and from now on those that would have to.
@@ -152,10 +170,14 @@ class Admission:
         self._refusal = refusal
         if refusal is not None:
             for gate in list(self._queues):
-                self.refuse_waiting_for(gate, refusal)
+                self._refuse_queued(gate, refusal)
 
     def refuse_waiting_for(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
-        """Refuse the requests that wait for one model now."""
+        """Refuse the requests that wait for one model now, and the calls inside of others."""
+        self._refuse_queued(gate, refusal)
+        self.nesting.refuse(gate, refusal)
+
+    def _refuse_queued(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
         for ticket in list(gate._tickets):
             ticket.refusal = refusal()
             self._dequeue(gate, ticket)
@@ -173,16 +195,17 @@ class Admission:
 
     def _dequeue(self, gate: Gate, ticket: "_Ticket") -> None:
         gate._tickets.remove(ticket)
-        if not gate._tickets:
+        if not gate.is_waited_for:
             del self._queues[gate]
         gate.waiting -= 1
         self.gate.waiting -= 1
         gate._queued.add(-1)
-        gate._notify_if_empty()
+        gate.notify_if_empty()
 
     def _admit_waiting(self) -> None:
+        self.nesting.admit()
         while self.gate.has_room:
-            gates = [gate for gate in self._queues if gate.has_room]
+            gates = [gate for gate in self._queues if gate._tickets and gate.has_room]
             if not gates:
                 return
             gate = min(gates, key=lambda g: g._tickets[0].number)

@@ -19,23 +19,33 @@ import math
 import types
 from collections.abc import Coroutine, Generator
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
 
-from modelserve.concurrency.asyncio_guard import OVER, abandon, close_guarded, guarded
+from modelserve.concurrency.asyncio_guard import OVER, abandon, close_guarded, guarded, sheltered
 from modelserve.concurrency.asyncio_shelter import REPEAT_SECONDS, ShelteredFlight
+from modelserve.concurrency.endings import is_cleaning_up
 from modelserve.concurrency.flight import HostCancelled, Pipeline, Register, Watched
 from modelserve.concurrency.watcher import watch
 
 __all__ = ["AsyncioFlight", "ShieldedFlight"]
 
+_LOOK_AGAIN_SECONDS: Final = 0.01
+
 
 class AsyncioFlight(ShelteredFlight):
     """One request in flight in a plain task of asyncio's."""
 
-    __slots__ = ("_companion", "_reporter", "_timer", "_watcher")
+    __slots__ = (
+        "_companions",
+        "_interrupts_at",
+        "_pipeline",
+        "_reporter",
+        "_timer",
+        "_watcher",
+    )
 
     def __init__(self, request: Watched, register: Register) -> None:
         self.request = request
@@ -45,9 +55,11 @@ class AsyncioFlight(ShelteredFlight):
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reporter: asyncio.Task[None] | None = None
-        self._companion: asyncio.Task[None] | None = None
+        self._companions: tuple[asyncio.Task[None], ...] = ()
         self._absorbed = self._cancels = self._cancelled_before = 0
         self._patience_ends: float | None = None
+        self._pipeline: Pipeline | None = None
+        self._interrupts_at = math.inf
         self.is_cancelling = self.spares_nothing = False
 
     async def run(self, pipeline: Pipeline, trap: Any) -> None:
@@ -56,6 +68,7 @@ class AsyncioFlight(ShelteredFlight):
         Raises the reason if something ended it early; the host's own cancellation once the pipeline
         has cleaned up and the failure has been reported.
         """
+        self._pipeline = pipeline
         self._task = asyncio.current_task()
         assert self._task is not None
         self._cancelled_before = self._task.cancelling()
@@ -102,7 +115,8 @@ class AsyncioFlight(ShelteredFlight):
         )
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        self._companion = self._loop().create_task(self.accompany(companion))
+        task = self._loop().create_task(self.accompany(companion))
+        self._companions = (*self._companions, task)
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         await close_guarded(self.request, closing)
@@ -110,13 +124,29 @@ class AsyncioFlight(ShelteredFlight):
     def shorten_clean_up(self, seconds: float) -> None:
         if self.request.reason is not None and self._timer is not None and not self.over:
             loop = self._loop()
+            self._interrupts_at = min(self._interrupts_at, loop.time() + seconds)
             if self._timer.when() - loop.time() > seconds:
                 self._timer.cancel()
                 self._timer = loop.call_later(seconds, self._cancel_task, REPEAT_SECONDS)
 
     def _interrupt(self) -> None:
-        seconds = self.request.deadlines.cleanup_timeout
-        self._cancel_task(self._register.cleanup_bound(seconds))
+        seconds = self._register.cleanup_bound(self.request.deadlines.cleanup_timeout)
+        self._interrupts_at = self._loop().time() + seconds
+        self._interrupt_unless_ending()
+
+    def _interrupt_unless_ending(self) -> None:
+        """Cancel the task; where user code is cleaning up by itself, once it has."""
+        left = self._interrupts_at - self._loop().time()
+        if left <= 0:
+            self.spares_nothing = True
+            self._cancel_task(REPEAT_SECONDS)
+        elif not is_cleaning_up(self._pipeline):
+            self._cancel_task(left)
+        else:
+            if self._timer is not None:
+                self._timer.cancel()
+            seconds = min(left, _LOOK_AGAIN_SECONDS)
+            self._timer = self._loop().call_later(seconds, self._interrupt_unless_ending)
 
     def _cancel_task(self, again_after: float) -> None:
         """Cancel the task, and again if the pipeline has not ended by then."""
@@ -148,14 +178,15 @@ class AsyncioFlight(ShelteredFlight):
 
     def _stop_watching(self) -> None:
         self.over = True
+        self._pipeline = None
         if self._timer is not None:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None  # the traceback of its cancellation leads back to this object
-        if self._companion is not None:
-            self._companion.cancel()
-            self._companion = None
+        for companion in self._companions:
+            companion.cancel()
+        self._companions = ()
         self._take_back_cancels()
 
 
@@ -198,8 +229,10 @@ def _drive(request: Watched, pipeline: Pipeline, trap: Any) -> Generator[Any, An
     resume: Any = pipeline.send
     try:
         while True:
-            if request.stream is not None:
-                request.stream.note_suspension()
+            if request.stream is not None and request.stream.note_suspension():
+                trap = yield from sheltered(request, pipeline, trap)
+                if trap is OVER:
+                    return
             try:
                 value = yield trap
             except asyncio.CancelledError as exc:

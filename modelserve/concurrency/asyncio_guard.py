@@ -17,11 +17,11 @@ from typing import Any, Final, cast
 from modelserve.concurrency.asyncio_shelter import ShelteredFlight
 from modelserve.concurrency.flight import HostCancelled, Pipeline, Watched
 
-__all__ = ["OVER", "abandon", "close_guarded", "guarded"]
+__all__ = ["OVER", "OwnContext", "abandon", "close_guarded", "guarded", "sheltered"]
 
 OVER: Final = object()  # instead of what a coroutine awaits, once it has ended
 
-# The request whose clean-up a piece of code belongs to; timers and tasks inherit it.
+# The request whose clean-up, or stream, a piece of code belongs to; timers and tasks inherit it.
 _CLEANING: Final[ContextVar[object]] = ContextVar("modelserve_cleaning", default=None)
 _MOST_CLOSES: Final = 100  # of a pipeline that suspends while it is closed
 _SCOPE_MESSAGE: Final = "cancel scope"  # in the message of each cancellation of anyio's
@@ -97,6 +97,45 @@ def guarded(
     if not closing and trap is not OVER:
         _flight_of(request).end_shelter()
     return trap
+
+
+@types.coroutine
+def sheltered(request: Watched, pipeline: Pipeline, trap: Any) -> Generator[Any, Any, Any]:
+    """Drive a pipeline whose generator is cleaning up by itself, awaiting `trap`.
+
+    Returns what it awaits once that is over, or OVER. What was absorbed ends the request then.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        exc: BaseException | None = None
+        try:
+            if trap is None or (asyncio.isfuture(trap) and trap.get_loop() is loop):
+                yield from _Guard(request, trap, loop, closing=True)
+            else:
+                yield trap
+        except GeneratorExit:
+            abandon(request, pipeline)
+            raise
+        except BaseException as thrown:
+            exc = thrown
+        trap = _next_trap(pipeline, exc)
+        stream = request.stream
+        if trap is OVER or stream is None or not stream.note_suspension():
+            return trap
+
+
+class OwnContext:
+    """Marks what user code of a request starts as the request's own, in the current context."""
+
+    def __init__(self, request: Watched) -> None:
+        self._token = _CLEANING.set(request)
+
+    def leave(self) -> None:
+        """Take the mark away."""
+        try:
+            _CLEANING.reset(self._token)
+        except ValueError:
+            pass  # dropped, and closed in another context
 
 
 async def close_guarded(request: Watched, closing: Coroutine[Any, Any, None]) -> None:

@@ -1,12 +1,18 @@
 """Tasks that belong to no request: cancelling the task that started them does not stop them."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
 
+from modelserve.concurrency.cancelling import ends_task
+from modelserve.errors import ServerShuttingDown
+
 __all__ = ["Background"]
+
+logger = logging.getLogger("modelserve")
 
 Function = Callable[[], Awaitable[None]]
 
@@ -19,7 +25,7 @@ class Background:
         self._ended: anyio.Event | None = None
 
     def start_soon(self, function: Function) -> None:
-        """Start an async function in a new task."""
+        """Start an async function in a new task; what it raises is logged."""
         scope = anyio.CancelScope()
         self._tasks[scope] = None
         try:
@@ -34,10 +40,11 @@ class Background:
     async def run(self, function: Function) -> None:
         """Run an async function in a new task and wait until it has ended.
 
-        Cancellation ends the wait and leaves the task running. Raises what the function raises.
+        Cancellation ends the wait and leaves the task running. Raises what the function raises,
+        ServerShuttingDown if the task is cancelled.
         """
         ended = anyio.Event()
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
         self.start_soon(partial(_collect_error, function, ended, errors))
         await ended.wait()
         if errors:
@@ -56,16 +63,25 @@ class Background:
         try:
             with scope:
                 await function()
+        except BaseException as exc:
+            if ends_task(exc):
+                raise
+            logger.error("A task in the background failed", exc_info=exc)
         finally:
             del self._tasks[scope]
             if self._ended is not None:
                 self._ended.set()
 
 
-async def _collect_error(function: Function, ended: anyio.Event, errors: list[Exception]) -> None:
+async def _collect_error(
+    function: Function, ended: anyio.Event, errors: list[BaseException]
+) -> None:
     try:
         await function()
-    except Exception as exc:
+    except BaseException as exc:
+        if ends_task(exc):
+            errors.append(ServerShuttingDown())
+            raise
         errors.append(exc)
     finally:
         ended.set()

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Final, NamedTuple, Self
 
@@ -23,7 +24,7 @@ import anyio
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
 
-__all__ = ["ThreadCall", "ThreadStream"]
+__all__ = ["ThreadCall", "ThreadStream", "call_of_this_thread", "run_here", "stopping"]
 
 _BUFFERED_ITEMS: Final = 64
 _BUFFERED_BYTES: Final = 1 << 20
@@ -102,7 +103,7 @@ class _Interruptions(deque["ThreadCall"]):
                 call = self.popleft()
             except IndexError:  # the event loop has taken it back
                 return
-            call.run()
+            run_here(call)
 
 
 class ThreadCall:
@@ -128,7 +129,7 @@ class ThreadCall:
         self._args = args
         self._on_end = on_end
         self._context = copy_context()
-        self._call_soon = _thread_safe_call_soon()
+        self.call_soon = _thread_safe_call_soon()
         # written by the event loop
         self._returned = anyio.Event()
         self._item_arrived = anyio.Event()
@@ -136,6 +137,7 @@ class ThreadCall:
         self._interruptions = _Interruptions()
         self.bytes_out = 0
         self.stop_requested = False
+        self.when_stopped = list[Callable[[], object]]()
         # written by the thread
         self.items: deque[Any] = deque()
         self.bytes_in = 0
@@ -202,6 +204,7 @@ class ThreadCall:
         """Ask the thread to stop and wait until it has; cancellation does not shorten the wait."""
         self.stop_requested = True
         self.room.set()
+        _call_each(self.when_stopped)
         while not self._ended.is_set():
             try:
                 with anyio.CancelScope(shield=True):
@@ -230,13 +233,13 @@ class ThreadCall:
             self.changes = self._recorder.changes_in(self._context)
         self.finished = True
         self._interruptions.run()
-        _run_on_loop(self._call_soon, self._notify_end)
+        _run_on_loop(self.call_soon, self._notify_end)
 
     def _run(self) -> None:
         result = self._function(*self._args)
         if isinstance(result, Iterator):
             self._is_stream = True
-            _run_on_loop(self._call_soon, self._returned.set)
+            _run_on_loop(self.call_soon, self._returned.set)
             self._produce(result)
         else:
             self._result = result
@@ -261,7 +264,7 @@ class ThreadCall:
         self.items.append(item)
         if self.reader_waits:
             self.reader_waits = False
-            _run_on_loop(self._call_soon, self._notify_item)
+            _run_on_loop(self.call_soon, self._notify_item)
             if first:
                 time.sleep(0)  # release the interpreter's lock, so that it is sent at once
         self._interruptions.run()
@@ -283,6 +286,44 @@ class ThreadCall:
         return len(self.items) > items or (
             self.bytes_in - self.bytes_out > size and len(self.items) > 0
         )
+
+
+def _call_each(callbacks: list[Callable[[], object]]) -> None:
+    for callback in [*callbacks]:
+        callback()
+
+
+_this_thread: Final = threading.local()
+
+
+def call_of_this_thread() -> ThreadCall | None:
+    """Return the call that runs in this thread, if it is a worker thread that runs one."""
+    call: ThreadCall | None = getattr(_this_thread, "call", None)
+    return call
+
+
+def run_here(call: ThreadCall) -> None:
+    """Run a call in this thread, which is a worker thread."""
+    outer, _this_thread.call = call_of_this_thread(), call
+    try:
+        call.run()
+    finally:
+        _this_thread.call = outer
+
+
+@contextmanager
+def stopping(call: ThreadCall, callback: Callable[[], object]) -> Iterator[None]:
+    """Have the event loop call a function as well when it asks the thread of a call to stop.
+
+    To be entered by the thread, before it waits for anything but its next item.
+    """
+    call.when_stopped.append(callback)
+    try:
+        if call.stop_requested:
+            call.call_soon(callback)
+        yield
+    finally:
+        call.when_stopped.remove(callback)
 
 
 def _size(item: Any) -> int:

@@ -46,7 +46,8 @@ class Phase:
 class Suspending(Protocol):
     """What is notified when a pipeline suspends."""
 
-    def note_suspension(self) -> None: ...
+    def note_suspension(self) -> bool:
+        """Return whether its generator is cleaning up by itself."""
 
 
 class Watched(Protocol):

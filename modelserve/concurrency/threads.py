@@ -1,9 +1,11 @@
 """The threads that sync user code runs in: a pool, and threads of which a model has its own.
 
 A call and the iterator that it returns run on one thread from beginning to end (`bridge`). Threads
-are daemons, so that one that blocks for ever does not keep the process alive.
+are daemons, so that one that blocks for ever does not keep the process alive. Where the system lets
+no thread start, a call is refused and leaves nothing behind.
 """
 
+import logging
 import queue
 import threading
 import weakref
@@ -12,9 +14,23 @@ from typing import Any
 
 import anyio
 
-from modelserve.concurrency.bridge import ThreadCall, ThreadStream
+from modelserve.concurrency.bridge import ThreadCall, ThreadStream, run_here
+from modelserve.concurrency.closing import close
+from modelserve.errors import NoThread
 
-__all__ = ["OwnThread", "Workers"]
+__all__ = ["ExtraThreads", "OwnThread", "Workers", "start_thread"]
+
+logger = logging.getLogger("modelserve")
+
+
+def start_thread(name: str, function: Callable[..., object], *args: Any) -> None:
+    """Start a daemon thread. Raises NoThread where the system does not let it start."""
+    thread = threading.Thread(target=function, args=args, name=name, daemon=True)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError, OSError) as exc:
+        logger.error("A thread cannot be started (%s): %s", name, exc)
+        raise NoThread from exc
 
 
 class Workers:
@@ -56,34 +72,39 @@ class Workers:
 
         Return its result; a sync iterator comes back as a `ThreadStream` that the same thread
         runs. If cancelled while waiting for a thread, the function is not called; if cancelled
-        later, the wait lasts until the function has returned, and then raises.
+        later, the wait lasts until the function has returned, and then raises. Raises NoThread.
         """
         call = ThreadCall(label, function, args, on_end=self._release)
-        await self._acquire(call)
-        self._start(call)
+        await self._begin(call)
         return await call.result()
 
     async def call_hook(self, label: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call a sync hook, as `call` does; what it sets of context variables stays set."""
         call = ThreadCall(label, function, args, on_end=self._release, shares_context=True)
-        await self._acquire(call)
-        self._start(call)
+        await self._begin(call)
         return await call.result()
 
     async def iterate(self, label: str, iterator: Iterator[Any]) -> ThreadStream:
         """Run a hook's sync iterator in one worker thread, otherwise as `call_hook`.
 
-        If cancelled while waiting for a thread, the iterator is closed, in an extra thread.
+        If cancelled while waiting for a thread, the iterator is closed, in an extra thread. Where
+        there is none to be had, it is closed here, never having run.
         """
         call = ThreadCall(label, lambda: iterator, (), on_end=self._release, shares_context=True)
         try:
-            await self._acquire(call)
+            await self._begin(call)
         except anyio.get_cancelled_exc_class():
             call.stop_requested = True
-            self._start(call, counted=False)
-            await call.stop()
+            try:
+                self._start(call, counted=False)
+            except NoThread:
+                _close_unstarted(label, iterator)
+            else:
+                await call.stop()
             raise
-        self._start(call)
+        except NoThread:
+            _close_unstarted(label, iterator)
+            raise
         stream: ThreadStream = await call.result()
         return stream
 
@@ -101,7 +122,21 @@ class Workers:
     def __del__(self) -> None:
         self.close()
 
-    async def _acquire(self, call: ThreadCall) -> None:
+    async def _begin(self, call: ThreadCall) -> None:
+        """Wait for a slot and give the call to a thread. Raises NoThread, with the slot given back.
+
+        If cancelled, the call has not been given to a thread.
+        """
+        counted = await self._acquire(call)
+        try:
+            self._start(call, counted=counted)
+        except NoThread:
+            if counted and self._limiter is not None:
+                self._limiter.release_on_behalf_of(call)
+            raise
+
+    async def _acquire(self, call: ThreadCall) -> bool:
+        """Wait for what the call needs to start; return whether it counts towards the limit."""
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(self.limit)
         try:
@@ -112,17 +147,18 @@ class Workers:
                 await self._limiter.acquire_on_behalf_of(call)
             finally:
                 self._waiting -= 1
+        return True
 
-    def _start(self, call: ThreadCall, *, counted: bool = True) -> None:
+    def _start(self, call: ThreadCall, *, counted: bool) -> None:
+        """Give the call to a thread. Raises NoThread; nothing is noted then."""
+        if len(self._running) >= self._threads:
+            self._start_thread(f"{self._threads + 1}")
         self._running[call] = counted
         self._calls.put(call)
-        if len(self._running) > self._threads:
-            self._start_thread(f"{self._threads + 1}")
 
     def _start_thread(self, name: str) -> None:
+        start_thread(f"modelserve-worker-{name}", _work, self._calls)
         self._threads += 1
-        name = f"modelserve-worker-{name}"
-        threading.Thread(target=_work, args=(self._calls,), name=name, daemon=True).start()
 
     def _release(self, call: ThreadCall) -> None:
         counted = self._running.pop(call)
@@ -143,31 +179,63 @@ class OwnThread(Workers):
         self._tasks: dict[ThreadCall, int] = {}
         self._streams: dict[ThreadCall, ThreadCall] = {}  # which one a call has to interrupt
 
-    async def _acquire(self, call: ThreadCall) -> None:
+    async def _acquire(self, call: ThreadCall) -> bool:
         task = anyio.get_current_task().id
         stream = next((running for running in self._running if self._tasks[running] == task), None)
+        counted = stream is None
         if stream is None:
             await super()._acquire(call)
         else:
             self._streams[call] = stream
         self._tasks[call] = task
+        return counted
 
-    def _start(self, call: ThreadCall, *, counted: bool = True) -> None:
+    def _start(self, call: ThreadCall, *, counted: bool) -> None:
         stream = self._streams.pop(call, None)
-        self._running[call] = counted and stream is None
+        if stream is None or not stream.run_between_items(call):
+            if not self._threads:
+                try:
+                    self._start_thread(f"of-{self._name}")
+                except NoThread:
+                    self._tasks.pop(call, None)
+                    raise
+            self._calls.put(call)
+        self._running[call] = counted
         self._tasks.setdefault(call, 0)
-        if stream is not None and stream.run_between_items(call):
-            return
-        self._calls.put(call)
-        if not self._threads:
-            self._start_thread(f"of-{self._name}")
 
     def _release(self, call: ThreadCall) -> None:
         del self._tasks[call]
         super()._release(call)
 
 
+class ExtraThreads(Workers):
+    """The threads of an application, for calls that a thread of it waits for.
+
+    They do not count towards the limit, as the threads that wait do already.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        super().__init__(workers.limit)
+        self._workers = workers
+
+    async def _acquire(self, call: ThreadCall) -> bool:
+        return False
+
+    def _start(self, call: ThreadCall, *, counted: bool) -> None:
+        self._workers._start(call, counted=counted)
+
+    def _release(self, call: ThreadCall) -> None:
+        self._workers._release(call)
+
+
 def _work(calls: "queue.SimpleQueue[ThreadCall | None]") -> None:
     while (call := calls.get()) is not None:
-        call.run()
+        run_here(call)
         del call
+
+
+def _close_unstarted(label: str, iterator: Iterator[Any]) -> None:
+    try:
+        close(iterator)
+    except Exception as exc:
+        logger.error("Closing a stream of %s failed", label, exc_info=exc)

@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from modelserve.concurrency.endings import is_cleaning_up
 from modelserve.concurrency.flight import Flight, HostCancelled, Pipeline, Register, Watched
 from modelserve.concurrency.trio_scopes import is_ending, is_visible_to
 from modelserve.concurrency.watcher import watch
@@ -27,7 +28,16 @@ __all__ = ["TrioFlight"]
 class TrioFlight(Flight):
     """One request in flight: a task group, two scopes, and a pipeline driven by hand."""
 
-    __slots__ = ("_closing", "_group", "_inner", "_nurseries", "_outer", "_reported")
+    __slots__ = (
+        "_closing",
+        "_group",
+        "_inner",
+        "_nurseries",
+        "_outer",
+        "_pipeline",
+        "_reported",
+        "is_ending",
+    )
 
     spawns_tasks: ClassVar[bool] = False
     _group: anyio.abc.TaskGroup
@@ -39,6 +49,8 @@ class TrioFlight(Flight):
         self.is_watched = self.over = False
         self._register = register
         self._closing = False
+        self.is_ending = False  # user code is cleaning up by itself, and is not to be interrupted
+        self._pipeline: Pipeline | None = None
         self._reported: anyio.Event | None = None
         # Those that the pipeline was in when the cancellation was delivered; None before that.
         self._nurseries: list[Any] | None = None
@@ -51,6 +63,7 @@ class TrioFlight(Flight):
         """
         error: BaseException | None = None
         finished = False
+        self._pipeline = pipeline
         async with anyio.create_task_group() as self._group:
             self.is_watched = True
             self._register.add(self)
@@ -63,6 +76,7 @@ class TrioFlight(Flight):
             except BaseException as exc:
                 error = exc
             self.over = True
+            self._pipeline = None
             if self._reported is not None:
                 with anyio.CancelScope(shield=True):
                     await self._reported.wait()
@@ -123,7 +137,7 @@ class TrioFlight(Flight):
     def is_leaving_nursery(self, task: Any) -> bool:
         """Return whether a task waits at the end of the innermost of its cancelled nurseries."""
         nurseries = task.child_nurseries
-        if not nurseries:
+        if not nurseries or self.is_ending:
             return False
         innermost = nurseries[-1]
         if self._nurseries is not None and innermost not in self._nurseries:
@@ -132,7 +146,13 @@ class TrioFlight(Flight):
 
     def is_visible_to(self, task: Any) -> bool:
         """Return whether a task sees this flight's cancellation."""
-        return is_visible_to(task, self._inner)
+        return not self.is_ending and is_visible_to(task, self._inner)
+
+    def see_end(self) -> None:
+        """Let the pipeline see the cancellation once its code has cleaned up by itself."""
+        if not is_cleaning_up(self._pipeline):
+            self.is_ending = False
+            self._inner.shield = self._closing
 
     def lower_shield(self) -> None:
         """Let a nursery that ends see that it was cancelled from outside."""
@@ -141,7 +161,8 @@ class TrioFlight(Flight):
     # -- how a flight is ended early
 
     def _interrupt(self) -> None:
-        if self._closing:
+        self.is_ending = not self._closing and is_cleaning_up(self._pipeline)
+        if self._closing or self.is_ending:
             self._shield()
         self._outer.cancel()
 
@@ -196,6 +217,8 @@ def _drive(flight: TrioFlight, pipeline: Pipeline) -> Generator[Any, Any, None]:
             return
         if request.stream is not None:
             request.stream.note_suspension()
+        if flight.is_ending:
+            flight.see_end()
         if flight.is_delivered and not flight.is_leaving_nursery(task):
             flight.begin_clean_up()
         try:

@@ -52,8 +52,8 @@ class StreamState(Protocol):
     items: int
     first_item: float | None
 
-    def note_suspension(self) -> None:
-        """Note that the pipeline has suspended."""
+    def note_suspension(self) -> bool:
+        """Note that the pipeline has suspended; return whether a generator is cleaning up."""
 
 
 class Exchange(Head):
@@ -114,6 +114,12 @@ class Exchange(Head):
         """Note what the request waits for from now on."""
         self.phase = phase
         self.since = monotonic()
+
+    def ignore_body(self) -> None:
+        """Watch the client from now on; the body, if there is one, is thrown away."""
+        self.body_read = True
+        if self.flight is not None:
+            self.flight.note_body_read()
 
     def check_reason(self) -> None:
         """Raise the reason if the request is being ended early: another task reports it."""

@@ -1,15 +1,45 @@
-"""The id of the request that user code runs for, where somebody wants to know it.
+"""The request that user code runs for, and its id, where somebody wants to know them.
 
-It would cost every request something, so that it is noted only where logging is ours.
+It would cost every request something, so that the id is noted only where logging is ours, and the
+request once a model has called another.
 """
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Protocol
 
-__all__ = ["Running", "running_request_id"]
+from modelserve.metrics.series import ModelSeries
+
+__all__ = [
+    "Caller",
+    "Running",
+    "note_all_running",
+    "note_running",
+    "running_caller",
+    "running_request_id",
+]
 
 _ID: Final[ContextVar[bytes | None]] = ContextVar("modelserve_request_id", default=None)
+
+
+class Caller(Protocol):
+    """A request whose hook may call a model.
+
+    Attributes:
+        id: Its id, which the call has as well.
+        series: That of its model.
+        phase: What it waits for, one of `Phase`.
+    """
+
+    @property
+    def id(self) -> bytes: ...
+    @property
+    def series(self) -> ModelSeries | None: ...
+    @property
+    def phase(self) -> int: ...
+
+
+_CALLER: Final[ContextVar[Caller | None]] = ContextVar("modelserve_caller", default=None)
 
 
 class Running:
@@ -17,14 +47,31 @@ class Running:
 
     Attributes:
         note_id: To be called with the id of each request, in its context; None for no note.
+        note: The same with the request itself.
     """
 
     note_id: ClassVar[Callable[[bytes], object] | None] = None
+    note: ClassVar[Callable[[Caller], object] | None] = None
 
     @classmethod
     def note_ids(cls) -> None:
         """Note the id of each request from now on."""
         cls.note_id = _ID.set
+
+
+def note_running(request: Caller) -> None:
+    """Note the request that runs in this context."""
+    _CALLER.set(request)
+
+
+def note_all_running() -> None:
+    """Note each request from now on."""
+    Running.note = _CALLER.set
+
+
+def running_caller() -> Caller | None:
+    """Return the request that runs in this context, if it was noted."""
+    return _CALLER.get()
 
 
 def running_request_id() -> str | None:

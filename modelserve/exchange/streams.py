@@ -6,12 +6,14 @@ event, and `Stream._send_collected` with all of them in one document.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
 import anyio
 
+from modelserve.concurrency.asyncio_guard import OwnContext
+from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge
 from modelserve.exchange.coalescing import Coalescer
@@ -23,7 +25,7 @@ from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, raw_item
 from modelserve.wire.headers import Header
 
-__all__ = ["Stream", "Streaming"]
+__all__ = ["Stream", "Streaming", "send_sheltered"]
 
 # Module-level names, since the attributes of a class are looked up at every item.
 _FIRST: Final = Phase.FIRST
@@ -59,31 +61,27 @@ class Stream:
     """The items of one answer on their way to the client."""
 
     __slots__ = (
-        "_exchange",
-        "_format",
-        "_observer",
-        "_streaming",
-        "encoder",
-        "first_item",
-        "items",
-        "lock",
-    )
+        "_exchange", "_format", "_observer", "_streaming",
+        "encoder", "endings", "first_item", "items", "lock",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange, format: StreamFormat, streaming: Streaming) -> None:
         self._exchange = exchange
         self._format = format
         self._streaming = streaming
         self._observer: _Progress | Coalescer | None = None
+        self.endings: Sequence[Ending] | None = None
         self.encoder: Encoder | None = None
         self.lock: anyio.Lock | None = None
         self.items = 0
         self.first_item: float | None = None
         exchange.stream = self
 
-    def note_suspension(self) -> None:
-        """Note that the pipeline has suspended."""
+    def note_suspension(self) -> bool:
+        """Note that the pipeline has suspended; return whether a generator is cleaning up."""
         if self._observer is not None:
             self._observer.note_suspension()
+        return self.endings is not None and is_ending(self.endings)
 
     async def send(self, items: AsyncIterator[Any]) -> None:
         """Send all items, the first with the start of the answer.
@@ -234,6 +232,21 @@ class Stream:
             else:
                 await exchange.send_part(idle)
                 sent = monotonic()
+
+
+async def send_sheltered(
+    stream: Stream, exchange: Exchange, items: AsyncIterator[Any], endings: Sequence[Ending]
+) -> None:
+    """Send all items of generators whose clean-up awaits something; otherwise as `Stream.send`.
+
+    That clean-up is not interrupted where they end by themselves either.
+    """
+    stream.endings = endings
+    mark = OwnContext(exchange)
+    try:
+        await stream.send(items)
+    finally:
+        mark.leave()
 
 
 class _Progress:

@@ -57,6 +57,8 @@ class Declared:
         if self.form is Form.ITERATOR or isinstance(payload, self.passed):
             return payload
         if type(payload) not in _JSON_TYPES:
+            if isinstance(self.type, type) and isinstance(payload, self.type):
+                return payload  # a call from another model
             raise NotAsDeclared(_not_json(payload))
         if self.form is Form.INSTANCES:
             return self.validate(instances(payload), "instances")

@@ -6,13 +6,14 @@ than one thread, and none of those that hooks run in.
 
 import inspect
 import logging
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
 
 from modelserve.concurrency.bridge import ThreadCall
+from modelserve.concurrency.cancelling import ends_task
+from modelserve.concurrency.threads import start_thread
 
 __all__ = ["Health"]
 
@@ -57,15 +58,18 @@ class Health:
         with anyio.move_on_after(_SECONDS):
             try:
                 return bool(await (self._function() if self._is_async else self._ask_in_thread()))
-            except Exception as exc:
+            except BaseException as exc:
+                if ends_task(exc):
+                    raise
                 logger.warning("healthy() of model %s failed", self._name, exc_info=exc)
         return False
 
     async def _ask_in_thread(self) -> Any:
         if self._call is None or not self._is_thread_busy:
             label = f"healthy of {self._name}"
-            self._call = ThreadCall(label, self._call_function, (), on_end=lambda call: None)
-            threading.Thread(target=self._call.run, name=label, daemon=True).start()
+            call = ThreadCall(label, self._call_function, (), on_end=lambda call: None)
+            start_thread(label, call.run)
+            self._call = call
         answer = await self._call.peek()
         return await answer if isinstance(answer, Awaitable) else answer
 

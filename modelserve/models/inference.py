@@ -14,8 +14,10 @@ from starlette.datastructures import MutableHeaders
 
 from modelserve.concurrency.bridge import ThreadStream
 from modelserve.concurrency.closing import aclose
+from modelserve.concurrency.endings import Ending, endings_of
 from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
+from modelserve.exchange.running import Caller, note_running
 from modelserve.models.hooks import Hook, Plan
 from modelserve.models.mistakes import as_mistake
 from modelserve.tensors import InferResponse
@@ -40,6 +42,7 @@ class Call:
     __slots__ = (
         "_open",
         "_running",
+        "caller",
         "coalesces",
         "headers",
         "label",
@@ -56,8 +59,10 @@ class Call:
         headers: MutableHeaders | None = None,
         response_headers: MutableHeaders | None = None,
         request_id: bytes = b"",
+        caller: Caller | None = None,
     ) -> None:
         self.label = label
+        self.caller = caller
         self.request_id = request_id
         self.workers = workers
         self.headers = headers
@@ -88,13 +93,22 @@ class Call:
             return stream
         if hook.on_loop:
             result = await call(*arguments)
-        elif hook.may_stream:
-            result = await self.workers.call_hook(self.label, call, *arguments)
-        else:  # in a tuple, since the thread would go on to run what iterates
-            [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
+        else:
+            result = await self._call_in_thread(hook, call, arguments)
         if hook.may_stream:
             return await self.resolve(result)
         return self._stop_clock(result if type(result) in PLAIN else await self._value_of(result))
+
+    async def _call_in_thread(
+        self, hook: Hook, call: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> Any:
+        if self.caller is not None:
+            note_running(self.caller)
+        if hook.may_stream:
+            return await self.workers.call_hook(self.label, call, *arguments)
+        # in a tuple, since the thread would go on to run what iterates
+        [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
+        return result
 
     async def take_over(self, hook: Hook, started: float, result: Any) -> Any:
         """Continue a hook that was called without this object; otherwise as `run`."""
@@ -149,6 +163,10 @@ class Call:
                 return False
         return True
 
+    def endings(self) -> list[Ending] | None:
+        """Return the clean-ups of the open streams that are generators with one."""
+        return endings_of(self._open)
+
     async def finish(self) -> None:
         """Close the open streams, the last first, and stop the clocks; log what closing raises."""
         if self._open:
@@ -182,6 +200,8 @@ class Call:
             if stream is result:
                 return stream
         elif isinstance(result, Iterator):
+            if self.caller is not None:
+                note_running(self.caller)
             stream = await self.workers.iterate(self.label, result)
         else:
             return result

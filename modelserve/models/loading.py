@@ -5,30 +5,41 @@ request that is cancelled stops a load. A name has one load or unload at a time.
 leaves the process up, and the model that was serving before in its place.
 """
 
+import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from time import monotonic
 from typing import Any, Final
 
 import anyio
 
 from modelserve.concurrency.background import Background
+from modelserve.concurrency.cancelling import ends_task
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotFound, ModelNotReady
-from modelserve.limits import DEFAULTS
+from modelserve.errors import ModelNotFound, ModelNotReady, NoThread
 from modelserve.models.inference import call_hook
+from modelserve.models.lifecycle import (
+    Retirement,
+    keep_failure,
+    load,
+    start,
+    start_and_load,
+    stop,
+)
 from modelserve.models.model import Model, as_model, defines
 from modelserve.models.predictor import PredictorConfig
-from modelserve.models.registry import Entry, Registry, infinite_if_none
+from modelserve.models.registry import Entry, Registry
 from modelserve.models.repository import ModelRepository
+from modelserve.models.telling import told
 
 __all__ = ["Loading", "Source"]
 
 logger = logging.getLogger("modelserve")
 
-# What a model's code may raise without ending the process: think of argparse in it.
-_FAILURES: Final = (Exception, SystemExit, KeyboardInterrupt)
+_MOMENT: Final = 0.05
+_RETRY_SECONDS: Final = 1.0  # where the system had no thread for a load
 
 
 class Source:
@@ -112,19 +123,27 @@ class _Load:
         self._under_way = under_way
         self._name = name
         self._ended = anyio.Event()
-        self._error: Exception | None = ModelNotReady(name)  # should it be cancelled
+        self.is_asked_for = False  # by a client
+        self._error: BaseException | None = ModelNotReady(name)  # should it be cancelled
 
     async def run(self, function: Callable[[], Awaitable[None]]) -> None:
         """Call the function that loads; what it raises is for those who wait."""
         try:
             await function()
             self._error = None
-        except Exception as exc:
+        except BaseException as exc:
+            if ends_task(exc):
+                raise
             self._error = exc
         finally:
             if self._under_way.get(self._name) is self:
                 del self._under_way[self._name]
             self._ended.set()
+
+    async def ended_if_asked_for(self) -> None:
+        """Wait for the end, whatever it is, of a load that a client has asked for."""
+        if self.is_asked_for:
+            await self._ended.wait()
 
     async def wait(self) -> None:
         """Wait for the end. Raises what the load has raised."""
@@ -140,22 +159,22 @@ class Loading:
         self.registry = registry
         self.source = Source(registry)
         self._background = Background()
-        self._retirement = _Retirement(registry, self._background)
+        self._retirement = Retirement(registry, self._background)
         self._loads: dict[str, _Load] = {}  # those under way that another request may join
 
     def load_pending(self) -> None:
         """Load in the background what was registered since the last call; stop replaced models."""
-        entries, self.registry.pending = self.registry.pending, []
-        for entry in entries:
-            entry.loading = True
-            entry.attempted = anyio.Event()
+        entries = _take_due(self.registry)
         if entries:
             # One that is ready is not loaded, so a request to load it has nothing to join.
             loads = [
-                (_Load({} if entry.model.ready else self._loads, entry.name), entry)
+                partial(
+                    _Load({} if entry.model.ready else self._loads, entry.name).run,
+                    partial(self._load_registered, entry),
+                )
                 for entry in entries
             ]
-            self._background.start_soon(partial(self._load_all, loads))
+            self._background.start_soon(partial(_run_all, loads))
         self._retirement.begin()
 
     async def finished(self) -> list[Entry]:
@@ -182,6 +201,7 @@ class Loading:
         if load is None:
             load = _Load(self._loads, name)
             self._background.start_soon(partial(load.run, partial(self._load_by_name, name)))
+        load.is_asked_for = True
         await load.wait()
 
     async def unload(self, name: str) -> None:
@@ -192,29 +212,29 @@ class Loading:
         self._loads.pop(name, None)
         await self._background.run(partial(self._unload, name))
 
+    async def asked_for(self) -> None:
+        """Wait until the loads that clients have asked for have ended, whoever waits for them."""
+        for under_way in [*self._loads.values()]:
+            await under_way.ended_if_asked_for()
+
     async def close(self, *, within: float) -> None:
         """Cancel what is still being loaded, for at most so many seconds, and stop all models.
 
-        A model that still has requests, or is still being loaded, is not stopped. The others will
-        be loaded again if the application is started again.
+        Loads in threads, which nothing can cancel, are not waited for. A model that still has
+        requests, or is still being loaded, is not stopped. The others will be loaded again if the
+        application is started again.
         """
-        await self._background.cancel(within=within)
-        for entry in [*self.registry, *self.registry.leaving]:
+        registry = self.registry
+        is_waited_for = any(entry.loading and _loads_on_loop(entry) for entry in registry)
+        await self._background.cancel(within=within if is_waited_for else _MOMENT)
+        self._retirement.give_up()
+        for entry in [*registry, *registry.unloaded.values(), *registry.leaving]:
             if not (entry.gate.running or entry.loading):
-                await _stop(entry)
-                self._load_at_next_start(entry)
-
-    def _load_at_next_start(self, entry: Entry) -> None:
-        if entry.needs_loading and not entry.is_retired and entry not in self.registry.pending:
-            entry.model.ready = False
-            self.registry.pending.append(entry)
+                await stop(entry)
+                registry.leaving.discard(entry)
+                _load_at_next_start(entry, registry)
 
     # -- loading what was registered
-
-    async def _load_all(self, loads: list[tuple[_Load, Entry]]) -> None:
-        async with anyio.create_task_group() as group:
-            for load, entry in loads:
-                group.start_soon(load.run, partial(self._load_registered, entry))
 
     async def _load_registered(self, entry: Entry) -> None:
         """Start a model, and load it if it is not ready; a failure is kept in the entry.
@@ -224,20 +244,17 @@ class Loading:
         assert entry.attempted is not None
         try:
             async with _locked(self.registry.locks, entry.name):
-                entry.failure = None
-                try:
-                    if entry.is_awaited:
-                        entry.settle(await self.source.build(entry.name))
-                    await _start_and_load(entry)
-                except _FAILURES as exc:
-                    _keep_failure(entry, exc)
+                await _bring_up(entry, self.source)
         except BaseException:
-            self.registry.pending.append(entry)  # the next request, or life, tries again
+            if not entry.is_retired:
+                self.registry.pending.append(entry)  # the next request, or life, tries again
             raise
         finally:
             entry.loading = False
             entry.attempted.set()
         if not entry.model.ready:
+            if entry.not_before and not entry.is_retired:
+                self.registry.pending.append(entry)
             raise ModelNotReady(entry.name, entry.failure)
         if not entry.is_retired:
             self.source.note_loaded(entry.name, entry.model)
@@ -245,37 +262,39 @@ class Loading:
     # -- loading and unloading by name
 
     async def _load_by_name(self, name: str) -> None:
-        try:
-            async with _locked(self.registry.locks, name):
-                known = self.registry.entries.get(name) or self.registry.unloaded.get(name)
-                if await self.source.has(name):
-                    await self._load_new(name, known)
-                elif known is not None:
-                    await self._load_again(name, known)
-                else:
-                    raise ModelNotFound(name)
-        finally:
-            self._retirement.begin()
+        async with _locked(self.registry.locks, name):
+            known = self.registry.entries.get(name) or self.registry.unloaded.get(name)
+            if await self.source.has(name):
+                await self._load_new(name, known)
+            elif known is not None:
+                await self._load_again(name, known)
+            else:
+                raise ModelNotFound(name)
 
     async def _load_new(self, name: str, known: Entry | None) -> None:
         """Load a new model of the repository, and put it in the place of the known one."""
         entry = Entry(name, None, self.registry.shared)
         try:
-            model = await self.source.build(name)
-            if known is not None and model is known.model:
-                entry = known  # the repository has loaded it where it is
-            else:
-                entry.settle(model)
-            await _start_and_load(entry)
-        except _FAILURES as exc:
-            _keep_failure(entry, exc)
+            with told(lambda: entry):
+                model = await self.source.build(name)
+                if known is not None and model is known.model:
+                    entry = known  # the repository has loaded it where it is
+                else:
+                    entry.settle(model)
+                await start_and_load(entry)
+        except BaseException as exc:
+            if entry is not known and ends_task(exc):
+                entry.is_retired = True
+                self.registry.leaving.add(entry)  # whoever cancels stops it
+            keep_failure(entry, exc)
         if entry.model.ready:
             entry.failure = None
             self.registry.put(name, entry)
+            self._retirement.begin()
             self.source.note_loaded(name, entry.model)
             return
         if entry is not known:
-            await _stop(entry)
+            await stop(entry)
         if known is not None:
             known.failure = entry.failure
             self.source.withdraw(name)
@@ -283,18 +302,27 @@ class Loading:
         raise ModelNotReady(name, entry.failure)
 
     async def _load_again(self, name: str, entry: Entry) -> None:
-        """Call `load` once more; a model that was ready stays ready if that fails."""
-        was_ready = entry.model.ready
+        """Call `load` once more; a model that was ready stays ready if that fails.
+
+        One that was replaced meanwhile is stopped instead.
+        """
+        was_ready, was_retired = entry.model.ready, entry.is_retired
         entry.failure = None
         try:
-            await _start(entry)
-            await _load(entry)
-        except _FAILURES as exc:
-            _keep_failure(entry, exc)
+            with told(lambda: entry):
+                await start(entry)
+                await load(entry)
+        except BaseException as exc:
+            keep_failure(entry, exc)
+        if entry.is_retired and not (was_retired and entry.model.ready):
+            await stop(entry)  # it has left, or has not come back
         if not entry.model.ready:
             entry.model.ready = was_ready
             raise ModelNotReady(name, entry.failure)
+        if entry.is_retired and not was_retired:
+            return
         self.registry.put(name, entry)
+        self._retirement.begin()
         self.source.note_loaded(name, entry.model)
 
     async def _unload(self, name: str) -> None:
@@ -306,39 +334,11 @@ class Loading:
                 return  # it has another name
             self.registry.unloaded[name] = entry
             entry.unloading = True
-            await self._retirement.run(entry)
-            entry.unloading = False
-            entry.model.ready = False
-
-
-class _Retirement:
-    """Stops models that were replaced or taken out, each after its last request."""
-
-    def __init__(self, registry: Registry, background: Background) -> None:
-        self._registry = registry
-        self._background = background
-        self._under_way: set[Entry] = set()
-
-    def begin(self) -> None:
-        """Stop in the background the models that are leaving."""
-        for entry in self._registry.leaving - self._under_way:
-            self._background.start_soon(partial(self.run, entry))
-
-    async def run(self, entry: Entry) -> None:
-        """Stop a model after its last request, or once that has taken as long as a drain may."""
-        self._under_way.add(entry)
-        shared = self._registry.shared
-        drain_timeout = shared.limits.with_defaults(DEFAULTS).drain_timeout
-        try:
-            with anyio.move_on_after(infinite_if_none(drain_timeout)) as bound:
-                await entry.gate.emptied()
-            if bound.cancelled_caught:
-                logger.warning("Model %s is stopped under its requests", entry.name)
-                shared.admission.refuse_waiting_for(entry.gate, partial(ModelNotFound, entry.name))
-            await _stop(entry)
-        finally:
-            self._registry.leaving.discard(entry)
-            self._under_way.discard(entry)
+            try:
+                await self._retirement.run(entry)
+            finally:
+                entry.unloading = False
+                entry.model.ready = False
 
 
 @asynccontextmanager
@@ -352,58 +352,47 @@ async def _locked(locks: dict[str, anyio.Lock], name: str) -> AsyncIterator[None
             locks.pop(name, None)
 
 
-# --- the hooks that start, load and stop a model ------------------------------------------------
+async def _run_all(functions: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+    async with anyio.create_task_group() as group:
+        for function in functions:
+            group.start_soon(function)
 
 
-async def _start_and_load(entry: Entry) -> None:
-    await _start(entry)
-    if not entry.model.ready:
-        await _load(entry)
+def _loads_on_loop(entry: Entry) -> bool:
+    """Return whether loading a model can be cancelled, since it is not in a thread."""
+    hooks = [hook for hook in ("start", "start_engine", "load") if defines(entry.model, hook)]
+    return any(inspect.iscoroutinefunction(getattr(entry.model, hook)) for hook in hooks)
 
 
-async def _start(entry: Entry) -> None:
-    if entry.started:
-        return
-    if defines(entry.model, "start"):
-        await entry.call("start")
-    if entry.model.engine:
-        await entry.call("start_engine")
-    entry.started = True
+def _take_due(registry: Registry) -> list[Entry]:
+    """Take out the entries that are pending and may be loaded now: they are being loaded."""
+    now, pending = monotonic(), registry.pending
+    registry.pending = [entry for entry in pending if entry.not_before > now]
+    entries = [entry for entry in pending if entry.not_before <= now]
+    for entry in entries:
+        entry.loading = True
+        entry.attempted = anyio.Event()
+    return entries
 
 
-async def _load(entry: Entry) -> None:
-    """Call `load`. `None` counts as success, unless `load` has set `ready` to False."""
-    model = entry.model
-    if not model.ready:
-        model.ready = None
-    loaded = await entry.call("load")
-    if loaded is None:
-        model.ready = model.ready is None or bool(model.ready)
-    else:
-        model.ready = bool(loaded)
-
-
-async def _stop(entry: Entry) -> None:
-    """Stop a model if it was started, whatever its hooks raise, and close its connections."""
-    from modelserve.models.remote import disconnect  # imported once there is a model
-
-    if entry.started:
-        for hook in ("stop_engine", "stop") if entry.model.engine else ("stop",):
-            if defines(entry.model, hook):
-                await _call_to_stop(entry, hook)
-    entry.started = False
-    entry.release_thread()
-    await disconnect(entry.model)
-
-
-async def _call_to_stop(entry: Entry, hook: str) -> None:
+async def _bring_up(entry: Entry, source: Source) -> None:
+    """Start and load what was registered, unless it leaves before; a failure is kept."""
+    entry.failure, entry.not_before = None, 0.0
     try:
-        await entry.call(hook)
-    except Exception as exc:
-        logger.error("Stopping model %s failed (%s)", entry.name, hook, exc_info=exc)
+        with told(lambda: entry):
+            if entry.is_awaited:
+                entry.settle(await source.build(entry.name))
+            if not entry.is_retired:
+                await start_and_load(entry)
+    except BaseException as exc:
+        keep_failure(entry, exc)
+        if isinstance(exc, NoThread):
+            entry.not_before = monotonic() + _RETRY_SECONDS
+    if entry.is_retired:
+        await stop(entry)
 
 
-def _keep_failure(entry: Entry, exc: BaseException) -> None:
-    logger.error("Loading model %s failed", entry.name, exc_info=exc)
-    entry.model.ready = False
-    entry.failure = f"Error type: {type(exc)} error msg: {exc}"
+def _load_at_next_start(entry: Entry, registry: Registry) -> None:
+    if entry.needs_loading and not entry.is_retired and entry not in registry.pending:
+        entry.model.ready = False
+        registry.pending.append(entry)

@@ -1,11 +1,11 @@
 """The `Model` base class, and functions and other objects served as one."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, get_origin
+from typing import TYPE_CHECKING, Any, Final, TypedDict, get_origin
 
 from modelserve.errors import HookMissing
 from modelserve.limits import Limits
@@ -26,9 +26,11 @@ __all__ = [
     "SETTINGS",
     "STREAMING_HOOKS",
     "Model",
+    "ModelSettings",
     "ServedObject",
     "as_model",
     "check_answers",
+    "configure",
     "defines",
     "is_function",
 ]
@@ -42,29 +44,34 @@ HOOKS: Final = ("preprocess", "predict", "explain", "postprocess")
 ANSWERS: Final = ("predict", "explain", *OPENAI_HOOKS)
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
-# The attributes that settle how a model is served, `name` and `ready` apart.
-SETTINGS: Final = (
-    "return_response_headers",
-    "engine",
-    "own_thread",
-    "limits",
-    "batching",
-    "stepping",
-    "coalesce",
-    "heartbeat",
-    "heartbeat_before_first",
-    "versions",
-    "platform",
-    "example",
-    "input_schema",
-    "output_schema",
-    "predictor_host",
-    "explainer_host",
-    "protocol",
-    "use_ssl",
-    "timeout",
-    "retries",
-)
+
+
+class ModelSettings(TypedDict, total=False):
+    """The attributes that settle how a model is served, `name` and `ready` apart."""
+
+    return_response_headers: bool
+    engine: bool
+    own_thread: bool | None
+    limits: Limits | None
+    batching: "Batching | None"
+    stepping: "Stepping | None"
+    coalesce: bool | None
+    heartbeat: float | None
+    heartbeat_before_first: bool
+    versions: Sequence[str] | None
+    platform: str
+    example: Any
+    input_schema: Any
+    output_schema: Any
+    predictor_host: str | None
+    explainer_host: str | None
+    protocol: str
+    use_ssl: bool
+    timeout: float
+    retries: int
+
+
+SETTINGS: Final = tuple(ModelSettings.__annotations__)
 _SCHEMAS: Final = ("input_schema", "output_schema")
 
 
@@ -171,10 +178,6 @@ class Model:
     def stop_engine(self) -> Any:
         """Stop the engine, where `engine` is true."""
 
-    async def healthy(self) -> bool:
-        """Return whether the model can answer now; `ready` unless overridden."""
-        return bool(self.ready)
-
     def get_input_types(self) -> Any:
         """Return V2's metadata of the inputs: name, datatype and shape of each."""
         return []
@@ -193,12 +196,17 @@ class Model:
 
     if TYPE_CHECKING:
         # Lets a type checker accept any kind of function as an override.
+        def healthy(self) -> Any: ...
         def preprocess(self, *args: Any, **kwargs: Any) -> Any: ...
         def predict(self, *args: Any, **kwargs: Any) -> Any: ...
         def explain(self, *args: Any, **kwargs: Any) -> Any: ...
         def postprocess(self, *args: Any, **kwargs: Any) -> Any: ...
 
     else:
+
+        async def healthy(self):
+            """Return whether the model can answer now, sync or async; `ready` unless overridden."""
+            return bool(self.ready)
 
         async def preprocess(self, payload, headers=None):
             """Turn the request's payload into the one that `predict` takes."""
@@ -297,6 +305,22 @@ def check_answers(model: Any) -> None:
         f"The class {kind.__name__} has no predict{hint}: define it, or set predictor_host "
         "before the model is registered"
     )
+
+
+def configure(model: Any, settings: Mapping[str, Any]) -> None:
+    """Set attributes of `ModelSettings` on a model.
+
+    Raises TypeError, in one sentence, for one that no model has or that this model cannot be given.
+    """
+    for setting, value in settings.items():
+        if setting not in SETTINGS:
+            known = ", ".join(SETTINGS)
+            raise TypeError(f"A model has no setting {setting!r}: there are {known}")
+        try:
+            setattr(model, setting, value)
+        except AttributeError:  # a frozen dataclass, or a property
+            sentence = f"The setting {setting!r} of model {model.name!r} cannot be set"
+            raise TypeError(sentence) from None
 
 
 def _instance(kind: type[Model], name: str | None) -> Any:

@@ -1,8 +1,9 @@
 """Which models exist, and what is settled about each when it is registered."""
 
+import inspect
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from time import time
@@ -12,7 +13,7 @@ import anyio
 
 from modelserve.concurrency.admission import Admission, Gate
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotFound, ModelNotReady
+from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
 from modelserve.metrics.series import ModelSeries
@@ -22,7 +23,15 @@ from modelserve.models.connecting import connect
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
-from modelserve.models.model import HOOKS, LIFECYCLE, Model, as_model, check_answers, defines
+from modelserve.models.model import (
+    HOOKS,
+    LIFECYCLE,
+    Model,
+    as_model,
+    check_answers,
+    configure,
+    defines,
+)
 from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
@@ -56,7 +65,7 @@ class Entry:
     `created`: when it was registered, in seconds since 1970. `is_awaited`: the repository has not
     built the model yet; `model` is a placeholder. `is_retired`: no name leads to it any more.
     `attempted` is set once the load under way has succeeded or failed, and `failure` says why it
-    failed.
+    failed. `not_before` is when a load that had no thread may be tried again.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
@@ -68,6 +77,7 @@ class Entry:
         self.unloading = False
         self.attempted: anyio.Event | None = None
         self.failure: str | None = None
+        self.not_before = 0.0
         self.is_retired = False
         self.settle(Model(name) if model is None else model)
         if model is None:
@@ -85,6 +95,8 @@ class Entry:
         check_stepping(model)
         _check_ready_can_be_set(model)
         _check_answers(model)
+        if not isinstance(model.limits, Limits | None):
+            raise TypeError(f"The limits of model {self.name!r} must be Limits: {model.limits!r}")
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -145,19 +157,29 @@ class Entry:
             return bool(self.model.ready)
         return await self.health.ask()
 
-    async def call(self, hook: str) -> Any:
-        """Call a hook outside requests: on the event loop or in a thread."""
-        label = f"{hook} of {self.name}"
-        return await call_hook(label, self.workers, getattr(self.model, hook))
+    async def call(self, hook: str, *, then: Callable[[], object] | None = None) -> Any:
+        """Call a hook outside requests: on the event loop, or in a thread, which then calls `then`.
+
+        Cancellation reaches a hook on the event loop alone; one in a thread is waited for.
+        """
+        label, function = f"{hook} of {self.name}", getattr(self.model, hook)
+        if then is not None and not inspect.iscoroutinefunction(function):
+            function = _followed(function, then)
+        return await call_hook(label, self.workers, function)
 
     def release_thread(self) -> None:
         """Let the model's own thread end, if it has one; another one begins with its next hook."""
         if self.workers is not self._shared.workers:
             self.workers.close()
 
-    def not_ready(self, *, debug: bool) -> ModelNotReady:
-        """Return the error for a request; with `debug` it says why loading failed."""
-        return ModelNotReady(self.name, self.failure if debug else None)
+
+def _followed(function: Callable[[], Any], then: Callable[[], object]) -> Callable[[], Any]:
+    def call() -> Any:
+        result = function()
+        then()
+        return result
+
+    return call
 
 
 def _has_own_thread(model: Any) -> bool:
@@ -249,8 +271,10 @@ class Registry:
 
     # -- registering
 
-    def add(self, target: Any, name: str | None = None) -> Entry:
-        """Register a model; one of the same name is replaced.
+    def add(
+        self, target: Any, name: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Register a model, with these attributes set; one of the same name is replaced.
 
         Raises TypeError or ValueError, in one sentence, for what cannot be served.
         """
@@ -258,7 +282,9 @@ class Registry:
         model_name = getattr(model, "name", None)
         if name is not None and model_name != name:
             raise ValueError(f"The model's name is {model_name!r}, and cannot be {name!r} as well")
-        return self._register(_checked_name(model_name, target), model)
+        checked_name = _checked_name(model_name, target)
+        configure(model, settings or {})
+        return self._register(checked_name, model)
 
     def adopt(self, name: str, model: Any) -> None:
         """Register a repository's model, under its own name or another one.
@@ -296,6 +322,7 @@ class Registry:
         self.entries[name] = entry
         self.unloaded.pop(name, None)
         entry.is_retired = False
+        self.leaving.discard(entry)
         if old is not None:
             self._retire_if_unnamed(old)
 

@@ -15,6 +15,7 @@ from modelserve.errors import NotAsDeclared
 from modelserve.models.annotations import MSGSPEC, PYDANTIC, bare, libraries_of
 from modelserve.models.mistakes import as_mistake, names_in
 from modelserve.models.typed_dicts import readable
+from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["Validate", "library_for", "validator_of"]
 
@@ -140,7 +141,9 @@ def _of_pydantic(annotation: Any) -> Validate:
                 except ValidationError as exc:
                     if exc.error_count() > _MANY:
                         raise
-            return from_json(orjson.dumps(document))  # which says the same in the words of JSON
+            return from_json(
+                orjson.dumps(document, to_builtin, JSON_OPTIONS)
+            )  # which says the same in the words of JSON
         except ValidationError as exc:
             raise _refused(exc, document, place, names) from exc
         except (RecursionError, orjson.JSONEncodeError):

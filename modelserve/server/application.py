@@ -1,6 +1,6 @@
 """What the server knows of the model servers in an ASGI application, and how it finds them."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
 from modelserve.limits import Limits
@@ -29,6 +29,9 @@ class Drainable(Protocol):
     @property
     def workers(self) -> _Threads:
         """The worker threads."""
+
+    def loads(self) -> Mapping[str, str]:
+        """Return READY, LOADING or UNAVAILABLE for each model by name; UNAVAILABLE has failed."""
 
     def announce_stop(self) -> None:
         """Be no longer ready, for probes; requests are still served."""

@@ -5,10 +5,14 @@ The package itself configures no logging; only the command line calls `configure
 
 import json
 import logging
+import os
+import shutil
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import orjson
 
@@ -18,6 +22,7 @@ from modelserve.exchange.running import Running, running_request_id
 __all__ = [
     "HumanFormatter",
     "JsonFormatter",
+    "TerminalHandler",
     "add_request_id",
     "configure",
     "no_response_cut",
@@ -32,6 +37,9 @@ _NOT_EXTRA: Final = frozenset(
 )
 
 
+_CLEAR_LINE: Final = "\r\x1b[K"
+
+
 def print_error(text: str) -> None:
     """Print to stderr why the command cannot serve, whatever form the log has."""
     print(text, file=sys.stderr, flush=True)
@@ -42,7 +50,8 @@ def configure(*, form: str, level: str) -> None:
 
     A line that is logged while a request runs has its id, whoever logs it.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    is_terminal = form == "human" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    handler = TerminalHandler() if is_terminal else logging.StreamHandler(sys.stderr)
     handler.addFilter(add_request_id)
     Running.note_ids()
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
@@ -79,6 +88,46 @@ def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
     if exc is not None and not isinstance(exc, SystemExit):
         name = failure.thread.name if failure.thread is not None else "a thread"
         logger.error("Exception in thread %s", name, exc_info=exc)
+
+
+class TerminalHandler(logging.StreamHandler[TextIO]):
+    """Write lines to the terminal on stderr, and below them one that changes."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        """Show a text, as far as the terminal is wide, in the last line."""
+        with self._locked():
+            width = shutil.get_terminal_size().columns - 1
+            self.stream.write(f"{_CLEAR_LINE}{text[:width]}")
+            self.stream.flush()
+            self._shown = True
+
+    def hide(self) -> None:
+        """Clear the last line."""
+        with self._locked():
+            self._clear()
+            self.stream.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._clear()
+        super().emit(record)
+
+    def _clear(self) -> None:
+        if self._shown:
+            self._shown = False
+            self.stream.write(_CLEAR_LINE)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock under which `emit` is called."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
 
 class JsonFormatter(logging.Formatter):

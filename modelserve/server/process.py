@@ -22,20 +22,23 @@ from modelserve.server.logs import print_error
 from modelserve.server.server import STOP_SIGNALS, Server
 from modelserve.server.settings import CANNOT_LOAD, Settings
 
-__all__ = ["ignore_signal", "run_alone", "run_worker"]
+__all__ = ["ignore_signal", "make_server", "run_alone", "run_worker"]
 
 
 def run_alone(load: Callable[[], ASGIApp], settings: Settings, listener: socket.socket) -> int:
     """Serve in this process until a signal comes; return the exit code."""
-    for sig in STOP_SIGNALS:
-        signal.signal(sig, _exit_while_loading)
+    if threading.current_thread() is threading.main_thread():
+        for sig in STOP_SIGNALS:
+            signal.signal(sig, _exit_while_loading)
     try:
-        server = _make_server(load, settings)
+        server = make_server(load, settings)
     except Exception as exc:
         print_error(_failure(exc))
         return CANNOT_LOAD
     server.run(sockets=[listener])
-    return 0
+    if not settings.ends_process:
+        server.released.set()
+    return server.exit_code
 
 
 def run_worker(
@@ -56,23 +59,25 @@ def run_worker(
     if settings.set_up_logging is not None:
         settings.set_up_logging()
     try:
-        server = _make_server(load, settings, alone=False, on_start=pipe.send)
+        server = make_server(load, settings, alone=False, on_start=pipe.send)
     except Exception as exc:
         pipe.send(_failure(exc))
         sys.exit(CANNOT_LOAD)
     server.run(sockets=[listener])
+    sys.exit(server.exit_code)
 
 
 def ignore_signal(sig: int, frame: FrameType | None) -> None:
     """Do nothing. Programs that we start inherit SIG_IGN, but no handler."""
 
 
-def _make_server(
+def make_server(
     load: Callable[[], ASGIApp],
     settings: Settings,
     *,
     alone: bool = True,
     on_start: Callable[[float], None] | None = None,
+    kind: type[Server] = Server,
 ) -> Server:
     """Load the application and make its server. Raises LoadError for unusable settings."""
     app = load()
@@ -88,8 +93,13 @@ def _make_server(
     except ImportError as exc:
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
     config.http_protocol_class = mended(config.http_protocol_class)
-    return Server(
-        config, app, alone=alone, on_start=on_start, shutdown_delay=settings.shutdown_delay
+    return kind(
+        config,
+        app,
+        alone=alone,
+        on_start=on_start,
+        shutdown_delay=settings.shutdown_delay,
+        exit_on_load_failure=settings.exit_on_load_failure,
     )
 
 

@@ -23,8 +23,9 @@ def serve(load: Callable[[], ASGIApp], settings: Settings) -> int:
     to stderr.
 
     The exit code is 0 after a drain, 2 where the application cannot be loaded or this system lacks
-    something that the settings need, and 3 where the server cannot start. After a second signal the
-    process exits with 128 plus the signal's number.
+    something that the settings need, 3 where the server cannot start, and 4 where a model cannot be
+    loaded and `exit_on_load_failure` is set. After a second signal the process exits with 128 plus
+    the signal's number.
     """
     if settings.unsupported is not None:
         print_error(f"modelserve: {settings.unsupported}")

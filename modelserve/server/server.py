@@ -32,7 +32,8 @@ from modelserve.limits import DEFAULTS
 from modelserve.server.application import Drainable, find_drainables
 from modelserve.server.connections import StalledConnections, has_request, new_protocol
 from modelserve.server.listener import accept_waiting
-from modelserve.server.settings import CANNOT_START
+from modelserve.server.settings import CANNOT_LOAD_MODELS, CANNOT_START
+from modelserve.server.starting import Start
 
 __all__ = ["LONGEST_EXIT", "STOP_SIGNALS", "Server"]
 
@@ -60,6 +61,11 @@ class Server(uvicorn.Server):
         alone: Exit at once at a second signal; a worker process leaves that to its supervisor.
         on_start: Called once the server listens, with the seconds that its stop may take.
         shutdown_delay: Seconds after a signal for which new requests are still served.
+        exit_on_load_failure: Stop once a model has failed to load.
+
+    Attributes:
+        exit_code: That of the process, once the server has stopped.
+        released: To be set where the process goes on after that.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Server(uvicorn.Server):
         alone: bool = True,
         on_start: Callable[[float], None] | None = None,
         shutdown_delay: float = 0.0,
+        exit_on_load_failure: bool = False,
     ) -> None:
         super().__init__(config)
         self._servings = find_drainables(app)
@@ -81,12 +88,14 @@ class Server(uvicorn.Server):
         self._stalled = StalledConnections(
             self.server_state.connections, _send_seconds(self._servings)
         )
+        self.exit_code = 0
+        self._start = Start(self._servings, must_succeed=exit_on_load_failure)
         self._shutdown_delay = shutdown_delay
         self._alone = alone
         self._on_start = on_start
         self._loop: asyncio.AbstractEventLoop
         self._drain_task: asyncio.Task[None] | None = None
-        self._signalled = threading.Event()
+        self._signalled, self.released = threading.Event(), threading.Event()
         self._drains_at = math.inf
 
     # -- signals
@@ -112,31 +121,41 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._start_to_stop)
         else:
             self.should_exit = True
+            self._loop.call_soon_threadsafe(self._start.give_up, self)
 
     def _exit_in_time(self) -> None:
         """Exit once the time is over; run in a thread, since anything else may be blocked."""
         self._signalled.wait()
-        if self.drain_seconds < threading.TIMEOUT_MAX:
-            threading.Event().wait(
-                self._drains_at - monotonic() + self.drain_seconds + LONGEST_EXIT
-            )
+        if self._start.blocks():
             self._exit_now()
+        if self.drain_seconds < threading.TIMEOUT_MAX:
+            seconds = self._drains_at - monotonic() + self.drain_seconds + LONGEST_EXIT
+            if not self.released.wait(seconds):
+                self._exit_now()
 
-    def _exit_now(self) -> NoReturn:
+    def _exit_now(self) -> None:
         busy = [label for serving in self._servings for label in serving.workers.running]
-        text = "Exiting without waiting any longer; busy threads: %s"
-        _exit_logging(partial(logger.warning, text, ", ".join(busy) or "none"))
+        text = "Exiting without waiting any longer; busy threads: %s; still loading: %s"
+        names = (", ".join(names) or "none" for names in (busy, self._start.loading))
+        _exit_logging(partial(logger.warning, text, *names), self.exit_code)
 
     # -- start and end
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()  # before any signal is ours
+        await super().serve(sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
+        if self._alone:
+            self._start.show()
         try:
             await super().startup(sockets)
         except OSError as exc:  # another process has begun to listen on the same address
             logger.error("Cannot listen: %s", exc.strerror or exc)
             await self.lifespan.shutdown()
             sys.exit(CANNOT_START)
+        if self.should_exit:
+            return
         logger.info("Serving on %s (process %d)", _url(self, sockets or ()), os.getpid())
         if self._on_start is not None:
             self._on_start(self._shutdown_delay + self.drain_seconds)
@@ -146,7 +165,7 @@ class Server(uvicorn.Server):
         accepted = accept_waiting(sockets or ())
         for closable in (*self.servers, *(sockets or ())):
             closable.close()
-        await self._answer_late_requests(accepted)
+        await _answer_late_requests(self, accepted, self._drains_at + self.drain_seconds)
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
         await self._finish_responses()
@@ -156,9 +175,15 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self._stalled.check(monotonic())
+        if not self._signalled.is_set() and self._start.has_failed():
+            self.exit_code = CANNOT_LOAD_MODELS
+            self._drains_at = monotonic()
+            self._signalled.set()
+            self._start_to_stop()
         return await super().on_tick(counter)
 
     def _start_to_stop(self) -> None:
+        self._start.noticed.set()
         for serving in self._servings:
             serving.announce_stop()
         if self._shutdown_delay:
@@ -185,26 +210,6 @@ class Server(uvicorn.Server):
         finally:
             self.should_exit = True
 
-    async def _answer_late_requests(self, accepted: Iterable[socket.socket]) -> None:
-        """Serve connections that were made in time, so that none is reset without an answer."""
-        now = monotonic()
-        ends = max(
-            min(now + _LATE_REQUEST_SECONDS, self._drains_at + self.drain_seconds), now + 0.05
-        )
-        tasks = [self._loop.create_task(self._connect(sock)) for sock in accepted]
-        await asyncio.sleep(0)
-        while monotonic() < ends:
-            connected = all(task.done() for task in tasks)
-            if connected and all(map(has_request, self.server_state.connections)):
-                return
-            await asyncio.sleep(0.005)
-
-    async def _connect(self, sock: socket.socket) -> None:
-        with suppress(OSError):  # ssl.SSLError is one
-            await self._loop.connect_accepted_socket(
-                partial(new_protocol, self), sock, ssl=self.config.ssl
-            )
-
     async def _finish_responses(self) -> None:
         """Wait for what is still being sent, and for requests of other applications."""
         state = self.server_state
@@ -226,6 +231,28 @@ class Server(uvicorn.Server):
         return None if math.isinf(left) else left
 
 
+async def _answer_late_requests(
+    server: uvicorn.Server, accepted: Iterable[socket.socket], until: float
+) -> None:
+    """Serve connections that were made in time, so that none is reset without an answer."""
+    now, loop = monotonic(), asyncio.get_running_loop()
+    ends = max(min(now + _LATE_REQUEST_SECONDS, until), now + 0.05)
+    tasks = [loop.create_task(_connect(server, sock)) for sock in accepted]
+    await asyncio.sleep(0)
+    while monotonic() < ends:
+        connected = all(task.done() for task in tasks)
+        if connected and all(map(has_request, server.server_state.connections)):
+            return
+        await asyncio.sleep(0.005)
+
+
+async def _connect(server: uvicorn.Server, sock: socket.socket) -> None:
+    with suppress(OSError):  # ssl.SSLError is one
+        await asyncio.get_running_loop().connect_accepted_socket(
+            partial(new_protocol, server), sock, ssl=server.config.ssl
+        )
+
+
 def _send_seconds(servings: Iterable[Drainable]) -> float:
     """Return how long a client may read nothing."""
     limits = [serving.limits.send_timeout for serving in servings]
@@ -242,7 +269,7 @@ def _url(server: uvicorn.Server, sockets: Sequence[socket.socket]) -> str:
     return f"{scheme}://{host}:{name[1]}"
 
 
-def _exit_logging(log: Callable[[], object]) -> NoReturn:
+def _exit_logging(log: Callable[[], object], code: int) -> NoReturn:
     """Exit without waiting for threads, nor for long where nobody reads the log."""
 
     def write() -> None:
@@ -255,4 +282,4 @@ def _exit_logging(log: Callable[[], object]) -> NoReturn:
         writer.start()
         writer.join(0.1)
     finally:
-        os._exit(0)
+        os._exit(code)

@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["CANNOT_LOAD", "CANNOT_START", "Settings"]
+__all__ = ["CANNOT_LOAD", "CANNOT_LOAD_MODELS", "CANNOT_START", "Settings"]
 
 CANNOT_LOAD: Final = 2
 CANNOT_START: Final = 3
+CANNOT_LOAD_MODELS: Final = 4
 
 _FOR_WORKERS: Final = ("SIGCHLD", "pthread_sigmask", "set_wakeup_fd")
 
@@ -22,7 +23,9 @@ class Settings:
 
     Worker processes receive it by pickle. Each of them calls `set_up_logging`. If there are folders
     to watch, one worker serves, and is replaced when a Python file in them changes. For
-    `shutdown_delay` seconds after a signal to stop, requests are still served.
+    `shutdown_delay` seconds after a signal to stop, requests are still served. With
+    `exit_on_load_failure`, a model that cannot be loaded ends the process. Unless the server's end
+    is to be that of its process, what the process does afterwards may take its time.
     """
 
     host: str = "127.0.0.1"
@@ -31,6 +34,8 @@ class Settings:
     fd: int | None = None
     workers: int = 1
     shutdown_delay: float = 0.0
+    exit_on_load_failure: bool = False
+    ends_process: bool = True
     watched: Sequence[Path] = ()
     uvicorn: Mapping[str, Any] = field(default_factory=dict)
     set_up_logging: Callable[[], None] | None = None

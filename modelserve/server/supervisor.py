@@ -26,7 +26,7 @@ from modelserve.metrics.shared import DIRECTORY_VARIABLE, shared_directory
 from modelserve.server.logs import print_error
 from modelserve.server.process import ignore_signal, run_worker
 from modelserve.server.server import LONGEST_EXIT
-from modelserve.server.settings import CANNOT_LOAD, CANNOT_START, Settings
+from modelserve.server.settings import CANNOT_LOAD, CANNOT_LOAD_MODELS, CANNOT_START, Settings
 
 __all__ = ["Supervisor", "Worker", "launch", "shared_metrics"]
 
@@ -162,6 +162,9 @@ class Supervisor:
 
     def _plan_replacement(self, worker: Worker) -> None:
         """Replace a worker, after longer pauses if they end early; give up if none ever served."""
+        if worker.process.exitcode == CANNOT_LOAD_MODELS:
+            self._code = CANNOT_LOAD_MODELS
+            return
         if worker.failure is not None:
             print_error(worker.failure)
         elif not self._served:

@@ -1,9 +1,12 @@
 """Tasks that outlive the task that started them."""
 
+import asyncio
+
 import anyio
 import pytest
 
 from modelserve.concurrency.background import Background
+from modelserve.errors import ServerShuttingDown
 
 pytestmark = pytest.mark.anyio
 
@@ -11,7 +14,7 @@ pytestmark = pytest.mark.anyio
 class Task:
     """An async function that notes how it ends, once a test lets it end."""
 
-    def __init__(self, *, error: Exception | None = None) -> None:
+    def __init__(self, *, error: BaseException | None = None) -> None:
         self.began, self.proceed, self.ended = anyio.Event(), anyio.Event(), anyio.Event()
         self.error = error
         self.log: list[str] = []
@@ -56,6 +59,50 @@ async def test_running_raises_what_the_function_raises() -> None:
     task.proceed.set()
     with anyio.fail_after(5), pytest.raises(ValueError, match=r"^x$"):
         await background.run(task)
+
+
+@pytest.mark.parametrize("error", [BaseException("x"), asyncio.CancelledError("x")])
+async def test_running_raises_what_is_no_ordinary_exception(error: BaseException) -> None:
+    background, task = Background(), Task(error=error)
+    task.proceed.set()
+    with anyio.fail_after(5), pytest.raises(type(error), match=r"^x$"):
+        await background.run(task)
+
+
+async def test_who_waits_for_a_task_that_is_cancelled_is_told() -> None:
+    background, task = Background(), Task()
+    refused: list[ServerShuttingDown] = []
+
+    async def wait() -> None:
+        try:
+            await background.run(task)
+        except ServerShuttingDown as exc:
+            refused.append(exc)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await task.began.wait()
+            await background.cancel(within=1)
+    assert len(refused) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), BaseException("x"), GeneratorExit()])
+async def test_what_a_task_raises_is_logged_and_ends_no_other(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    background, task, other = Background(), Task(error=error), Task()
+    with anyio.fail_after(5):
+        background.start_soon(task)
+        background.start_soon(other)
+        task.proceed.set()
+        await task.ended.wait()
+        await other.began.wait()
+        await anyio.wait_all_tasks_blocked()
+        other.proceed.set()
+        await other.ended.wait()
+    assert other.log == ["done"]
+    assert [r.getMessage() for r in caplog.records] == ["A task in the background failed"]
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x")])

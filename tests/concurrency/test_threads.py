@@ -2,6 +2,8 @@
 
 import contextvars
 import gc
+import gzip
+import json
 import threading
 import weakref
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ import numpy as np
 import pytest
 from blocking import Blocking, until
 
-from modelserve import InvalidInput
+from modelserve import InvalidInput, Model, ModelServer
 from modelserve.concurrency.threads import Workers
+from modelserve.errors import NoThread
+from modelserve.testing import request
 
 pytestmark = pytest.mark.anyio
 
@@ -400,3 +404,156 @@ async def test_closing_a_pool_ends_the_threads_of_models() -> None:
     assert await own.call("m", int) == 0
     own.close()
     await until(lambda: not alive() - before)
+
+
+# --- where the system has no more threads -------------------------------------------------------
+
+
+class Items(Iterator[int]):
+    closed = False
+
+    def __next__(self) -> int:
+        raise StopIteration
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class NoMoreThreads:
+    """What a limit on pids, or no memory for a stack, does to Python."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lifted = False
+        start = threading.Thread.start
+
+        def start_or_fail(thread: threading.Thread) -> None:
+            if not self.lifted and "modelserve" in thread.name:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> NoMoreThreads:
+    return NoMoreThreads(monkeypatch)
+
+
+def pools(limit: int) -> list[Workers]:
+    return [Workers(limit), Workers(1).own_thread("m")]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("how", ["call", "call_hook"])
+async def test_a_call_that_has_no_thread_is_refused_and_never_runs(
+    how: str, own: bool, no_threads: NoMoreThreads
+) -> None:
+    workers = pools(3)[own]
+    ran: list[int] = []
+    for number in range(5):
+        with pytest.raises(NoThread) as refused:
+            await getattr(workers, how)("f", ran.append, number)
+        assert (refused.value.status, refused.value.headers) == (503, {"retry-after": "1"})
+    assert workers.running == []
+    no_threads.lifted = True
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for number in range(10, 16):
+                group.start_soon(getattr(workers, how), "f", ran.append, number)
+    assert sorted(ran) == list(range(10, 16))
+    workers.close()
+
+
+async def test_a_call_takes_an_idle_thread_where_no_other_can_be_started(
+    no_threads: NoMoreThreads,
+) -> None:
+    workers, blocking = Workers(3), Blocking()
+    no_threads.lifted = True
+    await workers.call("f", int)
+    no_threads.lifted = False
+    assert await workers.call("f", int) == 0
+    async with anyio.create_task_group() as group:
+        group.start_soon(workers.call, "g", blocking)
+        await until(blocking.started.is_set)
+        with pytest.raises(NoThread):
+            await workers.call("f", int)
+        assert workers.running == ["g"]
+        blocking.release.set()
+    assert await workers.call("f", int) == 0
+    workers.close()
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_an_iterator_that_has_no_thread_is_closed(
+    own: bool, no_threads: NoMoreThreads
+) -> None:
+    workers, items = pools(1)[own], Items()
+    with pytest.raises(NoThread):
+        await workers.iterate("f", items)
+    assert items.closed
+    assert workers.running == []
+    no_threads.lifted = True
+    assert await workers.call("f", int) == 0
+    workers.close()
+
+
+async def test_an_iterator_in_the_queue_is_closed_though_there_is_no_extra_thread(
+    no_threads: NoMoreThreads,
+) -> None:
+    no_threads.lifted = True
+    workers, blocking, items = Workers(1), Blocking(), Items()
+    async with anyio.create_task_group() as group:
+        group.start_soon(workers.call, "g", blocking)
+        await until(blocking.started.is_set)
+        no_threads.lifted = False
+        async with anyio.create_task_group() as waiting:
+            waiting.start_soon(workers.iterate, "f", items)
+            await anyio.wait_all_tasks_blocked()
+            waiting.cancel_scope.cancel()
+        assert items.closed
+        blocking.release.set()
+    assert await workers.call("f", int) == 0
+    workers.close()
+
+
+async def test_what_has_no_thread_is_a_503_and_the_rest_is_served(
+    no_threads: NoMoreThreads,
+) -> None:
+    ran: list[Any] = []
+
+    class Hooks(Model):
+        def predict(self, payload: Any) -> Any:
+            ran.append(payload)
+            return payload
+
+    class Streams(Model):
+        async def predict(self, payload: Any) -> Any:
+            return iter([1, 2])
+
+    class OnLoop(Model):
+        async def predict(self, payload: Any) -> Any:
+            return payload
+
+    own = Hooks("own")
+    own.own_thread = True
+    app = ModelServer([Hooks("m"), own, Streams("s"), OnLoop("a")], threads=2)
+    large = gzip.compress(json.dumps(["x" * (2 << 20)]).encode())
+    zipped = {"content-encoding": "gzip", "content-type": "application/json"}
+    asked: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/v1/models/m:predict", {"json": [1]}),
+        ("POST", "/v1/models/own:predict", {"json": [1]}),
+        ("POST", "/v1/models/s:predict", {"json": [1]}),
+        ("POST", "/v1/models/a:predict", {"body": large, "headers": zipped}),
+        ("GET", "/metrics", {}),
+    ]
+    for _ in range(3):
+        for method, path, options in asked:
+            response = await request(app, method, path, **options)
+            assert (response.status, response.headers["retry-after"]) == (503, "1"), path
+        assert (await request(app, "POST", "/v1/models/a:predict", json=[1])).status == 200
+    assert ran == []
+    no_threads.lifted = True
+    for method, path, options in asked:
+        assert (await request(app, method, path, **options)).status == 200, path
+    statistics = app.serving.statistics()
+    assert (statistics.in_flight, statistics.running, statistics.busy_threads) == (0, 0, ())

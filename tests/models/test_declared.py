@@ -708,6 +708,27 @@ async def test_functions_objects_and_classes_may_declare() -> None:
     assert answers[2].json() == {"age": 2, "name": "nobody"}
 
 
+@pytest.mark.parametrize("kind", [Struct, Pydantic, Data])
+def test_an_object_of_the_type_is_taken_as_it_is(kind: Any) -> None:
+    item = kind(age=1)
+    assert declared_for(kind).convert(item) is item
+    assert declared_for(list[kind], "instances").convert({"instances": [item]}) == [item]
+    with pytest.raises(ValueError, match=r"^Expected a JSON document"):
+        declared_for(kind).convert(object())
+
+
+@pytest.mark.anyio
+async def test_what_is_declared_may_be_given_where_a_model_is_registered() -> None:
+    app = ModelServer()
+
+    @app.model("m", example={"age": 1}, input_schema=Struct, output_schema={"type": "object"})
+    def predict(payload: Any) -> Any:
+        return payload
+
+    assert (await request(app, *PREDICT, json={"age": 1})).json() == {"age": 1}
+    assert (await request(app, *PREDICT, json={"age": "x"})).status == 400
+
+
 @pytest.mark.anyio
 async def test_cloudevents_and_generate_are_documents_too() -> None:
     class Prompt(msgspec.Struct):

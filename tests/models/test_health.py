@@ -1,5 +1,6 @@
 """What a model says of its health: one question at a time, bounded, in no hook's thread."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -168,6 +169,20 @@ async def test_a_failure_is_logged_once_and_is_no_health(caplog: pytest.LogCaptu
     assert record.getMessage() == "healthy() of model m failed"
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "error", [BaseException("a panic"), asyncio.CancelledError(), GeneratorExit(), SystemExit(1)]
+)
+async def test_whatever_is_raised_is_no_health(error: BaseException, kind: str) -> None:
+    def fails() -> None:
+        raise error
+
+    async def fails_on_loop() -> None:
+        raise error
+
+    assert not await Health("m", fails if kind == "sync" else fails_on_loop).ask()
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 async def test_probes_do_not_take_the_threads_of_hooks(threads: int) -> None:
     asked = Asked()
@@ -190,3 +205,15 @@ async def test_probes_do_not_take_the_threads_of_hooks(threads: int) -> None:
             assert (answer.body, asked.count) == (b"fine", 1)
             assert app.serving.statistics().busy_threads == ()
             asked.release.set()
+
+
+async def test_one_that_has_no_thread_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    health = Health("m", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with anyio.fail_after(2):
+            assert not await health.ask()
+    assert await health.ask()

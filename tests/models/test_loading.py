@@ -1,12 +1,16 @@
 """Starting, loading, replacing, unloading and stopping models."""
 
+import asyncio
+import builtins
 import logging
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from modelserve import Limits, Model, ModelServer
@@ -16,6 +20,7 @@ from modelserve.limits import DEFAULTS
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.loading import Loading
 from modelserve.models.registry import Entry, Registry, Shared, State
+from modelserve.models.repository import ModelRepository
 from modelserve.testing import exchange, lifespan, request
 
 pytestmark = pytest.mark.anyio
@@ -185,8 +190,9 @@ async def test_why_a_load_failed_is_detail_when_debugging(debug: bool) -> None:
         await until_loaded(app)
         response = await request(app, *PREDICT, json=[])
     assert response.status == 503
-    detail = " Error type: <class 'RuntimeError'> error msg: no disk" if debug else ""
-    assert response.json() == {"error": "Model with name m is not ready." + detail}
+    detail = "Error type: <class 'RuntimeError'> error msg: no disk"
+    sentence = detail if debug else "It failed to load."
+    assert response.json() == {"error": f"Model with name m is not ready. {sentence}"}
 
 
 async def test_models_load_at_the_same_time_and_one_that_fails_stops_no_other() -> None:
@@ -283,6 +289,130 @@ def test_a_load_that_exits_does_not_end_the_process(kind: str, anyio_backend: st
     assert (error, statuses) == (None, [503, 200])
 
 
+class PanicException(BaseException):
+    """What libraries in Rust raise when they panic."""
+
+
+FATAL = [
+    PanicException("called `unwrap()` on a `None` value"),
+    asyncio.CancelledError(),
+    GeneratorExit(),
+    KeyboardInterrupt(),
+    BaseExceptionGroup("x", [PanicException("x")]),
+]
+
+
+def raising(hook: str, kind: str, error: BaseException) -> Noting:
+    model = Noting("bad")
+
+    def raise_error() -> bool:
+        model.note(hook)
+        raise error
+
+    async def raise_error_in_loop() -> bool:
+        return raise_error()
+
+    vars(model)[hook] = raise_error if kind == "sync" else raise_error_in_loop
+    return model
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("hook", ["start", "start_engine", "load"])
+@pytest.mark.parametrize("error", FATAL, ids=lambda error: type(error).__name__)
+async def test_whatever_a_model_raises_on_its_way_up_is_its_failure_alone(
+    error: BaseException, hook: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, slow = raising(hook, kind, error), SlowLoading("slow")
+    app = ModelServer([bad, slow], control=True)
+    async with lifespan(app):
+        with anyio.fail_after(5):
+            await slow.began.wait()
+        await anyio.wait_all_tasks_blocked()
+        slow.release.set()
+        await until_loaded(app)
+        assert [await status(app, f"/v1/models/{name}") for name in ("bad", "slow")] == [503, 200]
+        assert bad.log.count(hook) == 1
+        assert (await load(app, "bad")).status == 503
+        assert (await load(app, "slow")).status == 200
+        assert await status(app, "/v1/models/bad") == 503
+    assert bad.log.count(hook) == 2
+    failures = [r for r in caplog.records if r.levelname in ("ERROR", "CRITICAL")]
+    assert [r.getMessage() for r in failures] == ["Loading model bad failed"] * 2
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("error", FATAL, ids=lambda error: type(error).__name__)
+async def test_whatever_a_load_raises_without_a_lifespan_is_its_failure_alone(
+    error: BaseException, kind: str
+) -> None:
+    bad = raising("load", kind, error)
+    app = ModelServer([bad, SlowLoading("slow")])
+    app.serving.registry.get("slow").model.release.set()
+    for _ in range(3):
+        assert (await request(app, "POST", "/v1/models/bad:predict", json=[])).status == 503
+        assert (await request(app, "POST", "/v1/models/slow:predict", json=[])).status == 200
+    assert bad.log.count("load") == 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("hook", ["stop", "stop_engine"])
+@pytest.mark.parametrize("error", FATAL, ids=lambda error: type(error).__name__)
+async def test_whatever_a_stop_raises_all_others_are_stopped(
+    error: BaseException, hook: str, kind: str
+) -> None:
+    bad, good, other = raising(hook, kind, error), Noting("good"), raising(hook, kind, error)
+    other.name = "other"
+    app = ModelServer([bad, good, other], control=True)
+    async with lifespan(app):
+        await until_loaded(app)
+        assert (await unload(app, "other")).status == 200
+        assert other.log[-2:] == ["stop_engine", "stop"]
+    assert bad.log[-2:] == good.log[-2:] == ["stop_engine", "stop"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_load_whose_own_task_was_cancelled_by_others_has_failed() -> None:
+    async def load_with_task() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    model = Model("m")
+    vars(model).update(load=load_with_task, predict=predict)
+    loading = of(model, Model("n"))
+    await load_pending(loading)
+    assert "CancelledError" in str(loading.registry.get("m").failure)
+    assert not loading.registry.pending
+
+
+@pytest.mark.parametrize("hosted", [True, False])
+async def test_a_load_that_had_no_thread_is_tried_again(
+    hosted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> list[int]:
+        paths = ["/v1/models/m:predict", "/v2/repository/models/n/load"]
+        return [(await request(app, "POST", path, json=[])).status for path in paths]
+
+    monkeypatch.setattr("modelserve.models.loading._RETRY_SECONDS", 0.05)
+    model, other = Noting(), Noting("n")
+    app = ModelServer([model, other], control=True)
+    async with lifespan(app) if hosted else nullcontext():
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            assert await ask() == [503, 503]
+            assert await ask() == [503, 503]
+        assert model.log == other.log == []
+        await anyio.sleep(0.06)
+        await status(app)
+        await until_loaded(app)
+        assert await ask() == [200, 200]
+    assert model.log[:3] == other.log[:3] == ["start", "start_engine", "load"]
+    assert model.log.count("load") == 1
+
+
 # --- the background -----------------------------------------------------------------------------
 
 
@@ -317,7 +447,8 @@ async def test_a_failed_load_leaves_the_others_served(result: Any) -> None:
         ready = await request(app, "GET", "/v2/health/ready")
         assert (ready.status, ready.json()) == (503, {"error": "Server is not ready."})
         response = await request(app, *PREDICT, json=[])
-        assert response.json() == {"error": "Model with name m is not ready."}
+        detail = "" if result is False else " It failed to load."
+        assert response.json() == {"error": f"Model with name m is not ready.{detail}"}
         assert (await request(app, "POST", "/v1/models/n:predict", json=[1])).json() == [1]
 
 
@@ -457,6 +588,151 @@ async def held_open(app: ModelServer, group: Any) -> AsyncIterator[Any]:
     group.start_soon(run)
     await up.wait()
     yield down.set
+
+
+SOURCE = """
+from modelserve import Model
+
+class M(Model):
+    def start(self):
+        LOG.append("start")
+
+    async def load(self):
+        return True
+
+    def stop(self):
+        LOG.append("stop")
+
+    async def predict(self, payload):
+        return payload
+"""
+
+
+@pytest.mark.parametrize("names", ["a", "abcdefgh"])
+async def test_what_is_replaced_is_stopped_once(names: str, tmp_path: Path) -> None:
+    log: list[str] = []
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.py").write_text(SOURCE)
+    builtins.LOG = log  # type: ignore[attr-defined]
+    app = ModelServer(repository=ModelRepository(tmp_path))
+    try:
+        async with lifespan(app):
+            await until_loaded(app)
+            for _ in range(3):
+                async with anyio.create_task_group() as group:
+                    for name in names:
+                        group.start_soon(load, app, name)
+        assert log.count("start") == log.count("stop") == 4 * len(names)
+    finally:
+        del builtins.LOG  # type: ignore[attr-defined]
+
+
+async def test_what_is_replaced_while_it_loads_is_stopped_once_it_has_started() -> None:
+    class Old(Noting, SlowLoading):
+        def __init__(self) -> None:
+            SlowLoading.__init__(self)
+            self.failing = ""
+
+        load = SlowLoading.load
+
+    old = Old()
+    app = ModelServer([old])
+    async with lifespan(app):
+        await old.began.wait()
+        app.add_model(Model("m"))
+        assert await status(app) in (200, 503)
+        await anyio.wait_all_tasks_blocked()
+        assert old.log == ["start", "start_engine", "load"]
+        old.release.set()
+        await until_loaded(app)
+    assert old.log == ["start", "start_engine", "load", "stop_engine", "stop"]
+
+
+async def test_a_stop_that_has_begun_is_not_interrupted_by_the_end() -> None:
+    class Slow(Noting):
+        async def stop(self) -> None:
+            self.note("stop")
+            stopping.set()
+            await release.wait()
+            self.note("stopped")
+
+    stopping, release = anyio.Event(), anyio.Event()
+    model = Slow()
+    app = ModelServer([model])
+
+    async def let_go() -> None:
+        with anyio.fail_after(5):
+            await app.serving.flights.emptied()
+            await anyio.wait_all_tasks_blocked()
+        release.set()
+
+    async with anyio.create_task_group() as group, lifespan(app):
+        await until_loaded(app)
+        app.add_model(Model("m"))
+        assert await status(app, "/") == 200
+        await stopping.wait()
+        group.start_soon(let_go)
+    assert model.log[-3:] == ["stop_engine", "stop", "stopped"]
+
+
+async def test_what_is_started_while_the_server_ends_is_stopped() -> None:
+    class Starting(Noting):
+        engine = False
+
+        def start(self) -> None:
+            starting.set()
+            assert release.wait(5)
+            self.note("start")
+
+    starting, release = threading.Event(), threading.Event()
+    model = Starting()
+    app = ModelServer([model])
+    async with lifespan(app):
+        assert await anyio.to_thread.run_sync(starting.wait, 5)
+        threading.Timer(0.05, release.set).start()
+    assert model.log == ["start", "stop"]
+
+
+@pytest.mark.parametrize("result", [False, ValueError("x")])
+async def test_an_unloaded_model_that_does_not_come_back_is_stopped(result: Any) -> None:
+    class Returning(Noting):
+        async def load(self) -> Any:
+            self.note("load")
+            if self.log.count("load") > 1 and isinstance(result, Exception):
+                raise result
+            return True if self.log.count("load") == 1 else result
+
+    model = Returning()
+    app = ModelServer([model], control=True)
+    async with lifespan(app):
+        await until_loaded(app)
+        assert (await unload(app)).status == 200
+        model.log.clear()
+        model.log.append("load")
+        assert (await load(app)).status == 503
+        assert model.log == ["load", "start", "start_engine", "load", "stop_engine", "stop"]
+    assert model.log.count("stop") == 1
+
+
+async def test_a_stop_that_hangs_is_given_up_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(Noting):
+        async def stop(self) -> None:
+            self.note("stop")
+            stopping.set()
+            await anyio.sleep(60)
+
+    monkeypatch.setattr("modelserve.lifespan.CLEANUP_AFTER_DRAIN", 0.05)
+    stopping = anyio.Event()
+    model, other = Hanging(), Noting("other")
+    app = ModelServer([model, other])
+    with anyio.fail_after(5):
+        async with lifespan(app):
+            await until_loaded(app)
+            app.add_model(Model("m"))
+            assert await status(app, "/") == 200
+            await stopping.wait()
+    assert model.log.count("stop") == other.log.count("stop") == 1
 
 
 async def test_a_second_life_starts_and_loads_again() -> None:

@@ -211,7 +211,9 @@ async def test_a_model_that_cannot_be_made_leaves_the_others_served(tmp_path: Pa
     async with lifespan(app):
         await until_loaded(app)
         assert await ask(app, "a") == {"name": "a", "answer": 1}
-        assert await ask(app, "bad") == {"error": "Model with name bad is not ready."}
+        assert await ask(app, "bad") == {
+            "error": "Model with name bad is not ready. It failed to load."
+        }
         assert (await index(app))["bad"] == ("UNAVAILABLE", "loading failed")
         assert await load(app, "bad") == (503, {"error": "Model with name bad is not ready."})
         assert await status(app, "/v2/health/ready") == 503

@@ -1,0 +1,371 @@
+"""One model calls another: the call as a request, without HTTP.
+
+It runs in a task of its own, as the flight of a request does, so that whatever ends it, and whoever
+has called, its hooks clean up before its slot is free. It has limits, metrics and a line in the
+access log as a client's request has, and the id of the request that has called.
+"""
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import Context, copy_context
+from functools import partial
+from time import monotonic
+from types import FrameType
+from typing import Any, Final
+
+import anyio
+from starlette.types import Message, Receive
+
+from modelserve.concurrency.admission import Gate
+from modelserve.concurrency.cleanup import clean_up
+from modelserve.concurrency.endings import Ending, is_ending
+from modelserve.concurrency.flight import Flight, Phase
+from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
+from modelserve.dispatch import dispatch
+from modelserve.errors import (
+    ClientGone,
+    InferenceError,
+    Overloaded,
+    ServerShuttingDown,
+    Stopped,
+    describe,
+)
+from modelserve.exchange.running import (
+    Caller,
+    Running,
+    note_all_running,
+    note_running,
+    running_caller,
+)
+from modelserve.lifespan import Serving
+from modelserve.limits import Deadlines
+from modelserve.metrics.series import ModelSeries, Tick
+from modelserve.models.hooks import Plan
+from modelserve.models.inference import Call, infer
+from modelserve.models.registry import Entry
+from modelserve.wire.head import NEW_IDS, HookHeaders, valid_id
+
+__all__ = ["CallRequest", "caller_here"]
+
+_PROTOCOL: Final = "call"  # in metrics and in the access log
+_PIPELINE: Final = dispatch.__code__
+_DEEPEST: Final = 64
+_AHEAD: Final = 1  # items that wait for the caller
+
+
+class _Streamed:
+    """What is recorded of a call's items.
+
+    Args:
+        endings: Where its generators are cleaning up by themselves.
+    """
+
+    def __init__(self, endings: Sequence[Ending] | None) -> None:
+        self.endings = endings
+        self.items = 0
+        self.first_item: float | None = None
+        self.tick: Tick | None = None
+
+    def note_suspension(self) -> bool:
+        return self.endings is not None and is_ending(self.endings)
+
+
+class CallRequest:
+    """One call as a request: what the flight reads of it, what is recorded, what it gives.
+
+    Attributes:
+        caller: The request whose hook has called.
+        from_thread: A thread waits for it.
+        items: What the caller has not read yet, the result too.
+        streams: The model streams.
+        ended: The model has cleaned up, its slot is free, and nothing more will come.
+        notify: Called on the event loop when there is something to read, or no more to come.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        name: str,
+        payload: Any,
+        verb: str,
+        headers: Mapping[str, str] | None,
+        caller: Caller | None,
+    ) -> None:
+        self.serving = serving
+        self.name, self.payload, self.verb = name, payload, verb
+        self.headers = {key.lower(): value for key, value in (headers or {}).items()}
+        self.caller = caller
+        self.id = self._chosen_id()
+        self.context = copy_context()
+        self.from_thread = False
+        # what the flight reads
+        self.arrived = self.since = monotonic()
+        self.phase: int = Phase.QUEUE
+        self.deadlines = Deadlines()
+        self.body_read, self.answered = True, False
+        self.reason: Stopped | None = None
+        self.flight: Flight | None = None
+        self.stream: _Streamed | None = None
+        # what is recorded
+        self.series: ModelSeries | None = None
+        self.entry: Entry | None = None
+        self.status = 0
+        self.error: BaseException | None = None
+        self.admitted = False
+        self.seconds: Mapping[str, float] = {}
+        # what it gives
+        self.items: deque[Any] = deque()
+        self.streams = self.begun = self.ended = self.left = False
+        self.notify: Callable[[], object] = _nothing
+        self.room, self._gone = anyio.Event(), anyio.Event()
+        self.receive: Receive = partial(_wait_for_leave, self._gone)
+
+    def _chosen_id(self) -> bytes:
+        given = self.headers.get("x-request-id")
+        if given is not None:
+            return valid_id(given.encode("latin-1", "replace"))
+        return next(NEW_IDS) if self.caller is None else self.caller.id
+
+    # -- for the caller
+
+    def begin(self) -> None:
+        """Start the call in a task of the event loop."""
+        if self.begun:
+            return
+        self.begun = True
+        self.arrived = self.since = monotonic()
+        _spawn(self, self.context)
+
+    def make_room(self) -> None:
+        """Let the model go on, as an item has been read."""
+        self.room.set()
+
+    def leave(self) -> None:
+        """Cancel the model: the caller reads no more."""
+        self.left = self.begun = True
+        self._gone.set()
+        if self.flight is not None:
+            self.flight.cancel(ClientGone())
+
+    async def report_early_end(self, reason: Stopped) -> None:
+        """Keep the reason, for the caller."""
+        self.error = reason
+
+    # -- its task
+
+    async def run(self) -> None:
+        """Run the call to its end; to be the whole of a task."""
+        try:
+            rest = self.serving.flights.start(self, _answer(self))
+            if rest is not None:
+                await rest
+        except Stopped as reason:
+            self.error = self.reason or reason
+        except anyio.get_cancelled_exc_class():
+            self.error = ServerShuttingDown()  # the event loop is ending
+            raise
+        except BaseException as exc:  # the caller's to raise
+            self.error = exc
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self.phase = Phase.DONE
+        if self.error is not None:
+            self.status = describe(self.error)[0]
+        series = self.series or self.serving.telemetry.unknown
+        series.record(_PROTOCOL, self.verb, self, monotonic() - self.arrived, self.id)
+        self.flight = self.reason = None
+        self.ended = True
+        self.notify()
+
+
+# --- the pipeline -------------------------------------------------------------------------------
+
+
+async def _answer(request: CallRequest) -> None:
+    note_running(request)
+    if Running.note_id is not None:
+        Running.note_id(request.id)
+    try:
+        if request.left:
+            raise ClientGone
+        request.entry = entry = await _usable_entry(request)
+        await request.serving.admission.nesting.acquire(entry.gate, _held(request))
+        request.admitted = True
+        await _run_hooks(request, entry, entry.plans[request.verb])
+        request.status = 200
+    except BaseException as exc:
+        if request.flight is not None and request.flight.is_interrupted_by(exc):
+            raise
+        request.error = exc
+
+
+async def _usable_entry(request: CallRequest) -> Entry:
+    """Return the model, usable. Raises ModelNotFound, ModelNotReady, Overloaded."""
+    if sum(1 for _ in _chain(request)) > _DEEPEST:
+        raise InferenceError(f"Models call one another more than {_DEEPEST} deep.")
+    registry = request.serving.registry
+    if registry.pending:
+        request.serving.load_pending()
+    while True:
+        entry = registry.get(request.name)
+        request.series = entry.series
+        request.deadlines = entry.deadlines._replace(send_timeout=None)  # callers take their time
+        if entry.checks_health or not entry.model.ready:
+            await request.serving.usable(entry)
+        if not entry.is_retired:
+            break
+    if isinstance(entry.workers, OwnThread) and _blocks_thread_of(request, entry):
+        raise Overloaded("The call would wait for itself: its thread waits.", retry_after=1.0)
+    return entry
+
+
+def _chain(request: CallRequest) -> Iterator[Caller]:
+    """Yield the calls that wait for this one, and at last the client's request."""
+    caller = request.caller
+    while caller is not None:
+        if caller.phase != Phase.DONE:
+            yield caller
+        caller = caller.caller if isinstance(caller, CallRequest) else None
+
+
+def _held(request: CallRequest) -> list[Gate]:
+    """Return the models of the slots that are kept until this call has ended."""
+    entries = (_entry_of(request, caller) for caller in _chain(request))
+    return [entry.gate for entry in entries if entry is not None]
+
+
+def _entry_of(request: CallRequest, caller: Caller) -> Entry | None:
+    """Return the model that a request runs, if it is one of this application."""
+    if isinstance(caller, CallRequest):
+        return caller.entry
+    known = request.serving.registry.entries.values()
+    return next((entry for entry in known if entry.series is caller.series), None)
+
+
+def _blocks_thread_of(request: CallRequest, entry: Entry) -> bool:
+    """Return whether the one thread of a model waits for this call."""
+    waits = request.from_thread
+    for caller in _chain(request):
+        if waits and _entry_of(request, caller) is entry:
+            return True
+        waits = isinstance(caller, CallRequest) and caller.from_thread
+    return False
+
+
+def _workers_for(request: CallRequest, entry: Entry) -> Workers:
+    """Return the threads for a model's hooks: others than those that wait for them."""
+    waits = request.from_thread or any(
+        isinstance(caller, CallRequest) and caller.from_thread for caller in _chain(request)
+    )
+    if waits and not isinstance(entry.workers, OwnThread):
+        return ExtraThreads(entry.workers)
+    return entry.workers
+
+
+async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
+    """Run the hooks, hand on what they give, clean up and release the slot."""
+    headers = response_headers = None
+    if plan.wants_headers:
+        given = {**request.headers, "x-request-id": request.id.decode("latin-1")}
+        headers = HookHeaders(given)
+    if plan.wants_response_headers:
+        response_headers = HookHeaders(raw=[])
+    workers = _workers_for(request, entry)
+    call = Call(entry.name, workers, headers, response_headers, request.id, request)
+    request.seconds = call.seconds
+    _enter(request, Phase.FIRST)
+    payload, request.payload = request.payload, None
+    try:
+        result = await infer(plan, payload, call, _nothing)
+        if call.is_stream(result):
+            request.stream = _Streamed(call.endings())
+            await _hand_on(request, request.stream, result)
+        else:
+            request.items.append(result)
+        request.phase = Phase.DONE
+    finally:
+        try:
+            if not call.is_finished:
+                await clean_up(request, call.finish())
+        finally:
+            request.serving.admission.nesting.release(entry.gate)
+
+
+async def _hand_on(request: CallRequest, streamed: _Streamed, items: AsyncIterator[Any]) -> None:
+    """Give the items to the caller, one at a time."""
+    request.streams = True
+    async for item in items:
+        _record(request, streamed, monotonic())
+        _enter(request, Phase.SEND)
+        while len(request.items) >= _AHEAD:
+            request.room = anyio.Event()
+            await request.room.wait()
+        request.items.append(item)
+        request.notify()
+        _enter(request, Phase.ITEM)
+
+
+def _record(request: CallRequest, streamed: _Streamed, now: float) -> None:
+    streamed.items += 1
+    if streamed.tick is not None:
+        streamed.tick(now)
+        return
+    assert request.series is not None
+    streamed.first_item = now - request.arrived
+    streamed.tick = request.series.stream(request.arrived, now)
+
+
+def _enter(request: CallRequest, phase: int) -> None:
+    request.phase = phase
+    request.since = monotonic()
+
+
+def caller_here() -> Caller | None:
+    """Return the request whose hook runs here, if one does.
+
+    Requests are noted from the first call on. Before that, the request is found on the stack, below
+    the hook.
+    """
+    note_all_running()
+    noted = running_caller()
+    if noted is not None:
+        return noted
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _PIPELINE:
+            caller: Caller = frame.f_locals["exchange"]
+            return caller
+        frame = frame.f_back
+    return None
+
+
+# --- the event loop -----------------------------------------------------------------------------
+
+_tasks: Final[set["asyncio.Task[None]"]] = set()  # the loop holds its tasks weakly only
+
+
+def _spawn(request: CallRequest, context: Context) -> None:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio  # only ever reached under trio
+
+        trio.lowlevel.spawn_system_task(request.run, context=context)
+    else:
+        task = loop.create_task(request.run(), context=context)
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+
+async def _wait_for_leave(gone: anyio.Event) -> Message:
+    """Wait until the caller leaves, as a host's `receive` does for a client."""
+    await gone.wait()
+    return {"type": "http.disconnect"}
+
+
+def _nothing(*args: object) -> None:
+    """Do nothing."""

@@ -1,0 +1,39 @@
+"""Whether an exception is the end of the task that it is raised in, or its code's own failure.
+
+Code may raise CancelledError of itself, by awaiting a task that somebody else has cancelled, and
+exceptions that are no `Exception`, as libraries in Rust do when they panic.
+"""
+
+import asyncio
+import math
+
+import anyio
+
+__all__ = ["ends_task"]
+
+
+def ends_task(exc: BaseException) -> bool:
+    """Return whether the current task is being cancelled, or was dropped, and must end.
+
+    To be asked where the exception is caught.
+    """
+    if isinstance(exc, GeneratorExit):
+        return not _is_in_task()  # it is being closed by whoever drops it
+    if not isinstance(exc, anyio.get_cancelled_exc_class()):
+        return False
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    return isinstance(exc, asyncio.CancelledError) and _is_cancelled_natively()
+
+
+def _is_in_task() -> bool:
+    try:
+        anyio.get_current_task()
+    except Exception:  # that of anyio without an event loop, of asyncio or of trio without a task
+        return False
+    return True
+
+
+def _is_cancelled_natively() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

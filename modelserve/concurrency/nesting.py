@@ -1,0 +1,124 @@
+"""Admission of calls inside of requests: one model calls another.
+
+A request that calls a model has a slot of its own model and of the application, and keeps them
+while it waits. So such a call needs a slot of the called model alone, goes before the requests that
+have none, and may wait while the server drains. What would wait for itself, directly or by way of
+other calls, is refused: nothing else would ever end it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import anyio
+
+from modelserve.errors import Overloaded, ServingError
+
+if TYPE_CHECKING:
+    from modelserve.concurrency.admission import Gate
+
+__all__ = ["Nesting"]
+
+
+class Nesting:
+    """The calls inside of requests of one application that wait for a slot of a model.
+
+    Args:
+        queues: The models with requests or calls that wait.
+        admit_waiting: Called where there may be room for one that waits.
+    """
+
+    def __init__(self, queues: "dict[Gate, None]", admit_waiting: Callable[[], None]) -> None:
+        self._queues = queues
+        self._admit_waiting = admit_waiting
+
+    async def acquire(self, gate: "Gate", held: "Sequence[Gate]") -> None:
+        """Acquire a slot of a model.
+
+        Args:
+            held: The models that the request has slots of, each as often as it has.
+
+        Raises Overloaded if the queue is full, or if the call would wait for itself, and what
+        `refuse` was given. A cancelled wait gives up its place.
+        """
+        if gate.has_room and not gate.nested:
+            gate.add_running(1)
+            return
+        if self._would_never_end(gate, held):
+            raise Overloaded("The call would wait for itself: no slot is free.", retry_after=1.0)
+        if gate.waiting >= gate.queue:
+            raise gate.refusal()
+        call = _Waiting(held)
+        self._enqueue(gate, call)
+        try:
+            await call.settled.wait()
+        except BaseException:
+            if call.admitted:
+                self.release(gate)
+            elif call.refusal is None:
+                self._dequeue(gate, call)
+            raise
+        if call.refusal is not None:
+            raise call.refusal
+
+    def release(self, gate: "Gate") -> None:
+        """Release a slot, and admit who has waited longest."""
+        gate.add_running(-1)
+        if self._queues:
+            self._admit_waiting()
+        gate.notify_if_empty()
+
+    def admit(self) -> None:
+        """Admit the calls that there is room for."""
+        for gate in list(self._queues):
+            while gate.nested and gate.has_room:
+                call: _Waiting = gate.nested[0]
+                self._dequeue(gate, call)
+                gate.add_running(1)
+                call.admitted = True
+                call.settled.set()
+
+    def refuse(self, gate: "Gate", refusal: Callable[[], ServingError]) -> None:
+        """Refuse the calls that wait for one model now."""
+        for call in list(gate.nested):
+            call.refusal = refusal()
+            self._dequeue(gate, call)
+            call.settled.set()
+
+    def _enqueue(self, gate: "Gate", call: "_Waiting") -> None:
+        gate.nested.append(call)
+        self._queues[gate] = None
+        gate.add_waiting(1)
+
+    def _dequeue(self, gate: "Gate", call: "_Waiting") -> None:
+        gate.nested.remove(call)
+        if not gate.is_waited_for:
+            del self._queues[gate]
+        gate.add_waiting(-1)
+        gate.notify_if_empty()
+
+    def _would_never_end(self, gate: "Gate", held: "Sequence[Gate]") -> bool:
+        """Return whether all that have a slot of the model wait, at last for one that is held."""
+        waiting = [(wanted, call.held) for wanted in self._queues for call in wanted.nested]
+        seen: set[Gate] = set()
+        unseen = [gate]
+        while unseen:
+            full = unseen.pop()
+            if full not in seen:
+                seen.add(full)
+                stuck = [(wanted, others.count(full)) for wanted, others in waiting]
+                if sum(slots for _, slots in stuck) + held.count(full) < full.running:
+                    return False  # somebody goes on
+                unseen += [wanted for wanted, slots in stuck if slots]
+        return True
+
+
+class _Waiting:
+    """A call's place in a queue; `settled` is set once it was admitted or refused."""
+
+    __slots__ = ("admitted", "held", "refusal", "settled")
+
+    def __init__(self, held: "Sequence[Gate]") -> None:
+        self.held = held
+        self.settled = anyio.Event()
+        self.admitted = False
+        self.refusal: ServingError | None = None

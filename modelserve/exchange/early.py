@@ -1,0 +1,102 @@
+"""Watch the client of a request that has to wait before its body is read.
+
+Whether a client has left is only to be seen behind its body. So the body is read ahead, by one task
+from then on, and kept for whoever reads it later.
+"""
+
+from collections import deque
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+from starlette.types import Message, Receive
+
+from modelserve.concurrency.budget import Share
+from modelserve.errors import ClientGone, Overloaded
+from modelserve.exchange.exchange import Exchange
+
+__all__ = ["read_ahead"]
+
+_DISCONNECT: Final[Message] = {"type": "http.disconnect"}
+_PAUSE_SECONDS: Final = 0.02
+
+
+async def read_ahead(exchange: Exchange, share: Share, limit: float) -> None:
+    """Begin to read the body of a request ahead; its client's leaving ends it from now on.
+
+    Args:
+        share: Holds what was read; closed with the request.
+        limit: No more bytes than that are read ahead.
+    """
+    if exchange.flight is None:
+        await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
+    assert exchange.flight is not None
+    early = _EarlyBody(exchange.receive, share, limit)
+    exchange.receive = early.receive
+    exchange.flight.start_companion(early.read())
+
+
+class _EarlyBody:
+    """The messages of a request that nobody has asked for yet."""
+
+    def __init__(self, receive: Receive, share: Share, limit: float) -> None:
+        self._receive = receive
+        self._share = share
+        self._limit = limit
+        self._messages: deque[tuple[Message, int]] = deque()  # each with what is held for it
+        self._changed = anyio.Event()
+
+    async def receive(self) -> Message:
+        """Return the next message, in the place of the host's `receive`."""
+        while not self._messages:
+            await self._changed.wait()
+        message, held = self._messages[0]
+        if message is not _DISCONNECT:
+            self._messages.popleft()
+            self._share.resize(self._share.size - held)
+            self._notify()
+        return message
+
+    async def read(self) -> None:
+        """Receive until the client leaves. Raises ClientGone."""
+        try:
+            more = True
+            while (message := await self._next()) is not _DISCONNECT:
+                if more:
+                    held = await self._room_for(len(message.get("body", b"")))
+                    self._messages.append((message, held))
+                    self._notify()
+                    more = message.get("more_body", False)
+                else:  # nothing that belongs to a request, as in `watcher`
+                    await anyio.sleep(_PAUSE_SECONDS)
+            self._messages.append((_DISCONNECT, 0))
+            self._notify()
+            raise ClientGone
+        finally:
+            self._share.close()
+
+    async def _next(self) -> Message:
+        try:
+            message = await self._receive()
+        except Exception:  # whatever it is, the client has left
+            return _DISCONNECT
+        return _DISCONNECT if message["type"] == "http.disconnect" else message
+
+    async def _room_for(self, size: int) -> int:
+        """Wait until so many bytes may be held, or nothing else is; return how many are."""
+        while self._messages:
+            if self._share.size + size <= self._limit and self._hold(size):
+                return size
+            await self._changed.wait()
+        return size if self._hold(size) else 0
+
+    def _hold(self, size: int) -> bool:
+        try:
+            self._share.grow(size)
+        except Overloaded:
+            return False
+        return True
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()

@@ -1,0 +1,87 @@
+"""Serve in an event loop that is somebody else's, such as a notebook's.
+
+Signals, the process and the event loop are left alone: what ends this server is the cancellation of
+whoever awaits it, which drains it as SIGTERM drains the command line. A second one cuts that short.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from modelserve.server import listener
+from modelserve.server.process import make_server
+from modelserve.server.server import Server
+from modelserve.server.settings import Settings
+
+__all__ = ["serve_embedded"]
+
+logger = logging.getLogger("modelserve")
+
+
+class EmbeddedServer(Server):
+    """A server that ends neither its process nor anything else in it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to whoever has them."""
+        yield
+
+    def _exit_now(self) -> None:
+        logger.warning("Stopped, while hooks in threads are still running")
+
+
+async def serve_embedded(load: Callable[[], ASGIApp], settings: Settings) -> None:
+    """Serve the application that `load` returns until this is cancelled, which drains.
+
+    Raises OSError where the address cannot be listened on, RuntimeError where the server cannot
+    start or stops by itself.
+    """
+    if settings.unsupported is not None:
+        raise RuntimeError(settings.unsupported)
+    server = make_server(load, settings, alone=False, kind=EmbeddedServer)
+    try:
+        sock = listener.bind(settings)
+    except OSError as exc:
+        why = exc.strerror or exc
+        raise OSError(exc.errno, f"Cannot listen on {settings.address}: {why}") from None
+    sock.listen()  # now, so that who connects before the server has started waits for it
+    try:
+        await _serve_until_cancelled(server, sock)
+    finally:
+        _close(sock, settings)
+
+
+def _close(sock: socket.socket, settings: Settings) -> None:
+    sock.close()
+    if settings.uds is not None:
+        Path(settings.uds).unlink(missing_ok=True)
+
+
+async def _serve_until_cancelled(server: Server, sock: socket.socket) -> None:
+    task = asyncio.create_task(_serve(server, sock))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        server.handle_exit(signal.SIGINT, None)
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                task.cancel()
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("The server has failed while it stopped", exc_info=task.exception())
+        raise
+    raise RuntimeError("The server has stopped by itself; the log says why")
+
+
+async def _serve(server: Server, sock: socket.socket) -> None:
+    try:
+        await server.serve(sockets=[sock])
+    except SystemExit:
+        raise RuntimeError("The server could not start; the log says why") from None

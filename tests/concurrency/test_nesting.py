@@ -1,0 +1,131 @@
+"""Slots for calls inside of requests: in turn, given up, refused."""
+
+import anyio
+import pytest
+
+from modelserve import Limits
+from modelserve.concurrency.admission import Admission, Gate
+from modelserve.errors import ModelNotFound, Overloaded, ServerShuttingDown
+from modelserve.limits import DEFAULTS
+
+pytestmark = pytest.mark.anyio
+
+
+def of(concurrency: int, queue: int = 10) -> Gate:
+    return Gate(Limits(concurrency=concurrency, queue=queue).with_defaults(DEFAULTS))
+
+
+def admission(concurrency: float = 10) -> Admission:
+    return Admission(Limits(concurrency=concurrency).with_defaults(DEFAULTS))
+
+
+async def test_a_call_goes_before_requests_that_wait() -> None:
+    gates, gate, order = admission(), of(1), list[str]()
+    assert gates.acquire_nowait(gate)
+
+    async def request() -> None:
+        await gates.acquire(gate)
+        order.append("request")
+        gates.release(gate)
+
+    async def call() -> None:
+        await gates.nesting.acquire(gate, [])
+        order.append("call")
+        gates.nesting.release(gate)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(request)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(call)
+            await anyio.wait_all_tasks_blocked()
+            assert gate.waiting == 2
+            gates.release(gate)
+    assert order == ["call", "request"]
+    assert (gate.running, gate.waiting, gates.gate.running) == (0, 0, 0)
+
+
+async def test_a_call_needs_no_slot_of_the_application() -> None:
+    gates, own, other = admission(concurrency=1), of(1), of(1)
+    assert gates.acquire_nowait(own)
+    await gates.nesting.acquire(other, [own])
+    assert (other.running, gates.gate.running) == (1, 1)
+    gates.nesting.release(other)
+    assert other.running == 0
+
+
+async def test_a_cancelled_call_gives_up_its_place() -> None:
+    gates, gate = admission(), of(1)
+    assert gates.acquire_nowait(gate)
+    with anyio.move_on_after(0.01):
+        await gates.nesting.acquire(gate, [])
+    assert gate.waiting == 0
+    gates.release(gate)
+    assert gates.acquire_nowait(gate)
+
+
+async def test_a_full_queue_refuses_a_call() -> None:
+    gates, gate = admission(), of(1, queue=0)
+    assert gates.acquire_nowait(gate)
+    with pytest.raises(Overloaded, match="its queue is full"):
+        await gates.nesting.acquire(gate, [])
+
+
+async def test_a_drain_refuses_requests_and_a_removed_model_calls_too() -> None:
+    gates, gate, refused = admission(), of(1), list[str]()
+    assert gates.acquire_nowait(gate)
+
+    async def call() -> None:
+        try:
+            await gates.nesting.acquire(gate, [])
+        except ModelNotFound:
+            refused.append("call")
+
+    async def request() -> None:
+        try:
+            await gates.acquire(gate)
+        except ServerShuttingDown:
+            refused.append("request")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            group.start_soon(request)
+            await anyio.wait_all_tasks_blocked()
+            gates.refuse_waiting(ServerShuttingDown)
+            await anyio.wait_all_tasks_blocked()
+            assert refused == ["request"]
+            gates.refuse_waiting_for(gate, ModelNotFound)
+    assert refused == ["request", "call"]
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "running", "held", "is_refused"),
+    [(1, 1, 1, True), (2, 2, 2, True), (2, 2, 1, False), (1, 1, 0, False)],
+)
+async def test_only_a_call_that_waits_for_itself_alone_is_refused(
+    concurrency: int, running: int, held: int, is_refused: bool
+) -> None:
+    gates, gate = admission(), of(concurrency)
+    for _ in range(running):
+        assert gates.acquire_nowait(gate)
+    refused = False
+    with anyio.move_on_after(0.01):
+        try:
+            await gates.nesting.acquire(gate, [gate] * held)
+        except Overloaded:
+            refused = True
+    assert refused == is_refused
+
+
+async def test_calls_that_wait_in_a_circle_are_noticed() -> None:
+    gates, a, b, c = admission(), of(1), of(1), of(1)
+    for gate in (a, b, c):
+        assert gates.acquire_nowait(gate)
+    async with anyio.create_task_group() as group:
+        group.start_soon(gates.nesting.acquire, b, [a])
+        group.start_soon(gates.nesting.acquire, c, [b])
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(Overloaded, match="would wait for itself"):
+            await gates.nesting.acquire(a, [c])
+        group.cancel_scope.cancel()
