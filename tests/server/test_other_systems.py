@@ -32,6 +32,8 @@ PROGRAM = """
 import sys
 from modelserve.kserve import Model, ModelServer
 
+pytestmark = pytest.mark.slow
+
 class Echo(Model):
     def predict(self, payload, headers=None):
         return payload

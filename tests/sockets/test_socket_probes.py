@@ -43,14 +43,20 @@ FEW = ["async-generator:predict", "sync-generator:predict", "postprocessed:predi
 HOSTS = ["httptools", "h11", "hypercorn", "trio", "granian"]
 PROBES = [
     *(("httptools", origin) for origin in ASYNC + SYNC),
-    *((host, origin) for host in HOSTS[1:] for origin in FEW),
+    ("trio", FEW[0]),
+    *(
+        pytest.param(host, origin, marks=pytest.mark.slow)
+        for host in HOSTS[1:]
+        for origin in FEW
+        if (host, origin) != ("trio", FEW[0])
+    ),
 ]
 GAP = 0.05
 SOON = 0.1
 GETS = 20  # answered while others are busy for a second or more
 
 every_probe = pytest.mark.parametrize(("host", "origin"), PROBES)
-every_host = hosts(*HOSTS)
+every_host = hosts("httptools", "trio", slow=["h11", "hypercorn", "granian"])
 main_hosts = hosts("httptools", "trio", slow=["h11", "hypercorn", "granian"])
 
 
