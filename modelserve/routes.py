@@ -2,7 +2,8 @@
 
 Everything that has to know the paths is made from the table: the look-up, `Allow`, and whatever
 describes the API. An application may add rows of its own, paths that mean what a built-in one does.
-What a path means is remembered, so that a known path costs one look-up in a dictionary.
+What a path means is remembered, so that a known path costs one look-up in a dictionary; of long
+paths it is not, so that what strangers ask for takes a few MiB at most.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,9 @@ from modelserve.wire.paths import segments_below, segments_of
 __all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match"]
 
 _REMEMBERED: Final = 4096
+# A path is the client's: its size counts, and what it means is kept beside it. Of a longer one the
+# meaning is found anew each time.
+_LONGEST: Final = 256
 
 _V1_VERSION: Final = "/v1/models/{model}/versions/{version}"
 
@@ -182,7 +186,8 @@ class Routes:
             said, target = self._known.get(key, (path, None))
         if target is None:
             target = self._meaning(scope)
-            if self._may_remember(target):
+            raw_path, root = scope.get("raw_path") or path, scope.get("root_path") or ""
+            if self._may_remember(target, max(len(raw_path), len(path)) + len(root)):
                 self._remember(key, path, target)
         return target
 
@@ -194,8 +199,8 @@ class Routes:
             return target if alias is None else alias.target
         return target
 
-    def _may_remember(self, target: Target) -> bool:
-        if not target.endpoints:
+    def _may_remember(self, target: Target, size: int) -> bool:
+        if not target.endpoints or size > _LONGEST:
             return False
         return not target.ref.name or target.ref.name in self._registry
 

@@ -20,7 +20,7 @@ from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
 from modelserve.metrics.shared import DIRECTORY_VARIABLE
 from modelserve.metrics.shared_directory import remove_abandoned
-from modelserve.server.connections import mended
+from modelserve.server.connections import LONGEST_HEAD, mended
 from modelserve.server.logs import print_error
 from modelserve.server.server import Server
 from modelserve.server.settings import CANNOT_LOAD, Settings
@@ -98,6 +98,7 @@ def make_server(
         app,
         **{"interface": "asgi3", "access_log": False, "log_config": None, **settings.uvicorn},
         workers=1,
+        h11_max_incomplete_event_size=LONGEST_HEAD,
     )
     try:
         config.load()
@@ -110,6 +111,7 @@ def make_server(
         config,
         app,
         shutdown_delay=settings.shutdown_delay,
+        head_timeout=settings.head_timeout,
         exit_on_load_failure=settings.exit_on_load_failure,
         **options,
     )

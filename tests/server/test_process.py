@@ -8,6 +8,7 @@ from servercommand import INT, TERM, Serve, until, until_draining
 HUP = signal.SIGHUP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sig", "workers"), [(TERM, "1"), (INT, "1"), (TERM, "2"), (INT, "2")])
 def test_signal_during_the_import(
     start: Serve, tmp_path: Path, sig: signal.Signals, workers: str

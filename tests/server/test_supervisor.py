@@ -76,6 +76,7 @@ def test_workers_drain(serve: Serve, sig: signal.Signals) -> None:
     assert "Traceback" not in running.log
 
 
+@pytest.mark.slow
 def test_listener_is_closed_with_the_last_worker_that_answers(serve: Serve, tmp_path: Path) -> None:
     """Not with the process: a connection that nobody will accept is refused, not kept waiting."""
     stop = "def stop(self):\n        (HERE / 'stopping').touch()\n        time.sleep(60)"
@@ -98,6 +99,7 @@ def test_worker_whose_handler_blocks(serve: Serve) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_second_signal_ends_all_workers_at_once(serve: Serve) -> None:
     running = serve_with_workers(serve)
     with running.stream():
@@ -108,6 +110,7 @@ def test_second_signal_ends_all_workers_at_once(serve: Serve) -> None:
         until(lambda: not any(map(is_alive, pids(running))), within=1)
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_supervisor_and_remove_its_directory(serve: Serve) -> None:
     running = serve_with_workers(serve)
     environment = Path(f"/proc/{min(pids(running))}/environ").read_bytes().split(b"\0")
@@ -118,6 +121,7 @@ def test_workers_end_with_their_supervisor_and_remove_its_directory(serve: Serve
     assert {path.exists() for path in directory} == {False}
 
 
+@pytest.mark.slow
 def test_a_directory_that_the_environment_names_is_kept(serve: Serve, tmp_path: Path) -> None:
     directory = tmp_path / "modelserve-mine"
     running = serve_with_workers(serve, MODELSERVE_METRICS_DIR=str(directory))
@@ -140,6 +144,7 @@ def test_worker_that_cannot_be_replaced_leaves_the_others(serve: Serve, tmp_path
     assert running.exit_code(within=3) == 0
 
 
+@pytest.mark.slow
 def test_application_that_does_not_start(start: Serve, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
         "async def app(scope, receive, send):\n"
