@@ -130,6 +130,18 @@ def test_what_cannot_be_a_hook(verb: str, target: Any, sentence: str) -> None:
     assert "m" not in app.serving.registry
 
 
+async def test_a_path_of_ones_own_is_the_verbs() -> None:
+    app = ModelServer()
+    app.model("m", path="/ask", verb="chat")(lambda document: "a")
+    app.model("m", path="/why", verb="explain")(lambda payload: {"explanations": [1]})
+    document = {"model": "m", "messages": [{"content": "hi"}]}
+    assert content(await request(app, "POST", "/ask", json=document)) == "a"
+    answer = await request(app, "POST", "/why", json={})
+    assert answer.json() == {"explanations": [1]}
+    with pytest.raises(ValueError, match="The verb 'talk' has no path"):
+        app.model("m", path="/x", verb="talk")
+
+
 def test_endpoints_of_openais_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "modelserve")
     app = ModelServer()
