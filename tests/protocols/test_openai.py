@@ -11,6 +11,7 @@ import anyio.lowlevel
 import numpy as np
 import orjson
 import pytest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from modelserve import InferenceError, InvalidInput, Limits, Model, ModelServer, Slot, Stepping
@@ -245,6 +246,45 @@ async def test_hooks_take_headers_and_preprocess_does_not_run() -> None:
     response = await post(ModelServer([Headed("m")]), CHAT, document, headers={"user-agent": "me"})
     assert response.headers["x-seen"] == "me"
     assert response.json()["choices"][0]["finish_reason"] == "length"
+
+
+class Message(BaseModel):
+    role: str
+    content: str
+
+
+class Asked(BaseModel):
+    messages: list[Message]
+    seed: int | None = None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_declared_request_is_validated(stream: bool) -> None:
+    class Typed(Model):
+        async def chat(self, document: Asked) -> AsyncIterator[str]:
+            yield document.messages[0].content
+
+    app = ModelServer([Typed("m")])
+    app.model("f", verb="chat")(lambda document: "any")
+    response = await chat(app, "Hi", stream=stream)
+    assert b'"content":"Hi"' in response.body
+    status, error = error_of(await chat(app, "Hi", stream=stream, seed="x"))
+    assert status == 400
+    assert error["message"].startswith("seed: ")
+
+
+async def test_what_v1_declares_is_not_asked_of_a_chat() -> None:
+    class Both(Model):
+        input_schema = Asked
+
+        async def predict(self, payload: Any) -> Any:
+            return payload
+
+        async def chat(self, document: Any) -> str:
+            return str(type(document))
+
+    app = ModelServer([Both("m")])
+    assert (await chat(app, seed="x")).status == 200
 
 
 async def test_a_token_generator_becomes_a_chat_in_one_line() -> None:
