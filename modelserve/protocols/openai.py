@@ -19,6 +19,7 @@ from modelserve.errors import (
     ModelNotFound,
     ServingError,
     Unauthorized,
+    single_cause,
 )
 from modelserve.protocols.codec import (
     Codec,
@@ -101,6 +102,8 @@ class OpenAICodec(Codec):
         Its client repeats what fails with 500 or more unless it is told not to: a request that has
         run into a time limit would run into it twice more.
         """
+        if error is not None:
+            error = single_cause(error)
         headers = [JSON, _NO_RETRY] if status in _NOT_RETRIED else [JSON]
         if status == 503 and not _says_when(error):
             headers.append(_RETRY_SOON)

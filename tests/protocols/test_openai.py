@@ -526,10 +526,13 @@ async def test_a_model_that_is_not_ready() -> None:
     assert response.headers["retry-after"] == "1"
 
 
-async def test_the_models_own_word_on_when_to_try_again_counts() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_the_models_own_word_on_when_to_try_again_counts(grouped: bool) -> None:
+    busy = HTTPException(503, "busy", headers={"Retry-After": "9"})
+
     class Busy(Model):
         async def chat(self, document: Any) -> Any:
-            raise HTTPException(503, "busy", headers={"Retry-After": "9"})
+            raise ExceptionGroup("", [busy]) if grouped else busy
 
     response = await chat(ModelServer([Busy("m")]))
     assert response.headers.getlist("retry-after") == ["9"]
