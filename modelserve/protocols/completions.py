@@ -133,10 +133,9 @@ class Completion:
         parts = []
         for part in document["choices"]:
             choice = self._choice(part.get("index", 0))
-            if "message" in part:
-                part = {k: v for k, v in part.items() if k != "message"} | {
-                    "delta": choice.numbered(part["message"])
-                }
+            if "message" in part or part.get("delta"):
+                delta = choice.numbered(part.get("message") or part.get("delta") or {})
+                part = {k: v for k, v in part.items() if k != "message"} | {"delta": delta}
             choice.has_begun = True
             choice.is_finished = choice.is_finished or bool(part.get("finish_reason"))
             parts.append({"index": choice.index, "logprobs": None, "finish_reason": None, **part})

@@ -282,6 +282,12 @@ def test_chunks_of_another_server_pass_and_are_finished_once() -> None:
     assert answer["usage"]["total_tokens"] == 3
 
 
+def test_tool_calls_of_another_server_set_the_reason() -> None:
+    made = choices(streamed([their_chunk({"tool_calls": [{"index": 0, **CALL}]})]))
+    assert made[0]["delta"] == {"tool_calls": [{"index": 0, **CALL}]}
+    assert made[-1]["finish_reason"] == "tool_calls"
+
+
 def test_chunks_that_never_finish_are_finished() -> None:
     made = choices(streamed([their_chunk({"content": "hi"})]))
     assert [c["finish_reason"] for c in made] == [None, "stop"]
