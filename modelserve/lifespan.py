@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -95,11 +95,11 @@ class Serving:
         self._scraper = Workers(1)
         self.decompressors = Workers(_DECOMPRESSORS)
         self.admission = Admission(self.limits)
+        self.flights = Flights()
         self.registry = Registry(
-            Shared(limits, self.workers, self.telemetry, self.admission, coalesce)
+            Shared(limits, self.workers, self.telemetry, self.admission, coalesce, self.flights)
         )
         self.loading = Loading(self.registry)
-        self.flights = Flights()
         self.events = _EVENTS.with_variables(os.environ)
         self.stopping = self.draining = self._drained = False
         self._has_repository = self.hosted = False
@@ -117,7 +117,7 @@ class Serving:
         self.workers = Workers(threads or self.workers.limit)
         self.admission = Admission(self.limits)
         self.registry.reconfigure(
-            Shared(limits, self.workers, self.telemetry, self.admission, before.coalesce)
+            replace(before, limits=limits, workers=self.workers, admission=self.admission)
         )
 
     def use(self, repository: ModelRepository) -> None:

@@ -104,6 +104,19 @@ class Caller:
             self.error, self.traceback = error, error.__traceback__
             self.wakeup.set()
 
+    def leave(self) -> list[Any]:
+        """Want nothing any more; return the joint calls that it was in."""
+        self.has_left = True
+        joints, self.joints = self.joints, []  # a reference cycle
+        return joints
+
+    def pop_error(self) -> BaseException:
+        """Return the exception, with the traceback that it had when it was raised."""
+        error, traceback = self.error, self.traceback
+        assert error is not None
+        self.error = self.traceback = None  # a reference cycle
+        return error.with_traceback(traceback)
+
     def result(self) -> Any:
         parts = self._parts
         if len(parts) == 1:

@@ -19,6 +19,7 @@ import orjson
 
 from modelserve.concurrency.batches import Batches, Policy
 from modelserve.concurrency.closing import aclose
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.lanes import Part
 from modelserve.concurrency.loops import PerLoop
 from modelserve.concurrency.threads import Workers
@@ -111,6 +112,7 @@ def batched(
     workers: Workers,
     deadlines: Deadlines,
     series: BatchSeries,
+    flights: Flights,
 ) -> Plan:
     """Return a plan whose main hook joins requests.
 
@@ -120,11 +122,12 @@ def batched(
         workers: Run the hook if it is sync.
         deadlines: Bound the clean-up of a call.
         series: Records the batches.
+        flights: The application's.
     """
     policy = Policy(
         batching.max_size, batching.max_wait, batching.concurrency, batching.isolate, deadlines
     )
-    batcher = _Batcher(_caller(plan.main, label, workers), policy, series)
+    batcher = _Batcher(_caller(plan.main, label, workers), policy, series, flights)
     return plan.with_main(plan.main.replaced_by(batcher.predict))
 
 
@@ -153,10 +156,14 @@ class _Batcher:
     """Batches of one model, in whatever event loop its requests come."""
 
     def __init__(
-        self, hook: Callable[[Any], Awaitable[Any]], policy: Policy, series: BatchSeries
+        self,
+        hook: Callable[[Any], Awaitable[Any]],
+        policy: Policy,
+        series: BatchSeries,
+        flights: Flights,
     ) -> None:
         self._hook = hook
-        make = partial(Batches, self._call_alone, self._call, policy, series)
+        make = partial(Batches, self._call_alone, self._call, policy, series, flights)
         self._batches: PerLoop[Batches] = PerLoop(make)
 
     async def predict(self, payload: Any) -> Any:

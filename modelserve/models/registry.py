@@ -4,7 +4,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from time import time
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 
 from modelserve.concurrency.admission import Admission, Gate
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
@@ -57,6 +58,7 @@ class Shared:
     telemetry: Telemetry
     admission: Admission
     coalesce: bool = False
+    flights: Flights = field(default_factory=Flights)
 
 
 class Entry:
@@ -126,6 +128,7 @@ class Entry:
                 workers=self.workers,
                 deadlines=self.deadlines,
                 series=self.series.batches(),
+                flights=shared.flights,
             )
         if model.stepping is not None:
             self.limits = with_slots(self.limits, model.stepping)
