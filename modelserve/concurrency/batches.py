@@ -193,6 +193,7 @@ class Batches:
             if joint.is_made_again:
                 for single in joint.singles():
                     await single.make(self._make_call, self._flights, self._lanes)
+                    single.wake_callers()
         except BaseException as exc:  # the event loop is being closed
             for caller in joint.callers:
                 self._lanes.fail(caller, exc)
@@ -201,3 +202,4 @@ class Batches:
             for caller in joint.callers:
                 self._lanes.line_up(caller)
             self._end_call(joint.outcome)
+            joint.wake_callers()  # last, so that the next call runs while these are answered

@@ -16,6 +16,7 @@ from modelserve.concurrency.flight import Flight, Phase
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.lanes import Caller, Lanes, Part
 from modelserve.concurrency.loops import EventLoop, Wakeup
+from modelserve.concurrency.threads import let_threads_run
 from modelserve.errors import ClientGone, Stopped
 from modelserve.limits import Deadlines
 
@@ -68,7 +69,7 @@ class Joint:
                 yield Joint([(caller, part, 0.0)], self.deadlines, isolates=False)
 
     async def make(self, call: Call, flights: Flights, lanes: Lanes) -> None:
-        """Make the call, in this task; give each caller its part of the result.
+        """Make the call, in this task; give each caller its part of the result, but wake nobody.
 
         Callers end it by leaving, and a drain does.
         """
@@ -77,6 +78,7 @@ class Joint:
                 raise ClientGone
             rest = flights.start(self, self._deliver(call, lanes))
             if rest is not None:
+                let_threads_run()
                 await rest
         except BaseException as exc:
             self.outcome = "cancelled"
@@ -101,6 +103,11 @@ class Joint:
         else:
             for caller, part, result in zip(self.callers, self.parts, results, strict=True):
                 lanes.give(caller, part, result)
+
+    def wake_callers(self) -> None:
+        """Wake those who have an exception or all of their result."""
+        for caller in self.callers:
+            caller.wake()
 
     def cancel(self) -> None:
         """Cancel the call."""
