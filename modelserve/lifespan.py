@@ -96,8 +96,9 @@ class Serving:
         self.decompressors = Workers(_DECOMPRESSORS)
         self.admission = Admission(self.limits)
         self.flights = Flights()
+        self.unattended = Flights()
         self.registry = Registry(
-            Shared(limits, self.workers, self.telemetry, self.admission, coalesce, self.flights)
+            Shared(limits, self.workers, self.telemetry, self.admission, coalesce, self.unattended)
         )
         self.loading = Loading(self.registry)
         self.events = _EVENTS.with_variables(os.environ)
@@ -207,6 +208,7 @@ class Serving:
         self.admission.refuse_waiting(None)
         self.events = _EVENTS.with_variables(os.environ)
         self.flights.reset_cleanup_cap()
+        self.unattended.reset_cleanup_cap()
         self.telemetry.open()
         self.load_pending()
         try:
@@ -254,9 +256,11 @@ async def _drain(serving: Serving) -> None:
         await serving.flights.emptied()
         await serving.loading.asked_for()
     if serving.flights:
-        serving.flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
+        for flights in (serving.flights, serving.unattended):
+            flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
         with anyio.move_on_after(CLEANUP_AFTER_DRAIN):
             await serving.flights.emptied()
+            await serving.unattended.emptied()
     if serving.flights:
         logger.warning(
             "%d requests have not ended; busy threads: %s",

@@ -57,7 +57,7 @@ class Batches:
         call: Makes a call for some parts; returns a result or an exception for each.
         policy: When, and how large.
         recorder: Records each call.
-        flights: The application's, which a drain ends.
+        flights: The register of joint calls, which a drain ends.
     """
 
     def __init__(

@@ -6,17 +6,14 @@ own caller only.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from time import monotonic
 from typing import Any, TypeAlias
 
 import anyio
-from starlette.types import Receive
 
-from modelserve.concurrency.flight import Flight, Phase
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.lanes import Caller, Lanes, Part
 from modelserve.concurrency.loops import EventLoop, Wakeup
-from modelserve.concurrency.threads import let_threads_run
+from modelserve.concurrency.unattended import Unattended
 from modelserve.errors import ClientGone, Stopped
 from modelserve.limits import Deadlines
 
@@ -26,7 +23,7 @@ Call: TypeAlias = Callable[[Sequence[Part]], Awaitable[Sequence[Any]]]
 
 
 class Joint:
-    """A call for several callers, which is in flight like a request: see `flight.Watched`.
+    """A call for several callers.
 
     Args:
         taken: The callers, their parts, and how long each has waited.
@@ -34,18 +31,10 @@ class Joint:
         isolates: If the call raises it is to be made again for each caller alone.
     """
 
-    stream = None
-    body_read = answered = False
-    phase = Phase.DONE
-
     def __init__(
         self, taken: list[tuple[Caller, Part, float]], deadlines: Deadlines, *, isolates: bool
     ) -> None:
-        self.arrived = self.since = monotonic()
-        self.deadlines = deadlines
-        self.receive: Receive = _no_client
-        self.reason: Stopped | None = None
-        self.flight: Flight | None = None
+        self._work = Unattended(deadlines)
         self.callers = [caller for caller, _, _ in taken]
         self.parts = [part for _, part, _ in taken]
         self.waits = [wait for _, _, wait in taken]
@@ -66,7 +55,7 @@ class Joint:
         """Yield a call for each caller alone who still waits for a result."""
         for caller, part in zip(self.callers, self.parts, strict=True):
             if not caller.has_left and caller.error is None:
-                yield Joint([(caller, part, 0.0)], self.deadlines, isolates=False)
+                yield Joint([(caller, part, 0.0)], self._work.deadlines, isolates=False)
 
     async def make(self, call: Call, flights: Flights, lanes: Lanes) -> None:
         """Make the call, in this task; give each caller its part of the result, but wake nobody.
@@ -76,10 +65,7 @@ class Joint:
         try:
             if self.is_deserted:
                 raise ClientGone
-            rest = flights.start(self, self._deliver(call, lanes))
-            if rest is not None:
-                let_threads_run()
-                await rest
+            await self._work.run(flights, self._deliver(call, lanes))
         except BaseException as exc:
             self.outcome = "cancelled"
             for caller in self.callers:  # nobody, except where the server has drained
@@ -93,7 +79,7 @@ class Joint:
         try:
             results = await call(self.parts)
         except BaseException as exc:
-            if self.flight is not None and self.flight.is_interrupted_by(exc):
+            if self._work.is_interrupted_by(exc):
                 raise
             self.outcome = "error"
             self.is_made_again = self._isolates and isinstance(exc, Exception)
@@ -111,8 +97,7 @@ class Joint:
 
     def cancel(self) -> None:
         """Cancel the call."""
-        if self.flight is not None:  # else its task has not begun, and will see that nobody is left
-            self.flight.cancel(ClientGone())
+        self._work.cancel()  # where it has not begun yet it will see that nobody is left
 
     async def wait_for_end(self, loop: EventLoop) -> None:
         """Wait until the clean-up of a cancelled call is over.
@@ -134,14 +119,5 @@ class Joint:
 
     def _end(self) -> None:
         self.has_ended = True
-        self.flight = None  # a reference cycle
         for ended in self._ended:
             ended.set()
-
-    async def report_early_end(self, reason: Stopped) -> None:
-        """Do nothing: whoever leaves knows."""
-
-
-async def _no_client() -> Any:
-    """Stand for `receive`, which nobody calls while `body_read` is false."""
-    raise RuntimeError("A joint call has no client.")

@@ -122,7 +122,7 @@ def batched(
         workers: Run the hook if it is sync.
         deadlines: Bound the clean-up of a call.
         series: Records the batches.
-        flights: The application's.
+        flights: The register of work for several requests.
     """
     policy = Policy(
         batching.max_size, batching.max_wait, batching.concurrency, batching.isolate, deadlines

@@ -51,14 +51,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the models of one application share; `limits` are without the defaults."""
+    """What the models of one application share; `limits` are without the defaults.
+
+    `unattended` is the register of work for several requests.
+    """
 
     limits: Limits
     workers: Workers
     telemetry: Telemetry
     admission: Admission
     coalesce: bool = False
-    flights: Flights = field(default_factory=Flights)
+    unattended: Flights = field(default_factory=Flights)
 
 
 class Entry:
@@ -128,7 +131,7 @@ class Entry:
                 workers=self.workers,
                 deadlines=self.deadlines,
                 series=self.series.batches(),
-                flights=shared.flights,
+                flights=shared.unattended,
             )
         if model.stepping is not None:
             self.limits = with_slots(self.limits, model.stepping)
@@ -138,6 +141,8 @@ class Entry:
                 self.name,
                 workers=self.workers,
                 gauge=self.series.active_slots,
+                flights=shared.unattended,
+                deadlines=self.deadlines,
             )
         self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
