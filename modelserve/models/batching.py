@@ -166,9 +166,9 @@ class _Batcher:
         make = partial(Batches, self._call_alone, self._call, policy, series, flights)
         self._batches: PerLoop[Batches] = PerLoop(make)
 
-    async def predict(self, payload: Any) -> Any:
+    def predict(self, payload: Any) -> Awaitable[Any]:
         """Return the result for one request's payload, which may go into one call with others."""
-        return await self._batches.get().submit(_work_of(payload))
+        return self._batches.get().submit(_work_of(payload))
 
     async def _call_alone(self, work: "_Work") -> Any:
         result = await self._hook(work.payload)
