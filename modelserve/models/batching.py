@@ -50,7 +50,7 @@ class Batching:
     Args:
         max_size: Items in one call; a larger request is divided over several.
         max_wait: Seconds for which a request waits for others although the model is free.
-        concurrency: Calls of `predict` at the same time.
+        concurrency: Calls of `predict` at the same time, in each event loop that serves the model.
         isolate: If a call for several requests raises, make it again once for each of them, so that
             one bad input fails its own request only.
 
