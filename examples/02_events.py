@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from modelserve import Model, ModelServer, ServerSentEvent
+from modelserve import Model, ModelServer, ServerSentEvent, instances
 
 RATE = 16_000  # samples a second
 FRAME = 1_600  # samples an item
@@ -29,7 +29,7 @@ class Steps(Model):
     heartbeat = 15.0
 
     async def predict(self, payload: Any) -> AsyncIterator[ServerSentEvent]:
-        total = payload["instances"][0]
+        total = instances(payload, int, at_least=1)[0]
         for step in range(1, total + 1):
             await anyio.sleep(0.05)
             yield ServerSentEvent({"step": step, "of": total}, event="progress", id=str(step))
@@ -41,7 +41,7 @@ class Tone(Model):
 
     def predict(self, payload: Any, response_headers: Any) -> Iterator[bytes]:
         response_headers["content-type"] = "audio/wav"
-        pitch = payload["instances"][0]
+        pitch = instances(payload, float, at_least=1)[0]
         yield wave_header(RATE)
         for start in range(0, RATE, FRAME):
             yield b"".join(sample(pitch, start + n) for n in range(FRAME))

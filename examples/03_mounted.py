@@ -18,14 +18,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from modelserve import Limits, Model, ModelServer
+from modelserve import Limits, Model, ModelServer, instances
 
 
 class Shout(Model):
     limits = Limits(concurrency=4, timeout=10)
 
     async def predict(self, payload: Any) -> dict[str, list[str]]:
-        return {"predictions": [text.upper() for text in payload["instances"]]}
+        return {"predictions": [text.upper() for text in instances(payload, str)]}
 
 
 async def home(request: Request) -> PlainTextResponse:

@@ -17,7 +17,7 @@ from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
-from modelserve import ModelServer
+from modelserve import ModelServer, instances
 
 models = ModelServer()
 provider = TracerProvider()
@@ -28,8 +28,9 @@ tracer = provider.get_tracer("double")
 @models.model("double")
 def double(payload: Any) -> dict[str, list[int]]:
     with tracer.start_as_current_span("multiply") as span:
-        span.set_attribute("instances", len(payload["instances"]))
-        return {"predictions": [2 * x for x in payload["instances"]]}
+        numbers = instances(payload, int)
+        span.set_attribute("instances", len(numbers))
+        return {"predictions": [2 * x for x in numbers]}
 
 
 trace.set_tracer_provider(provider)

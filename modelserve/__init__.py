@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modelserve.exchange.uploads import Upload
     from modelserve.limits import Limits
     from modelserve.models.batching import Batching
+    from modelserve.models.checks import instances
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
     from modelserve.models.stepping import Stepping
@@ -52,6 +53,7 @@ __all__ = [
     "Slot",
     "Stepping",
     "Upload",
+    "instances",
 ]
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
@@ -74,6 +76,7 @@ _MODULES: Final = {
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",
     "Upload": "exchange.uploads",
+    "instances": "models.checks",
     "Slot": "concurrency.steps",
     "Stepping": "models.stepping",
 }

@@ -10,6 +10,7 @@ exception is a 500 whose text stays in the log.
     |   +-- InvalidOutput            500  an invalid V2 response
     |   +-- NotText                  500  `data` was asked for what is bytes, not text
     +-- InvalidInput                 400  an invalid request
+    |   +-- NotAsDeclared            400  a payload that is not what the model has declared
     +-- Forbidden                    403  what the server has been told not to do
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
@@ -43,7 +44,7 @@ WorkersShouldBeLessThanMaxWorkersError.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from starlette.exceptions import HTTPException
 
@@ -68,6 +69,7 @@ __all__ = [
     "NoModelReady",
     "NoThread",
     "NotAcceptable",
+    "NotAsDeclared",
     "NotText",
     "Overloaded",
     "ResponseCut",
@@ -83,6 +85,9 @@ __all__ = [
     "WorkersShouldBeLessThanMaxWorkersError",
     "describe",
 ]
+
+
+_MOST_DETAILS: Final = 2000  # letters of another library's exception
 
 
 class ServingError(Exception):
@@ -130,6 +135,14 @@ class InvalidInput(ServingError, ValueError):
     """Raise when the request is invalid; the client reads the reason."""
 
     status = 400
+
+
+class NotAsDeclared(InvalidInput):
+    """Raised when a payload is not what the model has declared; the reason names the place.
+
+    It holds no value of the payload. Where a library has found the mistake, its exception is the
+    cause, whose text debugging shows.
+    """
 
 
 class InvalidOutput(InferenceError, InvalidInput):
@@ -376,6 +389,8 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapp
     """
     exc = single_cause(exc)
     if isinstance(exc, ServingError):
+        if debug and isinstance(exc, NotAsDeclared) and exc.__cause__ is not None:
+            return exc.status, f"{exc.reason} ({str(exc.__cause__)[:_MOST_DETAILS]})", exc.headers
         return exc.status, exc.reason, exc.headers
     if isinstance(exc, HTTPException):
         status = exc.status_code if 400 <= exc.status_code <= 599 else 500

@@ -162,8 +162,8 @@ def test_options_of_a_string(app: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
-        (b"text", '"instances" must be a list, not None.'),
-        ({"instances": "The"}, "\"instances\" must be a list, not 'The'."),
+        (b"text", 'Expected a JSON object with "instances", not bytes'),
+        ({"instances": "The"}, 'Expected "instances" to be a list'),
         ({"instances": []}, "the writer takes one instance a request, not 0."),
         ({"instances": ["a", "b"]}, "the writer takes one instance a request, not 2."),
         ({"instances": [5]}, "an instance must be an object or a string, not 5."),
@@ -219,5 +219,5 @@ def test_next_word(app: ModuleType, model: Any) -> None:
 def test_next_word_wants_strings(app: ModuleType) -> None:
     named = app.NextWord("next-word")
     named.load()
-    with pytest.raises(InvalidInput, match=r"must be a string, not 5\.$"):
+    with pytest.raises(InvalidInput, match=r"^Expected instances\[0\] to be a string$"):
         named.predict({"instances": [5]})

@@ -7,8 +7,11 @@ import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypedDict, TypeVar, assert_type
 
+from msgspec import Struct
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.datastructures import FormData
 from starlette.routing import Mount
@@ -31,6 +34,7 @@ from modelserve import (
     ServerSentEvent,
     ServingError,
     Upload,
+    instances,
 )
 from modelserve.testing import exchange, lifespan, request
 
@@ -207,6 +211,65 @@ class Composed(Model):
                 yield item
 
 
+# --- declared payloads --------------------------------------------------------------------------
+
+
+class House(BaseModel):
+    rooms: int
+
+
+class Flat(Struct):
+    floor: int
+
+
+@dataclass
+class Price:
+    euros: float
+
+
+EXAMPLE = {"rooms": 3}
+PRICE_SCHEMA = {"type": "object"}
+
+
+class DeclaresPayload(Model):
+    example = EXAMPLE
+    input_schema = House
+    output_schema = PRICE_SCHEMA
+
+    async def predict(self, payload: House) -> Price:
+        return Price(1000.0 * payload.rooms)
+
+
+class DeclaresInstances(Model):
+    def predict(self, instances: list[Flat]) -> list[Price]:
+        return [Price(flat.floor) for flat in instances]
+
+    def explain(self, payload: House | InferRequest | None) -> dict[str, Flat]:
+        return {"flat": Flat(1)}
+
+
+class DeclaresInPreprocess(Model):
+    def preprocess(self, payload: list[House]) -> list[int]:
+        return [house.rooms for house in payload]
+
+    async def predict(self, payload: list[int]) -> AsyncIterator[Price]:
+        for rooms in payload:
+            yield Price(rooms)
+
+
+class DeclaresAnIterator(Model):
+    async def predict(self, payload: AsyncIterator[Flat]) -> AsyncIterator[Price]:
+        async for flat in payload:
+            yield Price(flat.floor)
+
+
+class ChecksInstances(Model):
+    def predict(self, payload: Any) -> Any:
+        assert_type(instances(payload), list[Any])
+        assert_type(instances(payload, str, at_least=1), list[str])
+        assert_type(instances(payload, (int, float)), list[Any])
+
+
 # --- applications -------------------------------------------------------------------------------
 
 app = ModelServer(
@@ -215,10 +278,11 @@ app = ModelServer(
     threads=4,
     prefix="/ml",
     debug=True,
+    aliases={"/ping": "/v2/health/ready"},
 )
 
 
-@app.model("double-2")
+@app.model("double-2", path="/predict")
 def double(payload: Payload) -> Answer:
     return {"predictions": [2 * x for x in payload["instances"]]}
 
@@ -246,8 +310,15 @@ class NoModel:
         return payload
 
 
+@app.model("flats", example=EXAMPLE, input_schema=House, output_schema=PRICE_SCHEMA)
+def flats(instances: list[Flat]) -> list[Price]:
+    return [Price(flat.floor) for flat in instances]
+
+
 app.add_model(NoModel(), "plain")
 app.add_model(lambda payload: payload, "lambda", own_thread=True)
+app.add_alias("/lambda", "/v1/models/lambda:predict")
+assert_type(app.aliases, dict[str, str])
 app.add_model(Asynchronous("async"))
 
 # The decorator keeps types.

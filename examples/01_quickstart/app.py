@@ -2,7 +2,8 @@
 
 Shows: a model is a class with `load` and `predict`; an `async def predict` that yields is streamed
 piece by piece; a `def predict` that returns is answered whole; `load` and any other `def` hook run
-in a worker thread; `InvalidInput` is answered with 400 and its sentence.
+in a worker thread; `InvalidInput`, which `instances` raises too, is answered with 400 and its
+sentence.
 
 Leaves out: batching, limits, the V2 protocol, and a language model of any size. This one learns
 from Python's own documentation (textmodel.py): nothing to download, and not much sense.
@@ -24,7 +25,7 @@ from typing import Any
 import anyio
 from textmodel import trained
 
-from modelserve import Model, ModelServer
+from modelserve import Model, ModelServer, instances
 from modelserve.errors import InvalidInput
 
 
@@ -60,10 +61,9 @@ class NextWord(Model):
         return True
 
     def predict(self, payload: Any) -> dict[str, list[dict[str, float]]]:
-        return {"predictions": [self.likeliest(text) for text in instances(payload)]}
+        return {"predictions": [self.likeliest(text) for text in instances(payload, str)]}
 
-    def likeliest(self, text: Any) -> dict[str, float]:
-        require(isinstance(text, str), "an instance of next-word must be a string", got=text)
+    def likeliest(self, text: str) -> dict[str, float]:
         chances = self.text.following(self.text.read(text))
         best = sorted(chances, key=chances.__getitem__, reverse=True)[:5]
         return {word: round(chances[word], 4) for word in best}
@@ -99,13 +99,6 @@ def read_options(payload: Any) -> Options:
     for name in options:
         require(name in known, f"a field must be one of {', '.join(known)}", got=name)
     return Options(**options)
-
-
-def instances(payload: Any) -> list[Any]:
-    """Return the instances of a V1 payload."""
-    found: Any = payload.get("instances") if isinstance(payload, dict) else None
-    require(isinstance(found, list), '"instances" must be a list', got=found)
-    return list(found)
 
 
 def is_whole(value: object) -> bool:

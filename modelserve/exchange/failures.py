@@ -1,13 +1,27 @@
 """Report how a request has failed, to the client and in the log."""
 
+from traceback import walk_tb
+from typing import Final
+
 import anyio
 
 from modelserve.concurrency.flight import Phase
-from modelserve.errors import ClientGone, ServingError, Stopped, describe, is_expected
+from modelserve.errors import ClientGone, ServingError, Stopped, describe, is_expected, single_cause
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.sending import SendFailed, log_failure
 
 __all__ = ["conclude", "report_failure"]
+
+# What code raises that takes the client's word for the form of its data.
+_OF_BAD_INPUT: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+_WRITERS: Final = ("modelserve.protocols.", "modelserve.wire.")
 
 
 async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool) -> None:
@@ -25,13 +39,29 @@ async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool)
         exchange.status = exchange.status or 500  # as the host answers
         raise exc
     if not is_expected(exc):
-        log_failure(exchange, "Request %s failed", exc)
+        log_failure(exchange, "Request %s failed" + _advice(exchange, exc), exc)
     if exchange.phase != Phase.DONE:
         status, detail, headers = describe(exc, debug=debug)
         exchange.enter(Phase.SEND)
         await exchange.report(status, detail, headers, exc)
     if _is_interrupt(exc):
         raise exc
+
+
+def _advice(exchange: Exchange, exc: BaseException) -> str:
+    """Return how a hook's exception becomes a 400, if it may come from what the client has sent."""
+    exc = single_cause(exc)
+    may_be = isinstance(exc, _OF_BAD_INPUT) or type(exc).__name__ == "ValidationError"
+    if exchange.status or not may_be or isinstance(exc, ServingError) or _is_of_answer(exc):
+        return ""
+    return "; if the client is at fault, check for it and raise InvalidInput, which is a 400"
+
+
+def _is_of_answer(exc: BaseException) -> bool:
+    """Return whether writing the answer has failed, not a hook."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(exc.__traceback__))
+    ours = [name for name in names if name.startswith("modelserve.")]
+    return bool(ours) and ours[-1].startswith(_WRITERS)
 
 
 async def conclude(exchange: Exchange, reason: Stopped) -> None:

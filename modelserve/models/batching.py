@@ -26,6 +26,7 @@ from modelserve.concurrency.threads import Workers
 from modelserve.errors import InferenceError
 from modelserve.limits import Deadlines, Limits
 from modelserve.metrics.batches import BatchSeries
+from modelserve.models.declared import Form
 from modelserve.models.hooks import Hook, Plan
 from modelserve.models.inference import PLAIN
 from modelserve.tensors import InferInput, InferOutput, InferRequest, InferResponse
@@ -127,8 +128,20 @@ def batched(
     policy = Policy(
         batching.max_size, batching.max_wait, batching.concurrency, batching.isolate, deadlines
     )
-    batcher = _Batcher(_caller(plan.main, label, workers), policy, series, flights)
-    return plan.with_main(plan.main.replaced_by(batcher.predict))
+    call = _caller(plan.main, label, workers)
+    declared = plan.declared
+    if declared is None or declared.form is not Form.INSTANCES or plan.preprocess is not None:
+        batcher = _Batcher(call, policy, series, flights)
+        return plan.with_main(plan.main.replaced_by(batcher.predict))
+
+    async def call_with_instances(payload: Any) -> Any:
+        return declared.answer(await call(payload["instances"]))
+
+    async def predict(instances: Any) -> Any:
+        return await joined.predict({"instances": instances})
+
+    joined = _Batcher(call_with_instances, policy, series, flights)
+    return plan.with_main(plan.main.replaced_by(predict))
 
 
 def _caller(hook: Hook, label: str, workers: Workers) -> Callable[[Any], Awaitable[Any]]:

@@ -7,12 +7,13 @@ and response headers it takes.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
 from modelserve.errors import InvalidInput
+from modelserve.models.declared import Declared, declared_input
 from modelserve.models.forgotten import Noted, noting_none, returns_nothing
 from modelserve.models.model import (
     LIFECYCLE,
@@ -23,6 +24,7 @@ from modelserve.models.model import (
     defines,
     is_function,
 )
+from modelserve.models.signatures import HEADERS, POSITIONAL, layers_of
 
 __all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
 
@@ -75,8 +77,9 @@ class Hook:
 class Plan:
     """The hooks that one verb of one model runs, in order.
 
-    `is_direct` is true where there is one hook only, an async function and no generator; `forwards`
-    where no hook of the model's own is given the request's payload, which goes to a predictor.
+    `is_direct` is true where there is one hook only, an async function and no generator, and its
+    payload is not `declared`: what the first hook takes as it comes. `forwards` is true where no
+    hook of the model's own is given the request's payload, which goes to a predictor.
     """
 
     preprocess: Hook | None
@@ -87,26 +90,35 @@ class Plan:
     streams: bool
     wants_headers: bool
     wants_response_headers: bool
+    declared: Declared | None = None
 
     @classmethod
-    def of(cls, preprocess: Hook | None, main: Hook, postprocess: Hook | None) -> "Plan":
+    def of(
+        cls,
+        preprocess: Hook | None,
+        main: Hook,
+        postprocess: Hook | None,
+        declared: Declared | None = None,
+    ) -> "Plan":
         """Settle what the hooks have in common."""
+        is_plain = declared is None and main.on_loop and not main.is_async_generator
         hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
         streams = any(hook.streams for hook in hooks)
         return cls(
             preprocess,
             main,
             postprocess,
-            is_direct=hooks == [main] and main.on_loop and not main.is_async_generator,
+            is_direct=is_plain and hooks == [main],
             forwards=preprocess is None and main.is_default,
             streams=streams and (postprocess is None or postprocess.streams),
             wants_headers=any(hook.wants_headers for hook in hooks),
             wants_response_headers=any(hook.wants_response_headers for hook in hooks),
+            declared=declared,
         )
 
     def with_main(self, main: Hook) -> "Plan":
         """Return a plan with another main hook."""
-        return Plan.of(self.preprocess, main, self.postprocess)
+        return Plan.of(self.preprocess, main, self.postprocess, self.declared)
 
 
 class Plans(dict[str, Plan]):
@@ -164,7 +176,8 @@ def _staged_plan(model: Any, verb: str) -> Plan:
             f"postprocess of model {model.name!r} is a sync generator, and {verb} streams: "
             "what wraps a stream must be an async generator"
         )
-    return Plan.of(preprocess, main, postprocess)
+    first = preprocess or main
+    return Plan.of(preprocess, main, postprocess, declared_input(model, first.name))
 
 
 def _lone_plan(model: Any, verb: str) -> Plan | None:
@@ -215,9 +228,9 @@ def _hook(model: Any, name: str) -> Hook:
 
 def _required_headers(function: Any) -> tuple[str, ...]:
     """Return which of the headers' parameters have no default."""
-    parameters = next(_signatures(function), [])
+    _, parameters = next(layers_of(function), (None, []))
     missing = inspect.Parameter.empty
-    return tuple(p.name for p in parameters if p.name in _HEADERS and p.default is missing)
+    return tuple(p.name for p in parameters if p.name in HEADERS and p.default is missing)
 
 
 def _is_object(function: Any) -> bool:
@@ -237,8 +250,6 @@ def callee_of(function: Any) -> Any:
 
 
 # --- which arguments a hook takes ---------------------------------------------------------------
-
-_HEADERS: Final = ("headers", "response_headers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +292,11 @@ def _arguments_of(function: Any, label: str, *, names_all: bool = False) -> _Arg
     it; with `names_all`, only if some function names it. Raises TypeError for a required parameter
     that no hook is given.
     """
-    layers = [_Signature(parameters) for parameters in _signatures(function)]
+    layers = [_Signature(parameters) for _, parameters in layers_of(function)]
     if not layers:
         return _PAYLOAD_ALONE
     layers[0].check(label)
-    passed = {name for name in ("payload", *_HEADERS) if all(s.accepts(name) for s in layers)}
+    passed = {name for name in ("payload", *HEADERS) if all(s.accepts(name) for s in layers)}
     if names_all:
         passed = {n for n in passed if n == "payload" or any(s.declares(n) for s in layers)}
     return layers[0].arguments(passed)
@@ -299,9 +310,9 @@ class _Signature:
         kinds = {p.kind for p in parameters}
         self.has_args = inspect.Parameter.VAR_POSITIONAL in kinds
         self.has_kwargs = inspect.Parameter.VAR_KEYWORD in kinds
-        self.positional = [p for p in parameters if p.kind in _POSITIONAL]
+        self.positional = [p for p in parameters if p.kind in POSITIONAL]
         first = self.positional[0] if self.positional else None
-        self.payload = first if first is not None and first.name not in _HEADERS else None
+        self.payload = first if first is not None and first.name not in HEADERS else None
 
     def declares(self, name: str) -> bool:
         """Return whether an argument has a parameter, `*args` and `**kwargs` apart."""
@@ -316,7 +327,7 @@ class _Signature:
     def check(self, label: str) -> None:
         """Raise TypeError for a parameter that cannot be filled, or without one for a payload."""
         for p in self.parameters:
-            known = p is self.payload or p.name in _HEADERS or p.kind in _VARIADIC
+            known = p is self.payload or p.name in HEADERS or p.kind in _VARIADIC
             if not known and p.default is inspect.Parameter.empty:
                 raise TypeError(
                     f"{label} takes {p.name!r}, which no hook is given: "
@@ -329,7 +340,7 @@ class _Signature:
         """Choose the arguments: those declared, and those in `passed` that are accepted."""
         names = [
             name
-            for name in ("payload", *_HEADERS)
+            for name in ("payload", *HEADERS)
             if self.declares(name) or (name in passed and self.accepts(name))
         ]
         by_position = self._by_position(names)
@@ -355,32 +366,8 @@ class _Signature:
         return any(p.name == name and p.kind in _BY_NAME for p in self.parameters)
 
 
-_POSITIONAL: Final = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-)
 _BY_NAME: Final = (
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
     inspect.Parameter.KEYWORD_ONLY,
 )
 _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def _signatures(function: Any) -> Iterator[list[inspect.Parameter]]:
-    """Yield the parameters of a callable and of each function that it wraps (`__wrapped__`)."""
-    is_bound = inspect.ismethod(function)
-    is_outermost = True
-    while function is not None:
-        try:
-            signature = inspect.signature(function, follow_wrapped=False)
-        except (TypeError, ValueError):  # some builtins have none
-            return
-        parameters = list(signature.parameters.values())
-        yield parameters if is_outermost or not is_bound else _without_self(parameters)
-        is_outermost = False
-        function = getattr(function, "__wrapped__", None)
-
-
-def _without_self(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
-    has_self = parameters and parameters[0].kind in _POSITIONAL
-    return parameters[1:] if has_self else parameters

@@ -19,6 +19,7 @@ from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
 from modelserve.exchange.running import Caller, note_running
 from modelserve.models.hooks import Hook, Plan
+from modelserve.models.mistakes import as_mistake
 from modelserve.tensors import InferResponse
 
 __all__ = ["PLAIN", "Call", "call_hook", "infer"]
@@ -219,13 +220,22 @@ async def infer(plan: Plan, payload: Any, call: Call, check: Callable[[Any], Non
         check: Raises InvalidInput for a payload that the protocol does not allow; called after
             preprocess.
     """
+    declared = plan.declared
+    if declared is not None:
+        payload = declared.convert(payload)
     if plan.preprocess is not None:
-        payload = await call.run(plan.preprocess, payload)
+        try:
+            payload = await call.run(plan.preprocess, payload)
+        except Exception as exc:
+            mistake = as_mistake(exc, payload)
+            if mistake is None:
+                raise
+            raise mistake from mistake.__cause__
     check(payload)
     result = await call.run(plan.main, payload)
     if plan.postprocess is not None:
         result = await call.run(plan.postprocess, result)
-    return result
+    return result if declared is None else declared.answer(result)
 
 
 async def call_hook(label: str, workers: Workers, function: Callable[..., Any], *args: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict, get_origin
 
 from modelserve.errors import HookMissing
 from modelserve.limits import Limits
@@ -60,6 +60,9 @@ class ModelSettings(TypedDict, total=False):
     heartbeat_before_first: bool
     versions: Sequence[str] | None
     platform: str
+    example: Any
+    input_schema: Any
+    output_schema: Any
     predictor_host: str | None
     explainer_host: str | None
     protocol: str
@@ -69,6 +72,7 @@ class ModelSettings(TypedDict, total=False):
 
 
 SETTINGS: Final = tuple(ModelSettings.__annotations__)
+_SCHEMAS: Final = ("input_schema", "output_schema")
 
 
 class Model:
@@ -92,6 +96,11 @@ class Model:
             status to 200.
         versions: The versions that V2's versioned paths serve; None for no such paths.
         platform: The platform in V2's metadata.
+        example: A payload that the model answers, for its documentation.
+        input_schema: What V1's payloads are: a JSON Schema, which documents, or a class (pydantic's
+            or msgspec's, a dataclass, a TypedDict), by which they are checked as well. The
+            annotation of a hook, which goes before, also makes an object of them.
+        output_schema: What the answers are, for the documentation.
         engine: Whether `start_engine` and `stop_engine` are called.
         predictor_host: Where `predict` forwards its payload unless overridden; `host[:port]`.
         explainer_host: The same for `explain`.
@@ -121,6 +130,9 @@ class Model:
     heartbeat_before_first: bool = False
     versions: Sequence[str] | None = None
     platform: str = ""
+    example: Any = None
+    input_schema: Any = None
+    output_schema: Any = None
     predictor_host: str | None = None
     explainer_host: str | None = None
     protocol: str = "v1"
@@ -331,9 +343,20 @@ def _model_of(target: Any, name: Any) -> Model:
 
 
 def _values_of(names: Sequence[str], target: Any) -> dict[str, Any]:
-    """Return the attributes that are set; what is callable is a method of another meaning."""
+    """Return the attributes that are set; what is callable is a method of another meaning.
+
+    A class is callable, and may be a schema.
+    """
     values = {name: getattr(target, name, None) for name in names}
-    return {name: v for name, v in values.items() if v is not None and not callable(v)}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and (not callable(value) or (name in _SCHEMAS and _is_type(value)))
+    }
+
+
+def _is_type(value: Any) -> bool:
+    return isinstance(value, type) or get_origin(value) is not None
 
 
 def is_function(target: Any) -> bool:

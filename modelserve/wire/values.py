@@ -5,10 +5,12 @@ Values of other libraries are known by their methods and names, so that none of 
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 from uuid import UUID
@@ -141,14 +143,21 @@ def _of_pydantic(value: Any) -> Any:
         return value.model_dump()
 
 
+def _of_msgspec(value: Any) -> Any:
+    """Return a Struct as msgspec writes it: renamed, tagged, without its defaults if it says so."""
+    return sys.modules["msgspec"].to_builtins(value, enc_hook=to_builtin)
+
+
 _CONVERSIONS: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
     (tuple, list),  # a subclass, as the others here
     (float, float),
     ((date, time), lambda value: value.isoformat()),
     (timedelta, _duration),
+    (Decimal, str),
     (Mapping, dict),
 )
 _BY_METHOD: Final[tuple[tuple[tuple[str, ...], Callable[[Any], Any]], ...]] = (
+    (("__struct_fields__", "__struct_config__"), _of_msgspec),
     (("model_dump",), _of_pydantic),
     (("__fields__", "json"), lambda value: json.loads(value.json())),  # pydantic 1
     (("to_dict", "columns"), lambda value: value.to_dict("records")),  # a table of pandas'

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -647,3 +648,32 @@ async def test_a_stream_that_a_batched_hook_returns_is_closed_and_an_error(
 def test_meaningless_numbers_are_refused(arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} of Batching"):
         Batching(**arguments)
+
+
+class Item(msgspec.Struct):
+    n: int
+
+
+class Declaring(Gated):
+    """The hook is given the instances alone, as objects."""
+
+    async def predict(self, instances: list[Item]) -> Any:
+        self.calls.append(instances)
+        self.gates.append(anyio.Event())
+        await self.gates[-1].wait()
+        return [2 * item.n for item in instances]
+
+
+async def test_declared_instances_are_joined_as_lists() -> None:
+    clients = Clients(Declaring())
+    async with anyio.create_task_group() as group:
+        await clients.arrive(group, *({"instances": [{"n": n}]} for n in (1, 2, 3)))
+        await clients.arrive(group, {"instances": [{"n": "x"}]})
+        await settle()
+        clients.model.gates[0].set()
+        await settle()
+        clients.model.gates[1].set()
+    assert [len(call) for call in clients.model.calls] == [1, 2]
+    answers = [clients.responses[number].json() for number in range(4)]
+    assert answers[:3] == [{"predictions": [2]}, {"predictions": [4]}, {"predictions": [6]}]
+    assert answers[3] == {"error": "instances[0].n: Expected `int`, got `str`"}

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import datetime
+import decimal
 import enum
 import json
 import types
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pandas as pd
 import pydantic
@@ -75,6 +77,16 @@ class Holder(pydantic.BaseModel):
     tensor: Any
 
 
+class Struct(msgspec.Struct, tag="point", rename="camel"):
+    x_value: Any
+    inner: Any = None
+
+
+class Row(msgspec.Struct, array_like=True):
+    x: Any
+    y: Any
+
+
 @dataclasses.dataclass
 class Point:
     x: Any
@@ -133,6 +145,18 @@ DAY = "2024-01-02T00:00:00"
 NANOSECOND = pd.Timestamp("2024-01-02") + pd.Timedelta(1, "ns")
 
 VALUES: list[tuple[Any, Any]] = [
+    (Struct(1), {"type": "point", "xValue": 1, "inner": None}),
+    (
+        [Struct(float("nan"), Row(1, np.float32(2)))],
+        [{"type": "point", "xValue": None, "inner": [1, 2.0]}],
+    ),
+    (
+        {"a": Struct(Row(1, 2), Inner(at=datetime.datetime(2024, 1, 2)))},
+        {"a": {"type": "point", "xValue": [1, 2], "inner": {"at": DAY}}},
+    ),
+    (Point(Struct(np.array([1, 2]))), {"x": {"type": "point", "xValue": [1, 2], "inner": None}}),
+    (decimal.Decimal("0.10"), "0.10"),
+    (Point(decimal.Decimal(3)), {"x": "3"}),
     (pd.Timestamp("2024-01-02"), DAY),
     (NANOSECOND, DAY + ".000000001"),
     (pd.Timestamp("2024-01-02", tz="UTC"), DAY + "+00:00"),

@@ -1,0 +1,109 @@
+"""The JSON Schemas of what a model has declared, for its documentation. Pure."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from modelserve.models.annotations import MSGSPEC, PLAIN_CLASS, PYDANTIC, element_of, libraries_of
+from modelserve.models.declared import Form
+from modelserve.models.hooks import Plan
+from modelserve.models.signatures import UNKNOWN, return_type
+from modelserve.models.typed_dicts import readable
+from modelserve.models.validators import library_for
+
+__all__ = ["input_schema", "output_schema"]
+
+Schema = dict[str, Any]
+
+_DEFINITIONS: Final = "$defs"
+
+
+def input_schema(model: Any, plan: Plan) -> Schema | None:
+    """Return the JSON Schema (2020-12) of V1's payloads for a verb; None where nothing is declared.
+
+    It stands on its own: what it refers to is in its `$defs`. A class that has no schema, with a
+    field that its library cannot describe, gives None.
+    """
+    declared = plan.declared
+    if declared is None:
+        return model.input_schema if isinstance(model.input_schema, dict) else None
+    schema = _schema_of(declared.type)
+    if schema is None:
+        return None
+    if declared.form is Form.INSTANCES:
+        return _object(instances=schema)
+    return _object(instances=_list(schema)) if declared.form is Form.ITERATOR else schema
+
+
+def output_schema(model: Any, plan: Plan) -> Schema | None:
+    """Return the JSON Schema of a verb's answers: `output_schema`, else what the last hook returns.
+
+    The items of a stream are those of `predictions`, as they are where a stream is collected.
+    """
+    if isinstance(model.output_schema, dict):
+        return model.output_schema
+    if model.output_schema is not None:
+        return _schema_of(model.output_schema)
+    last = plan.postprocess or plan.main
+    annotation = return_type(getattr(model, last.name))
+    item = element_of(annotation, iterates=True)
+    if item is not UNKNOWN and libraries_of(item):
+        return _predictions(_schema_of(item))
+    is_list = plan.declared is not None and plan.declared.form is Form.INSTANCES
+    if is_list and element_of(annotation) is not UNKNOWN:
+        return _predictions(_schema_of(element_of(annotation)))
+    return _schema_of(annotation) if libraries_of(annotation) else None
+
+
+def _schema_of(annotation: Any) -> Schema | None:
+    """Return the schema of a type by the library that reads it; None where it has none."""
+    try:
+        library = library_for(annotation, "A schema")
+        return _MAKERS[library](annotation)
+    except Exception:  # the library's own, for a type that JSON Schema does not have
+        if libraries_of(annotation) != {PLAIN_CLASS}:
+            return None
+    with suppress(Exception):  # one that msgspec does not know
+        return _of_pydantic(annotation)
+    return None
+
+
+def _of_msgspec(annotation: Any) -> Schema:
+    import msgspec
+
+    return msgspec.json.schema(annotation)
+
+
+def _of_pydantic(annotation: Any) -> Schema:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(readable(annotation)).json_schema()
+
+
+_MAKERS: Final = {MSGSPEC: _of_msgspec, PYDANTIC: _of_pydantic}
+
+
+def _predictions(item: Schema | None) -> Schema | None:
+    return None if item is None else _object(predictions=_list(item))
+
+
+def _list(item: Schema) -> Schema:
+    return _with_definitions({"type": "array", "items": _without_definitions(item)}, item)
+
+
+def _object(**members: Schema) -> Schema:
+    [(name, member)] = members.items()
+    schema = {
+        "type": "object",
+        "properties": {name: _without_definitions(member)},
+        "required": [name],
+    }
+    return _with_definitions(schema, member)
+
+
+def _without_definitions(schema: Mapping[str, Any]) -> Schema:
+    return {key: value for key, value in schema.items() if key != _DEFINITIONS}
+
+
+def _with_definitions(schema: Schema, inner: Schema) -> Schema:
+    return schema | {key: inner[key] for key in (_DEFINITIONS,) if key in inner}
