@@ -85,11 +85,11 @@ def measure_all() -> list[Cost]:
 
 def measure(case: Case) -> Cost:
     """Return the cost of one case, both applications on one event loop."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_measure(case))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's loop where it is installed, as the servers use it."""
     try:
         import uvloop
@@ -102,10 +102,10 @@ async def _measure(case: Case) -> Cost:
     from benchmarks.apps.bare import app as bare
     from benchmarks.apps.modelserve import app as own
 
-    async with _lifespan(own):
+    async with in_lifespan(own):
         calls = [
-            partial(_exchange, bare, _scope(case.bare_path, case), case.body),
-            partial(_exchange, own, _scope(case.own_path, case), case.body),
+            partial(exchange, bare, scope_of(case.bare_path, case), case.body),
+            partial(exchange, own, scope_of(case.own_path, case), case.body),
         ]
         for call in calls:
             await _check(call, case)
@@ -122,7 +122,7 @@ async def _measure(case: Case) -> Cost:
     )
 
 
-def _scope(model: str, case: Case) -> Scope:
+def scope_of(model: str, case: Case) -> Scope:
     path = model if model.startswith("/") else f"/v1/models/{model}:predict"
     headers = [
         (b"host", b"127.0.0.1"),
@@ -147,7 +147,7 @@ def _scope(model: str, case: Case) -> Scope:
     }
 
 
-async def _exchange(app: App, scope: Scope, body: bytes, send: Any = None) -> None:
+async def exchange(app: App, scope: Scope, body: bytes, send: Any = None) -> None:
     """Make one request; the client stays connected until it has the response."""
     given = False
 
@@ -234,7 +234,7 @@ async def _count_garbage(call: Callable[[], Awaitable[None]]) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: App) -> AsyncIterator[None]:
+async def in_lifespan(app: App) -> AsyncIterator[None]:
     """Run an application's lifespan around a block."""
     to_app: asyncio.Queue[Scope] = asyncio.Queue()
     from_app: asyncio.Queue[Scope] = asyncio.Queue()

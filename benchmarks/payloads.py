@@ -42,6 +42,14 @@ def chat_chunk(delta: dict[str, str], finish_reason: str | None = None) -> dict[
     }
 
 
+CALL_SECONDS = 0.005
+"""How long a call of the model takes that is batched, whatever is in the batch."""
+
+MOST_IN_A_BATCH = 32
+
+ROW_BODY = b'{"instances":[[5.0,6.0,7.0,8.0]]}'
+"""One item, so that it does not matter who counts items and who counts requests."""
+
 UNARY_BODY = b'{"instances":[[1.0,2.0,3.0,4.0],[5.0,6.0,7.0,8.0]]}'
 STREAM_BODY = b'{"instances":[[1.0]]}'
 
