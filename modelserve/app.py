@@ -200,6 +200,8 @@ class ModelServer(_Runnable):
             path: A path of your own for the model's V1 predict, beside the built-in one.
             settings: As for `add_model`.
         """
+        if not isinstance(name, str):
+            raise TypeError('model() takes the name of the model: @app.model("name")')
         if path is not None:
             self.add_alias(path, f"/v1/models/{quote(name, safe='')}:predict")
 
