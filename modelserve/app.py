@@ -207,6 +207,8 @@ class ModelServer(_Runnable):
             path: A path of your own for that verb, beside the built-in one.
             settings: As for `add_model`.
         """
+        if not isinstance(name, str):
+            raise TypeError('model() takes the name of the model: @app.model("name")')
         if path is not None:
             self.add_alias(path, path_of(name, verb))
         return lambda target: _registered(self, target, name, verb, settings)

@@ -157,12 +157,14 @@ def test_images() -> None:
             assert answer.headers["content-type"] == "image/png"
             image = Image.open(io.BytesIO(answer.content))
             assert (image.format, image.size, image.mode) == ("PNG", size, "L")
-        for files, data in (
-            ({"image": b"no"}, {}),
-            ({"x": b"1"}, {}),
-            ({"image": b"1"}, {"width": "w"}),
+        expected = 'Expected a file "image" and a number "width".'
+        for files, data, sentence in (
+            ({"image": b"no"}, {}, "The file is no image that can be read."),
+            ({"x": b"1"}, {}, expected),
+            ({"image": b"1"}, {"width": "w"}, expected),
         ):
-            assert httpx.post(path, files=files, data=data).status_code == 400
+            refused = httpx.post(path, files=files, data=data)
+            assert (refused.status_code, refused.json()) == (400, {"error": sentence})
 
 
 def test_a_writer_for_many_clients() -> None:

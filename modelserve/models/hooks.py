@@ -211,8 +211,9 @@ def _hook(model: Any, name: str) -> Hook:
     may_stream = name in STREAMING_HOOKS
     if streams and not may_stream:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
-    names_all = isinstance(model, ServedObject) or _is_object(function)
     label = f"{name} of model {model.name!r}"
+    _check_is_method(function, label)
+    names_all = isinstance(model, ServedObject) or _is_object(function)
     arguments = _arguments_of(function, label, names_all=names_all)
     required_headers = _required_headers(function)
     if returns_nothing(callee):
@@ -232,6 +233,19 @@ def _hook(model: Any, name: str) -> Hook:
         wants_response_headers="response_headers" in arguments,
         required_headers=required_headers,
     )
+
+
+# No method calls the object that it is called on so; whoever forgets `self` does.
+_NOT_SELF: Final = frozenset(("payload", "instances", "inputs", "request", "headers"))
+
+
+def _check_is_method(function: Any, label: str) -> None:
+    """Raise TypeError for what cannot be called, and for a method whose `self` was forgotten."""
+    if not callable(function):
+        raise TypeError(f"{label} cannot be called: it is {function!r}")
+    code = getattr(function, "__code__", None) if inspect.ismethod(function) else None
+    if code is not None and code.co_argcount and code.co_varnames[0] in _NOT_SELF:
+        raise TypeError(f"{label} has no self: its first parameter is {code.co_varnames[0]!r}")
 
 
 def _required_headers(function: Any) -> tuple[str, ...]:
