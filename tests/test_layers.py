@@ -34,6 +34,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "calls",
             "composing",
             "routes",
+            "hosting",
             "server",
             "flags",
             "programs",

@@ -289,6 +289,7 @@ async def test_a_large_body_is_decompressed_while_others_run(compress: Any) -> N
     assert app.serving.decoders.running == []
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 @pytest.mark.parametrize("leaving", ["client", "host", "timeout"])
 async def test_a_request_that_ends_while_its_body_is_decompressed(leaving: str) -> None:
