@@ -1,5 +1,6 @@
 """The `modelserve` command."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from modelserve.app import ModelServer
+from modelserve.client.command import main as call
 from modelserve.errors import LoadError
 from modelserve.flags import LIMITS, configure, logging_of, settings_of, with_cors
 from modelserve.flags import parse as _parse
@@ -22,10 +24,14 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, 0 once the server has stopped after a signal.
 
-    For unusable arguments, or an unusable target, it prints one sentence to stderr and returns 2.
+    `modelserve call` calls a server; a file of that name is `./call.py`. For unusable arguments,
+    or an unusable target, it prints one sentence to stderr and returns 2.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] == "call":
+        return call(given[1:])
     try:
-        options = _parse(arguments)
+        options = _parse(given)
         set_up_logging = logging_of(options)
         set_up_logging()
         watched = _watched(options) if options.reload else ()

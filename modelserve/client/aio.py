@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 from modelserve.client import flows, requests
 from modelserve.client.duplex import Pipe
 from modelserve.client.failures import AnswerError
-from modelserve.client.flows import Answer, Flow, Pause, Send
+from modelserve.client.flows import Answer, Flow, Form, Pause, Send
 from modelserve.client.items import AsyncItems
 from modelserve.client.lots import Lots
 from modelserve.client.mapping import Mapped
@@ -85,13 +85,15 @@ class AsyncClient:
         version: str | None = None,
         content_type: str | None = None,
         sse: bool = False,
+        raw: bool = False,
         headers: Headers | None = None,
     ) -> AsyncItems:
         """Send a payload; return an async iterator of the answer's items, as `Client.stream`."""
         request = requests.stream(
             model, payload, verb=verb, version=version, content_type=content_type, sse=sse
         )
-        return await self._items(self._settings.flow(request, headers, streams=True))
+        flow = self._settings.flow(request, headers, streams=True)
+        return await self._items(flow, "raw" if raw else "items")
 
     async def infer(
         self,
@@ -117,7 +119,7 @@ class AsyncClient:
     ) -> AsyncItems:
         """Ask for the next message; return an async iterator of its pieces, as `Client.chat`."""
         request = requests.chat(model, messages, options)
-        return await self._items(self._settings.flow(request, streams=True), chat=True)
+        return await self._items(self._settings.flow(request, streams=True), "text")
 
     async def ready(self, model: str | None = None) -> bool:
         """Return whether the server, or one model, is ready, as `Client.ready`."""
@@ -162,6 +164,7 @@ class AsyncClient:
         version: str | None = None,
         content_type: str | None = None,
         on_error: str | None = None,
+        raw: bool = False,
         headers: Headers | None = None,
     ) -> Lots:
         """Send rows and return an async iterator of the items that come, as `Client.pipe`."""
@@ -174,7 +177,7 @@ class AsyncClient:
             on_error=on_error,
             headers=headers,
         )
-        return self._begun(Pipe(*parts))
+        return self._begun(Pipe(*parts, form="raw" if raw else "items"))
 
     def _begun(self, lots: Lots) -> Lots:
         if self._tasks is None:
@@ -182,9 +185,9 @@ class AsyncClient:
         self._tasks.start_soon(lots.run)
         return lots
 
-    async def _items(self, flow: Flow, *, chat: bool = False) -> AsyncItems:
+    async def _items(self, flow: Flow, form: Form) -> AsyncItems:
         answer = await self._run(flow)
-        decoder = flows.decoder_of(answer, self._settings.complaints, chat=chat)
+        decoder = flows.decoder_of(answer, self._settings.complaints, form)
         return AsyncItems(answer.response, decoder, self._settings.complaints)
 
     async def _run(self, flow: Flow) -> Answer:

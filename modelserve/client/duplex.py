@@ -18,7 +18,7 @@ from anyio.abc import ByteStream
 
 from modelserve.client.connections import CONNECT_SECONDS
 from modelserve.client.failures import ClientError
-from modelserve.client.flows import Answer, Complaints, decoder_of, is_plain, refusal
+from modelserve.client.flows import Answer, Complaints, Form, decoder_of, is_plain, refusal
 from modelserve.client.items import Decoder
 from modelserve.client.lots import Lots
 from modelserve.client.requests import Request, Server
@@ -41,13 +41,20 @@ class Pipe(Lots):
     """
 
     def __init__(
-        self, request: Request, rows: Rows, complaints: Complaints, trusted: ssl.SSLContext | None
+        self,
+        request: Request,
+        rows: Rows,
+        complaints: Complaints,
+        trusted: ssl.SSLContext | None,
+        *,
+        form: Form,
     ) -> None:
         super().__init__()
         self._request = request
         self._rows = rows
         self._complaints = complaints
         self._trusted = trusted
+        self._form = form
         self._opened = anyio.Event()
         self._reading = anyio.CancelScope()
         self._failure: Exception | None = None
@@ -131,7 +138,7 @@ class Pipe(Lots):
         self._check()
         assert self._incoming is not None
         if self._decoder is None:
-            self._decoder = await self._incoming.decoder()
+            self._decoder = await self._incoming.decoder(self._form)
         while True:
             items = self._decoder.lot()
             if items or self._decoder.ended:
@@ -184,7 +191,7 @@ class _Incoming:
         self._receive = receive
         self._complaints = complaints
 
-    async def decoder(self) -> Decoder:
+    async def decoder(self, form: Form) -> Decoder:
         """Wait for the head of the response. Raises AnswerError for an unsuccessful one."""
         import h11
 
@@ -199,7 +206,7 @@ class _Incoming:
             raise refusal(answer._replace(body=await self._error_body()))
         if not is_plain(headers):
             raise self._complaints.unreadable()
-        return decoder_of(answer, self._complaints)
+        return decoder_of(answer, self._complaints, form)
 
     async def _error_body(self) -> bytes:
         """Read what an unsuccessful response says, as far as it comes."""

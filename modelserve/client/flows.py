@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import orjson
 
@@ -28,7 +28,7 @@ from modelserve.client.items import Decoder, Single, as_yielded
 from modelserve.client.requests import Request, Server
 from modelserve.errors import ServingError
 from modelserve.tensors import InferRequest, InferResponse
-from modelserve.wire.decoders import Failure, Reader
+from modelserve.wire.decoders import ChunkReader, Failure, Reader
 from modelserve.wire.encoders import ServerSentEvent
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Answer",
     "Complaints",
     "Flow",
+    "Form",
     "Pause",
     "Retries",
     "Send",
@@ -82,6 +83,7 @@ class Pause(NamedTuple):
     seconds: float
 
 
+Form: TypeAlias = Literal["items", "raw", "text"]
 Flow: TypeAlias = Generator[Send | Pause, Answer | None, Answer]
 
 
@@ -216,11 +218,13 @@ class Complaints(NamedTuple):
 # --- what an answer says ------------------------------------------------------------------------
 
 
-def decoder_of(answer: Answer, complaints: Complaints, *, chat: bool = False) -> Decoder:
+def decoder_of(answer: Answer, complaints: Complaints, form: Form = "items") -> Decoder:
     """Return what decodes the body of a successful answer: its items, or its one value.
 
-    Of a `chat` the items are the pieces of its text.
+    In the form "raw" that is its bytes as they come, in "text" the text of a chat.
     """
+    if form == "raw":
+        return Decoder(ChunkReader(), complaints)
     media_type, headers = answer.media_type, answer.headers
 
     def value(body: bytes) -> Any:
@@ -231,7 +235,7 @@ def decoder_of(answer: Answer, complaints: Complaints, *, chat: bool = False) ->
 
     reader = reader_of(media_type, headers)
     reader = Single(value) if reader is None else reader
-    if chat:
+    if form == "text":
         return Decoder(ChatReader(reader, complaints), complaints)
     return Decoder(reader, complaints, as_yielded)
 

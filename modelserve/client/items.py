@@ -143,6 +143,11 @@ class Items:
         self._decoder = decoder
         self._complaints = complaints
 
+    @property
+    def content_type(self) -> str:
+        """The content type of the answer."""
+        return str(self._response.headers.get("content-type", ""))
+
     def __iter__(self) -> Items:
         return self
 
@@ -188,6 +193,11 @@ class AsyncItems:
         self._chunks: AsyncIterator[bytes] = response.aiter_bytes()
         self._decoder = decoder
         self._complaints = complaints
+
+    @property
+    def content_type(self) -> str:
+        """The content type of the answer."""
+        return str(self._response.headers.get("content-type", ""))
 
     def __aiter__(self) -> AsyncItems:
         return self

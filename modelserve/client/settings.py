@@ -12,6 +12,7 @@ from modelserve.client.flows import Complaints, Flow, Retries
 from modelserve.client.requests import Headers, Request, Server
 from modelserve.client.sources import Rows, RowSource, as_line, as_piece
 from modelserve.errors import ExtraMissing
+from modelserve.wire.bearer import valid_token
 
 __all__ = ["Settings"]
 
@@ -30,7 +31,7 @@ class Settings:
             error of the connection as well.
         verify: Whether certificates must be trusted, or the context that says which are.
 
-    Raises ExtraMissing without httpx, ValueError for what is no address.
+    Raises ExtraMissing without httpx, ValueError for what is no address and what is no token.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Settings:
             import httpx  # noqa: F401
         except ImportError:
             raise ExtraMissing("The client", "httpx", "client") from None
+        token = None if token is None else valid_token(token)
         self.server = Server.of(url, token=token, headers=headers)
         self.complaints = Complaints(self.server, timeout)
         self.timeout = timeout

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +13,7 @@ from anyio.from_thread import start_blocking_portal
 from modelserve.client import flows, requests
 from modelserve.client.aio import AsyncClient
 from modelserve.client.failures import AnswerError
-from modelserve.client.flows import Answer, Flow, Pause, Send
+from modelserve.client.flows import Answer, Flow, Form, Pause, Send
 from modelserve.client.items import Items
 from modelserve.client.lots import Lots
 from modelserve.client.requests import Arrays, Headers
@@ -23,7 +24,7 @@ from modelserve.tensors import InferRequest
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Client"]
+__all__ = ["Client", "lots"]
 
 
 class Client:
@@ -87,6 +88,7 @@ class Client:
         version: str | None = None,
         content_type: str | None = None,
         sse: bool = False,
+        raw: bool = False,
         headers: Headers | None = None,
     ) -> Items:
         """Send a payload as `predict` does; return an iterator of the answer's items.
@@ -94,12 +96,14 @@ class Client:
         Items are what the model yielded: of NDJSON a line's value, of SSE an event's data, or the
         whole `ServerSentEvent` where it has a name or an id. An error of one line of the request
         is an `ItemError`; the record of an error is raised as AnswerError, a stream that is cut as
-        CutShort. An answer that does not stream is one item.
+        CutShort. An answer that does not stream is one item. With `raw` the items are the bytes of
+        the answer as they come.
         """
         request = requests.stream(
             model, payload, verb=verb, version=version, content_type=content_type, sse=sse
         )
-        return self._items(self._settings.flow(request, headers, streams=True))
+        flow = self._settings.flow(request, headers, streams=True)
+        return self._items(flow, "raw" if raw else "items")
 
     def infer(
         self,
@@ -130,7 +134,7 @@ class Client:
         `options` are those of OpenAI's protocol, such as `temperature`.
         """
         request = requests.chat(model, messages, options)
-        return self._items(self._settings.flow(request, streams=True), chat=True)
+        return self._items(self._settings.flow(request, streams=True), "text")
 
     def ready(self, model: str | None = None) -> bool:
         """Return whether the server, or a model, is ready. Raises AnswerError for no such model."""
@@ -152,7 +156,7 @@ class Client:
         the rows are read no faster. Works through any proxy. A sync source is read on a thread.
         `verb`, `version`, `headers` and `idempotent` are those of `predict`.
         """
-        return self._lots(lambda client: client.map(model, rows, **settings))
+        return self._each(lambda client: client.map(model, rows, **settings))
 
     def pipe(self, model: str, rows: RowSource, **settings: Any) -> Iterator[Any]:
         """Send rows in one request, and return an iterator of the items that come meanwhile.
@@ -161,26 +165,36 @@ class Client:
         other than NDJSON, `audio/wav` for example, rows are the pieces of a binary body. Items are
         those of `stream`. Each side waits for the other, and an early error ends the sending. What
         the rows' source raises is raised here. `on_error="stop"` has the server stop at a bad line.
-        `verb`, `version` and `headers` are those of `predict`. It is never tried again.
+        `verb`, `version` and `headers` are those of `predict`, `raw` is that of `stream`. It is
+        never tried again.
         """
-        return self._lots(lambda client: client.pipe(model, rows, **settings))
+        return self._each(lambda client: client.pipe(model, rows, **settings))
 
-    def _lots(self, begin: Callable[[AsyncClient], Lots]) -> Iterator[Any]:
-        with (
-            start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(self._async()) as client,
-        ):
-            lots = portal.call(begin, client)
-            while lot := portal.call(lots.lot):
+    def _each(self, begin: Callable[[AsyncClient], Lots]) -> Iterator[Any]:
+        with closing(lots(self._async, begin)) as found:
+            for lot in found:
                 yield from lot
 
-    def _items(self, flow: Flow, *, chat: bool = False) -> Items:
+    def _items(self, flow: Flow, form: Form) -> Items:
         answer = self._run(flow)
-        decoder = flows.decoder_of(answer, self._settings.complaints, chat=chat)
+        decoder = flows.decoder_of(answer, self._settings.complaints, form)
         return Items(answer.response, decoder, self._settings.complaints)
 
     def _run(self, flow: Flow) -> Answer:
         return _run(flow, self._http, self._settings)
+
+
+def lots(
+    new_client: Callable[[], AsyncClient], begin: Callable[[AsyncClient], Lots]
+) -> Generator[list[Any]]:
+    """Yield what `begin` gives, lot by lot, from an event loop in a thread; closing ends both."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(new_client()) as client,
+    ):
+        found = portal.call(begin, client)
+        while lot := portal.call(found.lot):
+            yield lot
 
 
 def _run(flow: Flow, http: httpx.Client, settings: Settings) -> Answer:
