@@ -87,7 +87,9 @@ def _run(options: Namespace) -> int:
 def _run_chat(client: Client, options: Namespace) -> int:
     said = asking()
     error = converse(client, options.model, system=options.system, ask=lambda: next(said, None))
-    return 0 if error is None else REFUSED if isinstance(error, AnswerError) else NO_ANSWER
+    if error is None or sys.stdin.isatty():  # a person has seen it
+        return 0
+    return REFUSED if isinstance(error, AnswerError) else NO_ANSWER
 
 
 def _run_one(client: Client, options: Namespace, payload: Any) -> int:
@@ -122,7 +124,7 @@ def _run_rows(new_client: Callable[[], AsyncClient], options: Namespace) -> int:
     )
     begin = partial(_begin, options=options, pieces=_pieces(source, progress))
     try:
-        with closing(lots(new_client, begin)) as found:
+        with source, closing(lots(new_client, begin)) as found:
             return _print_lots(found, options, progress)
     finally:
         progress.end()

@@ -255,10 +255,9 @@ def _head(request: Request, server: Server) -> h11.Request:
     """Return the head of the request. Raises h11.LocalProtocolError for one that HTTP has not."""
     import h11
 
-    headers = [("host", server.authority), ("transfer-encoding", "chunked")]
-    headers += (server.headers | request.headers).items()
-    encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
-    return h11.Request(method=request.method, target=server.base + request.path, headers=encoded)
+    headers = [(b"host", server.authority.encode()), (b"transfer-encoding", b"chunked")]
+    headers += server.headers_of(request)
+    return h11.Request(method=request.method, target=server.base + request.path, headers=headers)
 
 
 async def _connect(complaints: Complaints, trusted: ssl.SSLContext | None) -> ByteStream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote, urlsplit
 
@@ -40,19 +40,24 @@ _JSON: Final = {"content-type": "application/json"}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; the path is below the server's address."""
+    """One request.
+
+    Attributes:
+        path: The path below the server's address, with the query.
+        headers: What the request needs; those of the client count above them.
+        given: The caller's headers for this request, which count above all.
+    """
 
     method: str
     path: str
     headers: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
+    given: dict[str, str] = field(default_factory=dict)
 
-    def with_headers(self, more: Headers | None) -> Request:
-        """Return the request with more headers, which count above its own."""
-        if not more:
-            return self
-        lowered = {name.lower(): value for name, value in more.items()}
-        return Request(self.method, self.path, self.headers | lowered, self.content)
+    def with_headers(self, given: Headers | None) -> Request:
+        """Return the request with the caller's headers."""
+        lowered = {name.lower(): value for name, value in (given or {}).items()}
+        return replace(self, given=lowered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,11 @@ class Server:
         port = port or (443 if parts.scheme == "https" else 80)
         base = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         return cls(parts.scheme, parts.hostname, port, parts.netloc, base, always)
+
+    def headers_of(self, request: Request) -> list[tuple[bytes, bytes]]:
+        """Return all headers of a request, encoded."""
+        headers = request.headers | self.headers | request.given
+        return [(n.encode(), v.encode("latin-1", "replace")) for n, v in headers.items()]
 
     @property
     def url(self) -> str:

@@ -68,11 +68,10 @@ class Settings:
 
     def built(self, request: Request) -> dict[str, Any]:
         """Return a request as httpx builds it."""
-        headers = self.server.headers | request.headers
         return {
             "method": request.method,
             "url": self.server.url + request.path,
-            "headers": [(n.encode(), v.encode("latin-1", "replace")) for n, v in headers.items()],
+            "headers": self.server.headers_of(request),
             "content": request.content,
         }
 

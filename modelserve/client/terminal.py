@@ -76,7 +76,7 @@ def converse(
     """Hold a conversation: `ask` gives what a person says, None at the end.
 
     Ctrl-C stops an answer, of which what has come remains part of the conversation. Returns the
-    last error, if the last answer had one.
+    last error that an answer had, if any.
     """
     messages: list[dict[str, Any]] = []
     if system is not None:
@@ -85,7 +85,7 @@ def converse(
     while (said := ask()) is not None:
         if not said.strip():
             continue
-        error = _turn(client, model, messages, said)
+        error = _turn(client, model, messages, said) or error
     return error
 
 

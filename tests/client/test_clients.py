@@ -246,6 +246,16 @@ async def test_a_base_path_and_headers(calls: Call) -> None:
         assert b"x-one: 1" in head
 
 
+async def test_whose_headers_count(calls: Call) -> None:
+    with scripted(FINE) as (url, heads):
+        settings = {"headers": {"Accept": "a/b", "X": "1"}}
+        await calls(url, "predict", "m", 1, _=settings)
+        await calls(url, "predict", "m", 1, _=settings, headers={"accept": "c/d"})
+        assert [b"accept: a/b" in head for head in heads] == [True, False]
+        assert b"accept: c/d" in heads[1]
+        assert b"x: 1" in heads[1]
+
+
 # --- what does not ------------------------------------------------------------------------------
 
 
