@@ -9,7 +9,6 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from modelserve.app import ModelServer
-from modelserve.client.command import main as call
 from modelserve.errors import LoadError
 from modelserve.flags import LIMITS, configure, logging_of, settings_of, with_cors
 from modelserve.flags import parse as _parse
@@ -29,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] == "call":
-        return call(given[1:])
+        from modelserve.client import command  # a server needs none of it
+
+        return command.main(given[1:])
     try:
         options = _parse(given)
         set_up_logging = logging_of(options)

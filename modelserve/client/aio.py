@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,7 +16,7 @@ from modelserve.client.items import AsyncItems
 from modelserve.client.lots import Lots
 from modelserve.client.mapping import Mapped
 from modelserve.client.requests import Arrays, Headers
-from modelserve.client.settings import Settings
+from modelserve.client.settings import Given, Settings
 from modelserve.client.sources import Rows, RowSource, as_row
 from modelserve.tensors import InferRequest
 
@@ -33,7 +33,7 @@ class AsyncClient:
     it. The arguments are those of `Client`. Cancelling a call closes its connection.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
+    def __init__(self, url: str, **settings: Unpack[Given]) -> None:
         self._settings = Settings(url, **settings)
         self._tasks: TaskGroup | None = None
         self._http = _new_http(self._settings)

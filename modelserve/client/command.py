@@ -20,6 +20,7 @@ from modelserve.client.answers import media_type_of
 from modelserve.client.failures import AnswerError, ClientError
 from modelserve.client.items import ItemError
 from modelserve.client.lots import Lots
+from modelserve.client.settings import Given
 from modelserve.client.sync import Client, lots
 from modelserve.client.terminal import Progress, asking, converse
 from modelserve.errors import ExtraMissing
@@ -71,7 +72,7 @@ def _failed(sentence: str, code: int) -> int:
 
 
 def _run(options: Namespace) -> int:
-    settings: dict[str, Any] = {
+    settings: Given = {
         "token": _token_in(options.token_file),
         "headers": dict(options.header),
         "timeout": options.timeout,

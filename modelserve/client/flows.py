@@ -28,7 +28,7 @@ from modelserve.client.items import Decoder, Single, as_yielded
 from modelserve.client.requests import Request, Server
 from modelserve.errors import ServingError
 from modelserve.tensors import InferRequest, InferResponse
-from modelserve.wire.decoders import ChunkReader, Failure, Reader
+from modelserve.wire.decoders import ChunkReader, EventReader, Failure, LineReader, Reader
 from modelserve.wire.encoders import ServerSentEvent
 
 __all__ = [
@@ -237,7 +237,8 @@ def decoder_of(answer: Answer, complaints: Complaints, form: Form = "items") -> 
     reader = Single(value) if reader is None else reader
     if form == "text":
         return Decoder(ChatReader(reader, complaints), complaints)
-    return Decoder(reader, complaints, as_yielded)
+    is_items = isinstance(reader, LineReader | EventReader)
+    return Decoder(reader, complaints, as_yielded if is_items else None)
 
 
 def is_plain(headers: Mapping[str, str]) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "get",
     "infer",
     "instances",
+    "no_address",
     "predict",
     "readiness",
     "rows",
@@ -85,10 +86,10 @@ class Server:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
         except ValueError:
-            raise _no_address(url) from None
+            raise no_address(url) from None
         sound = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        if not sound or parts.query or parts.fragment:
-            raise _no_address(url)
+        if not sound or parts.query or parts.fragment or not url.isprintable() or " " in url:
+            raise no_address(url)
         always = {
             "accept-encoding": "identity",
             "user-agent": f"modelserve/{__version__}",
@@ -232,5 +233,6 @@ def _tensor(name: str, values: Any, *, binary: bool) -> InferInput:
     return tensor
 
 
-def _no_address(url: str) -> ValueError:
+def no_address(url: str) -> ValueError:
+    """Return the error for what is no address."""
     return ValueError(f"{url!r} is not the address of a server, like http://localhost:8080")

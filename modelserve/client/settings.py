@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from typing import Any, Final, TypedDict
 
 from modelserve.client import flows, requests
 from modelserve.client.answers import NDJSON, media_type_of
 from modelserve.client.connections import no_cookies, timeouts, trusted
 from modelserve.client.flows import Complaints, Flow, Retries
-from modelserve.client.requests import Headers, Request, Server
+from modelserve.client.requests import Headers, Request, Server, no_address
 from modelserve.client.sources import Rows, RowSource, as_line, as_piece
 from modelserve.errors import ExtraMissing
 from modelserve.wire.bearer import valid_token
 
-__all__ = ["Settings"]
+__all__ = ["ForMap", "ForPipe", "Given", "Settings"]
+
+_IDLE_SECONDS: Final = 4.0  # less than the 5 s after which uvicorn closes a connection
+
+
+class Given(TypedDict, total=False):
+    """What a client may be told beside the address; `Settings` says what each means."""
+
+    token: str | None
+    headers: Headers | None
+    timeout: float
+    retries: int
+    verify: bool | ssl.SSLContext
+
+
+class ForMap(TypedDict, total=False):
+    """What `map` may be told."""
+
+    chunk: int
+    at_once: int
+    verb: str
+    version: str | None
+    headers: Headers | None
+    idempotent: bool
+
+
+class ForPipe(TypedDict, total=False):
+    """What `pipe` may be told."""
+
+    verb: str
+    version: str | None
+    content_type: str | None
+    on_error: str | None
+    raw: bool
+    headers: Headers | None
 
 
 class Settings:
@@ -46,11 +80,17 @@ class Settings:
     ) -> None:
         try:
             import h11  # noqa: F401 - both come with the extra
-            import httpx  # noqa: F401
+            import httpx
         except ImportError:
             raise ExtraMissing("The client", "httpx", "client") from None
+        if not timeout > 0 or retries < 0:
+            raise ValueError("timeout must be above 0, and retries must not be below")
         token = None if token is None else valid_token(token)
         self.server = Server.of(url, token=token, headers=headers)
+        try:
+            httpx.URL(self.server.url)
+        except httpx.InvalidURL:
+            raise no_address(url) from None
         self.complaints = Complaints(self.server, timeout)
         self.timeout = timeout
         self.retries = retries
@@ -59,7 +99,10 @@ class Settings:
     @property
     def for_httpx(self) -> dict[str, Any]:
         """How httpx makes connections: as it is told here, whatever the environment says."""
+        import httpx
+
         return {
+            "limits": httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
             "verify": False if self.context is None else self.context,
             "cookies": no_cookies(),
             "trust_env": False,
@@ -109,8 +152,10 @@ class Settings:
 
 def _context(verify: bool | ssl.SSLContext) -> ssl.SSLContext:
     if verify is True:
+        import httpx
+
         found = trusted()
-        verify = ssl.create_default_context() if found is True else found
+        verify = httpx.create_ssl_context() if found is True else found
     if isinstance(verify, ssl.SSLContext):
         return verify
     context = ssl.create_default_context()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from anyio.from_thread import start_blocking_portal
 
@@ -17,7 +17,7 @@ from modelserve.client.flows import Answer, Flow, Form, Pause, Send
 from modelserve.client.items import Items
 from modelserve.client.lots import Lots
 from modelserve.client.requests import Arrays, Headers
-from modelserve.client.settings import Settings
+from modelserve.client.settings import ForMap, ForPipe, Given, Settings
 from modelserve.client.sources import RowSource
 from modelserve.tensors import InferRequest
 
@@ -42,7 +42,7 @@ class Client:
     address.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
+    def __init__(self, url: str, **settings: Unpack[Given]) -> None:
         self._settings = Settings(url, **settings)
         self._async = partial(AsyncClient, url, **settings)
         self._http = _new_http(self._settings)
@@ -149,7 +149,7 @@ class Client:
         answer = self._run(self._settings.flow(requests.get("/v1/models"), idempotent=True))
         return flows.names(answer, self._settings.complaints)
 
-    def map(self, model: str, rows: RowSource, **settings: Any) -> Iterator[Any]:
+    def map(self, model: str, rows: RowSource, **settings: Unpack[ForMap]) -> Iterator[Any]:
         """Return an iterator of the predictions for rows, in order, by ordinary requests.
 
         Each has `chunk` rows (256), and `at_once` (4) are under way, or done and not yet taken:
@@ -158,7 +158,7 @@ class Client:
         """
         return self._each(lambda client: client.map(model, rows, **settings))
 
-    def pipe(self, model: str, rows: RowSource, **settings: Any) -> Iterator[Any]:
+    def pipe(self, model: str, rows: RowSource, **settings: Unpack[ForPipe]) -> Iterator[Any]:
         """Send rows in one request, and return an iterator of the items that come meanwhile.
 
         A row is any value that JSON has, or bytes: a line of JSON already. With a `content_type`

@@ -137,6 +137,7 @@ async def run_async(url: str, method: str, *args: Any, _: Any = None, **kwargs: 
         ({"instances": [1], "x": None}, {"instances": [1], "x": None}),
         (b"\xff\x00", b"\xff\x00"),
         (5, 5),
+        ({"error": "mine", "line": 1}, {"error": "mine", "line": 1}),
     ],
 )
 async def test_a_payload_and_its_answer(url: str, calls: Call, payload: Any, answer: Any) -> None:
@@ -466,11 +467,17 @@ async def test_tasks_need_the_context(url: str) -> None:
 # --- arguments ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["", "ftp://a", "http://", "http://a:x", "http://u:p@a", "http://a?x=1"])  # fmt: skip
+@pytest.mark.parametrize("url", ["", "ftp://a", "http://", "http://a:x", "http://u:p@a", "http://a?x=1", "http://a b", "http://a\n"])  # fmt: skip
 def test_what_is_no_address(url: str) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match="is not the address of a server"):
             kind(url)
+
+
+@pytest.mark.parametrize("settings", [{"timeout": 0}, {"retries": -1}, {"token": ""}, {"token": "a b"}])  # fmt: skip
+def test_what_a_client_cannot_be_told(settings: Any) -> None:
+    with pytest.raises(ValueError, match=r"timeout must|The token"):
+        Client("http://localhost", **settings)
 
 
 def test_without_httpx(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -327,6 +327,8 @@ async def test_over_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert [item async for item in client.pipe("m", [1])] == [1]
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "cert.pem"))
         assert await collect(url, range(3)) == [0, 1, 2]
+        async with AsyncClient(url) as client:
+            assert [item async for item in await client.stream("m", b"1\n")] == [1]
 
 
 # --- memory -------------------------------------------------------------------------------------
