@@ -214,6 +214,7 @@ def test_without_httpx(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert errors == "modelserve: The client needs httpx: pip install 'modelserve[client]'.\n"
 
 
+@pytest.mark.slow
 def test_a_file_called_call_is_still_served(tmp_path: Path) -> None:
     (tmp_path / "call.py").write_text("app = 5")
     for target in ("./call.py", "call.py"):
@@ -265,6 +266,7 @@ def test_a_script_sees_each_result_before_it_sends_the_next_row() -> None:
             assert process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_rows_are_awaited() -> None:
     with serving(echo, lifespan="off") as url:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -287,6 +289,7 @@ def test_a_script_holds_a_conversation(url: str) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_person_stops_an_answer_and_goes_on(url: str) -> None:
     screen, terminal = pty.openpty()
     process = started(
