@@ -159,6 +159,7 @@ _MEASURES = {
     "bytes": stream,
     "ndjson": stream,
     "sse": stream,
+    "chat": stream,
     "joined": stream,
     "sync": stream,
     "paced": first,

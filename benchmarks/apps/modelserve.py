@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from benchmarks.payloads import ITEM, ITEMS, PAUSE, TOKEN, as_answer, report_end
+from benchmarks.payloads import ITEM, ITEMS, PAUSE, TOKEN, WORD, as_answer, report_end
 from modelserve import Model, ModelServer
 
 
@@ -45,6 +45,12 @@ class Dicts(Model):
             yield TOKEN
 
 
+class Chat(Model):
+    async def chat(self, document: Any) -> AsyncIterator[str]:
+        for _ in range(ITEMS):
+            yield WORD
+
+
 class Paced(Model):
     async def predict(self, payload: Any) -> AsyncIterator[bytes]:
         yield ITEM
@@ -70,6 +76,7 @@ app = ModelServer(
         Joined("joined"),
         ReadySync("sync"),
         Dicts("dicts"),
+        Chat("chat"),
         Paced("paced"),
         Idle("idle"),
     ]

@@ -1,6 +1,6 @@
 """modelserve under uvicorn, installed from this checkout."""
 
-from benchmarks.competitors import ECHO, ECHO_SYNC, ROOT, UVICORN, V1_STREAMS, uvicorn, v1
+from benchmarks.competitors import CHAT, ECHO, ECHO_SYNC, ROOT, UVICORN, V1_STREAMS, uvicorn, v1
 
 REQUIREMENTS = (f"-e {ROOT}", *UVICORN)
 COMMAND = uvicorn("benchmarks.apps.modelserve:app")
@@ -10,6 +10,7 @@ ENDPOINTS = {
     **V1_STREAMS,
     "ndjson": v1("dicts", accept="application/x-ndjson"),
     "sse": v1("dicts", accept="text/event-stream"),
+    "chat": CHAT,
     "joined": v1("joined"),
     "sync": v1("sync"),
 }

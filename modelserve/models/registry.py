@@ -350,6 +350,9 @@ class Registry:
 
     def _register(self, name: str, model: Any) -> Entry:
         entry = Entry(name, model, self.shared)
+        if entry.plans.has_openai:  # by the names of its methods, which may surprise
+            hooks = ", ".join(entry.plans.openai)
+            logger.info("Model %s has endpoints of OpenAI's: %s", name, hooks)
         self.put(name, entry)
         self.pending.append(entry)
         return entry
