@@ -289,6 +289,7 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
         epilog=(
             "At SIGTERM, SIGHUP or Ctrl-C running requests have --drain-timeout seconds to finish,"
             " after --shutdown-delay seconds; a second signal exits at once."
+            "\n`modelserve call URL MODEL` calls a model: see modelserve call --help."
         ),
         formatter_class=RawDescriptionHelpFormatter,
     )

@@ -23,7 +23,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ),
     ("bytes, on their own; numbers of the past", ["wire", "tensors", "metrics"]),
     ("protocols, on bytes alone; time, on its own", ["protocols", "concurrency"]),
-    ("one request, and the answer to it", ["exchange"]),
+    ("calling a server; one request, and the answer to it", ["client", "exchange"]),
     ("what a model is and how it is run", ["models"]),
     (
         "the application, and a process that serves one",
