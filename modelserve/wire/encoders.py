@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 import orjson
 
 from modelserve.wire.json import error_document, to_json
+from modelserve.wire.media import LINE_TYPES
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = [
@@ -82,6 +83,8 @@ class Encoder:
             that the error would have had before the start; without it the connection has to be cut.
         finish: Returns the last bytes of a stream that is complete.
         idle: What may be sent between items to keep a connection alive.
+        remark: Writes what is said in between and is no item, such as the error of one line of the
+            request; without it nothing can be said there.
         join: Makes one document of all encoded items, which are collected instead of streamed.
     """
 
@@ -91,6 +94,7 @@ class Encoder:
     finish: Callable[[], bytes] | None = None
     idle: bytes | None = None
     join: Callable[[list[bytes]], bytes] | None = None
+    remark: Callable[[Any], bytes] | None = None
 
 
 def encode_documents(
@@ -156,7 +160,7 @@ def _join_predictions(items: list[bytes]) -> bytes:
     return b'{"predictions":[' + b",".join(items) + b"]}"
 
 
-NDJSON: Final = Encoder("application/x-ndjson", ndjson_item, _ndjson_failure, idle=b"\n")
+NDJSON: Final = Encoder(LINE_TYPES[0], ndjson_item, _ndjson_failure, idle=b"\n", remark=ndjson_item)
 COLLECTED: Final = Encoder("application/json", json_item, join=_join_predictions)
 
 # --- server-sent events -------------------------------------------------------------------------
@@ -199,7 +203,7 @@ def _sse_data(value: Any) -> bytes:
     return b"data: " + text.replace(b"\n", b"\ndata: ") + b"\n"
 
 
-SSE: Final = Encoder("text/event-stream", sse_item, _sse_failure, idle=b":\n\n")
+SSE: Final = Encoder("text/event-stream", sse_item, _sse_failure, idle=b":\n\n", remark=sse_item)
 
 
 # --- where the client has no preference ---------------------------------------------------------
