@@ -88,7 +88,7 @@ def encoder_for_type(content_type: str) -> Encoder:
     if name == _EVENTS:
         return replace(SSE, media_type=content_type, encode=_event_or_raw)
     if name in LINE_TYPES:
-        return replace(NDJSON, media_type=content_type, encode=raw_item)
+        return replace(NDJSON, media_type=content_type, encode=raw_item, encode_all=None)
     return Encoder(content_type, raw_item)
 
 
