@@ -101,7 +101,7 @@ class Results:
             yield
         except BaseException as exc:
             if not self._exchange.is_interrupted_by(exc):
-                await self.flush()
+                await self._outbox.emptied()
             raise
 
     @property
@@ -157,7 +157,10 @@ class Results:
 
         Raises RecordFailed where that cannot be said, or is to end the request.
         """
-        self._log(number, failure)
+        if not is_expected(failure) and self._logged < _MOST_LOGGED:
+            self._logged += 1
+            text = f"{self._noun.capitalize()} {number} of request %s failed"
+            log_failure(self._exchange, text, failure)
         self._hand_on()
         encoder = self.encoder or self._choose({})
         if self._stops or encoder.remark is None:
@@ -189,14 +192,9 @@ class Results:
         if self._size > limit:
             raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
 
-    async def flush(self) -> None:
-        """Wait until all that was added has been sent, if the answer is not collected."""
-        await self._outbox.emptied()
-
     async def finish(self) -> None:
         """Send what is left, and the end."""
-        exchange = self._exchange
-        encoder = self.encoder or self._choose(None, empty=True)
+        exchange, encoder = self._exchange, self.encoder or self._choose(None, empty=True)
         if encoder.join is not None:
             self._check_collected()
             exchange.check_reason()
@@ -204,7 +202,7 @@ class Results:
             document = encoder.join(self._gathered)
             await exchange.send_document(200, self.start_headers(), [document])
             return
-        await self.flush()
+        await self._outbox.emptied()
         exchange.check_reason()
         if not exchange.status:
             await exchange.start(200, self.start_headers())
@@ -212,18 +210,10 @@ class Results:
         await exchange.finish(b"" if encoder.finish is None else encoder.finish())
 
     def start_headers(self) -> list[Header]:
-        """Return the headers of the answer, once something was put."""
+        """Return the headers of the answer, once its form is known."""
         assert self.encoder is not None
         return stream_headers(self._format, self.encoder)
 
     def _choose(self, first: Item, *, empty: bool = False) -> Encoder:
         self.encoder = self._format.encoder(first, empty=empty)
         return self.encoder
-
-    def _log(self, number: int, failure: BaseException) -> None:
-        """Log an unexpected failure; of many, the first few."""
-        if is_expected(failure) or self._logged >= _MOST_LOGGED:
-            return
-        self._logged += 1
-        text = f"{self._noun.capitalize()} {number} of request %s failed"
-        log_failure(self._exchange, text, failure)
