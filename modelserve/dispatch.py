@@ -16,6 +16,7 @@ from modelserve.concurrency.budget import Share
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.concurrency.uncollected import call_uncollected
+from modelserve.duplex import duplex_for
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
     BodyTooLarge,
@@ -77,6 +78,9 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
                 codec = codec_for(codec, exchange, serving.events)
                 if not plan.forwards:
+                    if duplex := duplex_for(serving, entry, plan, codec, ref, exchange):
+                        await duplex.answer()
+                        return
                     reader = form_reader(codec, exchange, serving.decoders)
             if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
@@ -114,19 +118,27 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
     except BaseException as exc:
-        _give_back(share, reader)
-        if exchange.is_interrupted_by(exc):
+        if _is_interrupted(serving, exchange, exc, share, reader):
             raise
-        exchange.closes_connection = serving.draining and exchange.has_connection
         await report_failure(exchange, exc, debug=serving.debug)
 
 
-def _give_back(share: Share | None, reader: FormReader | None) -> None:
-    """Give back what a request that has failed may still hold."""
+def _is_interrupted(
+    serving: Serving,
+    exchange: Exchange,
+    exc: BaseException,
+    share: Share | None,
+    reader: FormReader | None,
+) -> bool:
+    """Give back what a request that has failed still holds; return whether it was ended early."""
     if share is not None:
         share.close()
     if reader is not None:
         reader.close()
+    if exchange.is_interrupted_by(exc):
+        return True
+    exchange.closes_connection = serving.draining and exchange.has_connection
+    return False
 
 
 def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | None:

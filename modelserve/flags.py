@@ -54,11 +54,13 @@ _LIMIT_TEXTS: Final = {
     "queue": "requests that may wait",
     "max_queued_bytes": "bytes of the bodies of all requests that wait or are being uploaded",
     "max_body_bytes": "bytes of a request's body",
+    "max_line_bytes": "bytes of one line of a streamed body",
     "max_json_values": "values in a body of JSON",
     "max_collected_bytes": "bytes of a stream that is sent as one document",
     "first_item_timeout": "until the first item or the response",
     "idle_timeout": "between two items",
     "timeout": "for a whole request",
+    "input_timeout": "for which no line of a streamed body may arrive",
     "send_timeout": "for which a client may read nothing",
     "drain_timeout": "for running requests to finish when the server stops",
     "cleanup_timeout": "for a cancelled hook to clean up",
@@ -88,11 +90,13 @@ class Flags(TypedDict, total=False):
     queue: float | None
     max_queued_bytes: float | None
     max_body_bytes: float | None
+    max_line_bytes: float | None
     max_collected_bytes: float | None
     max_json_values: float | None
     first_item_timeout: float | None
     idle_timeout: float | None
     timeout: float | None
+    input_timeout: float | None
     send_timeout: float | None
     drain_timeout: float | None
     cleanup_timeout: float | None

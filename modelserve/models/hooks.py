@@ -15,6 +15,7 @@ from typing import Any, Final
 from modelserve.errors import InvalidInput
 from modelserve.models.declared import Declared, Form, declared_input
 from modelserve.models.forgotten import Noted, noting_none, returns_nothing
+from modelserve.models.iterating import Iterates, iterates
 from modelserve.models.model import (
     LIFECYCLE,
     METADATA,
@@ -24,7 +25,12 @@ from modelserve.models.model import (
     defines,
     is_function,
 )
-from modelserve.models.signatures import HEADERS, POSITIONAL, layers_of
+from modelserve.models.signatures import (
+    HEADERS,
+    POSITIONAL,
+    layers_of,
+    payload_annotation,
+)
 
 __all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
 
@@ -37,7 +43,9 @@ class Hook:
     it declares, which with `takes_payload_alone` is `function(payload)`. A hook that is not
     `on_loop` runs in a worker thread. `streams` is true where it is known to yield; a hook may
     return a stream without it, if it `may_stream`: what another hook returns is handed on as it is.
-    `is_default` is true for a hook that the model has not overridden.
+    `is_default` is true for a hook that the model has not overridden. `iterates` is how it takes
+    its instances one by one, if it does. `rows` is an async function like it, with an exception in
+    the place of each prediction that failed; None where it has no such form.
     """
 
     name: str
@@ -52,8 +60,16 @@ class Hook:
     wants_headers: bool
     wants_response_headers: bool
     required_headers: tuple[str, ...] = ()
+    iterates: Iterates | None = None
+    rows: Callable[[Any], Any] | None = None
 
-    def replaced_by(self, function: Callable[[Any], Any], *, streams: bool = False) -> "Hook":
+    def replaced_by(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        streams: bool = False,
+        rows: Callable[[Any], Any] | None = None,
+    ) -> "Hook":
         """Return a hook of the same name that is an async function of the payload alone.
 
         With `streams` it is an async generator.
@@ -70,6 +86,7 @@ class Hook:
             takes_payload_alone=True,
             wants_headers=False,
             wants_response_headers=False,
+            rows=rows,
         )
 
 
@@ -78,8 +95,9 @@ class Plan:
     """The hooks that one verb of one model runs, in order.
 
     `is_direct` is true where there is one hook only, an async function and no generator, and its
-    payload is not `declared`: what the first hook takes as it comes. `forwards` is true where no
-    hook of the model's own is given the request's payload, which goes to a predictor.
+    payload is what the first hook takes as it comes: neither `declared` nor iterated. `forwards` is
+    true where no hook of the model's own is given the request's payload, which goes to a predictor.
+    `iterates` is how the first hook takes its instances one by one, if it does.
     """
 
     preprocess: Hook | None
@@ -91,6 +109,7 @@ class Plan:
     wants_headers: bool
     wants_response_headers: bool
     declared: Declared | None = None
+    iterates: Iterates | None = None
 
     @classmethod
     def of(
@@ -99,9 +118,11 @@ class Plan:
         main: Hook,
         postprocess: Hook | None,
         declared: Declared | None = None,
+        iterates: Iterates | None = None,
     ) -> "Plan":
         """Settle what the hooks have in common."""
-        is_plain = declared is None and main.on_loop and not main.is_async_generator
+        is_plain = declared is None and iterates is None
+        is_plain = is_plain and main.on_loop and not main.is_async_generator
         hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
         streams = any(hook.streams for hook in hooks)
         return cls(
@@ -114,11 +135,16 @@ class Plan:
             wants_headers=any(hook.wants_headers for hook in hooks),
             wants_response_headers=any(hook.wants_response_headers for hook in hooks),
             declared=declared,
+            iterates=iterates,
         )
 
     def with_main(self, main: Hook) -> "Plan":
         """Return a plan with another main hook."""
-        return Plan.of(self.preprocess, main, self.postprocess, self.declared)
+        return Plan.of(self.preprocess, main, self.postprocess, self.declared, self.iterates)
+
+
+_UNANNOTATED: Final = inspect.Parameter.empty
+_TAKING_PAYLOADS: Final = frozenset(("preprocess", "predict", "explain"))
 
 
 class Plans(dict[str, Plan]):
@@ -182,7 +208,11 @@ def _staged_plan(model: Any, verb: str) -> Plan:
             "what wraps a stream must be an async generator"
         )
     first = preprocess or main
-    return Plan.of(preprocess, main, postprocess, declared_input(model, first.name))
+    how = first.iterates
+    if preprocess is not None and payload_annotation(preprocess.function) is _UNANNOTATED:
+        how = main.iterates
+    declared = declared_input(model, first.name, iterates=how is not None)
+    return Plan.of(preprocess, main, postprocess, declared, how)
 
 
 def _lone_plan(model: Any, verb: str) -> Plan | None:
@@ -216,6 +246,10 @@ def _hook(model: Any, name: str) -> Hook:
     names_all = isinstance(model, ServedObject) or _is_object(function)
     arguments = _arguments_of(function, label, names_all=names_all)
     required_headers = _required_headers(function)
+    on_loop = is_async_generator or inspect.iscoroutinefunction(callee)
+    how = None
+    if name in _TAKING_PAYLOADS:
+        how = iterates(function, label, on_loop=on_loop, is_generator=streams)
     if returns_nothing(callee):
         noted: Noted = vars(model).setdefault("_noted_none", set())
         function = noting_none(function, callee, label=label, noted=noted)
@@ -223,7 +257,7 @@ def _hook(model: Any, name: str) -> Hook:
         name,
         function,
         _bind(function, arguments),
-        on_loop=is_async_generator or inspect.iscoroutinefunction(callee),
+        on_loop=on_loop,
         is_async_generator=is_async_generator,
         streams=streams,
         may_stream=may_stream,
@@ -232,6 +266,7 @@ def _hook(model: Any, name: str) -> Hook:
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,
         required_headers=required_headers,
+        iterates=how,
     )
 
 

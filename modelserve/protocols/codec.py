@@ -15,12 +15,14 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NestedTooDeep
+from modelserve.limits import Limits
 from modelserve.tensors import InferResponse, rest_document
 from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Body, Header, sendable_headers
 from modelserve.wire.json import error_document, to_json
+from modelserve.wire.lines import Cutter
 
 __all__ = [
     "OCTETS",
@@ -109,6 +111,7 @@ class Codec:
         takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
         takes_forms: A body that is multipart/form-data is read by the pipeline, part by part as it
             arrives, and `decode` is given a `ReadBody`.
+        takes_lines: A body may be streamed to the model: `cutter` is asked.
 
     Args:
         format_class: How streams go out.
@@ -118,6 +121,7 @@ class Codec:
     protocol: str
     takes_binary: bool = False
     takes_forms: bool = False
+    takes_lines: bool = False
 
     def __init__(
         self, format_class: type[StreamFormat] = StreamFormat, *, always_streams: bool = False
@@ -130,6 +134,14 @@ class Codec:
 
         A body of binary tensors may be larger than others, unless a limit is set; None is for the
         others.
+        """
+        return None
+
+    def cutter(self, media_type: str, limits: Limits, *, iterates: bool) -> Cutter | None:
+        """Return what cuts a body that is streamed to the model; None for any other body.
+
+        Args:
+            iterates: The hook takes its instances one by one.
         """
         return None
 

@@ -3,6 +3,7 @@
 Pure.
 """
 
+import math
 import re
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import orjson
 from starlette.datastructures import FormData
 
 from modelserve.errors import InvalidInput, NotAcceptable
+from modelserve.limits import Limits
 from modelserve.protocols.codec import (
     Codec,
     Encoded,
@@ -32,13 +34,15 @@ from modelserve.wire.forms import read_urlencoded
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON
 from modelserve.wire.json import parse_json
-from modelserve.wire.media import is_json, media_type
+from modelserve.wire.lines import Cutter, Lines, Pieces
+from modelserve.wire.media import LINE_TYPES, is_json, media_type
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["V1"]
 
 # What may hold anything: requests and others send bytes as they are, without a type.
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"  # curl -d says so of JSON, too
+_MULTIPART: Final = "multipart/form-data"
 _OPEN_TYPES: Final = frozenset(("", "application/octet-stream", _FORM_TYPE))
 _USUAL_TYPES: Final = {name.encode(): name for name in _OPEN_TYPES}
 _OPENING: Final = re.compile(rb"[ \t\r\n]*[{\[]")
@@ -71,6 +75,15 @@ class V1Codec(Codec):
 
     protocol = "v1"
     takes_forms = True
+    takes_lines = True
+
+    def cutter(self, media_type: str, limits: Limits, *, iterates: bool) -> Cutter | None:
+        """Return what cuts lines of JSON and, for a hook that iterates, bytes of any other kind."""
+        if media_type in LINE_TYPES:
+            return Lines(math.inf if limits.max_line_bytes is None else limits.max_line_bytes)
+        if not iterates or is_json(media_type) or media_type in ("", _FORM_TYPE, _MULTIPART):
+            return None
+        return Pieces()
 
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
         """Refuse JSON with too many values; a body that may be anything is JSON if it begins so."""
