@@ -19,6 +19,7 @@ import orjson
 
 from modelserve.concurrency.batches import Batches, Policy
 from modelserve.concurrency.closing import aclose
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.lanes import Part
 from modelserve.concurrency.loops import PerLoop
 from modelserve.concurrency.threads import Workers
@@ -50,7 +51,7 @@ class Batching:
     Args:
         max_size: Items in one call; a larger request is divided over several.
         max_wait: Seconds for which a request waits for others although the model is free.
-        concurrency: Calls of `predict` at the same time.
+        concurrency: Calls of `predict` at the same time, in each event loop that serves the model.
         isolate: If a call for several requests raises, make it again once for each of them, so that
             one bad input fails its own request only.
 
@@ -112,6 +113,7 @@ def batched(
     workers: Workers,
     deadlines: Deadlines,
     series: BatchSeries,
+    flights: Flights,
 ) -> Plan:
     """Return a plan whose main hook joins requests.
 
@@ -121,6 +123,7 @@ def batched(
         workers: Run the hook if it is sync.
         deadlines: Bound the clean-up of a call.
         series: Records the batches.
+        flights: The register of work for several requests.
     """
     policy = Policy(
         batching.max_size, batching.max_wait, batching.concurrency, batching.isolate, deadlines
@@ -128,15 +131,16 @@ def batched(
     call = _caller(plan.main, label, workers)
     declared = plan.declared
     if declared is None or declared.form is not Form.INSTANCES or plan.preprocess is not None:
-        return plan.with_main(plan.main.replaced_by(_Batcher(call, policy, series).predict))
+        batcher = _Batcher(call, policy, series, flights)
+        return plan.with_main(plan.main.replaced_by(batcher.predict))
 
     async def call_with_instances(payload: Any) -> Any:
         return declared.answer(await call(payload["instances"]))
 
     async def predict(instances: Any) -> Any:
-        return await batcher.predict({"instances": instances})
+        return await joined.predict({"instances": instances})
 
-    batcher = _Batcher(call_with_instances, policy, series)
+    joined = _Batcher(call_with_instances, policy, series, flights)
     return plan.with_main(plan.main.replaced_by(predict))
 
 
@@ -165,15 +169,19 @@ class _Batcher:
     """Batches of one model, in whatever event loop its requests come."""
 
     def __init__(
-        self, hook: Callable[[Any], Awaitable[Any]], policy: Policy, series: BatchSeries
+        self,
+        hook: Callable[[Any], Awaitable[Any]],
+        policy: Policy,
+        series: BatchSeries,
+        flights: Flights,
     ) -> None:
         self._hook = hook
-        make = partial(Batches, self._call_alone, self._call, policy, series)
+        make = partial(Batches, self._call_alone, self._call, policy, series, flights)
         self._batches: PerLoop[Batches] = PerLoop(make)
 
-    async def predict(self, payload: Any) -> Any:
+    def predict(self, payload: Any) -> Awaitable[Any]:
         """Return the result for one request's payload, which may go into one call with others."""
-        return await self._batches.get().submit(_work_of(payload))
+        return self._batches.get().submit(_work_of(payload))
 
     async def _call_alone(self, work: "_Work") -> Any:
         result = await self._hook(work.payload)
