@@ -119,6 +119,19 @@ def test_the_quickstart_streams_word_by_word() -> None:
         assert len(answer.json()["predictions"][0]) == 5
 
 
+def test_openais_client_talks_to_the_quickstart_as_the_readme_shows() -> None:
+    pytest.importorskip("openai")
+    [snippet] = [block for block in blocks(README, "python") if "import OpenAI" in block]
+    with served("examples/01_quickstart/app.py") as url:
+        program = snippet.replace("http://localhost:8080", url)
+        run = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        payload = {"instances": [{"prompt": "The interpreter", "seed": 1}]}
+        text = httpx.post(f"{url}/v1/models/writer:predict", json=payload).text
+    assert (run.stdout, run.stderr) == (text, "")
+
+
 def test_events() -> None:
     with served("examples/02_events.py") as url:
         headers = {"accept": "text/event-stream"}

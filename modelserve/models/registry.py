@@ -41,6 +41,9 @@ __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 logger = logging.getLogger("modelserve")
 
 
+logger = logging.getLogger("modelserve")
+
+
 class State(StrEnum):
     """The states of Triton's repository index."""
 
