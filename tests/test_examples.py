@@ -182,7 +182,7 @@ def test_images() -> None:
 
 def test_a_writer_for_many_clients() -> None:
     pytest.importorskip("numpy")
-    with served("examples/08_batching/writer.py") as url:
+    with served("examples/07_batching/writer.py") as url:
         path = f"{url}/v1/models/writer:predict"
 
         def write(letters: Any) -> httpx.Response:
@@ -208,8 +208,8 @@ def test_a_forest_is_measured() -> None:
 
 def assert_gains(example: str, without: str, together: str) -> None:
     """Run an example and what measures it: the second figure must be the higher one."""
-    with served(f"examples/08_batching/{example}.py") as url:
-        command = [sys.executable, ROOT / "examples/08_batching/measure.py", example, url]
+    with served(f"examples/07_batching/{example}.py") as url:
+        command = [sys.executable, ROOT / "examples/07_batching/measure.py", example, url]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     print(done.stdout)
     found = dict(re.findall(r"^(.+): (\d+) (?:requests|tokens)/s$", done.stdout, re.MULTILINE))

@@ -1,6 +1,6 @@
 """Print how many tokens a second both models write for 1, 4 and 8 clients at once.
 
-    python examples/09_language_model/bench.py tiny-llama
+    python examples/08_language_model/bench.py tiny-llama
 
 It starts app.py with the checkpoint, once for each model, and asks it for completions of 60 tokens
 at most after prompts of different lengths.

@@ -4,7 +4,7 @@ It learns, in half a minute, 200 sentences of the language reference as `help()`
 one, and, as a chat, to answer its beginning with its end. Mostly it recites. Nothing in this file is
 about serving.
 
-    python examples/09_language_model/tiny.py tiny-llama
+    python examples/08_language_model/tiny.py tiny-llama
 
 `--width`, `--layers` and `--steps 0` make a model of any size that has learned nothing, to measure
 how fast one of that size is.
