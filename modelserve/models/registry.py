@@ -38,8 +38,6 @@ from modelserve.wire.cost import MOST_A_BYTE
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
-logger = logging.getLogger("modelserve")
-
 
 logger = logging.getLogger("modelserve")
 
