@@ -18,18 +18,22 @@ from modelserve import Model, ModelServer
 
 HERE = Path(__file__).parent
 
-class Quick(Model):
+class Base(Model):
+    def predict(self, payload):
+        raise NotImplementedError
+
+class Quick(Base):
     def load(self):
         return True
 
-class InThread(Model):
+class InThread(Base):
     def load(self):
         (HERE / "began").touch()
         while not (HERE / "go").exists():
             time.sleep(0.01)
         return True
 
-class OnLoop(Model):
+class OnLoop(Base):
     async def load(self):
         (HERE / "began").touch()
         try:
@@ -39,12 +43,12 @@ class OnLoop(Model):
                 await anyio.sleep(0.01)
             (HERE / "cleaned").touch()
 
-class Blocking(Model):
+class Blocking(Base):
     async def load(self):
         (HERE / "began").touch()
         time.sleep(60)
 
-class Failing(Model):
+class Failing(Base):
     def load(self):
         raise RuntimeError("no disk")
 
