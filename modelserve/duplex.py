@@ -192,6 +192,11 @@ class Duplex:
             if instances.error is not None:
                 raise instances.error
             exchange.check_reason()
+            if self._codec.always_streams:
+                results = self._start_results()
+                results.put((result,))
+                await results.finish()
+                return
             fields, buffers = self._codec.encode(
                 result, exchange, None, self._response_headers, self._ref
             )

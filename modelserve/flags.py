@@ -30,6 +30,7 @@ from modelserve.limits import DEFAULTS, Limits
 from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
+from modelserve.server.application import find_drainables
 from modelserve.server.settings import Settings
 from modelserve.version import __version__
 
@@ -158,6 +159,9 @@ def with_cors(app: ASGIApp, options: Namespace) -> ASGIApp:
     """Return an application as the options want it to be reached from web pages."""
     if not options.cors_origin:
         return app
+    for serving in find_drainables(app):
+        if isinstance(serving, Serving):
+            serving.origins = frozenset(options.cors_origin)
     return CORSMiddleware(
         app,
         allow_origins=options.cors_origin,

@@ -74,7 +74,7 @@ class Results:
         self._turn_ends = monotonic() + TURN_SECONDS
         # what the exchange knows of a stream
         self.endings: Sequence[Ending] | None = None
-        self.encoder: Encoder | None = None
+        self.encoder = format.fixed
         self.lock: anyio.Lock | None = None
         self.items = 0
         self.first_item: float | None = None

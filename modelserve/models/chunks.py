@@ -14,7 +14,7 @@ from modelserve.concurrency.flight import Watched
 from modelserve.errors import InvalidInput, describe
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
-from modelserve.models.instances import MOST_RECORDS, Incoming
+from modelserve.models.instances import Incoming
 from modelserve.models.predictions import Miscounted, first_error, predictions_of
 from modelserve.tensors.elements import is_array
 from modelserve.wire.lines import BLANK, BadLine
@@ -83,7 +83,7 @@ class Chunks:
         """Answer all records. Raises what ends the request."""
         sink, incoming = self._sink, self._incoming
         while True:
-            first, records = await incoming.take(MOST_RECORDS)
+            first, records = await incoming.take(incoming.cutter.at_a_time)
             if not records:
                 return
             values, is_regular = incoming.cutter.parse(records)

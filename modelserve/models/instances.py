@@ -8,18 +8,16 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import anyio
 
 from modelserve.concurrency.bridge import call_of_this_thread, stopping
 from modelserve.concurrency.loops import event_loop
 from modelserve.errors import ClientGone, InvalidInput
-from modelserve.wire.lines import BLANK, BadLine, Cutter
+from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine, Cutter
 
-__all__ = ["MOST_RECORDS", "FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
-
-MOST_RECORDS: Final = 256  # that are parsed at a time
+__all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
 
 # Makes an instance of a record, found at an index. Raises InvalidInput.
 Convert: TypeAlias = Callable[[Any, int], Any]
@@ -95,7 +93,7 @@ class Instances:
         """Return the number of the next record, and what has arrived, parsed; none at the end."""
         if self.error is not None:
             raise self.error
-        number, records = await self._incoming.take(MOST_RECORDS)
+        number, records = await self._incoming.take(MOST_AT_ONCE)
         return number, self._incoming.cutter.parse(records)[0]
 
     def checked(self, value: Any, number: int) -> Any:
