@@ -49,7 +49,7 @@ class ModelServer:
         repository: Models of a directory, loaded in the background and by name over HTTP.
         control: Let clients load and unload models; None is where there is a repository.
         wait_for_load: Let the lifespan start only once every load has ended, a failed one too.
-        origins: Web pages of these, `*` for any, may open a WebSocket, as those of our own host may.
+        origins: Web pages of these, `*` for any, may open a WebSocket, beside those of this host.
 
     It can be pickled, as can a subclass; a copy has the same arguments, models and attributes.
     Raises TypeError or ValueError for a model that cannot be served.

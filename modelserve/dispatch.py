@@ -6,7 +6,7 @@ made before it is needed, since most requests are small: the flight of a request
 early, exists only once the pipeline has suspended.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from starlette.types import Message
 from modelserve.concurrency.budget import Share
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
+from modelserve.concurrency.uncollected import call_uncollected
 from modelserve.duplex import duplex_for
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
@@ -33,12 +34,12 @@ from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream, send_sheltered
 from modelserve.lifespan import Serving
-from modelserve.limits import Deadlines, shortened
+from modelserve.limits import SMALL_BYTES, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
-from modelserve.models.registry import Entry
+from modelserve.models.registry import Entry, infinite_if_none
 from modelserve.protocols.cloudevents import codec_for
-from modelserve.protocols.codec import Codec, ModelRef
+from modelserve.protocols.codec import Codec, ModelRef, Payload
 from modelserve.wire.coding import check_length
 from modelserve.wire.head import HookHeaders
 
@@ -55,12 +56,9 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
     share: Share | None = None  # what the request holds while it waits
     reader: FormReader | None = None  # of a body that is read part by part
     try:
-        if serving.registry.pending:
-            serving.load_pending()
         endpoint = _guard(serving, target, exchange)
         if endpoint is not None:
-            await endpoint(serving, target, exchange)
-            return
+            return await endpoint(serving, target, exchange)
         codec, ref, headers = target.codec, target.ref, exchange.headers
         if ref is NO_MODEL:  # the body names it
             share = serving.admission.budget.hold(0)
@@ -68,9 +66,9 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         entry = serving.registry.entries.get(ref.name)
         if entry is None or ref.version is not None:
             entry = serving.registry.get(ref.name, ref.version)
-        exchange.series = entry.series
-        timed = b"x-request-timeout-seconds" in headers
-        exchange.deadlines = _deadlines(exchange, entry.deadlines) if timed else entry.deadlines
+        exchange.series, exchange.deadlines = entry.series, entry.deadlines
+        if b"x-request-timeout-seconds" in headers:
+            exchange.deadlines = _deadlines(exchange, entry.deadlines)
         if entry.checks_health or not entry.model.ready:
             if share is not None:
                 share.resize(len(body))
@@ -83,7 +81,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                     if duplex := duplex_for(serving, entry, plan, codec, ref, exchange):
                         await duplex.answer()
                         return
-                    reader = form_reader(codec, exchange, serving.decompressors)
+                    reader = form_reader(codec, exchange, serving.decoders)
             if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
             if plan.streams and not plan.wants_response_headers:
@@ -96,7 +94,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 raise ClientGone from exc
             body = message.get("body", b"")
             more = reader is not None or message.get("more_body") or b"content-encoding" in headers
-            if more or len(body) > limit or message["type"] != "http.request":
+            if more or len(body) > entry.small_bytes or message["type"] != "http.request":
                 share = serving.admission.budget.hold(0)
                 body = await _complete(serving, exchange, message, limit, share, reader)
             else:
@@ -106,7 +104,10 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             if entry.is_retired:  # replaced, or removed, while the body came
                 share = serving.admission.budget.hold(len(body), share)
                 entry = await _successor(serving, ref, exchange)
-            exchange.payload = codec.decode(body, exchange, ref)
+            if share is None:
+                exchange.payload = codec.decode(body, exchange, ref)
+            else:
+                await _decode(serving, entry, codec, body, exchange, ref, share)
             del message
         plan, size = entry.plans[target.hook], len(body)
         del body  # it may be large, and the answer may take long
@@ -141,7 +142,12 @@ def _is_interrupted(
 
 
 def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | None:
-    """Return the endpoint of a request, None for a model; raise what refuses the request."""
+    """Return the endpoint of a request, None for a model; raise what refuses the request.
+
+    Any request begins the loads that are pending: there may be no lifespan.
+    """
+    if serving.registry.pending:
+        serving.load_pending()
     method = exchange.scope["method"]
     if method not in target.endpoints:
         raise MethodNotAllowed(sorted(target.endpoints)) if target.endpoints else RouteNotFound
@@ -180,7 +186,12 @@ async def _open(
     length = exchange.get(b"content-length")
     message = await receive_first(exchange.receive, limit, length)
     body = await _complete(serving, exchange, message, limit, share, None)
-    ref, exchange.payload = codec.open(body, exchange)
+
+    def open_() -> tuple[ModelRef, Payload]:
+        codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
+        return codec.open(body, exchange)
+
+    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
     return ref, body
 
 
@@ -207,13 +218,46 @@ async def _complete(
     exchange.body_read = True
     if exchange.flight is not None:
         exchange.flight.note_body_read()
-    body = await decoded(body, coding, limit, share, serving.decompressors)
+    body = await decoded(body, coding, limit, share, serving.decoders)
     if reader is None:
         return body
     if coding:
         await reader.feed(body)
     await reader.finish()
     return reader
+
+
+async def _decode(
+    serving: Serving,
+    entry: Entry,
+    codec: Codec,
+    body: Any,
+    exchange: Exchange,
+    ref: ModelRef,
+    share: Share,
+) -> None:
+    """Set the payload by a body that may be large, within the model's limits."""
+    if not isinstance(body, bytes | bytearray):  # it was read as it arrived
+        exchange.payload = codec.decode(body, exchange, ref)
+        return
+
+    def decode() -> Payload:
+        codec.check_cost(body, exchange, entry.max_json_values)
+        return codec.decode(body, exchange, ref)
+
+    exchange.payload = await _in_turns(serving, decode, len(body), share)
+
+
+async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, share: Share) -> Any:
+    """Decode a body: on the event loop if it is small, else in a thread.
+
+    A parser lets nobody else run, but what comes before and after it does. Cancellation waits for
+    its end.
+    """
+    if size <= SMALL_BYTES:
+        return decode()
+    share.resize(size)
+    return await serving.decoders.call("decode", call_uncollected, decode)
 
 
 async def _wait_until_usable(

@@ -31,7 +31,7 @@ from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.application import find_drainables
-from modelserve.server.settings import Settings
+from modelserve.server.settings import HEAD_TIMEOUT, Settings
 from modelserve.version import __version__
 
 __all__ = [
@@ -55,6 +55,7 @@ _LIMIT_TEXTS: Final = {
     "max_queued_bytes": "bytes of the bodies of all requests that wait or are being uploaded",
     "max_body_bytes": "bytes of a request's body",
     "max_line_bytes": "bytes of one line of a streamed body",
+    "max_json_values": "values in a body of JSON",
     "max_collected_bytes": "bytes of a stream that is sent as one document",
     "first_item_timeout": "until the first item or the response",
     "idle_timeout": "between two items",
@@ -90,6 +91,7 @@ class Flags(TypedDict, total=False):
     fd: int | None
     workers: int
     shutdown_delay: float
+    head_timeout: float
     concurrency: float | None
     queue: float | None
     max_queued_bytes: float | None
@@ -182,6 +184,7 @@ def settings_of(
         fd=options.fd,
         workers=options.workers,
         shutdown_delay=options.shutdown_delay,
+        head_timeout=options.head_timeout,
         exit_on_load_failure=options.exit_on_load_failure,
         watched=watched,
         uvicorn={name: getattr(options, name) for name in _FOR_UVICORN},
@@ -425,6 +428,14 @@ def _add_connections(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="for which an idle connection stays open; default: %(default)s",
     )
+    group.add_argument(
+        "--head-timeout",
+        type=_time_limit,
+        default=HEAD_TIMEOUT,
+        metavar="SECONDS",
+        help="for a client to send the head of a request, and from one part of its body to the"
+        f" next; default: {HEAD_TIMEOUT:g}",
+    )
     group.add_argument("--ssl-certfile", metavar="PATH")
     group.add_argument("--ssl-keyfile", metavar="PATH")
     group.add_argument("--ssl-keyfile-password", metavar="PASSWORD")
@@ -464,6 +475,13 @@ def _seconds(text: str) -> float:
     seconds = _number(text)
     if not 0 <= seconds < math.inf:
         raise ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _time_limit(text: str) -> float:
+    seconds = _number(text)
+    if not seconds > 0:
+        raise ArgumentTypeError(f"{text!r} is not a time limit")
     return seconds
 
 

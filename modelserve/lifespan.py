@@ -34,7 +34,7 @@ logger = logging.getLogger("modelserve")
 
 # How long clean-up may take once the drain is over, and how long to wait for threads after that.
 CLEANUP_AFTER_DRAIN: Final = 1.5
-_DECOMPRESSORS: Final = 2
+_DECODERS: Final = 2
 
 _EVENTS: Final = EventSettings(uuid4, partial(datetime.now, UTC))
 
@@ -95,7 +95,7 @@ class Serving:
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
         self._scraper = Workers(1)
-        self.decompressors = Workers(_DECOMPRESSORS)
+        self.decoders = Workers(_DECODERS)
         self.admission = Admission(self.limits)
         self.registry = Registry(
             Shared(limits, self.workers, self.telemetry, self.admission, coalesce)
@@ -222,7 +222,7 @@ class Serving:
                 await self.loading.close(within=CLEANUP_AFTER_DRAIN)
                 self.workers.close()
                 self._scraper.close()
-                self.decompressors.close()
+                self.decoders.close()
                 self.telemetry.close()
             self.hosted = False
 

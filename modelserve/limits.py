@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from modelserve.errors import InvalidInput
 
-__all__ = ["BINARY_BYTES", "DEFAULTS", "Deadlines", "Limits", "shortened"]
+__all__ = ["BINARY_BYTES", "DEFAULTS", "SMALL_BYTES", "Deadlines", "Limits", "shortened"]
 
 MEBIBYTE: Final = 1 << 20
 _MAY_BE_ZERO: Final = ("queue", "max_body_bytes", "max_collected_bytes", "drain_timeout")
@@ -46,6 +46,8 @@ class Limits:
         max_body_bytes: Bytes of a request's body; more is a 413. The default is 1 GiB for a body
             of binary tensors (V2) and 64 MiB for any other. A body that is streamed to the model
             is not limited.
+        max_json_values: Values in a body of JSON, counted before it is parsed; more is a 413. A
+            number or a text counts as one, a list as two, a key as three, an object as four.
         max_line_bytes: Bytes of one line of a streamed body; a longer one is an error in its place.
         max_collected_bytes: Bytes of a stream that is collected into one document; more is a 500.
         first_item_timeout: Seconds from admission to the first item or the result.
@@ -64,6 +66,7 @@ class Limits:
     queue: float | None = None
     max_queued_bytes: float | None = None
     max_body_bytes: float | None = None
+    max_json_values: float | None = None
     max_line_bytes: float | None = None
     max_collected_bytes: float | None = None
     first_item_timeout: float | None = None
@@ -116,11 +119,13 @@ class Limits:
 
 
 BINARY_BYTES: Final = 1024 * MEBIBYTE  # the default `max_body_bytes` of binary tensors
+SMALL_BYTES: Final = MEBIBYTE // 4  # of a body that is decoded on the event loop: milliseconds
 DEFAULTS: Final = Limits(
     concurrency=math.inf,
     queue=1000,
     max_queued_bytes=256 * MEBIBYTE,
     max_body_bytes=64 * MEBIBYTE,
+    max_json_values=5_000_000,
     max_line_bytes=MEBIBYTE,
     max_collected_bytes=64 * MEBIBYTE,
     first_item_timeout=math.inf,

@@ -2,7 +2,7 @@
 
 Everything that has to know the paths is made from the table: the look-up, `Allow`, and whatever
 describes the API. What a path means is remembered, so that a known path costs one look-up in a
-dictionary.
+dictionary; of long paths it is not, so that what strangers ask for takes a few MiB at most.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,6 +24,9 @@ from modelserve.wire.paths import segments_below
 __all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "match"]
 
 _REMEMBERED: Final = 4096
+# A path is the client's: its size counts, and what it means is kept beside it. Of a longer one the
+# meaning is found anew each time.
+_LONGEST: Final = 256
 
 NOT_FOUND: Final = Target({})
 _CHAT: Final = ChatCodec(clock=time)
@@ -122,12 +125,12 @@ class Routes:
         target = self._known.get(key)
         if target is None:
             target = match(segments_below(scope, self._prefix))
-            if self._may_remember(target):
+            if self._may_remember(target, len(path) + len(root or "")):
                 self._remember(key, target)
         return target
 
-    def _may_remember(self, target: Target) -> bool:
-        if not target.endpoints:
+    def _may_remember(self, target: Target, size: int) -> bool:
+        if not target.endpoints or size > _LONGEST:
             return False
         return not target.ref.name or target.ref.name in self._registry
 

@@ -69,6 +69,8 @@ def built(*arguments: str) -> Any:
         ("a.py --timeout nan", "The limit timeout cannot be nan"),
         ("a.py --shutdown-delay inf", "'inf' is not a number of seconds"),
         ("a.py --shutdown-delay=-1", "'-1' is not a number of seconds"),
+        ("a.py --head-timeout 0", "'0' is not a time limit"),
+        ("a.py --head-timeout nan", "'nan' is not a time limit"),
         ("a.py --drain-timeout=-1", "The limit drain_timeout cannot be -1.0"),
         ("a.py --cors-origin example.org", "'example.org' is not an origin, like"),
         ("a.py --cors-origin https://a.org/", "'https://a.org/' is not an origin, like"),

@@ -517,6 +517,7 @@ async def test_what_is_no_use_is_said() -> None:
 
 async def test_outside_of_requests_a_model_can_be_called_too() -> None:
     app = doubling()
+    before = threading.active_count()
     assert await app.call("async", 3) == 6
     assert [item async for item in app.call("sync-stream", 2)] == [0, 1]
-    assert threading.active_count() < 50
+    assert threading.active_count() <= before + 1  # the worker's

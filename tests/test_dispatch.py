@@ -413,6 +413,7 @@ async def test_a_request_that_waits_holds_its_slot() -> None:
     assert (await request(app, "POST", PATH, json={})).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", (value, refuses, refuses_later, items, later))
 async def test_nothing_is_left_to_the_garbage_collector(hook: Any) -> None:
     app = ModelServer()

@@ -46,6 +46,7 @@ def test_the_defaults() -> None:
     assert (DEFAULTS.concurrency, DEFAULTS.queue) == (math.inf, 1000)
     assert DEFAULTS.max_queued_bytes == 256 * 1024 * 1024
     assert DEFAULTS.max_body_bytes == 64 * 1024 * 1024
+    assert DEFAULTS.max_json_values == 5_000_000
     assert (DEFAULTS.first_item_timeout, DEFAULTS.idle_timeout, DEFAULTS.timeout) == (math.inf,) * 3
     assert (DEFAULTS.send_timeout, DEFAULTS.drain_timeout, DEFAULTS.cleanup_timeout) == (60, 25, 5)
     assert DEFAULTS.deadlines() == Deadlines(None, None, None, 60, 5)

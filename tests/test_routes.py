@@ -1,7 +1,7 @@
 """From method and path to an answer, wherever the application is mounted."""
 
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -188,6 +188,21 @@ async def test_what_is_remembered_is_bounded() -> None:
         scope = {"path": "/", "raw_path": b"/", "root_path": f"/{number}", "method": "GET"}
         known.find(scope)
     assert 0 < len(known) <= 4096
+
+
+async def test_a_long_path_is_found_and_not_remembered() -> None:
+    known = routes.Routes(serve().serving.registry)
+    for raw_path, remembered in (
+        (b"/v2/models/m/versions/" + b"1" * 200, 1),
+        (b"/v2/models/m/versions/" + b"1" * 16_000, 1),
+        (b"/v2/models/%6d/versions/" + b"%31" * 200, 1),
+    ):
+        scope = {"path": unquote(raw_path.decode()), "raw_path": raw_path, "method": "GET"}
+        assert known.find(scope).ref.name == "m"
+        assert len(known) == remembered
+    scope = {"path": "/", "raw_path": b"/", "root_path": "/" + "r" * 600, "method": "GET"}
+    assert known.find(scope) is not routes.NOT_FOUND
+    assert len(known) == 1
 
 
 # --- the table ----------------------------------------------------------------------------------

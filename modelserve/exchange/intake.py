@@ -91,8 +91,7 @@ class Intake:
                 await anyio.sleep(_PAUSE_SECONDS)
             raise ClientGone
         except Stopped as reason:
-            self._error = reason
-            self._news.set()
+            self._error = reason  # who waits for a record is cancelled, and reads no more
             raise
 
     async def _receive_all(self) -> None:

@@ -15,9 +15,9 @@ from modelserve.exchange.streams import Streaming
 from modelserve.metrics.series import Tick
 from modelserve.wire.headers import Header
 
-__all__ = ["Outbox"]
+__all__ = ["EVENT_BYTES", "Outbox"]
 
-_EVENT_BYTES: Final = 1 << 16
+EVENT_BYTES: Final = 1 << 16
 
 
 class Sending(Protocol):
@@ -31,11 +31,7 @@ class Sending(Protocol):
 
 
 class Outbox:
-    """What has been put and not sent yet.
-
-    Attributes:
-        is_full: Whoever puts more should wait until it is empty.
-    """
+    """What has been put and not sent yet."""
 
     def __init__(self, exchange: Exchange, stream: Sending, streaming: Streaming) -> None:
         self._exchange = exchange
@@ -43,16 +39,21 @@ class Outbox:
         self._record_first = streaming.record_first
         self._tick: Tick | None = None
         self._parts: list[bytes] = []
+        self._items = 0  # in those parts
         self._size = 0
         self._is_sending = False
-        self.is_full = False
         self._news, self._empty = anyio.Event(), anyio.Event()
 
-    def put(self, parts: list[bytes]) -> None:
-        """Add parts of the body."""
-        self._parts += parts
-        self._size += sum(map(len, parts))
-        self.is_full = self._size >= _EVENT_BYTES
+    @property
+    def is_full(self) -> bool:
+        """Whether whoever puts more should wait until it is empty."""
+        return self._size >= EVENT_BYTES
+
+    def put(self, part: bytes, items: int = 1) -> None:
+        """Add a part of the body, which is so many items."""
+        self._parts.append(part)
+        self._items += items
+        self._size += len(part)
         self._news.set()
 
     async def emptied(self) -> None:
@@ -75,14 +76,16 @@ class Outbox:
 
     async def _send_parts(self) -> None:
         exchange = self._exchange
-        parts, self._parts, self._size, self.is_full = self._parts, [], 0, False
+        body, items = b"".join(self._parts), self._items
+        self._parts.clear()
+        self._items = self._size = 0
         exchange.check_reason()
         exchange.enter(Phase.SEND)
-        self._record(len(parts))
+        self._record(items)
         if not exchange.status:
             await exchange.start(200, self._stream.start_headers())
-        await exchange.send_part(b"".join(parts))
-        self._stream.items += len(parts)
+        await exchange.send_part(body)
+        self._stream.items += items
         exchange.enter(Phase.ITEM)
 
     def _record(self, count: int) -> None:

@@ -4,7 +4,7 @@ They are encoded here, go out by the `outbox` or in one document, and among them
 single records. `streams` is for an answer whose request has been read.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, Final
@@ -16,7 +16,7 @@ from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge, ServingError, describe, is_expected
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.outbox import Outbox
+from modelserve.exchange.outbox import EVENT_BYTES, Outbox
 from modelserve.exchange.sending import log_failure
 from modelserve.exchange.streams import Streaming, stream_headers
 from modelserve.exchange.turns import TURN_SECONDS, give_way
@@ -69,8 +69,8 @@ class Results:
         self._noun = noun
         self._debug = debug
         self._logged = 0
-        self._collected: list[bytes] = []
-        self._size = 0  # of what is collected
+        self._gathered: list[bytes] = []  # encoded; it stays here where the answer is collected
+        self._counted = self._size = 0  # how many of them have been counted, and their bytes
         self._turn_ends = monotonic() + TURN_SECONDS
         # what the exchange knows of a stream
         self.endings: Sequence[Ending] | None = None
@@ -82,7 +82,9 @@ class Results:
         exchange.stream = self
 
     def note_suspension(self) -> bool:
-        """Return whether a generator is cleaning up."""
+        """Hand on what was gathered; return whether a generator is cleaning up."""
+        if self._gathered:
+            self._hand_on()
         return self.endings is not None and is_ending(self.endings)
 
     async def send(self) -> None:
@@ -99,11 +101,12 @@ class Results:
             yield
         except BaseException as exc:
             if not self._exchange.is_interrupted_by(exc):
-                await self.flush()
+                await self._outbox.emptied()
             raise
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing has been put."""
         return self.encoder is None
 
     async def put_all(self, items: AsyncIterator[Any], endings: Sequence[Ending] | None) -> None:
@@ -111,60 +114,95 @@ class Results:
         self.endings = endings
         mark = OwnContext(self._exchange)
         try:
-            async for item in items:
-                self.put((item,))
-                if self._outbox.is_full or monotonic() >= self._turn_ends:
-                    await self.wait_for_room()
+            await self._gather(items)
         finally:
+            self._hand_on()
             mark.leave()
 
-    def put(self, items: Iterable[Item]) -> None:
-        """Add items. Raises as an encoder does; NotAcceptable, CollectedTooLarge."""
-        encoder = self.encoder
-        if encoder is None:
-            items = [*items]
-            if not items:
-                return
-            encoder = self._choose(items[0])
-        self._add([encoder.encode(item) for item in items], encoder)
+    async def _gather(self, items: AsyncIterator[Any]) -> None:
+        """Encode items as they come; those that come without a pause are handed on together."""
+        gathered, size, turn_ends = self._gathered, 0, self._turn_ends
+        encode: Callable[[Item], bytes] | None = None
+        async for item in items:
+            if encode is None:
+                encode = (self.encoder or self._choose(item)).encode
+            part = encode(item)
+            gathered.append(part)
+            size += len(part)
+            if size >= EVENT_BYTES or monotonic() >= turn_ends:
+                self._hand_on()
+                await self.wait_for_room()
+                size, turn_ends = 0, self._turn_ends
+
+    def _hand_on(self) -> None:
+        """Let what was gathered be sent; where it is collected, it stays."""
+        gathered = self._gathered
+        if gathered and self.encoder is not None and self.encoder.join is None:
+            self._outbox.put(b"".join(gathered), len(gathered))
+            gathered.clear()
+
+    def put(self, items: Sequence[Item]) -> None:
+        """Add items. Raises as an encoder does; NotAcceptable."""
+        if not items:
+            return
+        encoder = self.encoder or self._choose(items[0])
+        if encoder.encode_all is not None:
+            self._outbox.put(encoder.encode_all(items), len(items))
+        else:
+            self._gathered += [encoder.encode(item) for item in items]
+            self._hand_on()
 
     def fail_record(self, number: int, failure: BaseException) -> None:
         """Say in the place of a record's result why there is none.
 
         Raises RecordFailed where that cannot be said, or is to end the request.
         """
-        self._log(number, failure)
+        if not is_expected(failure) and self._logged < _MOST_LOGGED:
+            self._logged += 1
+            text = f"{self._noun.capitalize()} {number} of request %s failed"
+            log_failure(self._exchange, text, failure)
+        self._hand_on()
         encoder = self.encoder or self._choose({})
         if self._stops or encoder.remark is None:
             place = f"{self._noun} {number}"
             raise RecordFailed(failure, place, debug=self._debug) from failure
         detail = describe(failure, debug=self._debug)[1]
-        self._add([encoder.remark({"error": detail, self._noun: number})], encoder)
+        self._outbox.put(encoder.remark({"error": detail, self._noun: number}))
 
     async def wait_for_room(self) -> None:
-        """Wait until what there is has been sent, if it is much, and give others their turn."""
+        """Wait until what there is has been sent, if it is much, and give others their turn.
+
+        Raises the reason if the request is being ended early; CollectedTooLarge.
+        """
+        if self._gathered:
+            self._check_collected()
         if self._outbox.is_full:
-            await self.flush()
+            await self._outbox.emptied()
         elif monotonic() >= self._turn_ends:
             await give_way()
         self._turn_ends = monotonic() + TURN_SECONDS
         self._exchange.check_reason()
 
-    async def flush(self) -> None:
-        """Wait until all that was added has been sent, if the answer is not collected."""
-        await self._outbox.emptied()
+    def _check_collected(self) -> None:
+        """Note how much is collected. Raises CollectedTooLarge."""
+        self._size += sum(map(len, self._gathered[self._counted :]))
+        self._counted = len(self._gathered)
+        self._exchange.since = monotonic()
+        limit = self._streaming.collect_bytes
+        if self._size > limit:
+            raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
 
     async def finish(self) -> None:
         """Send what is left, and the end."""
-        exchange = self._exchange
-        encoder = self.encoder or self._choose(None, empty=True)
+        exchange, encoder = self._exchange, self.encoder or self._choose(None, empty=True)
         if encoder.join is not None:
+            self._check_collected()
             exchange.check_reason()
-            headers = stream_headers(self._format, encoder)
-            self.items = len(self._collected)
-            await exchange.send_document(200, headers, [encoder.join(self._collected)])
+            self.items = len(self._gathered)
+            document = encoder.join(self._gathered)
+            await exchange.send_document(200, self.start_headers(), [document])
             return
-        await self.flush()
+        await self._outbox.emptied()
         exchange.check_reason()
         if not exchange.status:
             await exchange.start(200, self.start_headers())
@@ -172,29 +210,10 @@ class Results:
         await exchange.finish(b"" if encoder.finish is None else encoder.finish())
 
     def start_headers(self) -> list[Header]:
-        """Return the headers of the answer, once something was put."""
+        """Return the headers of the answer, once its form is known."""
         assert self.encoder is not None
         return stream_headers(self._format, self.encoder)
 
     def _choose(self, first: Item, *, empty: bool = False) -> Encoder:
         self.encoder = self._format.encoder(first, empty=empty)
         return self.encoder
-
-    def _add(self, parts: list[bytes], encoder: Encoder) -> None:
-        if encoder.join is None:
-            self._outbox.put(parts)
-            return
-        self._collected += parts
-        self._size += sum(map(len, parts))
-        self._exchange.since = monotonic()
-        limit = self._streaming.collect_bytes
-        if self._size > limit:
-            raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
-
-    def _log(self, number: int, failure: BaseException) -> None:
-        """Log an unexpected failure; of many, the first few."""
-        if is_expected(failure) or self._logged >= _MOST_LOGGED:
-            return
-        self._logged += 1
-        text = f"{self._noun.capitalize()} {number} of request %s failed"
-        log_failure(self._exchange, text, failure)

@@ -5,7 +5,7 @@ belongs to one record, and goes out in its order; so does what is wrong with a r
 raises is made again record by record, so that one bad record fails alone.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Final, Protocol
 
@@ -34,7 +34,7 @@ class Sink(Protocol):
     @property
     def is_empty(self) -> bool: ...
 
-    def put(self, items: Iterable[Any]) -> None:
+    def put(self, items: Sequence[Any]) -> None:
         """Add results."""
 
     def fail_record(self, number: int, failure: BaseException) -> None:

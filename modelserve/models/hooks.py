@@ -28,7 +28,6 @@ from modelserve.models.model import (
 from modelserve.models.signatures import (
     HEADERS,
     POSITIONAL,
-    UNANNOTATED,
     layers_of,
     payload_annotation,
 )
@@ -144,6 +143,7 @@ class Plan:
         return Plan.of(self.preprocess, main, self.postprocess, self.declared, self.iterates)
 
 
+_UNANNOTATED: Final = inspect.Parameter.empty
 _TAKING_PAYLOADS: Final = frozenset(("preprocess", "predict", "explain"))
 
 
@@ -204,7 +204,7 @@ def _staged_plan(model: Any, verb: str) -> Plan:
         )
     first = preprocess or main
     how = first.iterates
-    if preprocess is not None and payload_annotation(preprocess.function) is UNANNOTATED:
+    if preprocess is not None and payload_annotation(preprocess.function) is _UNANNOTATED:
         how = main.iterates
     declared = declared_input(model, first.name, iterates=how is not None)
     return Plan.of(preprocess, main, postprocess, declared, how)

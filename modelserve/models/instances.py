@@ -65,6 +65,7 @@ class Instances:
         self._incoming = incoming
         self._values: Iterator[Any] = iter(())
         self._number = 0
+        self._is_plain = True  # all of the values are instances as the hook takes them
         self.convert: Convert | None = None
         self.fail_record: FailRecord = self._refuse
         self.error: Exception | None = None
@@ -75,26 +76,30 @@ class Instances:
     async def __anext__(self) -> Any:
         while True:
             for value in self._values:
-                self._number += 1
-                if type(value) is not BadLine and self.convert is None:
+                if self._is_plain:
                     return value
+                self._number += 1
                 if value is BLANK:
                     continue
                 try:
                     return self.checked(value, self._number)
                 except InvalidInput as exc:
                     await self.fail(self._number, exc)
-            number, values = await self.take()
+            number, values, self._is_plain = await self.take()
             if not values:
                 raise StopAsyncIteration
             self._number, self._values = number - 1, iter(values)
 
-    async def take(self) -> tuple[int, list[Any]]:
-        """Return the number of the next record, and what has arrived, parsed; none at the end."""
+    async def take(self) -> tuple[int, list[Any], bool]:
+        """Return the number of the next record, what has arrived, and whether it is all instances.
+
+        Nothing has arrived only at the end.
+        """
         if self.error is not None:
             raise self.error
         number, records = await self._incoming.take(MOST_AT_ONCE)
-        return number, self._incoming.cutter.parse(records)[0]
+        values, is_regular = self._incoming.cutter.parse(records)
+        return number, values, is_regular and self.convert is None
 
     def checked(self, value: Any, number: int) -> Any:
         """Return what the hook takes of a record. Raises InvalidInput."""
@@ -125,6 +130,7 @@ class SyncInstances:
         self._loop = event_loop()
         self._values: Iterator[Any] = iter(())
         self._number = 0
+        self._is_plain = True
         # what the thread asks the event loop to do, and what has come of it
         self._question: Callable[[], Awaitable[Any]] | None = None
         self._asked, self._answered = anyio.Event(), threading.Event()
@@ -139,9 +145,9 @@ class SyncInstances:
         source = self.instances
         while True:
             for value in self._values:
-                self._number += 1
-                if type(value) is not BadLine and source.convert is None:
+                if self._is_plain:
                     return value
+                self._number += 1
                 if value is BLANK:
                     continue
                 try:
@@ -149,7 +155,7 @@ class SyncInstances:
                 except InvalidInput as exc:
                     number, failure = self._number, exc
                 self._ask(partial(source.fail, number, failure))
-            number, values = self._ask(source.take)
+            number, values, self._is_plain = self._ask(source.take)
             if not values:
                 raise StopIteration
             self._number, self._values = number - 1, iter(values)

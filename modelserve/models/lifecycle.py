@@ -135,6 +135,11 @@ class Retirement:
             finally:
                 self._stops.discard(scope)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the hooks of a model that leaves are running."""
+        return bool(self._stops)
+
     def give_up(self) -> None:
         """Cancel the stops that are under way."""
         for scope in self._stops:

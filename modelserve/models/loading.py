@@ -225,7 +225,9 @@ class Loading:
         application is started again.
         """
         registry = self.registry
-        is_waited_for = any(entry.loading and _loads_on_loop(entry) for entry in registry)
+        is_waited_for = self._retirement.is_stopping or any(
+            entry.loading and _loads_on_loop(entry) for entry in registry
+        )
         await self._background.cancel(within=within if is_waited_for else _MOMENT)
         self._retirement.give_up()
         for entry in [*registry, *registry.unloaded.values(), *registry.leaving]:

@@ -51,7 +51,6 @@ def first_error(predictions: Any) -> BaseException | None:
     """Return the first of the predictions that is an exception, if there is one."""
     if is_array(predictions):
         return None
-    for prediction in predictions:
-        if isinstance(prediction, BaseException):
-            return prediction
-    return None
+    if not any(issubclass(kind, BaseException) for kind in {*map(type, predictions)}):
+        return None
+    return next(each for each in predictions if isinstance(each, BaseException))

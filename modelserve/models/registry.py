@@ -15,7 +15,7 @@ from modelserve.concurrency.admission import Admission, Gate
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
-from modelserve.limits import BINARY_BYTES, DEFAULTS, Limits
+from modelserve.limits import BINARY_BYTES, DEFAULTS, SMALL_BYTES, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.batching import batched, check_batching, with_room
@@ -33,6 +33,7 @@ from modelserve.models.model import (
     defines,
 )
 from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
+from modelserve.wire.cost import MOST_A_BYTE
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
@@ -115,6 +116,9 @@ class Entry:
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         is_default = limits.max_body_bytes is None
         self.max_binary_bytes = BINARY_BYTES if is_default else self.max_body_bytes
+        self.max_json_values = infinite_if_none(self.limits.max_json_values)
+        # Up to this size a body is within all limits, and decoded in no time.
+        self.small_bytes = min(self.max_body_bytes, self.max_json_values / MOST_A_BYTE, SMALL_BYTES)
 
         self.series = shared.telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
         if model.batching is not None:

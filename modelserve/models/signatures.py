@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 __all__ = [
     "HEADERS",
     "POSITIONAL",
-    "UNANNOTATED",
     "UNKNOWN",
     "layers_of",
     "payload_annotation",
@@ -30,7 +29,6 @@ POSITIONAL: Final = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
 )
-UNANNOTATED: Final = inspect.Parameter.empty
 UNKNOWN: Final[Any] = object()  # no annotation, or one that cannot be resolved
 
 logger = logging.getLogger("modelserve")
@@ -76,12 +74,12 @@ def payload_type(function: Any) -> tuple[str, Any]:
 
 
 def payload_annotation(function: Any) -> Any:
-    """Return the annotation of the parameter that takes the payload, as written; or UNANNOTATED."""
+    """Return the annotation of the parameter that takes the payload, as it is written."""
     for _, parameters in layers_of(function):
         positional = [p for p in parameters if p.kind in POSITIONAL]
         if positional and positional[0].name not in HEADERS:
             return positional[0].annotation
-    return UNANNOTATED
+    return inspect.Parameter.empty
 
 
 def return_type(function: Any) -> Any:

@@ -13,6 +13,7 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protoc
 """
 
 import base64
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -33,6 +34,7 @@ from modelserve.protocols.codec import (
 )
 from modelserve.tensors import InferResponse
 from modelserve.tensors.elements import short
+from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import NDJSON, SSE, Encoder, encode_documents
 from modelserve.wire.head import Head
 from modelserve.wire.headers import Header
@@ -122,6 +124,7 @@ class _EventCodec(Codec):
         self.protocol = inner.protocol
         self.takes_binary = inner.takes_binary
         self.attributes: dict[str, Any] = {}
+        self.limit = math.inf  # of JSON values
 
     def json_length(self, head: Head) -> bytes | None:
         return self.inner.json_length(head)
@@ -154,6 +157,13 @@ class _EventCodec(Codec):
         version = attributes["specversion"]
         if version != _VERSION:
             raise InvalidInput(f"The CloudEvent's specversion must be 1.0, not {short(version)}.")
+
+    def check_data_cost(self, data: bytes | bytearray, head: Head, limit: float) -> None:
+        """Refuse an event's data that has too many JSON values. Raises BodyTooLarge."""
+        if self.protocol == "v1":  # it is parsed whatever its type
+            check_cost(data, limit)
+        else:
+            self.inner.check_cost(data, head, limit)
 
     def decode_data(
         self, data: bytes | bytearray, content_type: str, head: Head, ref: ModelRef
@@ -199,6 +209,9 @@ class _BinaryFormat(_EventFormat):
 
 class _BinaryCodec(_EventCodec):
     event_format = _BinaryFormat
+
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        self.check_data_cost(body, head, limit)
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         attributes = {
@@ -270,6 +283,10 @@ class _StructuredFormat(_EventFormat):
 class _StructuredCodec(_EventCodec):
     event_format = _StructuredFormat
 
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        self.limit = limit  # what is in base64 is looked at when it is decoded
+        check_cost(body, limit)
+
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         document = _parse_object(body)
         scalars = {key: value for key, value in document.items() if not _is_nested(value)}
@@ -278,7 +295,9 @@ class _StructuredCodec(_EventCodec):
             raise InvalidInput('Expected the CloudEvent to have either "data" or "data_base64"')
         if "data_base64" in document:
             claimed = str(scalars.get("datacontenttype", ""))
-            return self.decode_data(_from_base64(document["data_base64"]), claimed, head, ref)
+            data = _from_base64(document["data_base64"])
+            self.check_data_cost(data, head, self.limit)
+            return self.decode_data(data, claimed, head, ref)
         if self.protocol == "v1":
             return document["data"]
         return self.inner.decode(_encoded_again(document["data"]), head, ref)

@@ -4,9 +4,10 @@ A codec turns a head and bytes into the name of a model and a payload, and a hoo
 headers and bytes. It also writes the protocol's errors and ends its streams. The pipeline knows a
 protocol by its codec alone; a codec knows neither the pipeline nor the exchange.
 
-For a request, the pipeline calls `json_length` before it reads the body; `decode`, or `open` where
-the path names no model; `check`; and `encode` or, for a stream, `stream_format`. A failure before
-the response has started becomes what `error` returns, a later one the last record of the encoder.
+For a request, the pipeline calls `json_length` before it reads the body; `check_cost` if that is
+not small; `decode`, or `open` where the path names no model; `check`; and `encode` or, for a
+stream, `stream_format`. A failure before the response has started becomes what `error` returns, a
+later one the last record of the encoder.
 """
 
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
@@ -16,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 from modelserve.errors import InvalidInput, NestedTooDeep
 from modelserve.limits import Limits
 from modelserve.tensors import InferResponse, rest_document
+from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Body, Header, sendable_headers
@@ -155,6 +157,14 @@ class Codec:
             iterates: The hook takes its instances one by one.
         """
         return None
+
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        """Refuse a body whose JSON has more values than the limit, before it is parsed.
+
+        By default the whole body is JSON. It is not called for a body that is too short to have so
+        many. This and `decode` may be called in a thread. Raises BodyTooLarge.
+        """
+        check_cost(body, limit)
 
     def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
         """Return the model and the payload of a request whose path names no model.

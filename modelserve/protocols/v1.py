@@ -28,6 +28,7 @@ from modelserve.wire.accept import (
     encoder_for_type,
     framed_encoder,
 )
+from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, natural_encoder
 from modelserve.wire.forms import read_urlencoded
 from modelserve.wire.head import Head
@@ -84,6 +85,12 @@ class V1Codec(Codec):
         if not iterates or is_json(media_type) or media_type in ("", _FORM_TYPE, _MULTIPART):
             return None
         return Pieces()
+
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        """Refuse JSON with too many values; a body that may be anything is JSON if it begins so."""
+        name = media_type(head.get(b"content-type").decode("latin-1"))
+        if is_json(name) or (name in _OPEN_TYPES and _OPENING.match(body)):
+            check_cost(body, limit)
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         """Return any JSON value, a form, or the raw bytes of a body of another type.

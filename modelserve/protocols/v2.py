@@ -31,7 +31,9 @@ from modelserve.tensors import (
     encode_response,
     response_document,
 )
+from modelserve.tensors.messages import json_length
 from modelserve.wire.accept import choose_among, framed_encoder
+from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import (
     COLLECTED,
     NDJSON,
@@ -116,6 +118,11 @@ class InferCodec(Codec):
 
     def json_length(self, head: Head) -> bytes | None:
         return head.headers.get(_LENGTH_HEADER)
+
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        header = head.headers.get(_LENGTH_HEADER)
+        length = None if header is None else json_length(body, header.decode("latin-1"))
+        check_cost(body if length is None else memoryview(body)[:length], limit)
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> InferRequest:
         """Return the request, binary with the length header and JSON without it.

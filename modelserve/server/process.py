@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
-from modelserve.server.connections import mended
+from modelserve.server.connections import LONGEST_HEAD, mended
 from modelserve.server.logs import print_error
 from modelserve.server.server import STOP_SIGNALS, Server
 from modelserve.server.settings import CANNOT_LOAD, Settings
@@ -85,6 +85,7 @@ def make_server(
         app,
         **{"interface": "asgi3", "access_log": False, "log_config": None, **settings.uvicorn},
         workers=1,
+        h11_max_incomplete_event_size=LONGEST_HEAD,
     )
     try:
         config.load()
@@ -99,6 +100,7 @@ def make_server(
         alone=alone,
         on_start=on_start,
         shutdown_delay=settings.shutdown_delay,
+        head_timeout=settings.head_timeout,
         exit_on_load_failure=settings.exit_on_load_failure,
     )
 

@@ -30,9 +30,9 @@ from starlette.types import ASGIApp
 from modelserve.lifespan import CLEANUP_AFTER_DRAIN
 from modelserve.limits import DEFAULTS
 from modelserve.server.application import Drainable, find_drainables
-from modelserve.server.connections import StalledConnections, has_request, new_protocol
+from modelserve.server.connections import has_request, new_protocol, watch
 from modelserve.server.listener import accept_waiting
-from modelserve.server.settings import CANNOT_LOAD_MODELS, CANNOT_START
+from modelserve.server.settings import CANNOT_LOAD_MODELS, CANNOT_START, HEAD_TIMEOUT
 from modelserve.server.starting import Start
 
 __all__ = ["LONGEST_EXIT", "STOP_SIGNALS", "Server"]
@@ -61,6 +61,7 @@ class Server(uvicorn.Server):
         alone: Exit at once at a second signal; a worker process leaves that to its supervisor.
         on_start: Called once the server listens, with the seconds that its stop may take.
         shutdown_delay: Seconds after a signal for which new requests are still served.
+        head_timeout: Seconds in which a client has to send a head, and a part of a body.
         exit_on_load_failure: Stop once a model has failed to load.
 
     Attributes:
@@ -76,17 +77,16 @@ class Server(uvicorn.Server):
         alone: bool = True,
         on_start: Callable[[float], None] | None = None,
         shutdown_delay: float = 0.0,
+        head_timeout: float = HEAD_TIMEOUT,
         exit_on_load_failure: bool = False,
     ) -> None:
         super().__init__(config)
         self._servings = find_drainables(app)
-        timeouts = [serving.limits.drain_timeout for serving in self._servings]
-        self.drain_seconds = max(
-            (math.inf if seconds is None else seconds for seconds in timeouts),
-            default=DEFAULTS.drain_timeout or 0.0,
-        )
-        self._stalled = StalledConnections(
-            self.server_state.connections, _send_seconds(self._servings)
+        self.drain_seconds = _drain_seconds(self._servings)
+        self._check_connections = watch(
+            self.server_state.connections,
+            unread=_send_seconds(self._servings),
+            unsent=head_timeout,
         )
         self.exit_code = 0
         self._start = Start(self._servings, must_succeed=exit_on_load_failure)
@@ -174,7 +174,7 @@ class Server(uvicorn.Server):
             self._exit_now()
 
     async def on_tick(self, counter: int) -> bool:
-        self._stalled.check(monotonic())
+        self._check_connections(monotonic())
         if not self._signalled.is_set() and self._start.has_failed():
             self.exit_code = CANNOT_LOAD_MODELS
             self._drains_at = monotonic()
@@ -251,6 +251,15 @@ async def _connect(server: uvicorn.Server, sock: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(
             partial(new_protocol, server), sock, ssl=server.config.ssl
         )
+
+
+def _drain_seconds(servings: Iterable[Drainable]) -> float:
+    """Return how long running requests have to finish."""
+    limits = [serving.limits.drain_timeout for serving in servings]
+    return max(
+        (math.inf if seconds is None else seconds for seconds in limits),
+        default=DEFAULTS.drain_timeout or 0.0,
+    )
 
 
 def _send_seconds(servings: Iterable[Drainable]) -> float:

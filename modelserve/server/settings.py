@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["CANNOT_LOAD", "CANNOT_LOAD_MODELS", "CANNOT_START", "Settings"]
+__all__ = ["CANNOT_LOAD", "CANNOT_LOAD_MODELS", "CANNOT_START", "HEAD_TIMEOUT", "Settings"]
 
 CANNOT_LOAD: Final = 2
 CANNOT_START: Final = 3
 CANNOT_LOAD_MODELS: Final = 4
+HEAD_TIMEOUT: Final = 60.0  # seconds; nginx and Node have the same
 
 _FOR_WORKERS: Final = ("SIGCHLD", "pthread_sigmask", "set_wakeup_fd")
 
@@ -23,7 +24,8 @@ class Settings:
 
     Worker processes receive it by pickle. Each of them calls `set_up_logging`. If there are folders
     to watch, one worker serves, and is replaced when a Python file in them changes. For
-    `shutdown_delay` seconds after a signal to stop, requests are still served. With
+    `shutdown_delay` seconds after a signal to stop, requests are still served. A client has
+    `head_timeout` seconds to send a head, and as many from one part of a body to the next. With
     `exit_on_load_failure`, a model that cannot be loaded ends the process. Unless the server's end
     is to be that of its process, what the process does afterwards may take its time.
     """
@@ -34,6 +36,7 @@ class Settings:
     fd: int | None = None
     workers: int = 1
     shutdown_delay: float = 0.0
+    head_timeout: float = HEAD_TIMEOUT
     exit_on_load_failure: bool = False
     ends_process: bool = True
     watched: Sequence[Path] = ()

@@ -14,10 +14,10 @@ import math
 import operator
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain, islice
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -35,6 +35,7 @@ from modelserve.tensors.elements import (
     short,
     text_of,
 )
+from modelserve.tensors.strings import count_strings, join_strings, split_strings
 from modelserve.wire.values import is_missing
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ __all__ = [
     "need",
     "pack_array",
     "plain_shape",
-    "span_elements",
     "to_array",
     "to_bytes",
     "to_json",
@@ -74,9 +74,11 @@ _NUMBER: Final[frozenset[type]] = frozenset({int, float, NoneType})
 
 # numpy before 2 has no more, and the product of a million dimensions would take hours.
 _MAX_DIMENSIONS: Final = 32
+_MEBIBYTE: Final = 1 << 20
+# Numbers that are converted at a time where one of all does not fit: it is looked for in these.
+_PART: Final = 1 << 12
 # How many elements too many are counted for a sentence.
 _SURPLUS: Final = 1000
-_LENGTH: Final = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ def check_bytes(raw: Buffer, shape: Sequence[Any], datatype: Datatype) -> None:
     """Raise Misfit unless the bytes are exactly the elements that the shape asks for."""
     if not datatype.size:
         most = _count_elements(shape, datatype) + _SURPLUS
-        count = sum(1 for _ in islice(span_elements(raw), most + 1))
+        count = count_strings(memoryview(raw), most)
         if count > most:
             raise Misfit(f"has more than {most} elements where its shape {short(shape)} has fewer")
         return _check_count(count, shape, datatype)
@@ -169,8 +171,11 @@ def check_bytes(raw: Buffer, shape: Sequence[Any], datatype: Datatype) -> None:
             f"of {datatype.name} asks for {expected}"
         )
     # numpy takes the byte 2 for a bool that is neither True nor False.
-    if datatype.code == "?" and bytes(raw).strip(b"\0\1"):
-        raise Misfit("holds bytes other than 0 and 1, which BOOL does not have")
+    if datatype.code == "?":
+        view = memoryview(raw)
+        for start in range(0, len(view), _MEBIBYTE):
+            if bytes(view[start : start + _MEBIBYTE]).strip(b"\0\1"):
+                raise Misfit("holds bytes other than 0 and 1, which BOOL does not have")
     return None
 
 
@@ -227,8 +232,8 @@ def _count_elements(shape: Sequence[Any], datatype: Datatype) -> int:
 
 
 def _wrong_type(values: list[Any], datatype: Datatype) -> Misfit:
-    index, value = next((i, v) for i, v in enumerate(values) if type(v) not in datatype.json)
-    return Misfit(f"holds {short(value)} at index {index}, not {datatype.noun}")
+    index = operator.indexOf(map(datatype.json.__contains__, map(type, values)), False)
+    return Misfit(f"holds {short(values[index])} at index {index}, not {datatype.noun}")
 
 
 # From any form to one of the three.
@@ -298,7 +303,7 @@ def to_array(
     numpy = need("numpy")
     raw = isinstance(form, BUFFERS)
     if not datatype.size:
-        elements = _split_elements(form) if raw else flatten(form)
+        elements = split_strings(memoryview(form)) if raw else flatten(form)
         form, raw = numpy.array(elements, dtype=object), False
     dtype = find_dtype(datatype)
     try:
@@ -320,7 +325,7 @@ def to_text(form: Any) -> list[str | None]:
 
     Raises NotJSON where they are not UTF-8.
     """
-    elements = _split_elements(form) if isinstance(form, BUFFERS) else list_elements(form)
+    elements = split_strings(memoryview(form)) if isinstance(form, BUFFERS) else list_elements(form)
     try:
         return [item if type(item) is str else text_of(item) for item in elements]
     except UnicodeDecodeError:
@@ -355,19 +360,12 @@ def _pack(values: list[Any], datatype: Datatype) -> bytes:
             values = booleans(values)
         if (at := find_missing(values)) is not None:
             raise Misfit(f"holds a missing value at index {at}, which binary data cannot hold")
-        return bytes(values) if datatype.size else _pack_elements(values)
+        return bytes(values) if datatype.size else join_strings(values)
     try:
         return _pack_numbers(values, datatype)
     except (struct.error, OverflowError):
-        values = [_substitute(value, datatype) for value in values]
-    try:
-        return _pack_numbers(values, datatype)
-    except (struct.error, OverflowError):
-        at = _find_misfit(values, datatype)
-    value = f"holds {short(values[at])} at index {at}"
-    if is_missing(values[at]):
-        raise Misfit(f"{value}, and {datatype.name} has no missing values")
-    raise Misfit(f"{value}, which is out of range for {datatype.name}")
+        parts = range(0, len(values), _PART)
+        return b"".join(_pack_part(values[at : at + _PART], at, datatype) for at in parts)
 
 
 def _pack_numbers(values: list[Any], datatype: Datatype) -> bytes:
@@ -378,51 +376,50 @@ def _pack_numbers(values: list[Any], datatype: Datatype) -> bytes:
     return rounded
 
 
-def _substitute(value: Any, datatype: Datatype) -> Any:
+def _pack_part(values: list[Any], at: int, datatype: Datatype) -> bytes:
+    """Return some of the elements as bytes, from index `at` on.
+
+    Those that fit are not looked at one by one: most have no other among them.
+    """
+    for replaced in (_itself, _nan_for_null, _substitute):
+        values = replaced(values, datatype)
+        with suppress(struct.error, OverflowError):
+            return _pack_numbers(values, datatype)
+    raise _misfit(values, at, datatype)
+
+
+def _itself(values: list[Any], datatype: Datatype) -> list[Any]:
+    return values
+
+
+def _nan_for_null(values: list[Any], datatype: Datatype) -> list[Any]:
+    if datatype.json == _INTEGER:
+        return values
+    return [math.nan if value is None else value for value in values]
+
+
+def _substitute(values: list[Any], datatype: Datatype) -> list[Any]:
     """Return NaN for a missing value, an int for a float without a fraction, others as they are."""
     if datatype.json != _INTEGER:
-        return math.nan if is_missing(value) else value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        return [math.nan if is_missing(value) else value for value in values]
+    return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
 
 
-def _find_misfit(values: list[Any], datatype: Datatype) -> int:
-    """Return the index of a value that cannot be packed, by halving: no loop over a million."""
-    low, high = 0, len(values)
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            _pack_numbers(values[low:middle], datatype)
-            low = middle
-        except (struct.error, OverflowError):
-            high = middle
-    return low
+def _misfit(values: list[Any], at: int, datatype: Datatype) -> Misfit:
+    """Return the error for the first value that cannot be packed."""
+    index = next(n for n, value in enumerate(values) if not _fits(value, datatype))
+    sentence = f"holds {short(values[index])} at index {at + index}"
+    if is_missing(values[index]):
+        return Misfit(f"{sentence}, and {datatype.name} has no missing values")
+    return Misfit(f"{sentence}, which is out of range for {datatype.name}")
 
 
-def _pack_elements(values: Iterable[Any]) -> bytes:
-    """Return elements of BYTES in binary form: bytes, str, or anything with a `str`."""
-    elements = [item if isinstance(item, bytes) else str(item).encode() for item in values]
-    return b"".join(chain.from_iterable((_LENGTH.pack(len(item)), item) for item in elements))
-
-
-def _split_elements(raw: Buffer) -> list[bytes]:
-    view = memoryview(raw)
-    return [bytes(view[start:end]) for start, end in span_elements(view)]
-
-
-def span_elements(raw: Buffer) -> Iterator[tuple[int, int]]:
-    """Yield where each element of BYTES, `<u32 length><bytes>`, starts and ends.
-
-    Raises Misfit where the bytes end inside one.
-    """
-    end, index = 0, 0
-    while end < len(raw):
-        start = end + _LENGTH.size
-        if start <= len(raw):
-            end = start + _LENGTH.unpack_from(raw, end)[0]
-        if start > len(raw) or end > len(raw):
-            raise Misfit(f"has binary data that ends inside element {index}")
-        yield start, end
-        index += 1
+def _fits(value: Any, datatype: Datatype) -> bool:
+    try:
+        _pack_numbers([value], datatype)
+    except (struct.error, OverflowError):
+        return False
+    return True
 
 
 # Arrays.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import date
-from itertools import chain
+from itertools import chain, islice
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,8 +39,21 @@ __all__ = [
 LISTS: Final = (list, tuple)  # a tuple: `isinstance` of a union makes the union anew each time
 _SCALARS: Final = (str, bytes, int, float)
 _BOOLEAN: Final[frozenset[type]] = frozenset({bool})
-_TEXT: Final[frozenset[type]] = frozenset({str})
-_SHORT: Final = Repr()
+_NEVER_MISSING: Final[frozenset[type]] = frozenset({str, bytes, bool, int})
+
+
+class _Short(Repr):
+    """Values cut in length and in depth; without sorting, which takes long for many keys."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if not x or level <= 0:
+            return "{...}" if x else "{}"
+        pairs = islice(x.items(), self.maxdict)
+        parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in pairs]
+        return "{" + ", ".join([*parts, "..."] if len(x) > self.maxdict else parts) + "}"
+
+
+_SHORT: Final = _Short()
 _SHORT.maxlist = _SHORT.maxtuple = 8
 _SHORT.maxstring = 60
 
@@ -138,7 +151,7 @@ def _join_rows(rows: Sequence[Any]) -> list[Any]:
 
 def find_missing(values: Sequence[Any]) -> int | None:
     """Return the index of the first value that is missing, or None."""
-    if _TEXT.issuperset(map(type, values)):
+    if _NEVER_MISSING.issuperset(map(type, values)):
         return None
     return next((index for index, value in enumerate(values) if is_missing(value)), None)
 

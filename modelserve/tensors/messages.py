@@ -37,6 +37,7 @@ __all__ = [
     "decode_request",
     "encode_response",
     "generate_uuid",
+    "json_length",
     "response_document",
     "rest_document",
 ]
@@ -265,12 +266,21 @@ def decode_request(body: Buffer, length_header: str | None, *, model_name: str) 
     headers. The arrays of binary tensors are writable. Raises InvalidInput, and nothing else, for
     anything that a client can send.
     """
-    length = None if length_header is None else _parse_length(length_header)
-    if length is None or length > len(body):
+    length = None if length_header is None else json_length(body, length_header)
+    if length is None:
         return InferRequest.from_rest(model_name, parse(body, "request", InvalidInput))
     if isinstance(body, bytes):  # in one piece, so small; one gathered from pieces is writable
         body = bytearray(body)
     return InferRequest.from_bytes(body, length, model_name)
+
+
+def json_length(body: Buffer, length_header: str) -> int | None:
+    """Return how many bytes of a body are JSON by its length header, None where all are.
+
+    Raises InvalidInput for a header that is no number.
+    """
+    length = _parse_length(length_header)
+    return None if length > len(body) else length
 
 
 def _parse_length(header: str) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
-from modelserve.tensors.data import BUFFERS, Buffer, find_datatype, need, span_elements
+from modelserve.tensors.data import BUFFERS, Buffer, find_datatype, need
 from modelserve.tensors.elements import Misfit, flatten, is_array
+from modelserve.tensors.strings import span_strings
 from modelserve.tensors.tensor import SIZE, Tensor, without_size
 
 __all__ = ["count_rows", "divide_rows", "join_rows", "row_type"]
@@ -88,7 +89,7 @@ def _byte_offsets(tensor: Tensor, raw: Buffer, bounds: list[int]) -> list[int]:
         datatype = find_datatype(tensor.datatype)
         if datatype.size:
             return [bound * row * datatype.size for bound in bounds]
-        ends = [0, *(end for _, end in span_elements(raw))]
+        ends = [0, *(end for _, end in span_strings(memoryview(raw)))]
         return [ends[bound * row] for bound in bounds]
     except (Misfit, IndexError):
         message = f"has data that does not fit its shape {tensor.shape}"

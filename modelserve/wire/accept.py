@@ -1,7 +1,8 @@
 """The choice of an encoder, by `Accept` or by the content type that a model has set. Pure.
 
 By `Accept` (RFC 9110, 12.5.1): ranges are tried by quality, then specificity, then the client's
-order; the first that fits any encoder for the first item wins; `q=0` excludes.
+order; the first that fits any encoder for the first item wins; `q=0` excludes. The header is as
+long as its client likes: it is gone through once, and a range of no type of ours costs a look-up.
 """
 
 import math
@@ -88,7 +89,7 @@ def encoder_for_type(content_type: str) -> Encoder:
     if name == _EVENTS:
         return replace(SSE, media_type=content_type, encode=_event_or_raw)
     if name in LINE_TYPES:
-        return replace(NDJSON, media_type=content_type, encode=raw_item)
+        return replace(NDJSON, media_type=content_type, encode=raw_item, encode_all=None)
     return Encoder(content_type, raw_item)
 
 
@@ -109,25 +110,20 @@ class Range(NamedTuple):
     def specificity(self) -> int:
         return 2 - self.name.count("*")
 
-    def matches(self, name: str) -> bool:
-        if self.name == "*/*":
-            return True
-        return self.name == name or (
-            self.name.endswith("/*") and name.startswith(self.name.removesuffix("*"))
-        )
-
 
 def parse_accept(header: str) -> tuple[Range, ...]:
     """Return the ranges of an `Accept` header, the most wanted first; others are skipped."""
-    return _parse_short(header) if len(header) <= 256 else _parse(header)
+    return _parse_short(header) if len(header) <= 256 else _parse_long(header)
 
 
 def _parse(header: str) -> tuple[Range, ...]:
-    ranges = [r for part in header.split(",") if (r := _parse_range(part))]
+    # What is repeated word for word has no meaning of its own.
+    ranges = [r for part in dict.fromkeys(header.split(",")) if (r := _parse_range(part))]
     return tuple(sorted(ranges, key=lambda r: (-r.quality, -r.specificity)))
 
 
 _parse_short = lru_cache(maxsize=256)(_parse)
+_parse_long = lru_cache(maxsize=1)(_parse)  # one request asks several times
 
 
 def _parse_range(text: str) -> Range | None:
@@ -155,22 +151,27 @@ def _parse_quality(parameters: list[str]) -> float:
 def _best(ranges: tuple[Range, ...], encoders: tuple[Encoder, ...]) -> Encoder | None:
     if not ranges:
         return encoders[0]
+    # By name, the most wanted first: of ranges of one name only the first counts.
+    qualities: dict[str, float] = {}
     for wanted in ranges:
-        if wanted.quality <= 0:
+        if wanted.name in _MEANINGFUL:
+            qualities.setdefault(wanted.name, wanted.quality)
+    for wanted_name, quality in qualities.items():
+        if quality <= 0:
             break
         for encoder in encoders:
-            name = _name_within(wanted, encoder)
-            if name and _quality(ranges, name) > 0:
+            name = _name_within(wanted_name, encoder)
+            if name and _quality(qualities, name) > 0:
                 return encoder if name == _NAMES[encoder][0] else _renamed(encoder, name)
     return None
 
 
-def _name_within(wanted: Range, encoder: Encoder) -> str | None:
-    """Return the name of an encoder that a range means, if it means any."""
+def _name_within(wanted: str, encoder: Encoder) -> str | None:
+    """Return the name of an encoder that the name of a range means, if it means any."""
     names = _NAMES[encoder]
-    if wanted.name in names:
-        return wanted.name
-    return names[0] if wanted.matches(names[0]) else None
+    if wanted in names:
+        return wanted
+    return names[0] if wanted in _covering(names[0]) else None
 
 
 def _renamed(encoder: Encoder, name: str) -> Encoder:
@@ -178,7 +179,16 @@ def _renamed(encoder: Encoder, name: str) -> Encoder:
     return replace(encoder, media_type=TEXT.media_type if name == "text/plain" else name)
 
 
-def _quality(ranges: tuple[Range, ...], name: str) -> float:
+def _quality(qualities: dict[str, float], name: str) -> float:
     """Return the quality of the most specific range that matches."""
-    matching = [r for r in ranges if r.matches(name)]
-    return max(matching, key=lambda r: r.specificity).quality if matching else 0.0
+    return next((qualities[range_] for range_ in _covering(name) if range_ in qualities), 0.0)
+
+
+def _covering(name: str) -> tuple[str, str, str]:
+    """Return the names of the ranges that match a media type, the most specific first."""
+    return name, f"{name.partition('/')[0]}/*", "*/*"
+
+
+_MEANINGFUL: Final = frozenset(
+    range_ for names in _NAMES.values() for name in names for range_ in _covering(name)
+)

@@ -5,7 +5,7 @@ Collected JSON is an encoder too; its items are put together with `join`. `accep
 the encoder of a stream, once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -28,11 +28,13 @@ __all__ = [
     "json_item",
     "natural_encoder",
     "ndjson_item",
+    "ndjson_items",
     "raw_item",
     "sse_item",
 ]
 
 Item: TypeAlias = Any  # what a hook yields
+_OF_JSON: Final = frozenset((bool, dict, float, int, list, str, type(None)))
 
 
 class ServerSentEvent:
@@ -85,6 +87,7 @@ class Encoder:
         idle: What may be sent between items to keep a connection alive.
         remark: Writes what is said in between and is no item, such as the error of one line of the
             request; without it nothing can be said there.
+        encode_all: Writes several items as `encode` would, and faster; None for no such way.
         join: Makes one document of all encoded items, which are collected instead of streamed.
     """
 
@@ -95,6 +98,7 @@ class Encoder:
     idle: bytes | None = None
     join: Callable[[list[bytes]], bytes] | None = None
     remark: Callable[[Any], bytes] | None = None
+    encode_all: Callable[[Sequence[Item]], bytes] | None = None
 
 
 def encode_documents(
@@ -152,6 +156,17 @@ def ndjson_item(item: Item) -> bytes:
     return json_item(item) + b"\n"
 
 
+def ndjson_items(items: Sequence[Item]) -> bytes:
+    """Write each item as one line of JSON."""
+    if _OF_JSON.issuperset(map(type, items)):
+        dumps, options = orjson.dumps, JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE
+        try:
+            return b"".join([dumps(item, to_builtin, options) for item in items])
+        except orjson.JSONEncodeError:
+            pass  # as in `ndjson_item`
+    return b"".join(map(ndjson_item, items))
+
+
 def _ndjson_failure(status: int, detail: Any) -> bytes:
     return error_document(detail) + b"\n"
 
@@ -160,7 +175,14 @@ def _join_predictions(items: list[bytes]) -> bytes:
     return b'{"predictions":[' + b",".join(items) + b"]}"
 
 
-NDJSON: Final = Encoder(LINE_TYPES[0], ndjson_item, _ndjson_failure, idle=b"\n", remark=ndjson_item)
+NDJSON: Final = Encoder(
+    LINE_TYPES[0],
+    ndjson_item,
+    _ndjson_failure,
+    idle=b"\n",
+    remark=ndjson_item,
+    encode_all=ndjson_items,
+)
 COLLECTED: Final = Encoder("application/json", json_item, join=_join_predictions)
 
 # --- server-sent events -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ its prefix, or not at all. Segments are split before they are decoded, so that `
 """
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
@@ -37,11 +38,14 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
 
 def _without_hidden(segments: list[str], path: str) -> list[str]:
     """Drop the leading segments of a host that took its prefix off `path` only."""
-    rest = "/" + "/".join(segments)
-    for start in range(len(segments)):  # a decoded segment may have slashes: they cannot be counted
-        if rest in (path, path + "/"):  # a slash that was encoded may have been dropped above
-            return segments[start:]
-        rest = rest[1 + len(segments[start]) :]
+    whole = "/" + "/".join(segments)
+    starts = accumulate((1 + len(segment) for segment in segments), initial=0)
+    boundaries = {start: index for index, start in enumerate(starts)}
+    for end in (path + "/", path):  # a slash that was encoded may have been dropped above
+        # A decoded segment may have slashes: they cannot be counted.
+        index = boundaries.get(len(whole) - len(end))
+        if index is not None and whole.endswith(end):
+            return segments[index:]
     # The host has changed more than that, such as bytes that are not UTF-8.
     return segments[max(len(segments) - path.count("/"), 0) :]
 

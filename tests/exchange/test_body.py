@@ -1,5 +1,6 @@
 """One request's body."""
 
+import base64
 import gzip
 import math
 import random
@@ -285,9 +286,10 @@ async def test_a_large_body_is_decompressed_while_others_run(compress: Any) -> N
         assert (await client.response()).json() == 32 << 20
     assert turns > 50
     assert app.serving.admission.budget.held == 0
-    assert app.serving.decompressors.running == []
+    assert app.serving.decoders.running == []
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 @pytest.mark.parametrize("leaving", ["client", "host", "timeout"])
 async def test_a_request_that_ends_while_its_body_is_decompressed(leaving: str) -> None:
@@ -300,7 +302,7 @@ async def test_a_request_that_ends_while_its_body_is_decompressed(leaving: str) 
     headers = {"content-encoding": "gzip"}
     if leaving == "timeout":
         headers["x-request-timeout-seconds"] = "0.03"
-    budget, threads = app.serving.admission.budget, app.serving.decompressors
+    budget, threads = app.serving.admission.budget, app.serving.decoders
     body = gzip.compress(large(200), 1)
     async with anyio.create_task_group() as group:
         client = Exchange(app, scope_of(headers), timeout=10)
@@ -330,7 +332,7 @@ async def test_a_large_body_that_is_broken_gives_back_what_it_held() -> None:
     assert response.status == 413
     assert response.json()["error"].endswith("larger than 200 times its compressed size.")
     assert app.serving.admission.budget.held == 0
-    assert app.serving.decompressors.running == []
+    assert app.serving.decoders.running == []
 
 
 # --- the bytes that waiting requests hold -------------------------------------------------------
@@ -435,3 +437,155 @@ async def test_a_body_counts_while_the_model_that_takes_over_is_loading() -> Non
         later.may_load.set()
         assert (await client.response()).body == b"a" * 98
     assert budget.held == 0
+
+
+# --- bodies of many JSON values -----------------------------------------------------------------
+
+V2_DOCUMENT = b'{"inputs":[{"name":"x","shape":[%d],"datatype":"INT8","data":[%s]}]}'
+V2_BINARY = (
+    b'{"inputs":[{"name":"x","shape":[%d],"datatype":"INT8","parameters":{"binary_data_size":%d}}]}'
+)
+EVENT = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "s", "ce-type": "t"}
+STRUCTURED = {"content-type": "application/cloudevents+json"}
+EVENT_DOCUMENT = b'{"specversion":"1.0","id":"1","source":"s","type":"t",%s}'
+INFER = ("POST", "/v2/models/m/infer")
+GENERATE = ("POST", "/v2/models/m/generate")
+FEW, MANY = b"1,1", b",".join([b"1"] * 200)
+
+
+def binary(count: int) -> tuple[bytes, dict[str, str]]:
+    head = V2_BINARY % (count, count)
+    return head + b"," * count, {"inference-header-content-length": str(len(head))}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("route", "form", "headers"),
+    [
+        (PREDICT, b'{"instances":[%s]}', {}),
+        (PREDICT, b"[%s]", {"content-type": "application/x-www-form-urlencoded"}),
+        (PREDICT, b"[%s]", {"content-type": "application/vnd.own+json; charset=utf-8"}),
+        (PREDICT, b"[%s]", EVENT),
+        (PREDICT, b"[%s]", EVENT | {"content-type": "text/csv"}),
+        (PREDICT, EVENT_DOCUMENT % b'"data":[%s]', STRUCTURED),
+        (INFER, b'{"inputs":[],"parameters":{},"more":[%s]}', {}),
+        (INFER, b'{"inputs":[],"more":[%s]}', EVENT),
+        (INFER, EVENT_DOCUMENT % b'"data":{"inputs":[],"more":[%s]}', STRUCTURED),
+        (GENERATE, b'{"text_input":"a","parameters":{"x":[%s]}}', {}),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_body_of_too_many_values_is_413(
+    route: tuple[str, str], form: bytes, headers: dict[str, str], cut: bool
+) -> None:
+    app = serve(number_of, limits=Limits(max_json_values=100))
+    headers = {"content-type": "application/json"} | headers
+    for values, status in ((FEW, 200), (MANY, 413)):
+        body = form % values
+        async with exchange(app, *route, body=None, headers=headers) as client:
+            for part in [body[:9], body[9:]] if cut else [body]:
+                client.send_body(part, more=part is not body and part != body[9:])
+            response = await client.response()
+        assert response.status == status, response.body
+    assert response.json() == {"error": "The request body has more than 100 JSON values."}
+    assert app.serving.admission.budget.held == 0
+
+
+async def number_of(payload: Any) -> Any:
+    return {"text_output": "a"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("route", "body", "headers"),
+    [
+        (PREDICT, b"[," * 500, {"content-type": "image/png"}),
+        (PREDICT, b"1,2\n" * 500, EVENT | {"content-type": "text/csv"}),
+        (PREDICT, b'{"instances":["%s"]}' % (b'[,{\\"' * 500), {}),
+        (INFER, *binary(2000)),
+        (GENERATE, b'{"text_input":"%s"}' % (b"a, b: [c] {d} " * 500), {}),
+    ],
+)
+async def test_what_is_no_value_does_not_count(
+    route: tuple[str, str], body: bytes, headers: dict[str, str]
+) -> None:
+    app = serve(number_of, limits=Limits(max_json_values=100))
+    assert (await request(app, *route, body=body, headers=headers)).status == 200
+
+
+@pytest.mark.anyio
+async def test_the_data_of_an_event_in_base64_counts() -> None:
+    app = serve(number_of, limits=Limits(max_json_values=100))
+    for values, status in ((FEW, 200), (MANY, 413)):
+        data = b'"data_base64":"%s"' % base64.b64encode(b"[" + values + b"]")
+        body = EVENT_DOCUMENT % data
+        assert (await request(app, *PREDICT, body=body, headers=STRUCTURED)).status == status
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("application", "model", "values", "status"),
+    [(60, None, 50, 200), (60, 20, 50, 413), (20, 60, 50, 413), (None, 60, 70, 413)],
+)
+async def test_the_models_limit_and_the_applications_hold(
+    application: float | None, model: float | None, values: int, status: int
+) -> None:
+    class Limited(Model):
+        limits = Limits(max_json_values=model)
+
+        async def predict(self, payload: Any) -> Any:
+            return len(payload)
+
+    app = ModelServer([Limited("m")], limits=Limits(max_json_values=application))
+    body = b"[" + b"1," * (values - 4) + b"1]"
+    assert (await request(app, *PREDICT, body=body)).status == status
+
+
+@pytest.mark.anyio
+async def test_a_large_body_is_decoded_while_others_run() -> None:
+    app = serve(number_of)
+    raw = (b"\0\0\0\0" + b"\1\0\0\0x") * 400_000
+    head = V2_BINARY.replace(b"INT8", b"BYTES") % (800_000, len(raw))
+    headers = {"inference-header-content-length": str(len(head))}
+    turns = 0
+    async with exchange(app, *INFER, body=head + raw, headers=headers) as client:
+        while not client.over:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+            if turns % 10 == 0:
+                assert (await request(app, "GET", "/")).status == 200
+        assert (await client.response()).status == 200
+    assert turns > 20
+    assert app.serving.admission.budget.held == 0
+    assert app.serving.decoders.running == []
+
+
+@pytest.mark.anyio
+async def test_a_large_body_that_cannot_be_decoded_is_400() -> None:
+    for body in (b"[" + b"1," * 400_000, b"1," * 400_000):
+        headers = {"content-type": "application/json"}
+        response = await request(serve(), *PREDICT, body=body, headers=headers)
+        assert response.status == 400
+        assert response.json()["error"].startswith("Unrecognized request format")
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_while_its_body_is_decoded() -> None:
+    seen: list[Any] = []
+
+    async def predict(payload: Any) -> None:
+        seen.append(payload)
+
+    app = serve(predict, limits=Limits(concurrency=1, queue=0))
+    raw = (b"\0\0\0\0" + b"\1\0\0\0x") * 400_000
+    head = V2_BINARY.replace(b"INT8", b"BYTES") % (800_000, len(raw))
+    headers = {"inference-header-content-length": str(len(head))}
+    async with exchange(app, *INFER, body=head + raw, headers=headers) as client:
+        while not app.serving.decoders.running:
+            await anyio.lowlevel.checkpoint()
+        client.hang_up()
+        await client.ended()
+    assert seen == []
+    assert app.serving.admission.budget.held == 0
+    assert app.serving.decoders.running == []
+    assert (await request(app, *PREDICT, json=[1])).status == 200

@@ -319,9 +319,10 @@ async def test_a_form_over_the_limit_is_413_as_soon_as_it_is() -> None:
 
 
 async def test_a_form_counts_while_it_is_uploaded_and_while_it_waits() -> None:
-    may_end = anyio.Event()
+    started, may_end = anyio.Event(), anyio.Event()
 
     async def predict(form: Any) -> Any:
+        started.set()
         await may_end.wait()
         return form["f"].size
 
@@ -331,7 +332,7 @@ async def test_a_form_counts_while_it_is_uploaded_and_while_it_waits() -> None:
         exchange(app, *PREDICT, body=body, headers=FORM) as first,
         exchange(app, *PREDICT, body=None, headers=FORM) as second,
     ):
-        await anyio.wait_all_tasks_blocked()
+        await started.wait()
         second.send_body(body)
         while budget.held != len(body):  # the first runs and holds nothing
             await anyio.lowlevel.checkpoint()
@@ -485,7 +486,7 @@ async def test_an_upload_that_ends_early_leaves_nothing(ends: str) -> None:
             group.cancel_scope.cancel()
         await client.ended()
     assert app.serving.admission.budget.held == 0
-    assert app.serving.decompressors.running == []
+    assert app.serving.decoders.running == []
     assert threading.active_count() <= threads + 1  # the one that writes
 
 

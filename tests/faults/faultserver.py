@@ -23,7 +23,16 @@ import rawclient
 from rawclient import request
 from realserver import UNTIDY, free_port, until
 
-__all__ = ["Command", "Figures", "Usage", "raise_file_limit", "request", "serving", "until"]
+__all__ = [
+    "Command",
+    "Figures",
+    "Usage",
+    "at_rest",
+    "raise_file_limit",
+    "request",
+    "serving",
+    "until",
+]
 
 # Notes one figure of a test: what it is, and its value; `faultfixtures` prints them.
 Figures = Callable[[str, str], None]
@@ -52,10 +61,10 @@ class Command:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def is_ready(self) -> bool:
+    def is_ready(self, path: str = "/v2/health/ready") -> bool:
         assert self.process.poll() is None, f"the server ended:\n{self.log[-5000:]}"
         try:
-            return rawclient.get(self.port, "/v2/health/ready").status == 200
+            return rawclient.get(self.port, path).status == 200
         except (OSError, rawclient.Cut):
             return False
 
@@ -103,8 +112,13 @@ class Command:
 
 
 @contextmanager
-def serving(folder: Path, *flags: str, port: int = 0, name: str = "log") -> Iterator[Command]:
-    """Serve the application of this folder until the block ends, if it has not ended before."""
+def serving(
+    folder: Path, *flags: str, port: int = 0, name: str = "log", ready: bool = True
+) -> Iterator[Command]:
+    """Serve the application of this folder until the block ends, if it has not ended before.
+
+    Without `ready`, models that never load are not waited for.
+    """
     port = port or free_port()
     log_path = folder / name
     command = [sys.executable, "-m", "modelserve", str(APP), "--port", str(port)]
@@ -118,11 +132,34 @@ def serving(folder: Path, *flags: str, port: int = 0, name: str = "log") -> Iter
         )
     server = Command(process, port, log_path)
     try:
-        assert until(server.is_ready, seconds=30, every=0.02), server.log
+        path = "/v2/health/ready" if ready else "/v1/models/account"
+        assert until(lambda: server.is_ready(path), seconds=30, every=0.02), server.log
         yield server
     finally:
         process.kill()
         process.wait()
+
+
+def at_rest(server: Command) -> tuple[Usage, dict[str, Any]]:
+    """Wait until the server is idle; return its resources and its account."""
+
+    def idle() -> bool:
+        account = server.account()
+        return account["started"] == account["ended"]
+
+    assert until(idle, seconds=10, every=0.1), difference(server.account())
+    assert until(lambda: server.slots() == 0, seconds=5, every=0.1), server.metrics().decode()
+    account = server.account()
+    files = server.usage().files
+    until(lambda: server.usage().files < files, seconds=0.5)
+    return server.usage(), account
+
+
+def difference(account: dict[str, Any]) -> str:
+    missing = {
+        name: count - account["ended"].get(name, 0) for name, count in account["started"].items()
+    }
+    return f"handlers without an end: { ({k: v for k, v in missing.items() if v}) }"
 
 
 def raise_file_limit() -> int:

@@ -31,10 +31,11 @@ try:
 except ImportError:
     sys.exit("This needs atheris: pip install atheris")
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+_TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(_TESTS / "faults"), str(_TESTS / "wire"), str(_TESTS.parent)]
 
 with atheris.instrument_imports(include=["modelserve"]):
-    from modelserve.errors import InvalidInput, NestedTooDeep, NotAcceptable
+    from modelserve.errors import BodyTooLarge, InvalidInput, NestedTooDeep, NotAcceptable
     from modelserve.protocols.cloudevents import EventSettings, codec_for
     from modelserve.protocols.codec import ModelRef, encode_value
     from modelserve.protocols.generate import GENERATE
@@ -51,6 +52,7 @@ with atheris.instrument_imports(include=["modelserve"]):
         response_document,
     )
     from modelserve.wire.accept import choose_encoder, framed_encoder, parse_accept
+    from modelserve.wire.cost import check_cost
     from modelserve.wire.decoders import (
         ChunkReader,
         EventReader,
@@ -59,13 +61,14 @@ with atheris.instrument_imports(include=["modelserve"]):
         Reader,
         TextReader,
     )
-    from modelserve.wire.encoders import NDJSON, SSE, ServerSentEvent
+    from modelserve.wire.encoders import NDJSON, SSE, Encoder, ServerSentEvent
     from modelserve.wire.head import Head, HookHeaders
     from modelserve.wire.headers import Header
     from modelserve.wire.json import to_json
     from modelserve.wire.paths import segments_below
 
 from eventstream import interpret
+from slowaccept import slow_choice, slow_framed
 
 REF = ModelRef("m")
 TYPES = (
@@ -189,6 +192,34 @@ def fuzz_generate(source: Source) -> None:
             assert isinstance(document["text_input"], str)
 
 
+def fuzz_cost(source: Source) -> None:
+    """The values of a body are those that are seen character by character."""
+    text = json.dumps([source.value(), source.any_text()], ensure_ascii=source.chance(2))
+    body = text.encode("utf-8", "replace")
+    count = slow_count(text)
+    for limit in {count - 1, count, source.count(100)}:
+        try:
+            check_cost(body, limit)
+        except BodyTooLarge:
+            assert count > limit, (body, limit, count)
+        else:
+            assert count <= limit, (body, limit, count)
+
+
+def slow_count(text: str) -> int:
+    count, is_inside, is_escaped = 0, False, False
+    for character in text:
+        if is_escaped:
+            is_escaped = False
+        elif character == '"':
+            is_inside = not is_inside
+        elif is_inside:
+            is_escaped = character == "\\"
+        else:
+            count += {",": 1, "[": 2, ":": 3, "{": 4}.get(character, 0)
+    return count
+
+
 # --- V2 -----------------------------------------------------------------------------------------
 
 
@@ -305,7 +336,7 @@ def as_bytes(tensor: InferOutput) -> bytes:
 
 
 def fuzz_accept(source: Source) -> None:
-    """Any header leads to an encoder that it allows, or to none."""
+    """Any header leads to an encoder that it allows, or to none: that of a slow choice."""
     if source.chance(2):
         header = source.choices.ConsumeBytes(400).decode("latin-1")
         well_formed = False
@@ -327,6 +358,17 @@ def fuzz_accept(source: Source) -> None:
             assert allowed(header, name), (header, name)
     framed = framed_encoder(header)
     assert framed is None or framed.failure is not None
+    if header:
+        forms = ("ndjson", "sse", "collected", "text", "octets")
+        assert named(chosen[-1]) == slow_choice(header, forms), header
+        assert named(framed) == slow_framed(header), header
+        for first, natural in (("text", "text"), (b"bytes", "octets"), (None, "ndjson")):
+            forms = tuple(dict.fromkeys((natural, "ndjson", "sse", "collected")))
+            assert named(choose_encoder(header, first)) == slow_choice(header, forms), header
+
+
+def named(encoder: Encoder | None) -> str | None:
+    return encoder and encoder.media_type.partition(";")[0]
 
 
 def allowed(header: str, name: str) -> bool:
@@ -636,6 +678,7 @@ TARGETS: dict[str, Callable[[Source], None]] = {
     "v2-bytes": fuzz_v2_bytes,
     "v2-json": fuzz_v2_json,
     "v2-binary": fuzz_v2_binary,
+    "cost": fuzz_cost,
     "accept": fuzz_accept,
     "sse": fuzz_sse,
     "ndjson": fuzz_ndjson,

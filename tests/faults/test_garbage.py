@@ -24,6 +24,8 @@ from modelserve.errors import ResponseCut
 from modelserve.tensors import InferOutput, InferRequest, InferResponse
 from modelserve.testing import Cut, Exchange, Response
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = os.environ.get("MODELSERVE_GARBAGE_EXAMPLES")
 quick = settings(
     max_examples=int(EXAMPLES or 150),

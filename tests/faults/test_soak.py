@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from faultapp import CONCURRENCY, NARROW, NARROW_SYNC
 from faultclients import Swarm, Wire, never_read
-from faultserver import Command, Figures, Usage, request, serving, until
+from faultserver import Command, Figures, Usage, at_rest, request, serving
 
 pytest_plugins = ["faultfixtures"]
 
@@ -70,28 +70,6 @@ async def reach_the_peaks(swarm: Swarm) -> None:
     rng = random.Random(SEED)
     await asyncio.gather(*(wake_a_worker() for _ in range(60)))
     await asyncio.gather(*(never_read(swarm, rng) for _ in range(STALLED)))
-
-
-def at_rest(server: Command) -> tuple[Usage, dict[str, Any]]:
-    """Wait until the server is idle; return its resources and its account."""
-
-    def idle() -> bool:
-        account = server.account()
-        return account["started"] == account["ended"]
-
-    assert until(idle, seconds=10, every=0.1), difference(server.account())
-    assert until(lambda: server.slots() == 0, seconds=5, every=0.1), server.metrics().decode()
-    account = server.account()
-    files = server.usage().files
-    until(lambda: server.usage().files < files, seconds=0.5)
-    return server.usage(), account
-
-
-def difference(account: dict[str, Any]) -> str:
-    missing = {
-        name: count - account["ended"].get(name, 0) for name, count in account["started"].items()
-    }
-    return f"handlers without an end: { ({k: v for k, v in missing.items() if v}) }"
 
 
 def check(swarm: Swarm, rests: list[tuple[Usage, dict[str, Any]]]) -> None:

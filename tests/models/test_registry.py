@@ -11,7 +11,7 @@ from modelserve import Limits, Model, ModelServer
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
-from modelserve.limits import BINARY_BYTES, DEFAULTS
+from modelserve.limits import BINARY_BYTES, DEFAULTS, SMALL_BYTES
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.registry import Entry, Registry, Shared, State
 from modelserve.testing import exchange, request
@@ -137,6 +137,19 @@ def test_binary_tensors_may_be_larger_unless_a_limit_is_set(
     model.limits = own
     entry = registry(limits=limits).add(model)
     assert (entry.max_body_bytes, entry.max_binary_bytes) == (max_body_bytes, max_binary_bytes)
+
+
+@pytest.mark.parametrize(
+    ("limits", "small"),
+    [
+        (Limits(), SMALL_BYTES),
+        (Limits(max_body_bytes=9), 9),
+        (Limits(max_json_values=40), 10),
+        (Limits(max_json_values=math.inf, max_body_bytes=math.inf), SMALL_BYTES),
+    ],
+)
+def test_a_small_body_is_within_all_limits(limits: Limits, small: float) -> None:
+    assert registry(limits=limits).add(Model("m")).small_bytes == small
 
 
 def test_a_model_that_cannot_be_served_leaves_an_entry_as_it_was() -> None:

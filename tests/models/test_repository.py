@@ -676,6 +676,7 @@ def wait_until_ready(base: str) -> None:
     raise TimeoutError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -648,6 +648,7 @@ VALUES = st.recursive(
 NAMES = st.sampled_from([*EVENT, "data", "data_base64", "datacontenttype", "x"])
 
 
+@pytest.mark.slow
 @given(event=st.binary(max_size=40) | st.dictionaries(NAMES, VALUES).map(EVENT.__or__))
 @settings(
     max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -552,6 +552,7 @@ async def test_outputs_that_do_not_fit_together(second: Any) -> None:
     assert (response.status, "'o'" in response.json()["error"]) == (500, True)
 
 
+@pytest.mark.slow
 async def test_many_items_are_put_together_in_little_time() -> None:
     async def predict(payload: Any) -> AsyncIterator[Any]:
         for number in range(20_000):
@@ -715,6 +716,7 @@ ACCEPTS = st.sampled_from(["*/*", "text/event-stream", "application/x-ndjson", "
 VERBS = ["infer", "infer_stream", "generate", "generate_stream"]
 
 
+@pytest.mark.slow
 @given(body=BODIES, length=LENGTHS, accept=ACCEPTS)
 @settings(
     max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

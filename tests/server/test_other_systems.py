@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from servercommand import INT, ROOT, SERVED, TERM, Serve, until
 
+pytestmark = pytest.mark.slow
+
 # Runs before anything else in a process. uvloop does not exist for Windows either.
 WINDOWS = """
 import sys

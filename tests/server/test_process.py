@@ -6,6 +6,7 @@ import pytest
 from servercommand import INT, TERM, Serve, until
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sig", "workers"), [(TERM, "1"), (INT, "1"), (TERM, "2"), (INT, "2")])
 def test_signal_during_the_import(
     start: Serve, tmp_path: Path, sig: signal.Signals, workers: str

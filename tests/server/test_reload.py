@@ -39,6 +39,7 @@ def test_an_edited_file_is_served_until_ctrl_c(serve: Serve) -> None:
     assert "Worker" not in running.log
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_imported_is_reported_and_can_be_mended(serve: Serve) -> None:
     running = serve("served.py", "--reload")
     edit(running, "import not_there_at_all")
@@ -51,6 +52,7 @@ def test_a_file_that_cannot_be_imported_is_reported_and_can_be_mended(serve: Ser
     assert running.log.count("waiting for a change") == 1
 
 
+@pytest.mark.slow
 def test_an_open_stream_does_not_hold_up_a_restart(serve: Serve) -> None:
     running = serve("served.py", "--reload")
     with running.stream(accept="application/x-ndjson") as stream:
@@ -90,6 +92,7 @@ def test_worker_ends_with_the_process_that_watches(serve: Serve) -> None:
     until(lambda: not processes_of(running), within=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [TERM, INT])
 def test_signal_during_the_import(start: Serve, tmp_path: Path, sig: signal.Signals) -> None:
     (tmp_path / "slow.py").write_text(

@@ -91,6 +91,7 @@ def test_log_that_nobody_reads(start: Serve, tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_requests_are_served_for_the_delay_before_the_drain(serve: Serve, workers: str) -> None:
     delay = "--shutdown-delay", "2", "--drain-timeout", "0.3", "--workers", workers
@@ -109,6 +110,7 @@ def test_requests_are_served_for_the_delay_before_the_drain(serve: Serve, worker
     assert running.has("stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_second_signal_ends_the_delay_at_once(serve: Serve, workers: str) -> None:
     running = serve("served.py", "--shutdown-delay", "60", "--workers", workers)

@@ -71,6 +71,7 @@ def test_workers_drain(serve: Serve, sig: signal.Signals) -> None:
     assert "Traceback" not in running.log
 
 
+@pytest.mark.slow
 def test_listener_is_closed_with_the_last_worker_that_answers(serve: Serve, tmp_path: Path) -> None:
     """Not with the process: a connection that nobody will accept is refused, not kept waiting."""
     stop = "def stop(self):\n        (HERE / 'stopping').touch()\n        time.sleep(60)"
@@ -93,6 +94,7 @@ def test_worker_whose_handler_blocks(serve: Serve) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_second_signal_ends_all_workers_at_once(serve: Serve) -> None:
     running = serve_with_workers(serve)
     with running.stream():
@@ -103,6 +105,7 @@ def test_second_signal_ends_all_workers_at_once(serve: Serve) -> None:
         until(lambda: not any(map(is_alive, pids(running))), within=1)
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_supervisor(serve: Serve, tmp_path: Path) -> None:
     running = serve_with_workers(serve, MODELSERVE_METRICS_DIR=str(tmp_path))
     running.signal(KILL)
@@ -123,6 +126,7 @@ def test_worker_that_cannot_be_replaced_leaves_the_others(serve: Serve, tmp_path
     assert running.exit_code(within=3) == 0
 
 
+@pytest.mark.slow
 def test_application_that_does_not_start(start: Serve, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
         "async def app(scope, receive, send):\n"

@@ -43,14 +43,19 @@ FEW = ["async-generator:predict", "sync-generator:predict", "postprocessed:predi
 HOSTS = ["httptools", "h11", "hypercorn", "trio", "granian"]
 PROBES = [
     *(("httptools", origin) for origin in ASYNC + SYNC),
-    *((host, origin) for host in HOSTS[1:] for origin in FEW),
+    ("trio", FEW[0]),
+    *(
+        pytest.param(host, origin, marks=pytest.mark.slow)
+        for host in HOSTS[1:]
+        for origin in FEW
+        if (host, origin) != ("trio", FEW[0])
+    ),
 ]
 GAP = 0.05
 SOON = 0.1
 GETS = 20  # answered while others are busy for a second or more
 
 every_probe = pytest.mark.parametrize(("host", "origin"), PROBES)
-every_host = hosts(*HOSTS)
 main_hosts = hosts("httptools", "trio", slow=["h11", "hypercorn", "granian"])
 
 
@@ -165,7 +170,7 @@ def test_client_closes_a_stream(
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json", "*/*"])
 @pytest.mark.parametrize("origin", ["async-generator:predict", "sync-generator:predict"])
-@every_host
+@main_hosts
 def test_client_resets_a_stream_in_any_form(
     start: Start, key: str, host: str, origin: str, accept: str
 ) -> None:
@@ -199,7 +204,7 @@ def test_client_closes_before_the_first_item(
     assert delay < SOON + (before + GAP if origin in SYNC else 0)
 
 
-@every_host
+@main_hosts
 def test_cleanup_that_waits_is_completed(start: Start, key: str, host: str) -> None:
     server = start(host, "streams")
     with Connection(server.port) as client:
@@ -212,7 +217,7 @@ def test_cleanup_that_waits_is_completed(start: Start, key: str, host: str) -> N
     assert 0.2 <= delay < 0.2 + SOON
 
 
-@every_host
+@main_hosts
 @pytest.mark.parametrize("seconds", [0, 0.02, 0.7])
 def test_client_closes_during_a_unary_predict(
     start: Start, figure: Figure, key: str, host: str, seconds: float
@@ -229,7 +234,7 @@ def test_client_closes_during_a_unary_predict(
     assert end.time - closed < SOON
 
 
-@every_host
+@main_hosts
 def test_client_closes_during_a_blocking_predict(start: Start, key: str, host: str) -> None:
     server = start(host, "streams")
     with Connection(server.port) as client:

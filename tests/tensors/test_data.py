@@ -1,5 +1,6 @@
 """The data of V2 tensors: tables of datatypes in JSON, bytes and arrays, both ways."""
 
+import re
 import struct
 import sys
 import time
@@ -23,6 +24,8 @@ from bodies import (
 
 from modelserve.errors import InvalidInput
 from modelserve.tensors import InferInput, InferOutput, InferRequest, decode_request
+from modelserve.tensors.data import check_bytes, find_datatype
+from modelserve.tensors.elements import Misfit
 
 
 def values(array):
@@ -260,3 +263,40 @@ def test_numbers_are_read_on_a_big_endian_machine(monkeypatch):
     for datatype, data, raw, _ in DATATYPES:
         read = decode_binary(raw, sized(len(raw), datatype=datatype, shape=[2])).inputs[0]
         assert read.data == data
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "bad", "sentence"),
+    [
+        ("INT8", b"1", b"999", "holds 999 at index 999999, which is out of range for INT8"),
+        ("INT64", b"1", b"1.5", "holds 1.5 at index 999999, not an integer"),
+        ("FP32", b"1", b"1e39", "holds 1e+39 at index 999999, which is out of range for FP32"),
+        ("FP32", b"null", b"1e39", "holds 1e+39 at index 999999, which is out of range for FP32"),
+        ("FP32", b"0.5", b"null", None),
+        ("FP64", b"null", b"null", None),
+        ("BOOL", b"true", b"false", None),
+        ("BOOL", b"true", b"1", "holds 1 at index 999999, not true or false"),
+        ("BYTES", b"null", b"{}", "holds {} at index 999999, not a string"),
+    ],
+)
+def test_one_bad_value_among_many_is_found_fast(
+    datatype: str, data: bytes, bad: bytes, sentence: str | None
+) -> None:
+    head = b'{"inputs":[{"name":"x","shape":[1000000],"datatype":"%s","data":['
+    body = head % datatype.encode() + (data + b",") * 999_999 + bad + b"]}]}"
+    before = time.thread_time()
+    if sentence is None:
+        decode_request(body, None, model_name="m")
+    else:
+        with pytest.raises(InvalidInput, match=re.escape(sentence)):
+            decode_request(body, None, model_name="m")
+    assert time.thread_time() - before < 0.5
+
+
+def test_a_bool_that_is_none_is_found_at_any_place() -> None:
+    for at in (0, (1 << 20) - 1, 1 << 20, (1 << 20) + 5):
+        raw = bytearray(2 << 20)
+        check_bytes(raw, [2 << 20], find_datatype("BOOL"))
+        raw[at] = 2
+        with pytest.raises(Misfit, match="bytes other than 0 and 1"):
+            check_bytes(raw, [2 << 20], find_datatype("BOOL"))

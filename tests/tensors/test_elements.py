@@ -1,6 +1,7 @@
 """Missing values in tensors, and values that are not of the datatype: nothing is made of them."""
 
 import datetime
+import time
 
 import numpy as np
 import orjson
@@ -10,6 +11,7 @@ from bodies import decode, decode_binary, encode_binary, encode_json, sized, ten
 
 from modelserve.errors import InferenceError, InvalidInput, InvalidOutput, NotText
 from modelserve.tensors import InferInput, InferOutput, InferRequest, get_predict_response
+from modelserve.tensors.elements import short
 
 NAN = float("nan")
 MISSING = [None, NAN, np.float32("nan"), np.datetime64("NaT", "s"), pd.NA, pd.NaT]
@@ -207,3 +209,14 @@ def test_integers_that_become_others_as_floats_are_an_error():
     result = pd.DataFrame({"c": pd.Series([2**53 + 1, None], dtype="Int64")})
     with pytest.raises(InferenceError, match=r"^Output 'c' has integers that FP64 cannot hold"):
         get_predict_response(InferRequest("m", []), result, "m")
+
+
+def test_a_large_object_is_cut_in_a_sentence() -> None:
+    assert short({str(n): {"a": [1]} for n in range(9)}) == (
+        "{'0': {'a': [1]}, '1': {'a': [1]}, '2': {'a': [1]}, '3': {'a': [1]}, ...}"
+    )
+    assert short({"b": 1, "a": {}}) == "{'b': 1, 'a': {}}"
+    before = time.thread_time()
+    short(dict.fromkeys(map(str, range(500_000)), 0))
+    short([[dict.fromkeys(range(100_000))]])
+    assert time.thread_time() - before < 0.2

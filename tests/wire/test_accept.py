@@ -1,8 +1,13 @@
 """The choice of an encoder, by `Accept` or by the content type that a model has set."""
 
+import time
+from itertools import chain
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slowaccept import NAMES, slow_choice, slow_framed
 
 from modelserve.wire.accept import (
     NOT_ACCEPTABLE,
@@ -12,7 +17,7 @@ from modelserve.wire.accept import (
     framed_encoder,
     parse_accept,
 )
-from modelserve.wire.encoders import COLLECTED, NDJSON, SSE, ServerSentEvent
+from modelserve.wire.encoders import COLLECTED, NDJSON, SSE, Encoder, ServerSentEvent
 
 TEXTS, BYTES, OTHER = "a", b"a", {"n": 1}
 AXIOS = "application/json, text/plain, */*"
@@ -169,6 +174,65 @@ def test_a_header_of_any_length_is_read(length: int) -> None:
     header = "text/event-stream," + "x" * (length - 18)
     encoder = choose_encoder(header, OTHER)
     assert encoder is not None and encoder.media_type == "text/event-stream"
+
+
+FORMS = {
+    "a": ("text", "ndjson", "sse", "collected"),
+    b"a": ("octets", "ndjson", "sse", "collected"),
+    None: ("ndjson", "sse", "collected"),
+}
+WHATEVER = ("ndjson", "sse", "collected", "text", "octets")
+OTHERS = ("*/*", "*", "text/*", "application/*", "image/png", "*/json", "a/", "", "app*/*", "a/b/*")
+media_ranges = st.sampled_from([*sorted(set(chain(*NAMES.values()))), *OTHERS])
+qualities = st.sampled_from(
+    ["", ";q=0", ";q=1", ";q=0.5", "; Q=0.50", ";q=nan", ";q=9", ";a=b;q=0.2"]
+)
+headers = st.lists(st.tuples(media_ranges, qualities).map("".join), min_size=1, max_size=8)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(headers.map(", ".join))
+def test_the_choice_is_that_of_the_rfc(header: str) -> None:
+    for first, forms in FORMS.items():
+        assert named(choose_encoder(header, first)) == slow_choice(header, forms)
+    assert named(choose_encoder(header, None, empty=True)) == slow_choice(header, WHATEVER)
+    among = choose_among(header, (COLLECTED, NDJSON, SSE))
+    assert named(among) == slow_choice(header, ("collected", "ndjson", "sse"))
+    assert named(framed_encoder(header)) == slow_framed(header)
+
+
+def named(encoder: Encoder | None) -> str | None:
+    return encoder and encoder.media_type.partition(";")[0]
+
+
+NOBODYS = (
+    "application/x-ndjson;q=0,text/event-stream;q=0,application/json;q=0,text/plain;q=0,"
+    "application/octet-stream;q=0,"
+)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        NOBODYS + ",".join(["*/*"] * 16_000),
+        NOBODYS + ",".join(f"application/*;q=0.{n:04}" for n in range(1, 3000)),
+        NOBODYS + ",".join(f"*/*;a={n}" for n in range(7000)),
+        ",".join(f"a/b{n}" for n in range(8000)),
+        ",".join(f"application/x-ndjson;q=0.{n:04}" for n in range(2500)),
+        "*/*" + ";a=b" * 16_000,
+        "*/*;q=0." + "1" * 64_000,
+        "," * 64_000 + "*/*",
+        " " * 64_000,
+    ],
+    ids=lambda header: header[-12:],
+)
+def test_no_header_takes_long(header: str) -> None:
+    before = time.thread_time()
+    for _ in range(3):
+        choose_encoder(header, OTHER)
+        choose_encoder(header, None, empty=True)
+        framed_encoder(header)
+    assert time.thread_time() - before < 0.5  # quadratic, it is several seconds
 
 
 # --- a content type that the model sets ----------------------------------------------------------
