@@ -116,6 +116,7 @@ class AsyncioFlight(ShelteredFlight):
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
         task = self._loop().create_task(self.accompany(companion))
+        task.add_done_callback(lambda _: companion.close())  # it may not have begun
         self._companions = (*self._companions, task)
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
