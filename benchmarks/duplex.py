@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-KINDS = ("bare", "lists", "iterator")
+KINDS = ("bare", "lists", "bare_iterator", "iterator")
 ROW = b'{"x": 12345, "name": "a row of an ordinary size", "more": [1.5, 2.5, 3.5]}\n'
 LOT_ROWS = 2000
 
@@ -43,7 +43,7 @@ def run(rows: int, rounds: int, host: str = "uvicorn", kinds: Sequence[str] = KI
         )
         before, most = memory[kind]
         lines.append(
-            f"{kind:10} {rate:10.0f} rows/s {ratio:6.2f} of {kinds[0]}"
+            f"{kind:14} {rate:10.0f} rows/s {ratio:6.2f} of {kinds[0]}"
             f" {statistics.median(cpu[kind]):6.2f} us CPU a row"
             f" {before:7.1f} -> {most:.1f} MB"
         )

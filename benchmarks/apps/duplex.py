@@ -56,11 +56,40 @@ async def bare(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+async def bare_iterator(
+    scope: Message,
+    receive: Callable[[], Awaitable[Message]],
+    send: Callable[[Message], Awaitable[None]],
+) -> None:
+    """The same row by row, through the hook that iterates."""
+
+    async def rows() -> AsyncIterator[dict[str, Any]]:
+        rest, more = b"", True
+        while more:
+            message = await receive()
+            more = message.get("more_body", False)
+            *lines, rest = (rest + message.get("body", b"")).split(b"\n")
+            for line in lines:
+                yield orjson.loads(line)
+
+    await send(START)
+    parts: list[bytes] = []
+    async for item in iterator(rows()):
+        parts.append(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE))
+        if len(parts) == 256:
+            await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
+            parts = []
+    await send({"type": "http.response.body", "body": b"".join(parts), "more_body": False})
+
+
+BARE = {"bare": bare, "bare_iterator": bare_iterator}
+
+
 async def app(
     scope: Message,
     receive: Callable[[], Awaitable[Message]],
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
     """Choose by the path."""
-    is_bare = scope["type"] == "http" and "/bare:" in scope["path"]
-    await (bare if is_bare else served)(scope, receive, send)  # type: ignore[arg-type]
+    name = scope["path"].rpartition("/")[2].partition(":")[0] if scope["type"] == "http" else ""
+    await BARE.get(name, served)(scope, receive, send)  # type: ignore[arg-type]

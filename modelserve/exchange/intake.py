@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import anyio
 
 from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, Stopped
-from modelserve.exchange.turns import TURN_SECONDS, give_way
+from modelserve.exchange.turns import Turn, give_way
 from modelserve.wire.lines import Cutter
 
 __all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies"]
@@ -75,7 +75,7 @@ class Intake:
         self._held, self._ahead = 0, QUEUED_BYTES
         self._error: Stopped | None = None
         self._news, self._room = anyio.Event(), anyio.Event()
-        self._turn_ends = monotonic() + TURN_SECONDS
+        self._turn = Turn()
 
     # -- the task that receives
 
@@ -156,10 +156,10 @@ class Intake:
             if self._news.is_set():
                 self._news = anyio.Event()
             await self._news.wait()
-            self._turn_ends = monotonic() + TURN_SECONDS
-        if monotonic() >= self._turn_ends:
+            self._turn.note_pause()
+        if self._turn.is_over():
             await give_way()
-            self._turn_ends = monotonic() + TURN_SECONDS
+            self._turn.begin()
         taken = self._records[:most]
         del self._records[:most]
         number = self._number

@@ -19,7 +19,7 @@ from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.outbox import EVENT_BYTES, Outbox
 from modelserve.exchange.sending import log_failure
 from modelserve.exchange.streams import Streaming, stream_headers
-from modelserve.exchange.turns import TURN_SECONDS, give_way
+from modelserve.exchange.turns import Turn, give_way
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.headers import Header
@@ -69,9 +69,11 @@ class Results:
         self._noun = noun
         self._debug = debug
         self._logged = 0
-        self._gathered: list[bytes] = []  # encoded; it stays here where the answer is collected
-        self._counted = self._size = 0  # how many of them have been counted, and their bytes
-        self._turn_ends = monotonic() + TURN_SECONDS
+        self._gathered = bytearray()  # a list of many parts would take far more memory
+        self._count = 0  # the items in it
+        self._collected: list[bytes] = []
+        self._size = 0  # of what is collected
+        self._turn = Turn()
         # what the exchange knows of a stream
         self.endings: Sequence[Ending] | None = None
         self.encoder = format.fixed
@@ -83,7 +85,8 @@ class Results:
 
     def note_suspension(self) -> bool:
         """Hand on what was gathered; return whether a generator is cleaning up."""
-        if self._gathered:
+        self._turn.note_pause()
+        if self._count:
             self._hand_on()
         return self.endings is not None and is_ending(self.endings)
 
@@ -121,36 +124,41 @@ class Results:
 
     async def _gather(self, items: AsyncIterator[Any]) -> None:
         """Encode items as they come; those that come without a pause are handed on together."""
-        gathered, size, turn_ends = self._gathered, 0, self._turn_ends
+        gathered, turn = self._gathered, self._turn
         encode: Callable[[Item], bytes] | None = None
+        collects = False
         async for item in items:
             if encode is None:
-                encode = (self.encoder or self._choose(item)).encode
-            part = encode(item)
-            gathered.append(part)
-            size += len(part)
-            if size >= EVENT_BYTES or monotonic() >= turn_ends:
+                encoder = self.encoder or self._choose(item)
+                encode, collects = encoder.encode, encoder.join is not None
+            if collects:
+                self._collect(encode(item))
+            else:
+                gathered += encode(item)
+                self._count += 1
+            if len(gathered) >= EVENT_BYTES or (monotonic() >= turn.ends and turn.is_over()):
                 self._hand_on()
                 await self.wait_for_room()
-                size, turn_ends = 0, self._turn_ends
 
     def _hand_on(self) -> None:
-        """Let what was gathered be sent; where it is collected, it stays."""
-        gathered = self._gathered
-        if gathered and self.encoder is not None and self.encoder.join is None:
-            self._outbox.put(b"".join(gathered), len(gathered))
-            gathered.clear()
+        """Let what was gathered be sent."""
+        if self._count:
+            self._outbox.put(bytes(self._gathered), self._count)
+            self._gathered.clear()
+            self._count = 0
 
     def put(self, items: Sequence[Item]) -> None:
-        """Add items. Raises as an encoder does; NotAcceptable."""
+        """Add items. Raises as an encoder does; NotAcceptable, CollectedTooLarge."""
         if not items:
             return
         encoder = self.encoder or self._choose(items[0])
         if encoder.encode_all is not None:
             self._outbox.put(encoder.encode_all(items), len(items))
+        elif encoder.join is not None:
+            for item in items:
+                self._collect(encoder.encode(item))
         else:
-            self._gathered += [encoder.encode(item) for item in items]
-            self._hand_on()
+            self._outbox.put(b"".join(map(encoder.encode, items)), len(items))
 
     def fail_record(self, number: int, failure: BaseException) -> None:
         """Say in the place of a record's result why there is none.
@@ -172,21 +180,19 @@ class Results:
     async def wait_for_room(self) -> None:
         """Wait until what there is has been sent, if it is much, and give others their turn.
 
-        Raises the reason if the request is being ended early; CollectedTooLarge.
+        Raises the reason if the request is being ended early.
         """
-        if self._gathered:
-            self._check_collected()
         if self._outbox.is_full:
             await self._outbox.emptied()
-        elif monotonic() >= self._turn_ends:
+        elif self._turn.is_over():
             await give_way()
-        self._turn_ends = monotonic() + TURN_SECONDS
+            self._turn.begin()
         self._exchange.check_reason()
 
-    def _check_collected(self) -> None:
-        """Note how much is collected. Raises CollectedTooLarge."""
-        self._size += sum(map(len, self._gathered[self._counted :]))
-        self._counted = len(self._gathered)
+    def _collect(self, part: bytes) -> None:
+        """Keep an encoded item for the one document of all. Raises CollectedTooLarge."""
+        self._collected.append(part)
+        self._size += len(part)
         self._exchange.since = monotonic()
         limit = self._streaming.collect_bytes
         if self._size > limit:
@@ -196,10 +202,9 @@ class Results:
         """Send what is left, and the end."""
         exchange, encoder = self._exchange, self.encoder or self._choose(None, empty=True)
         if encoder.join is not None:
-            self._check_collected()
             exchange.check_reason()
-            self.items = len(self._gathered)
-            document = encoder.join(self._gathered)
+            self.items = len(self._collected)
+            document = encoder.join(self._collected)
             await exchange.send_document(200, self.start_headers(), [document])
             return
         await self._outbox.emptied()
