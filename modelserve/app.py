@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
+from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
@@ -26,6 +27,7 @@ from modelserve.sockets import Request, open_socket
 if TYPE_CHECKING:
     from modelserve.composing import ModelCall
     from modelserve.flags import Flags
+    from modelserve.programs import Served
 
 __all__ = ["ModelServer"]
 
@@ -35,7 +37,39 @@ F = TypeVar("F", bound=Callable[..., Any])
 _REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository"))
 
 
-class ModelServer:
+class _Runnable:
+    """What serves an application without the command line or another host."""
+
+    def run(self: "Served", **flags: "Unpack[Flags]") -> None:
+        """Serve until SIGTERM, SIGHUP or Ctrl-C, as the command line does, and return once drained.
+
+        It takes what the command line's flags take, under their names, and logs as that does unless
+        the program has set up logging. With `workers` or `reload`, the other processes import the
+        program and find the application in its variable. While somebody imports the module that
+        calls it, it does nothing.
+
+        Raises RuntimeError in a running event loop, TypeError or ValueError for what is no flag's;
+        SystemExit where it cannot serve.
+        """
+        from modelserve.programs import run
+
+        run(self, flags)
+
+    async def serve(self: "Served", **flags: "Unpack[Flags]") -> None:
+        """Serve in the running event loop (of a notebook, for example) until cancelled.
+
+        It takes what `run` takes, `workers` and `reload` apart, and touches neither signals nor
+        logging. A cancellation drains, and is raised once the models have stopped; a second one
+        ends the requests that are left. asyncio only.
+
+        Raises OSError where it cannot listen, RuntimeError where it cannot start.
+        """
+        from modelserve.programs import serve
+
+        await serve(self, flags)
+
+
+class ModelServer(_Runnable):
     """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
@@ -50,9 +84,11 @@ class ModelServer:
         control: Let clients load and unload models; None is where there is a repository.
         wait_for_load: Let the lifespan start only once every load has ended, a failed one too.
         origins: Web pages of these, `*` for any, may open a WebSocket, beside those of this host.
+        aliases: Paths of your own, each with the built-in path that it means.
 
     It can be pickled, as can a subclass; a copy has the same arguments, models and attributes.
-    Raises TypeError or ValueError for a model that cannot be served.
+    Raises TypeError or ValueError for a model that cannot be served, or a token that no client can
+    send.
     """
 
     def __init__(
@@ -69,6 +105,7 @@ class ModelServer:
         control: bool | None = None,
         wait_for_load: bool = False,
         origins: Collection[str] = (),
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._prefix = prefix
         self._repository = repository
@@ -83,6 +120,8 @@ class ModelServer:
             origins=origins,
         )
         self._routes = Routes(self.serving.registry, prefix=prefix)
+        for path, means in (aliases or {}).items():
+            self.add_alias(path, means)
         for model in models:
             self.add_model(model)
         if repository is not None:
@@ -144,11 +183,31 @@ class ModelServer:
         """
         self.serving.registry.add(model, name, settings)
 
-    def model(self, name: str, **settings: Unpack[ModelSettings]) -> Callable[[F], F]:
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The application's own paths, each with what it means."""
+        return self._routes.aliases
+
+    def add_alias(self, path: str, means: str) -> None:
+        """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
+
+        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
+        registered later. Raises ValueError for a path that is built in or has another meaning
+        already, and for a meaning that is not built in.
+        """
+        self._routes.add_alias(path, means)
+
+    def model(
+        self, name: str, *, path: str | None = None, **settings: Unpack[ModelSettings]
+    ) -> Callable[[F], F]:
         """Register a function as the `predict` of a model, or a class as a model; a decorator.
 
-        The settings are as for `add_model`.
+        Args:
+            path: A path of your own for the model's V1 predict, beside the built-in one.
+            settings: As for `add_model`.
         """
+        if path is not None:
+            self.add_alias(path, f"/v1/models/{quote(name, safe='')}:predict")
 
         def register(target: F) -> F:
             self.add_model(target, name, **settings)
@@ -180,34 +239,6 @@ class ModelServer:
         Cancellation leaves the loads running. Raises ModelNotReady, naming those that have failed.
         """
         await self.serving.loaded()
-
-    def run(self, **flags: "Unpack[Flags]") -> None:
-        """Serve until SIGTERM or Ctrl-C, as the command line does, and return after the drain.
-
-        It takes what the command line's flags take, under their names, and logs as that does unless
-        the program has set up logging. With `workers` or `reload`, the other processes import the
-        program and find the application in its variable. While somebody imports the module that
-        calls it, it does nothing.
-
-        Raises RuntimeError in a running event loop, TypeError or ValueError for what is no flag's;
-        SystemExit where it cannot serve.
-        """
-        from modelserve.programs import run
-
-        run(self, flags)
-
-    async def serve(self, **flags: "Unpack[Flags]") -> None:
-        """Serve in the running event loop (of a notebook, for example) until cancelled.
-
-        It takes what `run` takes, `workers` and `reload` apart, and touches neither signals nor
-        logging. A cancellation drains, and is raised once the models have stopped; a second one
-        ends the requests that are left. asyncio only.
-
-        Raises OSError where it cannot listen, RuntimeError where it cannot start.
-        """
-        from modelserve.programs import serve
-
-        await serve(self, flags)
 
     def lifespan(self, app: Any = None) -> AbstractAsyncContextManager[None]:
         """Load the models and, on the way out, drain and stop them.
@@ -255,6 +286,7 @@ def _state_of(app: ModelServer) -> dict[str, Any]:
         "control": app.serving.control,
         "wait_for_load": app.serving.wait_for_load,
         "origins": app.serving.origins,
+        "aliases": app.aliases,
     }
     others = {key: value for key, value in vars(app).items() if key not in _REBUILT}
     return {"options": options, "models": app.serving.registry.models, "others": others}

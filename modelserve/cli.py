@@ -64,7 +64,16 @@ def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
     given = [name for name in LIMITS if getattr(options.limits, name) is not None]
     given += [
         name
-        for name in ("threads", "debug", "model_dir", "predictor_host", "token_file")
+        for name in (
+            "threads",
+            "debug",
+            "model_dir",
+            "predictor_host",
+            "token_file",
+            "alias",
+            "predict_path",
+            "sagemaker",
+        )
         if getattr(options, name)
     ]
     given += ["control"] if options.control is not None else []

@@ -5,16 +5,19 @@ exchange. It sends its answer through the exchange; what it raises becomes the a
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from modelserve.errors import Forbidden, ModelNotFound, ModelNotReady, ServerShuttingDown
 from modelserve.exchange.body import read_body
 from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
+from modelserve.metrics.figures import Figures
 from modelserve.models.registry import Entry, State
 from modelserve.models.telling import not_ready
 from modelserve.protocols.codec import Codec, ModelRef
+from modelserve.protocols.tensorflow import signature_document, status_document
+from modelserve.protocols.triton import config_document, statistics_document
 from modelserve.protocols.v2 import wants_ready_only
 from modelserve.version import __version__
 from modelserve.wire.headers import JSON
@@ -23,7 +26,15 @@ from modelserve.wire.json import to_json
 __all__ = ["NO_CODEC", "NO_MODEL", "Endpoint", "Target"]
 
 _INDEX_BYTES: Final = 1 << 16
-_EXTENSIONS: Final = ["model_repository_extension", "binary_tensor_data", "generate"]
+_EXTENSIONS: Final = [
+    "model_repository_extension",
+    "binary_tensor_data",
+    "generate",
+    "model_configuration",
+    "statistics",
+]
+# The states of TensorFlow Serving, of models that cannot be used.
+_TENSORFLOWS: Final = {State.LOADING: "LOADING", State.UNLOADING: "UNLOADING"}
 NO_MODEL: Final = ModelRef("")  # of a path that names none
 NO_CODEC: Final = Codec()  # of paths that run no model: it writes errors alone
 
@@ -151,6 +162,53 @@ async def metadata(serving: Serving, target: Target, exchange: Exchange) -> None
     await _answer(exchange, await serving.registry.metadata(entry))
 
 
+async def version_status(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /v1/models/NAME/versions/VERSION (TensorFlow Serving's): 200 whatever the state is."""
+    entry = serving.registry.get(target.ref.name, target.ref.version)
+    exchange.ignore_body()
+    state, failure = await _state_of(entry, debug=serving.debug)
+    await _answer(exchange, status_document(target.ref.version or "", state, failure))
+
+
+async def signature(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /v1/models/NAME/metadata (TensorFlow Serving's), with the declared inputs."""
+    entry = serving.registry.get(target.ref.name, target.ref.version)
+    exchange.ignore_body()
+    about = await serving.registry.metadata(entry)
+    version = target.ref.version or (entry.versions[-1] if entry.versions else None)
+    document = signature_document(entry.name, version, about["inputs"], about["outputs"])
+    await _answer(exchange, document)
+
+
+async def config(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /v2/models/NAME/config (Triton's)."""
+    entry = serving.registry.get(target.ref.name, target.ref.version)
+    exchange.ignore_body()
+    about = await serving.registry.metadata(entry)
+    document = config_document(entry.name, about["platform"], about["inputs"], about["outputs"])
+    await _answer(exchange, document)
+
+
+async def statistics(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /v2/models/NAME/stats (Triton's), of all versions together."""
+    entry = serving.registry.get(target.ref.name, target.ref.version)
+    exchange.ignore_body()
+    figures = await _figures(serving)
+    rows = [_statistics_of(entry, figures, target.ref.version)]
+    await _answer(exchange, {"model_stats": rows})
+
+
+async def all_statistics(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """GET /v2/models/stats (Triton's); where a model has that name, its metadata."""
+    if "stats" in serving.registry:
+        await metadata(serving, replace(target, ref=ModelRef("stats")), exchange)
+        return
+    exchange.ignore_body()
+    figures = await _figures(serving)
+    rows = [_statistics_of(entry, figures) for entry in dict.fromkeys(serving.registry)]
+    await _answer(exchange, {"model_stats": rows})
+
+
 async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
     """POST /v2/repository/index (Triton's), with the models that are in the directory only.
 
@@ -189,6 +247,32 @@ async def unload(serving: Serving, target: Target, exchange: Exchange) -> None:
     exchange.ignore_body()
     await serving.loading.unload(name)
     await _answer(exchange, {"name": name, "unload": True})
+
+
+async def _state_of(entry: Entry, *, debug: bool) -> tuple[str, str]:
+    """Return a model's state in TensorFlow Serving's words, and why it was not loaded."""
+    if await entry.is_ready():
+        return "AVAILABLE", ""
+    if entry.failure is not None and entry.state is State.UNAVAILABLE:
+        return "END", entry.failure if debug else "loading failed"
+    return _TENSORFLOWS.get(entry.state, "START"), ""
+
+
+async def _figures(serving: Serving) -> Mapping[str, Figures]:
+    """Return what each model's requests have come to, added up in a thread."""
+    serving.telemetry.open()
+    found: Mapping[str, Figures] = await serving.scraper.call(
+        "statistics", serving.telemetry.figures
+    )
+    return found
+
+
+def _statistics_of(
+    entry: Entry, figures: Mapping[str, Figures], version: str | None = None
+) -> dict[str, Any]:
+    # perf_analyzer takes a version that is a whole number, as Triton's are.
+    version = version or (entry.versions[-1] if entry.versions else "1")
+    return statistics_document(entry.name, version, figures.get(entry.series.name, Figures()))
 
 
 def _controlled(serving: Serving, target: Target) -> str:

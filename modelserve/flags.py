@@ -5,7 +5,6 @@
 
 import math
 import os
-import sys
 from argparse import (
     SUPPRESS,
     ArgumentParser,
@@ -18,13 +17,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TypedDict
+from typing import Any, Final, TypedDict
 from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from modelserve import hosting
 from modelserve.errors import LoadError
+from modelserve.hosting import Hosted
 from modelserve.lifespan import Serving
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.models.predictor import PredictorConfig
@@ -32,6 +33,7 @@ from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.application import find_drainables
 from modelserve.server.settings import HEAD_TIMEOUT, Settings
+from modelserve.server.token_file import follow_token, read_token
 from modelserve.version import __version__
 
 __all__ = [
@@ -76,12 +78,6 @@ _FOR_UVICORN: Final = (
 )
 
 
-class Configured(Protocol):
-    """A model server, as far as flags are applied to it."""
-
-    serving: Serving
-
-
 class Flags(TypedDict, total=False):
     """The flags as keyword arguments; None leaves a default."""
 
@@ -98,6 +94,7 @@ class Flags(TypedDict, total=False):
     max_body_bytes: float | None
     max_line_bytes: float | None
     max_collected_bytes: float | None
+    max_json_values: float | None
     first_item_timeout: float | None
     idle_timeout: float | None
     timeout: float | None
@@ -114,6 +111,9 @@ class Flags(TypedDict, total=False):
     token_file: str | os.PathLike[str] | None
     control: bool | None
     cors_origin: Sequence[str] | None
+    alias: Sequence[str] | None
+    predict_path: str | None
+    sagemaker: bool
     reload: bool
     exit_on_load_failure: bool
     root_path: str
@@ -130,7 +130,7 @@ class Flags(TypedDict, total=False):
 # --- applying them -----------------------------------------------------------------------
 
 
-def configure(app: Configured, options: Namespace) -> None:
+def configure(app: Hosted, options: Namespace) -> None:
     """Apply the options to a model server, which has them from now on. Raises LoadError."""
     serving = app.serving
     limits = options.limits
@@ -147,6 +147,7 @@ def configure(app: Configured, options: Namespace) -> None:
     serving.reconfigure(limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
+        follow_token(options.token_file, serving)
     if options.control is not None:
         serving.control = options.control
     if options.model_dir is not None:
@@ -155,6 +156,21 @@ def configure(app: Configured, options: Namespace) -> None:
         except OSError as exc:
             problem = exc.strerror or exc
             raise LoadError(f"Cannot read the models in {options.model_dir}: {problem}.") from None
+    try:
+        _add_paths(app, options)
+    except ValueError as exc:
+        raise LoadError(f"{exc}.") from None
+
+
+def _add_paths(app: Hosted, options: Namespace) -> None:
+    """Add the paths that the flags and the environment ask for. Raises ValueError."""
+    for path, means in options.alias:
+        app.add_alias(path, means)
+    if options.predict_path is not None:
+        hosting.predict_at(app, options.predict_path, asked_by="--predict-path")
+    if options.sagemaker:
+        hosting.follow_sagemaker(app)
+    hosting.follow_environment(app, os.environ)
 
 
 def with_cors(app: ASGIApp, options: Namespace) -> ASGIApp:
@@ -167,7 +183,7 @@ def with_cors(app: ASGIApp, options: Namespace) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=options.cors_origin,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "POST", "PUT"),
         allow_headers=("*",),
         expose_headers=("*",),
     )
@@ -222,7 +238,7 @@ def options_of(flags: Flags) -> Namespace:
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
-_SWITCHES: Final = ("debug", "reload", "exit_on_load_failure", "control")
+_SWITCHES: Final = ("debug", "reload", "exit_on_load_failure", "control", "sagemaker")
 
 
 def _words_of(name: str, value: Any) -> list[str]:
@@ -257,9 +273,10 @@ def parse(
     options = parser.parse_args(arguments)
     try:
         options.limits = Limits(**{name: getattr(options, name) for name in LIMITS})
-        options.token = None if options.token_file is None else _read_token(options.token_file)
+        options.token = None if options.token_file is None else read_token(options.token_file)
         if options.port is None:
-            options.port = _port_from_environment()
+            port = hosting.port_in(os.environ)
+            options.port = DEFAULT_PORT if port is None else port
     except ValueError as exc:
         parser.error(f"{exc}")
     if options.target is None and options.model_dir is None:
@@ -269,7 +286,7 @@ def parse(
     if options.ssl_keyfile is not None and options.ssl_certfile is None:
         parser.error("--ssl-keyfile needs --ssl-certfile")
     if options.log_format is None:
-        options.log_format = "human" if sys.stderr.isatty() else "json"
+        options.log_format = logs.default_form()
     return options
 
 
@@ -279,8 +296,8 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
         usage="modelserve TARGET [options]",
         description="Serve machine-learning models over HTTP.",
         epilog=(
-            "At SIGTERM or Ctrl-C running requests have --drain-timeout seconds to finish, after"
-            " --shutdown-delay seconds; a second signal exits at once."
+            "At SIGTERM, SIGHUP or Ctrl-C running requests have --drain-timeout seconds to finish,"
+            " after --shutdown-delay seconds; a second signal exits at once."
         ),
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -294,6 +311,7 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
     _add_address(parser)
     _add_limits(parser)
     _add_application(parser)
+    _add_own_paths(parser)
     _add_logging(parser)
     _add_connections(parser)
     return parser
@@ -306,7 +324,8 @@ def _add_address(parser: ArgumentParser) -> None:
         "--port",
         type=_port,
         metavar="PORT",
-        help=f"default: environment variable PORT, else {DEFAULT_PORT}",
+        help=f"default: environment variable {', '.join(hosting.PORT_VARIABLES)}, else"
+        f" {DEFAULT_PORT}",
     )
     _also(group, "--http_port", type=_port)
     group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
@@ -378,7 +397,11 @@ def _add_application(parser: ArgumentParser) -> None:
     for spelling in ("--model_dir", "--model_name", "--predictor_host"):
         _also(group, spelling)
     _also(group, "--predictor_protocol", choices=("v1", "v2"))
-    group.add_argument("--token-file", metavar="PATH", help="require the bearer token in this file")
+    group.add_argument(
+        "--token-file",
+        metavar="PATH",
+        help="require the bearer token in this file, which is read again when it changes",
+    )
     group.add_argument(
         "--control",
         action=BooleanOptionalAction,
@@ -402,6 +425,29 @@ def _add_application(parser: ArgumentParser) -> None:
         help="exit with 4 once a model cannot be loaded, for containers that should restart",
     )
     group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
+
+
+def _add_own_paths(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "paths of your own",
+        "Vertex AI's AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE are added where they are set.",
+    )
+    group.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        type=_alias,
+        metavar="PATH=PATH",
+        help="let a path mean a built-in one, like /predict=/v1/models/NAME:predict; repeatable",
+    )
+    group.add_argument(
+        "--predict-path", metavar="PATH", help="a path for the predict of the application's model"
+    )
+    group.add_argument(
+        "--sagemaker",
+        action="store_true",
+        help="the paths of SageMaker: /ping for readiness, /invocations for the model's predict",
+    )
 
 
 def _add_logging(parser: ArgumentParser) -> None:
@@ -459,9 +505,10 @@ def _positive(text: str) -> int:
 
 
 def _port(text: str) -> int:
-    if _whole(text) > 65535:
-        raise ArgumentTypeError(f"{text} is not a port")
-    return int(text)
+    try:
+        return hosting.port_number(text)
+    except ValueError as exc:
+        raise ArgumentTypeError(f"{exc}") from None
 
 
 def _number(text: str) -> float:
@@ -496,20 +543,8 @@ def _origin(text: str) -> str:
     return text
 
 
-def _port_from_environment() -> int:
-    text = os.environ.get("PORT", "")
-    try:
-        return _port(text) if text else DEFAULT_PORT
-    except ArgumentTypeError as exc:
-        raise ValueError(f"the environment variable PORT: {exc}") from None
-
-
-def _read_token(path: str) -> str:
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise ValueError(f"cannot read the token file {path}: {reason}") from None
-    if not token:
-        raise ValueError(f"the token file {path} is empty")
-    return token
+def _alias(text: str) -> tuple[str, str]:
+    path, equals, means = text.partition("=/")
+    if not equals:
+        raise ArgumentTypeError(f"{text!r} is not two paths, like /predict=/v1/models/m:predict")
+    return path, f"/{means}"

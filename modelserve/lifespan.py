@@ -27,6 +27,7 @@ from modelserve.models.registry import Entry, Registry, Shared, State, infinite_
 from modelserve.models.repository import ModelRepository
 from modelserve.models.telling import not_ready, states_of
 from modelserve.protocols.cloudevents import EventSettings
+from modelserve.wire.bearer import valid_token
 
 __all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics"]
 
@@ -87,14 +88,14 @@ class Serving:
         self.limits = limits.with_defaults(DEFAULTS)
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = debug
-        self.token = token
+        self.token = None if token is None else valid_token(token)
         self.control = control
         self.wait_for_load = wait_for_load
         self.origins = frozenset(origins)
         self.telemetry = Telemetry()
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
-        self._scraper = Workers(1)
+        self.scraper = Workers(1)
         self.decoders = Workers(_DECODERS)
         self.admission = Admission(self.limits)
         self.registry = Registry(
@@ -186,7 +187,7 @@ class Serving:
     async def expose(self, accept: str | None) -> tuple[bytes, bytes]:
         """Return the metrics' content type and text, made in a thread."""
         self.telemetry.open()
-        result: tuple[bytes, bytes] = await self._scraper.call(
+        result: tuple[bytes, bytes] = await self.scraper.call(
             "metrics", self.telemetry.expose, accept
         )
         return result
@@ -221,7 +222,7 @@ class Serving:
                 await self.drain()
                 await self.loading.close(within=CLEANUP_AFTER_DRAIN)
                 self.workers.close()
-                self._scraper.close()
+                self.scraper.close()
                 self.decoders.close()
                 self.telemetry.close()
             self.hosted = False

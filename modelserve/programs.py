@@ -22,7 +22,6 @@ from typing import Any, Final, Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelserve.flags import (
-    Configured,
     Flags,
     configure,
     logging_of,
@@ -30,9 +29,10 @@ from modelserve.flags import (
     settings_of,
     with_cors,
 )
+from modelserve.hosting import Hosted
 from modelserve.server.embedded import serve_embedded
 from modelserve.server.run import serve as serve_process
-from modelserve.server.server import STOP_SIGNALS
+from modelserve.server.signals import stop_signals
 
 __all__ = ["run", "serve"]
 
@@ -42,7 +42,7 @@ _MAIN: Final = "__main__"
 _OF_WORKERS: Final = "__mp_main__"  # what the program is called in a worker process
 
 
-class Served(Configured, Protocol):
+class Served(Hosted, Protocol):
     """A model server, as far as it is served here."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
@@ -124,7 +124,7 @@ def _handlers_kept() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {sig: signal.getsignal(sig) for sig in STOP_SIGNALS}
+    handlers = {sig: signal.getsignal(sig) for sig in stop_signals()}
     try:
         yield
     finally:

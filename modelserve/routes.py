@@ -1,17 +1,18 @@
 """The table of routes, and the look-up in it: from a path to what it means. Pure.
 
 Everything that has to know the paths is made from the table: the look-up, `Allow`, and whatever
-describes the API. What a path means is remembered, so that a known path costs one look-up in a
-dictionary; of long paths it is not, so that what strangers ask for takes a few MiB at most.
+describes the API. An application may add rows of its own, paths that mean what a built-in one does.
+What a path means is remembered, so that a known path costs one look-up in a dictionary; of long
+paths it is not, so that what strangers ask for takes a few MiB at most.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import time
 from typing import Any, Final, NamedTuple
 
 from modelserve import endpoints
-from modelserve.endpoints import NO_CODEC, Endpoint, Target
+from modelserve.endpoints import NO_CODEC, NO_MODEL, Endpoint, Target
 from modelserve.models.registry import Registry
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
@@ -19,14 +20,16 @@ from modelserve.protocols.openai import ChatCodec, EmbeddingsCodec, OpenAICodec,
 from modelserve.protocols.v1 import V1
 from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.head import Scope
-from modelserve.wire.paths import segments_below
+from modelserve.wire.paths import segments_below, segments_of
 
-__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "match"]
+__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match"]
 
 _REMEMBERED: Final = 4096
 # A path is the client's: its size counts, and what it means is kept beside it. Of a longer one the
 # meaning is found anew each time.
 _LONGEST: Final = 256
+
+_V1_VERSION: Final = "/v1/models/{model}/versions/{version}"
 
 NOT_FOUND: Final = Target({})
 _CHAT: Final = ChatCodec(clock=time)
@@ -45,6 +48,8 @@ class Route:
         path: A template; a segment is literal, `{model}`, `{version}`, or one of these and `:verb`.
         endpoint: What answers; None for a model.
         codec, verb, hook, always, public: As for `endpoints.Target`.
+        ref: The model that a path without parameters means.
+        means: Of an application's own path, the built-in one.
     """
 
     method: str
@@ -55,6 +60,8 @@ class Route:
     hook: str = "predict"
     always: bool = False
     public: bool = False
+    ref: ModelRef = NO_MODEL
+    means: str = ""
 
 
 def _model(path: str, codec: Codec, verb: str, hook: str = "predict") -> Route:
@@ -64,6 +71,8 @@ def _model(path: str, codec: Codec, verb: str, hook: str = "predict") -> Route:
 def _v2_model(path: str) -> Iterable[Route]:
     yield Route("GET", path, endpoints.metadata)
     yield Route("GET", f"{path}/ready", endpoints.model, public=True)
+    yield Route("GET", f"{path}/config", endpoints.config)
+    yield Route("GET", f"{path}/stats", endpoints.statistics)
     yield _model(f"{path}/infer", INFER, "infer")
     yield _model(f"{path}/infer_stream", INFER_STREAM, "infer_stream")
     yield _model(f"{path}/generate", GENERATE, "generate")
@@ -87,10 +96,16 @@ ROUTES: Final[tuple[Route, ...]] = (
     *_openai("/openai/v1"),
     Route("GET", "/openai/v1/models", endpoints.openai_models, _OPENAI),
     Route("GET", "/openai/v1/models/{model}", endpoints.openai_model, _OPENAI),
+    Route("GET", "/v1/models/{model}/metadata", endpoints.signature),
+    Route("GET", _V1_VERSION, endpoints.version_status, public=True),
+    Route("GET", f"{_V1_VERSION}/metadata", endpoints.signature),
+    _model(f"{_V1_VERSION}:predict", V1, "predict"),
+    _model(f"{_V1_VERSION}:explain", V1, "explain", "explain"),
     Route("GET", "/v2", endpoints.server),
     Route("GET", "/v2/health/live", endpoints.live, always=True, public=True),
     Route("GET", "/v2/health/ready", endpoints.ready, public=True),
     Route("GET", "/v2/models", endpoints.models),
+    Route("GET", "/v2/models/stats", endpoints.all_statistics),
     *_v2_model("/v2/models/{model}"),
     *_v2_model("/v2/models/{model}/versions/{version}"),
     Route("POST", "/v2/repository/index", endpoints.index),
@@ -110,23 +125,78 @@ class Routes:
     def __init__(self, registry: Registry, *, prefix: str = "") -> None:
         self._registry = registry
         self._prefix = prefix.rstrip("/")
-        self._known: dict[Any, Target] = {}
+        self._aliases: dict[tuple[str, ...], _Alias] = {}
+        # By what a host says of a path, its decoded form apart, which is compared.
+        self._known: dict[Any, tuple[str, Target]] = {}
 
     def __len__(self) -> int:
         """Return how many paths are remembered."""
         return len(self._known)
 
+    @property
+    def rows(self) -> list[Route]:
+        """The table: the built-in paths, then the application's own."""
+        return [*ROUTES, *(row for alias in self._aliases.values() for row in alias.rows())]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The application's own paths, each with what it means, as they were given."""
+        return {alias.path: alias.means for alias in self._aliases.values()}
+
+    def add_alias(self, path: str, means: str) -> None:
+        """Let a path mean what a built-in one does; where that takes POST, it takes PUT as well.
+
+        Both are written as in a URL, without a query, so `%20` is a blank. A model that the path
+        means may be registered later. Raises ValueError for a path that is built in or means
+        something else already, and for what is no path.
+        """
+        segments = _segments_given(path)
+        if is_built_in(path):
+            raise ValueError(f"The path {path!r} is built in and cannot be given another meaning")
+        target = match(_segments_given(means))
+        if not target.endpoints:
+            raise ValueError(f"The path {path!r} cannot mean {means!r}, which is no built-in path")
+        alias = _Alias(path, means, _with_put(target))
+        known = self._aliases.setdefault(tuple(segments), alias)
+        if known.target != alias.target:
+            raise ValueError(f"The path {path!r} means {known.means!r} already, not {means!r}")
+
     def find(self, scope: Scope) -> Target:
         """Return what a path means; NOT_FOUND where it means nothing."""
-        key = path = scope.get("raw_path") or scope["path"]
-        root = scope.get("root_path")
-        if root:
-            key = (path, root, scope.get("app_root_path"))
-        target = self._known.get(key)
+        try:
+            path = scope["path"]
+            key = scope["raw_path"] or path
+            if scope["root_path"]:
+                key = _mounted(key, scope)
+            said, target = self._known[key]
+        except KeyError:  # the path is not known, or the host does not set them all
+            return self._look_up(scope)
+        return target if said == path else self._look_up(scope)
+
+    def _look_up(self, scope: Scope) -> Target:
+        """Return what a path means that is not remembered as it is.
+
+        Middleware may have made another path of it than when it was sent before.
+        """
+        path = scope["path"]
+        key = _mounted(scope.get("raw_path") or path, scope)
+        said, target = self._known.get(key, (path, None))
+        if said != path:
+            key = (key, path)
+            said, target = self._known.get(key, (path, None))
         if target is None:
-            target = match(segments_below(scope, self._prefix))
-            if self._may_remember(target, len(path) + len(root or "")):
-                self._remember(key, target)
+            target = self._meaning(scope)
+            raw_path, root = scope.get("raw_path") or path, scope.get("root_path") or ""
+            if self._may_remember(target, max(len(raw_path), len(path)) + len(root)):
+                self._remember(key, path, target)
+        return target
+
+    def _meaning(self, scope: Scope) -> Target:
+        segments = segments_below(scope, self._prefix)
+        target = match(segments)
+        if not target.endpoints and self._aliases:
+            alias = self._aliases.get(tuple(segments or [""]))
+            return target if alias is None else alias.target
         return target
 
     def _may_remember(self, target: Target, size: int) -> bool:
@@ -134,10 +204,58 @@ class Routes:
             return False
         return not target.ref.name or target.ref.name in self._registry
 
-    def _remember(self, key: Any, target: Target) -> None:
+    def _remember(self, key: Any, path: str, target: Target) -> None:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        self._known[key] = target
+        self._known[key] = (path, target)
+
+
+def _mounted(key: Any, scope: Scope) -> Any:
+    """Return under what a path below a mount is remembered."""
+    root = scope.get("root_path")
+    return (key, root, scope.get("app_root_path")) if root else key
+
+
+class _Alias(NamedTuple):
+    """A path of the application's own, and what it means."""
+
+    path: str
+    means: str
+    target: Target
+
+    def rows(self) -> list[Route]:
+        target = self.target
+        row = Route(
+            "",
+            self.path,
+            None,
+            target.codec,
+            target.verb,
+            target.hook,
+            target.always,
+            target.public,
+            target.ref,
+            self.means,
+        )
+        methods = ((m, e) for m, e in target.endpoints.items() if m != "HEAD")
+        return [replace(row, method=method, endpoint=endpoint) for method, endpoint in methods]
+
+
+def _with_put(target: Target) -> Target:
+    """Return a target that takes PUT as it takes POST."""
+    methods = target.endpoints
+    if "POST" not in methods:
+        return target
+    return replace(target, endpoints={**methods, "PUT": methods["POST"]})
+
+
+def _segments_given(path: str) -> list[str]:
+    """Return the segments of a path that a program or a user gives. Raises ValueError."""
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise ValueError(f"The path {path!r} must be text that begins with '/'")
+    if any(character in path for character in "{}?#"):
+        raise ValueError(f"The path {path!r} may not have parameters, a query or a fragment")
+    return segments_of(path.encode("utf-8", "surrogateescape"))
 
 
 def match(segments: list[str]) -> Target:
@@ -148,6 +266,11 @@ def match(segments: list[str]) -> Target:
         if found is not None:
             return target if not found else _with_ref(target, found)
     return _OPENAI_NOT_FOUND if segments[:2] == ["openai", "v1"] else NOT_FOUND
+
+
+def is_built_in(path: str) -> bool:
+    """Return whether a path, written as in a URL, is in the table. Raises ValueError."""
+    return bool(match(_segments_given(path)).endpoints)
 
 
 def _with_ref(target: Target, found: Mapping[str, str]) -> Target:

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from modelserve import Limits, ModelServer, __version__, cli
 from modelserve.errors import LoadError
+from modelserve.hosting import PORT_VARIABLES
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,6 +80,10 @@ def built(*arguments: str) -> Any:
         ("a.py --token-file /dev/null", "the token file /dev/null is empty"),
         ("a.py --reload --workers 2", "--reload serves with one worker: leave out --workers"),
         ("a.py --ssl-keyfile key.pem", "--ssl-keyfile needs --ssl-certfile"),
+        (
+            "a.py --alias /predict",
+            "'/predict' is not two paths, like /predict=/v1/models/m:predict",
+        ),
     ],
 )
 def test_unusable_arguments(
@@ -94,21 +99,24 @@ def test_unusable_arguments(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variable", "port"),
+    ("arguments", "environ", "port"),
     [
-        ([], None, 8080),
-        ([], "", 8080),
-        ([], "9000", 9000),
-        (["--port", "9001"], "9000", 9001),
-        (["--port", "9001"], "http", 9001),
+        ([], {}, 8080),
+        ([], {"PORT": ""}, 8080),
+        ([], {"PORT": "0"}, 0),
+        ([], {"PORT": "9000", "AIP_HTTP_PORT": "9001"}, 9000),
+        ([], {"MODELSERVE_PORT": "9002", "PORT": "9000"}, 9002),
+        (["--port", "9001"], {"MODELSERVE_PORT": "9000"}, 9001),
+        (["--port", "9001"], {"PORT": "http"}, 9001),
     ],
 )
 def test_port(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], variable: str | None, port: int
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], environ: dict[str, str], port: int
 ) -> None:
-    monkeypatch.delenv("PORT", raising=False)
-    if variable is not None:
-        monkeypatch.setenv("PORT", variable)
+    for variable in PORT_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, text in environ.items():
+        monkeypatch.setenv(variable, text)
     assert cli._parse(["app.py", *arguments]).port == port
 
 
@@ -216,6 +224,41 @@ def test_control(served: str) -> None:
     assert built(served, "--control").serving.is_controllable
     with pytest.raises(LoadError, match="--control cannot be set from here"):
         built(f"{served}:host", "--control")
+
+
+def test_paths_of_ones_own(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_HEALTH_ROUTE", "/health")
+    flags = ["--alias", "/up=/v2/health/live", "--predict-path", "/predict", "--sagemaker"]
+    app = built(served, *flags, "--alias", "/a=b=/v2/models/echo/infer")
+    assert app.aliases == {
+        "/up": "/v2/health/live",
+        "/a=b": "/v2/models/echo/infer",
+        "/predict": "/v1/models/echo:predict",
+        "/ping": "/v2/health/ready",
+        "/invocations": "/v1/models/echo:predict",
+        "/health": "/v2/health/ready",
+    }
+    assert type(built(f"{served}:host")).__name__ == "Starlette"  # it has paths of its own
+    with pytest.raises(LoadError, match="--alias, --predict-path, --sagemaker cannot be set"):
+        built(f"{served}:host", *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--alias", "/metrics=/"], "The path '/metrics' is built in and cannot be given"),
+        (["--alias", "/p=/nowhere"], "The path '/p' cannot mean '/nowhere', which is no built-in"),
+        (["--predict-path", "p"], "The path 'p' must be text that begins with '/'."),
+        (["--sagemaker", "--alias", "/invocations=/"], None),
+    ],
+)
+def test_paths_that_cannot_be(served: str, flags: list[str], sentence: str | None) -> None:
+    if sentence is None:
+        assert built(served, *flags).aliases["/invocations"] == "/"
+        return
+    with pytest.raises(LoadError) as caught:
+        built(served, *flags)
+    assert sentence in str(caught.value)
 
 
 def test_token(served: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Models that call other models of their application."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -234,6 +235,9 @@ async def test_calls_count_for_the_limits_of_the_called(caller: str) -> None:
     assert answers[1:] == [(200, 1)] * 2
     assert model.most == 1
     assert (gate.running, gate.waiting) == (0, 0)
+    _, text = await app.serving.expose(None)
+    shown = re.search(rb'modelserve_queue_seconds_total\{model_name="gated"\} (\S+)', text)
+    assert shown is not None and float(shown[1]) > 0
 
 
 async def test_callers_that_hold_every_slot_of_the_application_do_not_lock_it() -> None:

@@ -214,7 +214,7 @@ def counts(text: str) -> dict[str, float]:
     """Return the server's samples that do not depend on how long anything took."""
     lines = [line for line in text.splitlines() if line.startswith(("modelserve_", "request_"))]
     samples = dict(line.rsplit(" ", 1) for line in lines)
-    timed = ("_sum{", "_bucket{", "_created{")
+    timed = ("_sum{", "_bucket{", "_created{", "_seconds_total{")
     return {name: float(n) for name, n in samples.items() if not any(t in name for t in timed)}
 
 

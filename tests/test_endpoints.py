@@ -34,7 +34,13 @@ async def test_metadata_of_the_server() -> None:
     assert (await request(serve(Echo("m")), "GET", "/v2")).json() == {
         "name": "modelserve",
         "version": __version__,
-        "extensions": ["model_repository_extension", "binary_tensor_data", "generate"],
+        "extensions": [
+            "model_repository_extension",
+            "binary_tensor_data",
+            "generate",
+            "model_configuration",
+            "statistics",
+        ],
     }
 
 

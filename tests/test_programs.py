@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,8 @@ def test_each_flag_is_an_argument() -> None:
             ["https://a.org", "https://b.org"],
         ),
         ({"uds": "--help"}, "uds", "--help"),
+        ({"alias": ["/a=/", "/b=/v2"]}, "alias", [("/a", "/"), ("/b", "/v2")]),
+        ({"sagemaker": True}, "sagemaker", True),
     ],
 )
 def test_arguments_are_read_as_flags_are(flags: Any, name: str, value: Any) -> None:
@@ -320,6 +323,31 @@ def test_serving_in_a_loop_ends_with_a_drain_and_can_begin_again() -> None:
             with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
                 await task
             assert model.stopped
+
+    asyncio.run(check())
+
+
+def test_serving_in_a_loop_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        port = free_port()
+        for name, value in {"AIP_HTTP_PORT": f"{port}", "AIP_HEALTH_ROUTE": "/up"}.items():
+            monkeypatch.setenv(name, value)
+        app = ModelServer([Words()])
+        task = asyncio.create_task(app.serve(predict_path="/words", alias=["/is=/v1/models/words"]))
+        statuses: dict[str, int] = {}
+
+        async def answers() -> bool:
+            assert not task.done(), task
+            with suppress(httpx.TransportError):
+                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                    for path in ("/up", "/is", "/words"):
+                        statuses[path] = (await client.get(path)).status_code
+            return statuses.get("/up") == 200
+
+        await until(answers)
+        assert statuses == {"/up": 200, "/is": 200, "/words": 405}
+        task.cancel()
+        await asyncio.wait([task])
 
     asyncio.run(check())
 

@@ -407,3 +407,45 @@ async def test_a_slash_in_a_name_survives_a_mount() -> None:
     }
     status, body = await send_scope(app, "GET", scope)
     assert (status, b'"a/b"' in body) == (200, True)
+
+
+# --- middleware that rewrites the path ----------------------------------------------------------
+
+
+def rewriting(app: Any, paths: dict[str, str]) -> Any:
+    """Return the application behind middleware that rewrites `path` alone."""
+
+    async def middleware(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] in paths:
+            scope = {**scope, "path": paths[scope["path"]]}
+        await app(scope, receive, send)
+
+    return middleware
+
+
+async def test_middleware_that_rewrites_the_path_alone_is_believed() -> None:
+    paths = {"/invocations": "/v1/models/m:predict", "/ping": "/v2/health/ready", "/v1/models": "/"}
+    app = rewriting(serve("m", "a/b"), paths)
+    for _ in range(2):  # remembered
+        assert await ask(app, "POST", "/invocations") == (200, [1])
+        assert await ask(app, "GET", "/ping") == (200, {"ready": True})
+        assert await ask(app, "GET", "/v1/models") == (200, ALIVE)
+        assert await ask(app, "GET", "/other") == (404, NOT_FOUND)
+        assert (await ask(app, "GET", "/v1/models/a%2Fb"))[0] == 200
+
+
+async def test_one_path_may_be_rewritten_to_several() -> None:
+    app = serve("m", "n")
+    for _ in range(3):
+        for name in ("m", "n", "zz"):
+            scope = {"path": f"/v1/models/{name}", "raw_path": b"/model"}
+            status, body = await send_scope(app, "GET", scope)
+            assert (status, name in body.decode()) == (404 if name == "zz" else 200, True)
+    assert (await send_scope(app, "GET", {"path": "/model", "raw_path": b"/model"}))[0] == 404
+
+
+async def test_a_rewritten_path_below_a_mount() -> None:
+    app = serve()
+    for path in ("/ml/v1/models/m", "/v1/models/m"):
+        scope = {"path": path, "raw_path": b"/ml/ping", "root_path": "/ml", "app_root_path": ""}
+        assert (await send_scope(app, "GET", scope))[0] == 200

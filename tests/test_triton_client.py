@@ -250,3 +250,26 @@ def test_the_repository(client: Any) -> None:
     with pytest.raises(utils.InferenceServerException) as raised:
         client.unload_model("zz")
     assert raised.value.status() == "404"
+
+
+def test_the_configuration(client: Any) -> None:
+    config = client.get_model_config("echo")
+    assert (config["name"], config["max_batch_size"]) == ("echo", 0)
+    assert config["input"][0]["data_type"] == "TYPE_FP32"
+    assert client.get_model_config("echo", "2") == config
+    with pytest.raises(utils.InferenceServerException, match="version 3"):
+        client.get_model_config("echo", "3")
+
+
+def test_the_statistics(client: Any) -> None:
+    def figures(*arguments: str) -> Any:
+        rows = client.get_inference_statistics(*arguments)["model_stats"]
+        return next(row for row in rows if row["name"] == "echo")
+
+    before = figures("echo")
+    client.infer("echo", [entry(np.zeros(1, np.int8))])
+    after = figures("echo", "2")
+    assert after["inference_count"] == before["inference_count"] + 1
+    infer = after["inference_stats"]["compute_infer"]
+    assert infer["ns"] > before["inference_stats"]["compute_infer"]["ns"]
+    assert figures()["inference_stats"] == after["inference_stats"]

@@ -278,10 +278,11 @@ app = ModelServer(
     threads=4,
     prefix="/ml",
     debug=True,
+    aliases={"/ping": "/v2/health/ready"},
 )
 
 
-@app.model("double-2")
+@app.model("double-2", path="/predict")
 def double(payload: Payload) -> Answer:
     return {"predictions": [2 * x for x in payload["instances"]]}
 
@@ -316,6 +317,8 @@ def flats(instances: list[Flat]) -> list[Price]:
 
 app.add_model(NoModel(), "plain")
 app.add_model(lambda payload: payload, "lambda", own_thread=True)
+app.add_alias("/lambda", "/v1/models/lambda:predict")
+assert_type(app.aliases, dict[str, str])
 app.add_model(Asynchronous("async"))
 
 # The decorator keeps types.

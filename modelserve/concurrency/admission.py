@@ -19,7 +19,7 @@ from modelserve.concurrency.budget import Budget, Share
 from modelserve.concurrency.nesting import Nesting
 from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
-from modelserve.metrics.cells import Gauge
+from modelserve.metrics.cells import Counter, Gauge
 
 __all__ = ["Admission", "Gate"]
 
@@ -33,11 +33,16 @@ class Gate:
     """
 
     def __init__(
-        self, limits: Limits, in_flight: Gauge | None = None, queued: Gauge | None = None
+        self,
+        limits: Limits,
+        in_flight: Gauge | None = None,
+        queued: Gauge | None = None,
+        waited: Counter | None = None,
     ) -> None:
         assert limits.concurrency is not None and limits.queue is not None
         self._in_flight = in_flight or Gauge()
         self._queued = queued or Gauge()
+        self._waited = waited or Counter()
         self.concurrency = limits.concurrency
         self.queue = limits.queue
         self.running = 0
@@ -64,6 +69,10 @@ class Gate:
         """Count calls inside of requests that wait, or do no longer."""
         self.waiting += count
         self._queued.add(count)
+
+    def note_wait(self, since: float) -> None:
+        """Count for how long a request, or a call inside of one, has waited until now."""
+        self._waited.cells[0] += monotonic() - since
 
     async def emptied(self) -> None:
         """Wait until no request runs or waits."""
@@ -147,6 +156,7 @@ class Admission:
         share = self.budget.hold(size, share)
         ticket = _Ticket(next(self._numbers))
         self._enqueue(gate, ticket)
+        since = monotonic()
         try:
             if on_wait is not None:
                 on_wait()
@@ -159,6 +169,7 @@ class Admission:
             raise
         finally:
             share.close()
+            gate.note_wait(since)
         if ticket.refusal is not None:
             raise ticket.refusal
 

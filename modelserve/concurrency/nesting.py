@@ -7,6 +7,7 @@ other calls, is refused: nothing else would ever end it.
 """
 
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import anyio
@@ -49,6 +50,7 @@ class Nesting:
             raise gate.refusal()
         call = _Waiting(held)
         self._enqueue(gate, call)
+        since = monotonic()
         try:
             await call.settled.wait()
         except BaseException:
@@ -57,6 +59,8 @@ class Nesting:
             elif call.refusal is None:
                 self._dequeue(gate, call)
             raise
+        finally:
+            gate.note_wait(since)
         if call.refusal is not None:
             raise call.refusal
 

@@ -8,7 +8,6 @@ import json
 import logging
 import logging.config
 import os
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -50,7 +49,7 @@ def configure_logging(log_config: dict[str, Any] | str | None = None) -> None:
 
 def _configure_by_default() -> None:
     level = os.environ.get("KSERVE_LOGLEVEL", "info").lower()
-    logs.configure(form="human" if sys.stderr.isatty() else "json", level=level)
+    logs.configure(form=logs.default_form(), level=level)
 
 
 def _read(path: Path) -> Any:

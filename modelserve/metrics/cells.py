@@ -115,6 +115,12 @@ FAMILIES: Final[Mapping[str, Family]] = {
         ("model_name", "protocol", "verb", "status", "outcome"),
     ),
     "modelserve_request_seconds": Family(Histogram, "from a request's arrival to its end"),
+    "modelserve_failed_request_seconds_total": Family(
+        Counter, "seconds from arrival to end of requests whose outcome was not done"
+    ),
+    "modelserve_queue_seconds_total": Family(
+        Counter, "seconds for which requests have waited for a slot"
+    ),
     "modelserve_time_to_first_item_seconds": Family(
         Histogram, "from a request's arrival to the first item of its stream"
     ),

@@ -25,7 +25,16 @@ class ModelSeries:
         stages: A histogram for each hook that the model defines.
     """
 
-    __slots__ = ("_done", "_requests", "_seconds", "_store", "_streams", "name", "stages")
+    __slots__ = (
+        "_done",
+        "_failed",
+        "_requests",
+        "_seconds",
+        "_store",
+        "_streams",
+        "name",
+        "stages",
+    )
 
     def __init__(self, store: Store, name: str) -> None:
         self.name = name.encode("utf-8", "replace").decode()
@@ -33,6 +42,7 @@ class ModelSeries:
         self._store = store
         self._seconds = store.series(Histogram, "modelserve_request_seconds", self.name)
         self._requests: dict[tuple[str, str, int, str], Counter] = {}
+        self._failed: Counter | None = None
         # Those of them that ended with 200 and no error, as most do, by protocol and verb.
         self._done: dict[str, dict[str, Counter]] = {}
         self._streams: tuple[Histogram, Histogram, Counter] | None = None
@@ -58,6 +68,8 @@ class ModelSeries:
                 self._done.setdefault(protocol, {})[verb] = requests
         else:
             requests = self._counter(protocol, verb, ending)
+            if ending.error is not None or ending.status >= 400:
+                self._count_failed(seconds)
         requests.cells[0] += 1.0
         cells = self._seconds.cells
         cells[0 if seconds <= FIRST_BOUND else bisect_left(BOUNDS, seconds)] += 1.0
@@ -106,6 +118,11 @@ class ModelSeries:
         return self._store.series(Gauge, "modelserve_in_flight", self.name)
 
     @property
+    def waited(self) -> Counter:
+        """For how many seconds requests have waited; shown from the first use on."""
+        return self._store.series(Counter, "modelserve_queue_seconds_total", self.name)
+
+    @property
     def queued(self) -> Gauge:
         """How many requests wait; shown from the first use on."""
         return self._store.series(Gauge, "modelserve_queued", self.name)
@@ -118,6 +135,12 @@ class ModelSeries:
     def batches(self) -> BatchSeries:
         """Return what records this model's batches; shown from the first call on."""
         return BatchSeries(self._store, self.name)
+
+    def _count_failed(self, seconds: float) -> None:
+        if self._failed is None:
+            family = "modelserve_failed_request_seconds_total"
+            self._failed = self._store.series(Counter, family, self.name)
+        self._failed.cells[0] += seconds
 
     def _counter(self, protocol: str, verb: str, ending: Ending) -> Counter:
         status, outcome = result_of(ending)

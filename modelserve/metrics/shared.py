@@ -18,10 +18,8 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final, TypeAlias
 
 from modelserve.metrics.cells import Cells, Key
@@ -31,7 +29,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["DIRECTORY_VARIABLE", "WorkerFile", "claim_file", "read_file", "shared_directory"]
+__all__ = [
+    "DIRECTORY_VARIABLE",
+    "WorkerFile",
+    "claim_file",
+    "is_locked",
+    "lock_file",
+    "read_file",
+    "worker_files",
+]
 
 DIRECTORY_VARIABLE: Final = "MODELSERVE_METRICS_DIR"
 
@@ -41,19 +47,6 @@ _SUFFIX: Final = ".metrics1"  # the number changes with the layout of files or o
 _CHUNK_BYTES: Final = 1 << 16  # a multiple of every page size
 _CHUNK_HEADER: Final = 2
 _RECORD_HEADER: Final = 2
-
-
-@contextmanager
-def shared_directory() -> Iterator[str]:
-    """Make a directory for the metrics of a server's workers, and remove it at the end.
-
-    It is in memory where that is possible. Put its path into MODELSERVE_METRICS_DIR before the
-    workers start. Raises OSError if no place is writable.
-    """
-    memory = "/dev/shm"
-    base = memory if os.access(memory, os.W_OK | os.X_OK) else None
-    with TemporaryDirectory(prefix="modelserve-", dir=base, ignore_cleanup_errors=True) as path:
-        yield path
 
 
 class WorkerFile:
@@ -71,7 +64,7 @@ class WorkerFile:
 
     def others(self) -> list[Path]:
         """Return the paths of the other workers' files."""
-        return [path for path in self.path.parent.glob(f"*{_SUFFIX}") if path != self.path]
+        return [path for path in worker_files(self.path.parent) if path != self.path]
 
     def records(self) -> Iterator[tuple[Key, _Words]]:
         """Yield what is in the file."""
@@ -118,27 +111,34 @@ def claim_file(directory: Path) -> WorkerFile:
 
     Raises OSError if the directory cannot be used, or if the system has no file locks.
     """
-    if fcntl is None:
-        raise OSError("workers share them by file locks (fcntl), which this system lacks")
     numbers = count()
     while True:
         path = directory / f"{next(numbers)}{_SUFFIX}"
-        lock = _lock(path)
+        lock = lock_file(path)
         if lock is not None:
             return WorkerFile(path, lock)
 
 
 def read_file(path: Path) -> tuple[bool, list[tuple[Key, list[float]]]]:
     """Return whether the worker that writes to a file is alive, and what the file holds."""
-    with path.open("rb") as file:
-        alive = _is_locked(file.fileno())
+    alive = is_locked(path)
     words = _map(path, path.stat().st_size)
     records = (record for chunk in _chunks(words) for record in _records(chunk))
     return alive, [(key, list(cells)) for key, cells in records]
 
 
-def _lock(path: Path) -> int | None:
-    """Open and lock a file; None if another process holds it."""
+def worker_files(directory: Path) -> list[Path]:
+    """Return the paths of the files of all workers there have been."""
+    return list(directory.glob(f"*{_SUFFIX}"))
+
+
+def lock_file(path: Path) -> int | None:
+    """Open and lock a file; None if another process holds it.
+
+    Raises OSError if it cannot be made, or if the system has no file locks.
+    """
+    if fcntl is None:
+        raise OSError("workers share them by file locks (fcntl), which this system lacks")
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,11 +150,13 @@ def _lock(path: Path) -> int | None:
     return file
 
 
-def _is_locked(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+def is_locked(path: Path) -> bool:
+    """Return whether a process that is alive holds a file."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 

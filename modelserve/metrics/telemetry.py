@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from modelserve.metrics import exposition
+from modelserve.metrics.figures import Figures, figures_of
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.store import Store
 
@@ -63,6 +64,13 @@ class Telemetry:
 
         self.open()
         return exposition.encode(Combined(self, self._reported), accept)
+
+    def figures(self) -> dict[str, Figures]:
+        """Return the figures of each model over all workers, by `ModelSeries.name`.
+
+        Slow if there are many models, as `expose` is.
+        """
+        return figures_of(self._store.totals())
 
     def collect(self) -> Iterator["Metric"]:
         """Yield the metrics of all workers, as a collector of `prometheus_client` does."""

@@ -170,7 +170,7 @@ class Loading:
             loads = [
                 partial(
                     _Load({} if entry.model.ready else self._loads, entry.name).run,
-                    partial(self._load_registered, entry),
+                    partial(_load_registered, entry, self.registry, self.source),
                 )
                 for entry in entries
             ]
@@ -235,31 +235,6 @@ class Loading:
                 await stop(entry)
                 registry.leaving.discard(entry)
                 _load_at_next_start(entry, registry)
-
-    # -- loading what was registered
-
-    async def _load_registered(self, entry: Entry) -> None:
-        """Start a model, and load it if it is not ready; a failure is kept in the entry.
-
-        Raises ModelNotReady.
-        """
-        assert entry.attempted is not None
-        try:
-            async with _locked(self.registry.locks, entry.name):
-                await _bring_up(entry, self.source)
-        except BaseException:
-            if not entry.is_retired:
-                self.registry.pending.append(entry)  # the next request, or life, tries again
-            raise
-        finally:
-            entry.loading = False
-            entry.attempted.set()
-        if not entry.model.ready:
-            if entry.not_before and not entry.is_retired:
-                self.registry.pending.append(entry)
-            raise ModelNotReady(entry.name, entry.failure)
-        if not entry.is_retired:
-            self.source.note_loaded(entry.name, entry.model)
 
     # -- loading and unloading by name
 
@@ -375,6 +350,30 @@ def _take_due(registry: Registry) -> list[Entry]:
         entry.loading = True
         entry.attempted = anyio.Event()
     return entries
+
+
+async def _load_registered(entry: Entry, registry: Registry, source: Source) -> None:
+    """Start a model, and load it if it is not ready; a failure is kept in the entry.
+
+    Raises ModelNotReady.
+    """
+    assert entry.attempted is not None
+    try:
+        async with _locked(registry.locks, entry.name):
+            await _bring_up(entry, source)
+    except BaseException:
+        if not entry.is_retired:
+            registry.pending.append(entry)  # the next request, or life, tries again
+        raise
+    finally:
+        entry.loading = False
+        entry.attempted.set()
+    if not entry.model.ready:
+        if entry.not_before and not entry.is_retired:
+            registry.pending.append(entry)
+        raise ModelNotReady(entry.name, entry.failure)
+    if not entry.is_retired:
+        source.note_loaded(entry.name, entry.model)
 
 
 async def _bring_up(entry: Entry, source: Source) -> None:

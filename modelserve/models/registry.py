@@ -140,7 +140,8 @@ class Entry:
                 workers=self.workers,
                 gauge=self.series.active_slots,
             )
-        self.gate = Gate(self.limits, self.series.in_flight, self.series.queued)
+        series = self.series
+        self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
         connect(model)

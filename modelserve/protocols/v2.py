@@ -6,6 +6,7 @@ MLServer's: always SSE, one response an event. An item that is no `InferResponse
 document with `outputs` as it is, anything else as the one element of an output called `output`.
 """
 
+from copy import copy
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
@@ -145,6 +146,8 @@ class InferCodec(Codec):
         if not isinstance(value, InferResponse):
             headers, body = encode_value(value, payload, response_headers)
             return headers, [body]
+        if ref.version is not None:
+            value = _with_version(value, ref.version)
         buffers, json_length = encode_response(value, payload, to_json=to_json)
         if json_length is None:
             return with_model_headers(JSON, response_headers), list(buffers)
@@ -176,7 +179,17 @@ def _document(item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
         return item
     if not isinstance(item, InferResponse):
         item = _response([_output(item)], payload, ref)
+    elif ref.version is not None:
+        item = _with_version(item, ref.version)
     return response_document(item, payload if isinstance(payload, InferRequest) else None)
+
+
+def _with_version(response: InferResponse, version: str) -> InferResponse:
+    """Return a response to a path that names a version; what the model has set stays."""
+    if response.model_version is None:
+        response = copy(response)  # it is the model's
+        response.model_version = version
+    return response
 
 
 def _response(outputs: list[InferOutput], payload: Payload, ref: ModelRef) -> InferResponse:

@@ -9,8 +9,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 from starlette.types import ASGIApp
 
@@ -50,17 +49,12 @@ async def serve_embedded(load: Callable[[], ASGIApp], settings: Settings) -> Non
     except OSError as exc:
         why = exc.strerror or exc
         raise OSError(exc.errno, f"Cannot listen on {settings.address}: {why}") from None
-    sock.listen()  # now, so that who connects before the server has started waits for it
-    try:
+    with ExitStack() as stack:
+        if settings.uds is not None:
+            stack.callback(listener.SocketFile(settings.uds).remove)
+        stack.callback(sock.close)
+        sock.listen()  # now, so that who connects before the server has started waits for it
         await _serve_until_cancelled(server, sock)
-    finally:
-        _close(sock, settings)
-
-
-def _close(sock: socket.socket, settings: Settings) -> None:
-    sock.close()
-    if settings.uds is not None:
-        Path(settings.uds).unlink(missing_ok=True)
 
 
 async def _serve_until_cancelled(server: Server, sock: socket.socket) -> None:

@@ -1,5 +1,6 @@
 """The listening socket: bind it, and accept what still waits when it closes."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from typing import Final
 
 from modelserve.server.settings import Settings
 
-__all__ = ["accept_waiting", "bind"]
+__all__ = ["SocketFile", "accept_waiting", "bind"]
 
 # How much the kernel may hold of each connection that is not on its way yet. Without a bound it is
 # megabytes, and that a client reads slowly is seen only once a third of them is gone.
@@ -23,6 +24,24 @@ def bind(settings: Settings) -> socket.socket:
     if settings.uds is not None:
         return _bind_unix(Path(settings.uds))
     return _bind_tcp(settings.host, settings.port)
+
+
+class SocketFile:
+    """The file of a Unix socket that has just been bound, by device and inode."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._identity = self._identify()
+
+    def remove(self) -> None:
+        """Remove it, unless it is gone, or another server has put its own in its place."""
+        with suppress(OSError):
+            if self._identify() == self._identity:
+                self._path.unlink()
+
+    def _identify(self) -> tuple[int, int]:
+        found = self._path.lstat()
+        return found.st_dev, found.st_ino
 
 
 def accept_waiting(listeners: Iterable[socket.socket]) -> list[socket.socket]:
@@ -53,8 +72,7 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
 
 
 def _bind_unix(path: Path) -> socket.socket:
-    if path.is_socket():
-        path.unlink()  # left behind by a server that is gone
+    _make_way(path)
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.bind(str(path))
@@ -63,3 +81,31 @@ def _bind_unix(path: Path) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _make_way(path: Path) -> None:
+    """Remove the socket of a server that is gone. Raises OSError where something else is."""
+    if path.is_socket():
+        if _is_bound(path):
+            raise OSError(errno.EADDRINUSE, "another process has this socket")
+        path.unlink()
+    elif path.exists():
+        kind = "directory" if path.is_dir() else "file"
+        raise OSError(errno.EEXIST, f"there is a {kind} that is not a socket")
+
+
+def _is_bound(path: Path) -> bool:
+    """Return whether a process has a socket open, listening already or not.
+
+    It is asked by a socket of another kind: where one is open, that is a wrong type, and no server
+    has a connection to wonder about. Raises OSError where it may not be asked.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError as exc:
+            if exc.errno != errno.EPROTOTYPE:
+                raise
+        return True

@@ -10,14 +10,15 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import orjson
 
 from modelserve.errors import ResponseCut, single_cause
 from modelserve.exchange.running import Running, running_request_id
+from modelserve.server.log_queue import QueuedHandler, blocking_descriptor
 
 __all__ = [
     "HumanFormatter",
@@ -25,6 +26,7 @@ __all__ = [
     "TerminalHandler",
     "add_request_id",
     "configure",
+    "default_form",
     "no_response_cut",
     "print_error",
 ]
@@ -36,13 +38,22 @@ _NOT_EXTRA: Final = frozenset(
     (*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message")
 )
 
-
 _CLEAR_LINE: Final = "\r\x1b[K"
 
 
 def print_error(text: str) -> None:
     """Print to stderr why the command cannot serve, whatever form the log has."""
-    print(text, file=sys.stderr, flush=True)
+    for handler in logging.root.handlers:
+        if isinstance(handler, QueuedHandler):  # after the lines before it, and without waiting
+            handler.write(text)
+            return
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def default_form() -> str:
+    """Return "human" where stderr is a terminal, else "json"."""
+    return "human" if sys.stderr is not None and sys.stderr.isatty() else "json"
 
 
 def configure(*, form: str, level: str) -> None:
@@ -50,8 +61,8 @@ def configure(*, form: str, level: str) -> None:
 
     A line that is logged while a request runs has its id, whoever logs it.
     """
-    is_terminal = form == "human" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    handler = TerminalHandler() if is_terminal else logging.StreamHandler(sys.stderr)
+    _open_standard_descriptors()
+    handler = _stderr_handler(form)
     handler.addFilter(add_request_id)
     Running.note_ids()
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
@@ -61,6 +72,29 @@ def configure(*, form: str, level: str) -> None:
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread_failure
     logging.getLogger("uvicorn.error").addFilter(no_response_cut)
+
+
+def _stderr_handler(form: str) -> logging.Handler:
+    """Return a handler that never waits for whoever reads stderr, if anybody does."""
+    if sys.stderr is None:
+        return logging.NullHandler()
+    descriptor = blocking_descriptor(sys.stderr)
+    if descriptor is not None:
+        has_last_line = os.isatty(descriptor) and os.environ.get("TERM") != "dumb"
+        kind = TerminalHandler if form == "human" and has_last_line else QueuedHandler
+        with suppress(RuntimeError):  # no more threads
+            return kind(descriptor, sys.stderr.encoding)
+    return logging.StreamHandler(sys.stderr)
+
+
+def _open_standard_descriptors() -> None:
+    """Open those that whoever started us has closed, lest a connection gets their numbers."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(null, True)
 
 
 def add_request_id(record: logging.LogRecord) -> bool:
@@ -90,35 +124,33 @@ def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
         logger.error("Exception in thread %s", name, exc_info=exc)
 
 
-class TerminalHandler(logging.StreamHandler[TextIO]):
-    """Write lines to the terminal on stderr, and below them one that changes."""
+class TerminalHandler(QueuedHandler):
+    """Write lines to a terminal, and below them one that changes."""
 
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
+    def __init__(self, descriptor: int, encoding: str) -> None:
         self._shown = False
+        super().__init__(descriptor, encoding)
 
     def show(self, text: str) -> None:
-        """Show a text, as far as the terminal is wide, in the last line."""
+        """Show a text, as far as the terminal is wide, in the last line, unless lines wait."""
+        width = shutil.get_terminal_size().columns - 1
         with self._locked():
-            width = shutil.get_terminal_size().columns - 1
-            self.stream.write(f"{_CLEAR_LINE}{text[:width]}")
-            self.stream.flush()
-            self._shown = True
+            self._shown = self.offer(f"{_CLEAR_LINE}{text[:width]}") or self._shown
 
     def hide(self) -> None:
-        """Clear the last line."""
+        """Clear the last line; where lines wait, the next one clears it."""
         with self._locked():
-            self._clear()
-            self.stream.flush()
+            self._shown = self._shown and not self.offer(_CLEAR_LINE)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self._clear()
-        super().emit(record)
-
-    def _clear(self) -> None:
-        if self._shown:
+    def write(self, text: str) -> None:
+        with self._locked():
+            clear = _CLEAR_LINE if self._shown else ""
             self._shown = False
-            self.stream.write(_CLEAR_LINE)
+            super().write(f"{clear}{text}")
+
+    def _tell_lost(self, count: int) -> bytes:
+        """Clear the last line too: what was to do that may be among the lost lines."""
+        return _CLEAR_LINE.encode() + super()._tell_lost(count)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

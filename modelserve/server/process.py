@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,21 +18,33 @@ from starlette.types import ASGIApp
 
 from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
+from modelserve.metrics.shared import DIRECTORY_VARIABLE
+from modelserve.metrics.shared_directory import remove_abandoned
 from modelserve.server.connections import LONGEST_HEAD, mended
 from modelserve.server.logs import print_error
-from modelserve.server.server import STOP_SIGNALS, Server
+from modelserve.server.server import Server
 from modelserve.server.settings import CANNOT_LOAD, Settings
+from modelserve.server.signals import leave_to_supervisor, stop_signals
 
-__all__ = ["ignore_signal", "make_server", "run_alone", "run_worker"]
+__all__ = ["make_server", "run_alone", "run_worker"]
 
 
-def run_alone(load: Callable[[], ASGIApp], settings: Settings, listener: socket.socket) -> int:
-    """Serve in this process until a signal comes; return the exit code."""
+def run_alone(
+    load: Callable[[], ASGIApp],
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    before_exit: Callable[[], object],
+) -> int:
+    """Serve in this process until a signal comes; return the exit code.
+
+    `before_exit` is called where the process exits instead, from whichever thread.
+    """
     if threading.current_thread() is threading.main_thread():
-        for sig in STOP_SIGNALS:
+        for sig in stop_signals():
             signal.signal(sig, _exit_while_loading)
     try:
-        server = make_server(load, settings)
+        server = make_server(load, settings, before_exit=before_exit)
     except Exception as exc:
         print_error(_failure(exc))
         return CANNOT_LOAD
@@ -52,9 +65,7 @@ def run_worker(
     Once it listens, sends through the pipe how many seconds it takes to stop, or why it cannot
     load.
     """
-    signal.signal(signal.SIGINT, ignore_signal)
-    if hasattr(signal, "pthread_sigmask"):  # it is blocked while a worker starts
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    leave_to_supervisor()
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     if settings.set_up_logging is not None:
         settings.set_up_logging()
@@ -63,23 +74,25 @@ def run_worker(
     except Exception as exc:
         pipe.send(_failure(exc))
         sys.exit(CANNOT_LOAD)
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if DIRECTORY_VARIABLE in os.environ:  # the supervisor may have been killed
+            remove_abandoned(Path(os.environ[DIRECTORY_VARIABLE]))
     sys.exit(server.exit_code)
-
-
-def ignore_signal(sig: int, frame: FrameType | None) -> None:
-    """Do nothing. Programs that we start inherit SIG_IGN, but no handler."""
 
 
 def make_server(
     load: Callable[[], ASGIApp],
     settings: Settings,
     *,
-    alone: bool = True,
-    on_start: Callable[[float], None] | None = None,
     kind: type[Server] = Server,
+    **options: Any,
 ) -> Server:
-    """Load the application and make its server. Raises LoadError for unusable settings."""
+    """Load the application and make its server, with further options of it.
+
+    Raises LoadError for unusable settings.
+    """
     app = load()
     config = uvicorn.Config(
         app,
@@ -97,11 +110,10 @@ def make_server(
     return kind(
         config,
         app,
-        alone=alone,
-        on_start=on_start,
         shutdown_delay=settings.shutdown_delay,
         head_timeout=settings.head_timeout,
         exit_on_load_failure=settings.exit_on_load_failure,
+        **options,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from watchfiles import PythonFilter, watch
 
 from modelserve.server.logs import print_error
-from modelserve.server.server import STOP_SIGNALS
+from modelserve.server.signals import Impatience, stop_signals
 from modelserve.server.supervisor import Worker
 
 __all__ = ["Reloader"]
@@ -28,13 +28,14 @@ class Reloader:
         self._launch = launch
         self._folders = folders
         self._stopping = threading.Event()
+        self._impatience = Impatience()
         self._worker: Worker
         self._has_reported = False
 
     def run(self) -> int:
         """Return the exit code once the worker has ended after a signal."""
         logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts the changes
-        for sig in STOP_SIGNALS:
+        for sig in stop_signals():
             signal.signal(sig, self._handle)
         logger.info("Watching the Python files in %s", ", ".join(map(str, self._folders)))
         self._worker = self._launch()
@@ -58,7 +59,7 @@ class Reloader:
 
     def _handle(self, sig: int, frame: FrameType | None) -> None:
         """Stop the worker; at a second signal, kill it and exit at once."""
-        if self._stopping.is_set():
+        if self._impatience.grows(sig):
             self._worker.process.kill()
             raise SystemExit(128 + sig)
         self._stopping.set()

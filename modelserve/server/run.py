@@ -2,8 +2,8 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 from starlette.types import ASGIApp
 
@@ -35,15 +35,16 @@ def serve(load: Callable[[], ASGIApp], settings: Settings) -> int:
     except OSError as exc:
         print_error(f"modelserve: Cannot listen on {settings.address}: {exc.strerror or exc}.")
         return CANNOT_START
-    try:
-        return _serve_on(sock, load, settings)
-    finally:
-        sock.close()
+    with ExitStack() as stack:
         if settings.uds is not None:
-            Path(settings.uds).unlink(missing_ok=True)
+            stack.callback(listener.SocketFile(settings.uds).remove)
+        stack.callback(sock.close)
+        return _serve_on(sock, load, settings, stack)
 
 
-def _serve_on(sock: socket.socket, load: Callable[[], ASGIApp], settings: Settings) -> int:
+def _serve_on(
+    sock: socket.socket, load: Callable[[], ASGIApp], settings: Settings, stack: ExitStack
+) -> int:
     launch_worker = partial(launch, load, settings, sock)
     if settings.watched:
         from modelserve.server.reload import Reloader  # it imports watchfiles
@@ -52,4 +53,4 @@ def _serve_on(sock: socket.socket, load: Callable[[], ASGIApp], settings: Settin
     if settings.workers > 1:
         with shared_metrics():
             return Supervisor(launch_worker, settings.workers, sock).run()
-    return run_alone(load, settings, sock)
+    return run_alone(load, settings, sock, before_exit=stack.close)

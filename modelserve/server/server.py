@@ -1,12 +1,12 @@
 """uvicorn's server, with our drain.
 
-From the first SIGTERM or SIGINT on, the model servers are not ready, and refuse new requests once
-`shutdown_delay` is over, while the listener stays open, so that a probe reads a 503 and not a
-refused connection. Once the running requests have
-ended, or `drain_timeout` is over, the listener and the connections are closed. A connection that
-was accepted but has sent no request yet has a moment to send one, and reads its 503. Then the
-lifespan ends (models are stopped), and the process with it. A thread ends the process in time if
-anything blocks. A second signal ends it at once.
+From the first SIGTERM, SIGINT or SIGHUP on, the model servers are not ready, and refuse new
+requests once `shutdown_delay` is over, while the listener stays open, so that a probe reads a 503
+and not a refused connection. Once the running requests have ended, or `drain_timeout` is over, the
+listener and the connections are closed. A connection that was accepted but has sent no request yet
+has a moment to send one, and reads its 503. Then the lifespan ends (models are stopped), and the
+process with it. A thread ends the process in time if anything blocks. A second signal ends it at
+once.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from typing import Final, NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.server import ServerState
 
 from modelserve.lifespan import CLEANUP_AFTER_DRAIN
 from modelserve.limits import DEFAULTS
@@ -33,16 +34,13 @@ from modelserve.server.application import Drainable, find_drainables
 from modelserve.server.connections import has_request, new_protocol, watch
 from modelserve.server.listener import accept_waiting
 from modelserve.server.settings import CANNOT_LOAD_MODELS, CANNOT_START, HEAD_TIMEOUT
+from modelserve.server.signals import Impatience, stop_signals
 from modelserve.server.starting import Start
 
-__all__ = ["LONGEST_EXIT", "STOP_SIGNALS", "Server"]
+__all__ = ["LONGEST_EXIT", "Server"]
 
 logger = logging.getLogger("modelserve")
 
-# SIGBREAK is Ctrl-Break, which only Windows has.
-STOP_SIGNALS: Final = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
-)
 # Seconds after `drain_timeout` at which the process exits: less than the 2 that are promised.
 LONGEST_EXIT: Final = CLEANUP_AFTER_DRAIN + 0.3
 # Seconds for a connection without a request to send one, once the listener is closed.
@@ -63,6 +61,7 @@ class Server(uvicorn.Server):
         shutdown_delay: Seconds after a signal for which new requests are still served.
         head_timeout: Seconds in which a client has to send a head, and a part of a body.
         exit_on_load_failure: Stop once a model has failed to load.
+        before_exit: Called where the process exits at once, from whichever thread.
 
     Attributes:
         exit_code: That of the process, once the server has stopped.
@@ -79,6 +78,7 @@ class Server(uvicorn.Server):
         shutdown_delay: float = 0.0,
         head_timeout: float = HEAD_TIMEOUT,
         exit_on_load_failure: bool = False,
+        before_exit: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._servings = find_drainables(app)
@@ -93,9 +93,11 @@ class Server(uvicorn.Server):
         self._shutdown_delay = shutdown_delay
         self._alone = alone
         self._on_start = on_start
+        self._before_exit = before_exit
         self._loop: asyncio.AbstractEventLoop
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled, self.released = threading.Event(), threading.Event()
+        self._impatience = Impatience()
         self._drains_at = math.inf
 
     # -- signals
@@ -104,16 +106,16 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals until the process exits; uvicorn would restore the old handlers."""
         if threading.current_thread() is threading.main_thread():
-            for sig in STOP_SIGNALS if self._alone else (signal.SIGTERM,):
+            for sig in stop_signals() if self._alone else (signal.SIGTERM,):
                 signal.signal(sig, self.handle_exit)
             threading.Thread(target=self._exit_in_time, name="modelserve-exit", daemon=True).start()
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start to stop; at a second signal, exit at once."""
+        if self._impatience.grows(sig) and self._alone:
+            _exit(128 + sig, self._before_exit)
         if self._signalled.is_set():
-            if self._alone:
-                os._exit(128 + sig)
             return
         self._drains_at = monotonic() + (self._shutdown_delay if self.started else 0.0)
         self._signalled.set()
@@ -137,7 +139,7 @@ class Server(uvicorn.Server):
         busy = [label for serving in self._servings for label in serving.workers.running]
         text = "Exiting without waiting any longer; busy threads: %s; still loading: %s"
         names = (", ".join(names) or "none" for names in (busy, self._start.loading))
-        _exit_logging(partial(logger.warning, text, *names), self.exit_code)
+        _exit(self.exit_code, self._before_exit, partial(logger.warning, text, *names))
 
     # -- start and end
 
@@ -168,7 +170,8 @@ class Server(uvicorn.Server):
         await _answer_late_requests(self, accepted, self._drains_at + self.drain_seconds)
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
-        await self._finish_responses()
+        ends = self._drains_at + self.drain_seconds
+        await _finish_responses(self.server_state, ends, ends + CLEANUP_AFTER_DRAIN)
         await self.lifespan.shutdown()
         if any(serving.flights or serving.workers.running for serving in self._servings):
             self._exit_now()
@@ -206,29 +209,10 @@ class Server(uvicorn.Server):
         try:
             await asyncio.gather(*(serving.drain() for serving in self._servings))
             if self._servings and running:
-                await asyncio.wait(running, timeout=self._time_left(self.drain_seconds))
+                ends = self._drains_at + self.drain_seconds
+                await asyncio.wait(running, timeout=_seconds_until(ends))
         finally:
             self.should_exit = True
-
-    async def _finish_responses(self) -> None:
-        """Wait for what is still being sent, and for requests of other applications."""
-        state = self.server_state
-        ends = max(self._drains_at + self.drain_seconds, monotonic() + 0.1)
-        while (  # noqa: ASYNC110  (no event says that a connection has ended)
-            state.connections or state.tasks
-        ) and monotonic() < ends:
-            await asyncio.sleep(0.01)
-        for task in state.tasks:
-            task.cancel()
-        if state.tasks:
-            await asyncio.wait(
-                set(state.tasks), timeout=self._time_left(self.drain_seconds + CLEANUP_AFTER_DRAIN)
-            )
-
-    def _time_left(self, seconds: float) -> float | None:
-        """Return what is left of so many seconds of the drain; None is no limit."""
-        left = max(0.0, self._drains_at + seconds - monotonic())
-        return None if math.isinf(left) else left
 
 
 async def _answer_late_requests(
@@ -244,6 +228,25 @@ async def _answer_late_requests(
         if connected and all(map(has_request, server.server_state.connections)):
             return
         await asyncio.sleep(0.005)
+
+
+async def _finish_responses(state: ServerState, ends: float, cut_at: float) -> None:
+    """Wait for what is still being sent, and for requests of other applications."""
+    ends = max(ends, monotonic() + 0.1)
+    while (  # noqa: ASYNC110  (no event says that a connection has ended)
+        state.connections or state.tasks
+    ) and monotonic() < ends:
+        await asyncio.sleep(0.01)
+    for task in state.tasks:
+        task.cancel()
+    if state.tasks:
+        await asyncio.wait(set(state.tasks), timeout=_seconds_until(cut_at))
+
+
+def _seconds_until(moment: float) -> float | None:
+    """Return how long it is until then, as a timeout: None is no limit."""
+    seconds = max(0.0, moment - monotonic())
+    return None if math.isinf(seconds) else seconds
 
 
 async def _connect(server: uvicorn.Server, sock: socket.socket) -> None:
@@ -278,17 +281,16 @@ def _url(server: uvicorn.Server, sockets: Sequence[socket.socket]) -> str:
     return f"{scheme}://{host}:{name[1]}"
 
 
-def _exit_logging(log: Callable[[], object], code: int) -> NoReturn:
-    """Exit without waiting for threads, nor for long where nobody reads the log."""
+def _exit(code: int, *steps: Callable[[], object]) -> NoReturn:
+    """Exit after some last steps, without waiting for threads, nor for steps that block."""
 
-    def write() -> None:
-        log()
-        logging.shutdown()
-        sys.stdout.flush()
+    def take() -> None:
+        for step in (*steps, logging.shutdown, sys.stdout.flush):
+            step()
 
     try:
-        writer = threading.Thread(target=write, daemon=True)
-        writer.start()
-        writer.join(0.1)
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        thread.join(0.1)
     finally:
         os._exit(code)

@@ -1,7 +1,7 @@
 """Worker processes and their supervisor.
 
 The supervisor checks only that its workers are alive: one whose imports hold the interpreter's lock
-for minutes is not killed. One that ends is replaced. Workers ignore SIGINT, which a
+for minutes is not killed. One that ends is replaced. Workers ignore SIGINT and SIGHUP, which a
 terminal sends to all of them, and act on the supervisor's SIGTERM.
 """
 
@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from time import monotonic
 from types import FrameType
@@ -22,13 +22,15 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp
 
-from modelserve.metrics.shared import DIRECTORY_VARIABLE, shared_directory
+from modelserve.metrics.shared import DIRECTORY_VARIABLE
+from modelserve.metrics.shared_directory import shared_directory
 from modelserve.server.logs import print_error
-from modelserve.server.process import ignore_signal, run_worker
+from modelserve.server.process import run_worker
 from modelserve.server.server import LONGEST_EXIT
 from modelserve.server.settings import CANNOT_LOAD, CANNOT_LOAD_MODELS, CANNOT_START, Settings
+from modelserve.server.signals import Impatience, ignore_signal, left_blocked, stop_signals
 
-__all__ = ["Supervisor", "Worker", "launch", "shared_metrics"]
+__all__ = ["Supervisor", "Worker", "launch", "pause_after", "shared_metrics"]
 
 logger = logging.getLogger("modelserve")
 
@@ -83,7 +85,7 @@ def launch(load: Callable[[], ASGIApp], settings: Settings, listener: socket.soc
     process = multiprocessing.get_context("spawn").Process(
         target=run_worker, args=(load, settings, listener, sender)
     )
-    with _sigint_blocked():
+    with left_blocked():
         process.start()
     sender.close()
     return Worker(process, receiver)
@@ -98,7 +100,7 @@ class Supervisor:
         self._listener = listener
         self._workers: list[Worker] = []
         self._code: int | None = None
-        self._signalled = False
+        self._impatience = Impatience()
         self._served = False
         self._early_ends = 0
         self._launch_at = -math.inf
@@ -121,7 +123,7 @@ class Supervisor:
             readable.setblocking(False)
             writable.setblocking(False)
             signal.signal(signal.SIGCHLD, ignore_signal)
-            for sig in (signal.SIGTERM, signal.SIGINT):
+            for sig in stop_signals():
                 signal.signal(sig, self._handle)
             signal.set_wakeup_fd(writable.fileno(), warn_on_full_buffer=False)
             try:
@@ -131,11 +133,10 @@ class Supervisor:
 
     def _handle(self, sig: int, frame: FrameType | None) -> None:
         """Stop the workers; at a second signal kill them and exit at once, but tidily."""
-        if self._signalled:
+        if self._impatience.grows(sig):
             for worker in self._workers:
                 worker.process.kill()
             raise SystemExit(128 + sig)
-        self._signalled = True
         self._code = 0 if self._code is None else self._code
 
     def _launch_missing(self) -> None:
@@ -174,8 +175,7 @@ class Supervisor:
             return
         steady = monotonic() - worker.ready_at > _STEADY_SECONDS
         self._early_ends = 0 if steady else self._early_ends + 1
-        pause = min(2.0**self._early_ends - 2, _LONGEST_PAUSE)
-        self._launch_at = monotonic() + pause
+        self._launch_at = monotonic() + pause_after(self._early_ends)
         logger.warning("Worker %s ended, and is replaced: %s", worker.process.pid, worker.end)
 
     def _stop(self, wakeup: socket.socket) -> None:
@@ -194,6 +194,11 @@ class Supervisor:
             worker.kill()
 
 
+def pause_after(early_ends: int) -> float:
+    """Return the seconds to wait after so many early ends in a row: 0, 2, 6, 14, then 30."""
+    return min(2.0 ** min(max(early_ends, 1), 10) - 2, _LONGEST_PAUSE)
+
+
 @contextmanager
 def shared_metrics() -> Iterator[None]:
     """Give the workers a directory for their metrics, unless the environment names one."""
@@ -204,17 +209,3 @@ def shared_metrics() -> Iterator[None]:
             except OSError as exc:
                 logger.warning("Each worker will show its own metrics only: %s", exc)
         yield
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Block SIGINT, here and in a process that is started, until that one has a handler for it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # with the first process it would start, and unblock SIGINT
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))

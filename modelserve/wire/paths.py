@@ -2,56 +2,91 @@
 
 Hosts differ in how they describe a mount: by the whole path and `root_path`, by the path without
 its prefix, or not at all. Segments are split before they are decoded, so that `%2F` is no slash.
+Middleware may rewrite `path` and leave `raw_path` as it came: then `path` is what counts.
 """
 
-from collections.abc import Mapping
-from itertools import accumulate
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["segments_below"]
+__all__ = ["segments_below", "segments_of"]
 
 Scope: TypeAlias = Mapping[str, Any]
+
+
+def segments_of(raw_path: bytes) -> list[str]:
+    """Return the decoded segments of a path as it is sent, without a query."""
+    return [_decoded(segment) for segment in raw_path.split(b"/")[1:]]
 
 
 def segments_below(scope: Scope, prefix: str) -> list[str]:
     """Return the decoded segments of a path below the mount.
 
     Args:
-        scope: The ASGI scope. Its `raw_path` is preferred, since `path` has lost what was encoded
-            and some hosts append a slash to it.
+        scope: The ASGI scope. Its `raw_path` is preferred where it says the same as `path`, since
+            `path` has lost what was encoded and some hosts append a slash to it.
         prefix: The mount, for hosts that do not report it.
     """
     path: str = scope["path"]
     raw_path: bytes = (scope.get("raw_path") or b"").partition(b"?")[0]
     if len(path) > 1 and not raw_path.endswith(b"/"):
         path = path.removesuffix("/")
-    if raw_path:
-        segments = [_decoded(segment) for segment in raw_path.split(b"/")[1:]]
-    else:
-        segments = path.split("/")[1:]
     mount = _mount(scope, path, prefix).split("/")[1:]
+    if not raw_path:
+        return _without(mount, path.split("/")[1:])
+    hidden = _hidden(raw_path, (path, scope["path"]))  # the slash may be one that was encoded
+    if hidden is None:  # rewritten: not even a slash at its end is the host's
+        return _without(mount, scope["path"].split("/")[1:])
+    segments = segments_of(raw_path)
     if mount and segments[: len(mount)] == mount:
         return segments[len(mount) :]
-    return _without_hidden(segments, path)
+    return _without(mount, segments[hidden:])
 
 
-def _without_hidden(segments: list[str], path: str) -> list[str]:
-    """Drop the leading segments of a host that took its prefix off `path` only."""
-    whole = "/" + "/".join(segments)
-    starts = accumulate((1 + len(segment) for segment in segments), initial=0)
-    boundaries = {start: index for index, start in enumerate(starts)}
-    for end in (path + "/", path):  # a slash that was encoded may have been dropped above
-        # A decoded segment may have slashes: they cannot be counted.
-        index = boundaries.get(len(whole) - len(end))
-        if index is not None and whole.endswith(end):
-            return segments[index:]
-    # The host has changed more than that, such as bytes that are not UTF-8.
-    return segments[max(len(segments) - path.count("/"), 0) :]
+def _without(mount: list[str], segments: list[str]) -> list[str]:
+    return segments[len(mount) :] if segments[: len(mount)] == mount else segments
+
+
+def _hidden(raw_path: bytes, paths: tuple[str, str]) -> int | None:
+    """Return how many leading segments a path lacks of `raw_path`; None where both disagree.
+
+    A host that mounts an application may take its prefix off `path` only.
+    """
+    parts = raw_path.split(b"/")[1:]
+    for decode in _DECODINGS:
+        segments = [decode(part) for part in parts]
+        whole = "/" + "/".join(segments)
+        for said in paths:
+            if whole.endswith(said):
+                count = _segments_in(segments, len(whole) - len(said))
+                if count is not None:
+                    return count
+    return None
+
+
+def _segments_in(segments: list[str], length: int) -> int | None:
+    """Return how many leading segments are this long, each with its slash; None if none are.
+
+    A decoded segment may have slashes: they cannot be counted.
+    """
+    for count, segment in enumerate(segments):
+        if length <= 0:
+            return count if length == 0 else None
+        length -= 1 + len(segment)
+    return len(segments) if length == 0 else None
 
 
 def _decoded(segment: bytes) -> str:
     return unquote_to_bytes(segment).decode("utf-8", "replace")
+
+
+# How hosts make `path` of the bytes. The last one leaves it encoded.
+_DECODINGS: Final[tuple[Callable[[bytes], str], ...]] = (
+    _decoded,
+    lambda segment: unquote_to_bytes(segment).decode("utf-8", "surrogateescape"),
+    lambda segment: unquote_to_bytes(segment).decode("latin-1"),
+    lambda segment: segment.decode("latin-1"),
+)
 
 
 def _mount(scope: Scope, path: str, prefix: str) -> str:

@@ -5,7 +5,8 @@ from recording import record, shared
 from scraping import requests, requests_by_model
 
 from modelserve.metrics.cells import Cells
-from modelserve.metrics.shared import WorkerFile, claim_file, read_file, shared_directory
+from modelserve.metrics.shared import WorkerFile, claim_file, read_file
+from modelserve.metrics.shared_directory import shared_directory
 from modelserve.metrics.telemetry import Telemetry
 
 
@@ -48,13 +49,6 @@ def test_a_claimed_file_shows_what_the_last_worker_wrote(tmp_path: Path) -> None
         (("two", "x"), [2.0]),
     ]
     heir.close()
-
-
-def test_the_directory_is_removed_at_the_end() -> None:
-    with shared_directory() as directory:
-        file, _ = claimed(Path(directory), one=[1.0])
-    assert not Path(directory).exists()
-    file.close()
 
 
 def test_grows_while_it_is_in_use_and_being_read(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from servercommand import INT, TERM, Serve, until
+from servercommand import INT, TERM, Serve, until, until_draining
+
+HUP = signal.SIGHUP
 
 
 @pytest.mark.slow
@@ -19,3 +21,65 @@ def test_signal_during_the_import(
     os.killpg(running.process.pid, sig)
     assert running.exit_code(within=2) == 0
     assert running.log == ""
+
+
+@pytest.mark.parametrize("flags", ["", "--workers 2", "--reload"])
+def test_hangup_drains(serve: Serve, flags: str) -> None:
+    """The whole group gets it twice: once from the shell, once from the kernel."""
+    running = serve("served.py", *flags.split())
+    with running.stream() as stream:
+        for _ in range(2):
+            os.killpg(running.process.pid, HUP)
+            until_draining(running)
+        running.touch("go")
+        assert stream.read() == b'{"word":1}\n{"word":2}\n'
+        assert running.exit_code(within=2) == 0
+    assert running.has("finally") and running.has("stopped")
+    assert "Traceback" not in running.log
+
+
+def test_hangup_after_another_signal_does_not_hurry(serve: Serve) -> None:
+    """As systemd sends it, with SendSIGHUP."""
+    running = serve()
+    with running.stream() as stream:
+        running.signal(TERM)
+        running.signal(HUP)
+        until_draining(running)
+        running.touch("go")
+        assert stream.read() == b'{"word":1}\n{"word":2}\n'
+        assert running.exit_code(within=2) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ignored_hangup_stays_ignored(serve: Serve, tmp_path: Path, workers: str) -> None:
+    program = tmp_path / "nohup.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'modelserve', *sys.argv[1:]])\n"
+    )
+    address = ("served.py", "--port", "0", "--workers", workers)
+    running = serve(address=address, program=program)
+    os.killpg(running.process.pid, HUP)
+    with running.stream() as stream:
+        os.killpg(running.process.pid, HUP)
+        running.touch("go")
+        assert stream.read() == b'{"word":1}\n{"word":2}\n'
+    assert running.get("/v2/health/ready")[0] == 200
+    running.signal(TERM)
+    assert running.exit_code(within=3) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_handler_of_the_application_is_kept(serve: Serve, tmp_path: Path, workers: str) -> None:
+    (tmp_path / "served.py").write_text(
+        "import signal\n"
+        "from pathlib import Path\n"
+        "from modelserve import ModelServer\n"
+        "signal.signal(signal.SIGHUP, lambda sig, frame: Path('handled').touch())\n"
+        "app = ModelServer()\n"
+    )
+    running = serve("served.py", "--workers", workers)
+    os.kill(running.served_by[0][1], HUP)
+    until(lambda: running.has("handled"))
+    assert running.get("/v2/health/ready")[0] == 200

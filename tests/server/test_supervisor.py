@@ -16,6 +16,11 @@ from servercommand import (
     until_draining,
 )
 
+from modelserve.metrics.shared import DIRECTORY_VARIABLE
+from modelserve.server.supervisor import pause_after
+
+VARIABLE = DIRECTORY_VARIABLE.encode()
+
 
 def serve_with_workers(serve: Serve, *flags: str, **environment: str) -> Running:
     running = serve("served.py", "--workers", "2", *flags, **environment)
@@ -106,10 +111,23 @@ def test_second_signal_ends_all_workers_at_once(serve: Serve) -> None:
 
 
 @pytest.mark.slow
-def test_workers_end_with_their_supervisor(serve: Serve, tmp_path: Path) -> None:
-    running = serve_with_workers(serve, MODELSERVE_METRICS_DIR=str(tmp_path))
+def test_workers_end_with_their_supervisor_and_remove_its_directory(serve: Serve) -> None:
+    running = serve_with_workers(serve)
+    environment = Path(f"/proc/{min(pids(running))}/environ").read_bytes().split(b"\0")
+    directory = {Path(os.fsdecode(line[23:])) for line in environment if line[:22] == VARIABLE}
+    assert {path.is_dir() for path in directory} == {True}
     running.signal(KILL)
     until(lambda: not any(map(is_alive, pids(running))), within=3)
+    assert {path.exists() for path in directory} == {False}
+
+
+@pytest.mark.slow
+def test_a_directory_that_the_environment_names_is_kept(serve: Serve, tmp_path: Path) -> None:
+    directory = tmp_path / "modelserve-mine"
+    running = serve_with_workers(serve, MODELSERVE_METRICS_DIR=str(directory))
+    running.signal(KILL)
+    until(lambda: not any(map(is_alive, pids(running))), within=3)
+    assert len(list(directory.iterdir())) == 2
 
 
 @pytest.mark.slow
@@ -137,6 +155,13 @@ def test_application_that_does_not_start(start: Serve, tmp_path: Path) -> None:
         running = start("failing.py", "--workers", workers)
         assert running.exit_code(within=10) == 3
         assert "no licence" in running.log
+
+
+@pytest.mark.parametrize(
+    ("early_ends", "pause"), [(0, 0), (1, 0), (2, 2), (4, 14), (5, 30), (1_024, 30), (10**6, 30)]
+)
+def test_the_pause_before_a_replacement_is_bounded(early_ends: int, pause: float) -> None:
+    assert pause_after(early_ends) == pause
 
 
 @pytest.mark.slow
