@@ -75,6 +75,7 @@ _FOR_UVICORN: Final = (
     "ssl_keyfile",
     "ssl_keyfile_password",
     "timeout_keep_alive",
+    "ws_per_message_deflate",
 )
 
 
@@ -120,6 +121,7 @@ class Flags(TypedDict, total=False):
     log_format: str | None
     log_level: str
     timeout_keep_alive: int
+    ws_per_message_deflate: bool
     ssl_certfile: str | os.PathLike[str] | None
     ssl_keyfile: str | os.PathLike[str] | None
     ssl_keyfile_password: str | None
@@ -238,7 +240,14 @@ def options_of(flags: Flags) -> Namespace:
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
-_SWITCHES: Final = ("debug", "reload", "exit_on_load_failure", "control", "sagemaker")
+_SWITCHES: Final = (
+    "debug",
+    "reload",
+    "exit_on_load_failure",
+    "control",
+    "sagemaker",
+    "ws_per_message_deflate",
+)
 
 
 def _words_of(name: str, value: Any) -> list[str]:
@@ -412,7 +421,7 @@ def _add_application(parser: ArgumentParser) -> None:
         action="append",
         type=_origin,
         metavar="ORIGIN",
-        help="allow web pages of this origin; repeatable; * is any",
+        help="allow web pages of this origin, to open WebSockets as well; repeatable; * is any",
     )
     group.add_argument(
         "--reload",
@@ -481,6 +490,11 @@ def _add_connections(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="for a client to send the head of a request, and from one part of its body to the"
         f" next; default: {HEAD_TIMEOUT:g}",
+    )
+    group.add_argument(
+        "--ws-per-message-deflate",
+        action="store_true",
+        help="compress the messages of WebSockets; for audio and video it only takes time",
     )
     group.add_argument("--ssl-certfile", metavar="PATH")
     group.add_argument("--ssl-keyfile", metavar="PATH")
