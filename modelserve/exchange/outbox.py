@@ -31,9 +31,18 @@ class Sending(Protocol):
 
 
 class Outbox:
-    """What has been put and not sent yet."""
+    """What has been put and not sent yet.
 
-    def __init__(self, exchange: Exchange, stream: Sending, streaming: Streaming) -> None:
+    Args:
+        at_once: Whoever puts something sends it, by waiting until it is empty: nothing is gained by
+            sending several records in one event.
+    """
+
+    def __init__(
+        self, exchange: Exchange, stream: Sending, streaming: Streaming, *, at_once: bool = False
+    ) -> None:
+        self.event_bytes = 1 if at_once else EVENT_BYTES
+        self._at_once = at_once
         self._exchange = exchange
         self._stream = stream
         self._record_first = streaming.record_first
@@ -47,7 +56,7 @@ class Outbox:
     @property
     def is_full(self) -> bool:
         """Whether whoever puts more should wait until it is empty."""
-        return self._size >= EVENT_BYTES
+        return self._size >= self.event_bytes
 
     def put(self, part: bytes, items: int = 1) -> None:
         """Add a part of the body, which is so many items."""
@@ -58,6 +67,8 @@ class Outbox:
 
     async def emptied(self) -> None:
         """Wait until all has been sent."""
+        if self._at_once and not self._is_sending:
+            await self._send_all()
         while self._parts or self._is_sending:
             if self._empty.is_set():
                 self._empty = anyio.Event()
@@ -65,12 +76,17 @@ class Outbox:
 
     async def send(self) -> None:
         """Send what there is, and then what comes, until cancelled. Raises ClientGone."""
-        while True:
+        while not self._at_once:
             await self._news.wait()
             self._news = anyio.Event()
-            self._is_sending = True
+            await self._send_all()
+
+    async def _send_all(self) -> None:
+        self._is_sending = True
+        try:
             while self._parts:
                 await self._send_parts()
+        finally:
             self._is_sending = False
             self._empty.set()
 

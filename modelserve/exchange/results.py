@@ -16,7 +16,7 @@ from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge, ServingError, describe, is_expected
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.outbox import EVENT_BYTES, Outbox
+from modelserve.exchange.outbox import Outbox
 from modelserve.exchange.sending import log_failure
 from modelserve.exchange.streams import Streaming, stream_headers
 from modelserve.exchange.turns import Turn, give_way
@@ -80,7 +80,7 @@ class Results:
         self.lock: anyio.Lock | None = None
         self.items = 0
         self.first_item: float | None = None
-        self._outbox = Outbox(exchange, self, streaming)
+        self._outbox = Outbox(exchange, self, streaming, at_once=format.fixed is not None)
         exchange.stream = self
 
     def note_suspension(self) -> bool:
@@ -124,7 +124,7 @@ class Results:
 
     async def _gather(self, items: AsyncIterator[Any]) -> None:
         """Encode items as they come; those that come without a pause are handed on together."""
-        gathered, turn = self._gathered, self._turn
+        gathered, turn, event_bytes = self._gathered, self._turn, self._outbox.event_bytes
         encode: Callable[[Item], bytes] | None = None
         collects = False
         async for item in items:
@@ -136,7 +136,7 @@ class Results:
             else:
                 gathered += encode(item)
                 self._count += 1
-            if len(gathered) >= EVENT_BYTES or (monotonic() >= turn.ends and turn.is_over()):
+            if len(gathered) >= event_bytes or (monotonic() >= turn.ends and turn.is_over()):
                 self._hand_on()
                 await self.wait_for_room()
 
@@ -184,7 +184,7 @@ class Results:
         """
         if self._outbox.is_full:
             await self._outbox.emptied()
-        elif self._turn.is_over():
+        if self._turn.is_over():
             await give_way()
             self._turn.begin()
         self._exchange.check_reason()

@@ -8,16 +8,18 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 import anyio
 
-from modelserve.concurrency.bridge import call_of_this_thread, stopping
+from modelserve.concurrency.bridge import ThreadCall, call_of_this_thread, stopping
 from modelserve.concurrency.loops import event_loop
 from modelserve.errors import ClientGone, InvalidInput
 from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine, Cutter
 
 __all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
+
+_LONGEST_PAUSE: Final = 0.02
 
 # Makes an instance of a record, found at an index. Raises InvalidInput.
 Convert: TypeAlias = Callable[[Any, int], Any]
@@ -154,7 +156,7 @@ class SyncInstances:
                     return source.checked(value, self._number)
                 except InvalidInput as exc:
                     number, failure = self._number, exc
-                self._ask(partial(source.fail, number, failure))
+                self._ask(partial(self._fail_in_turn, call_of_this_thread(), number, failure))
             number, values, self._is_plain = self._ask(source.take)
             if not values:
                 raise StopIteration
@@ -176,6 +178,16 @@ class SyncInstances:
         finally:
             self._is_over = True
             self._answered.set()
+
+    async def _fail_in_turn(
+        self, call: ThreadCall | None, number: int, failure: InvalidInput
+    ) -> None:
+        """Say what is wrong with a record, after what the hook has yielded before it."""
+        pause = 0.0
+        while call is not None and call.items and not call.stop_requested:
+            await anyio.sleep(pause)
+            pause = min(pause + 0.001, _LONGEST_PAUSE)
+        await self.instances.fail(number, failure)
 
     def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:
         """Have the event loop do something, and wait for it. Raises ClientGone once all is over."""
