@@ -16,7 +16,7 @@ from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge, ServingError, describe, is_expected
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.outbox import Outbox
+from modelserve.exchange.outbox import EVENT_BYTES, Outbox
 from modelserve.exchange.sending import log_failure
 from modelserve.exchange.streams import Streaming, stream_headers
 from modelserve.exchange.turns import Turn, give_way
@@ -117,14 +117,14 @@ class Results:
         self.endings = endings
         mark = OwnContext(self._exchange)
         try:
-            await self._gather(items)
+            await (self._gather(items) if self._format.fixed is None else self._send_each(items))
         finally:
             self._hand_on()
             mark.leave()
 
     async def _gather(self, items: AsyncIterator[Any]) -> None:
         """Encode items as they come; those that come without a pause are handed on together."""
-        gathered, turn, event_bytes = self._gathered, self._turn, self._outbox.event_bytes
+        gathered, turn = self._gathered, self._turn
         encode: Callable[[Item], bytes] | None = None
         collects = False
         async for item in items:
@@ -136,8 +136,17 @@ class Results:
             else:
                 gathered += encode(item)
                 self._count += 1
-            if len(gathered) >= event_bytes or (monotonic() >= turn.ends and turn.is_over()):
+            if len(gathered) >= EVENT_BYTES or (monotonic() >= turn.ends and turn.is_over()):
                 self._hand_on()
+                await self.wait_for_room()
+
+    async def _send_each(self, items: AsyncIterator[Any]) -> None:
+        """Send items as they come, where each is a message of its own."""
+        assert self.encoder is not None
+        encode, send, turn = self.encoder.encode, self._outbox.send_one, self._turn
+        async for item in items:
+            await send(encode(item))
+            if monotonic() >= turn.ends and turn.is_over():
                 await self.wait_for_room()
 
     def _hand_on(self) -> None:

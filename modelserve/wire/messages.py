@@ -4,7 +4,7 @@ The answer to a request is made of events of bytes. Over a WebSocket each record
 has a head of its own, so that what was put together on the way can be taken apart again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Any, Final
 
@@ -104,8 +104,16 @@ def _failure(status: int, detail: Any) -> bytes:
 MESSAGES: Final = Encoder("application/json", _encode, _failure, remark=_encode)
 
 
-def split(event: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the records of an event, each with what becomes of it."""
+def split(event: bytes) -> Iterable[tuple[int, bytes]]:
+    """Return the records of an event, each with what becomes of it."""
+    if event:
+        kind, size = _HEAD.unpack_from(event)
+        if _HEAD.size + size == len(event):
+            return ((kind, event[_HEAD.size :]),)
+    return _each(event)
+
+
+def _each(event: bytes) -> Iterator[tuple[int, bytes]]:
     place = 0
     while place < len(event):
         kind, size = _HEAD.unpack_from(event, place)
