@@ -89,8 +89,8 @@ def test_a_client_that_does_not_read_is_cut(start: Start, host: str, key: str) -
 
 
 @contextmanager
-def stopping(host: str, folder: Path) -> Any:
-    server = realserver.start(host, "sockets", folder)
+def stopping(host: str, folder: Path, *options: str) -> Any:
+    server = realserver.start(host, "sockets", folder, *options)
     try:
         yield server
     finally:
@@ -111,6 +111,16 @@ def test_the_command_line_closes_with_4503_once_its_drain_is_over(tmp_path: Path
         assert server.process.wait(5) == 0
         assert server.ledger.count("k", "end") == 1
         assert "Traceback" not in server.log
+
+
+def test_the_command_line_lets_go_of_a_client_that_never_reads(tmp_path: Path) -> None:
+    with stopping("modelserve", tmp_path, "--send-timeout", "0.2") as server:
+        before = server.files()
+        with dial(server, "flood:predict", max_queue=1) as client:
+            client.send('"k"')
+            server.ledger.wait("k", "end")
+            assert realserver.until(lambda: server.files() <= before, seconds=5)
+            client.socket.shutdown(socket.SHUT_RDWR)
 
 
 def test_the_command_line_does_not_compress_and_logs_no_token(tmp_path: Path) -> None:
