@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,15 @@ OVER_SOCKETS = ("sockets/", "faults/", "tests/server/", "test_cli", "test_exampl
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture
+def a_moment() -> float:
+    """Return the CPU seconds that Python needs to count to five million, on this machine now."""
+    before = time.thread_time()
+    for _ in range(5_000_000):
+        pass
+    return time.thread_time() - before
 
 
 @pytest.fixture(scope="session")

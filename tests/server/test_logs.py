@@ -182,6 +182,7 @@ host = Starlette(routes=[Mount("/ml", app=app)], lifespan=app.lifespan)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["served.py", "served.py:host"])
 def test_a_line_of_a_hook_has_the_id_of_its_request(
     serve: Serve, tmp_path: Path, target: str

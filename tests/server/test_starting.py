@@ -62,6 +62,7 @@ def loads(tmp_path: Path) -> None:
     (tmp_path / "loads.py").write_text(LOADS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("app", ["thread", "waiting", "on_loop", "blocking"])
 def test_a_signal_during_the_loads_of_the_start_ends_at_once(
     app: str, start: Serve, tmp_path: Path
