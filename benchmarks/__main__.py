@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks compare | inprocess | validate | report`."""
+"""The command line: `python -m benchmarks compare | inprocess | batching | validate | report`."""
 
 import argparse
 import resource
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks import compare, competitors, inprocess, plot, report, validate, works
+from benchmarks import batching, compare, competitors, inprocess, plot, report, validate, works
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 README = Path(__file__).resolve().parent / "README.md"
@@ -40,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     _add_compare(commands.add_parser("compare", help="measure the servers side by side"))
     _add_inprocess(commands.add_parser("inprocess", help="what a request and an item cost"))
+    batches = commands.add_parser("batching", help="what batching and stepping cost")
+    batches.set_defaults(run=_batching)
     check = commands.add_parser("validate", help="our client beside wrk")
     check.set_defaults(run=_validate)
     again = commands.add_parser("report", help="the tables of an earlier run")
@@ -138,6 +140,11 @@ def _report(options: argparse.Namespace) -> int:
 
 def _validate(options: argparse.Namespace) -> int:
     print(validate.report())
+    return 0
+
+
+def _batching(options: argparse.Namespace) -> int:
+    print(batching.table())
     return 0
 
 

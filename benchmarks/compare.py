@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -173,7 +174,7 @@ def _prepare(plan: Plan, results: Results) -> dict[str, Path]:
 
 def _packages(competitor: Competitor) -> list[str]:
     own = ["modelserve"] if any(one.startswith("-e") for one in competitor.REQUIREMENTS) else []
-    named = [one.partition(">=")[0] for one in competitor.REQUIREMENTS if not one.startswith("-e")]
+    named = [re.split(r"[>[]", one)[0] for one in competitor.REQUIREMENTS if one[:2] != "-e"]
     usual = [
         "uvicorn",
         "uvloop",

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.payloads import ITEMS, STREAM_BODY, UNARY_BODY
+from benchmarks.payloads import CHAT_BODY, CHAT_PATH, ITEMS, STREAM_BODY, UNARY_BODY
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Scope = dict[str, Any]
@@ -34,7 +34,7 @@ COUNTED = 10
 
 @dataclass(frozen=True)
 class Case:
-    """One case: the path in each application, and how many items it has."""
+    """One case: the model or the path in each application, and how many items it has."""
 
     name: str
     bare_path: str
@@ -49,6 +49,7 @@ CASES = (
     Case("bytes, an item", "bytes", "bytes"),
     Case("NDJSON, an item", "ndjson", "dicts", accept=b"application/x-ndjson"),
     Case("SSE, an item", "sse", "dicts", accept=b"text/event-stream"),
+    Case("chat, an item", CHAT_PATH, CHAT_PATH, body=CHAT_BODY),
     Case("coalesced bytes, an item", "bytes", "joined"),
     Case("sync generator, an item", "bytes", "sync"),
     Case("a stream of one item", "one", "one", per=1),
@@ -84,11 +85,11 @@ def measure_all() -> list[Cost]:
 
 def measure(case: Case) -> Cost:
     """Return the cost of one case, both applications on one event loop."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_measure(case))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's loop where it is installed, as the servers use it."""
     try:
         import uvloop
@@ -101,10 +102,10 @@ async def _measure(case: Case) -> Cost:
     from benchmarks.apps.bare import app as bare
     from benchmarks.apps.modelserve import app as own
 
-    async with _lifespan(own):
+    async with in_lifespan(own):
         calls = [
-            partial(_exchange, bare, _scope(case.bare_path, case), case.body),
-            partial(_exchange, own, _scope(case.own_path, case), case.body),
+            partial(exchange, bare, scope_of(case.bare_path, case), case.body),
+            partial(exchange, own, scope_of(case.own_path, case), case.body),
         ]
         for call in calls:
             await _check(call, case)
@@ -121,8 +122,8 @@ async def _measure(case: Case) -> Cost:
     )
 
 
-def _scope(model: str, case: Case) -> Scope:
-    path = f"/v1/models/{model}:predict"
+def scope_of(model: str, case: Case) -> Scope:
+    path = model if model.startswith("/") else f"/v1/models/{model}:predict"
     headers = [
         (b"host", b"127.0.0.1"),
         (b"accept", case.accept),
@@ -146,7 +147,7 @@ def _scope(model: str, case: Case) -> Scope:
     }
 
 
-async def _exchange(app: App, scope: Scope, body: bytes, send: Any = None) -> None:
+async def exchange(app: App, scope: Scope, body: bytes, send: Any = None) -> None:
     """Make one request; the client stays connected until it has the response."""
     given = False
 
@@ -233,7 +234,7 @@ async def _count_garbage(call: Callable[[], Awaitable[None]]) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: App) -> AsyncIterator[None]:
+async def in_lifespan(app: App) -> AsyncIterator[None]:
     """Run an application's lifespan around a block."""
     to_app: asyncio.Queue[Scope] = asyncio.Queue()
     from_app: asyncio.Queue[Scope] = asyncio.Queue()

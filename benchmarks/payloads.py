@@ -23,6 +23,33 @@ TOKEN = {"token": "~quick", "index": 7, "p": 0.5}
 PAUSE = 0.02
 """Seconds between the two items of a paced stream."""
 
+WORD = "~quick "
+"""One item of a chat."""
+
+CHAT_PATH = "/v1/chat/completions"
+CHAT_BODY = b'{"model":"chat","messages":[{"role":"user","content":"Hi"}],"stream":true}'
+"""A request for a streamed answer to a chat."""
+
+
+def chat_chunk(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+    """Return a chunk of that answer, with the members that modelserve writes."""
+    return {
+        "id": "chatcmpl-0000000000000000000000000000",
+        "object": "chat.completion.chunk",
+        "created": 1_700_000_000,
+        "model": "chat",
+        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
+    }
+
+
+CALL_SECONDS = 0.005
+"""How long a call of the model takes that is batched, whatever is in the batch."""
+
+MOST_IN_A_BATCH = 32
+
+ROW_BODY = b'{"instances":[[5.0,6.0,7.0,8.0]]}'
+"""One item, so that it does not matter who counts items and who counts requests."""
+
 UNARY_BODY = b'{"instances":[[1.0,2.0,3.0,4.0],[5.0,6.0,7.0,8.0]]}'
 STREAM_BODY = b'{"instances":[[1.0]]}'
 

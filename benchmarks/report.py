@@ -61,12 +61,15 @@ def _sections() -> list[tuple[str, list[Column]]]:
         ("In short (ratios to the bare application)", _summary()),
         ("Unary calls: requests/s (ratio to bare), p50 / p99 in ms", _unary("unary")),
         ("Unary calls of a sync function, in a thread", _unary("unary_sync")),
+        ("A model of 5 ms a call, batched: requests/s, p50 / p99 in ms", _unary("batched")),
+        ("The same model, one request a call", _unary("one_by_one")),
         *(
             (f"Streams: {title}", _streams(kind))
             for kind, title in (
                 ("bytes", "ready bytes"),
                 ("ndjson", "dicts as NDJSON"),
                 ("sse", "dicts as SSE"),
+                ("chat", "chunks of a chat, in OpenAI's protocol"),
                 ("joined", "ready bytes, coalesced where the server can"),
                 ("sync", "a sync generator"),
             )

@@ -29,9 +29,12 @@ WORKS = {
     for work in [
         *_loads("unary", "unary", 1, 16, 256),
         *_loads("unary_sync", "unary, a sync function", 1, 16),
+        *_loads("batched", "a model of 5 ms a call, batched", 1, 16, 64),
+        *_loads("one_by_one", "a model of 5 ms a call, one request a call", 1, 16, 64),
         *_loads("bytes", "ready bytes", 1, 8, 64),
         *_loads("ndjson", "dicts as NDJSON", 1, 8, 64),
         *_loads("sse", "dicts as SSE", 1, 8, 64),
+        *_loads("chat", "chunks of a chat", 1, 8, 64),
         *_loads("joined", "ready bytes, coalesced", 1, 8, 64),
         *_loads("sync", "a sync generator", 1, 8),
         Work("first", "paced", 1, "time to the first item"),

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
-from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,9 +18,10 @@ from modelserve.exchange.running import Running
 from modelserve.exchange.websocket import cut
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
+from modelserve.models.functions import with_function
 from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
-from modelserve.routes import Routes
+from modelserve.routes import Routes, path_of
 from modelserve.sockets import Request, open_socket
 
 if TYPE_CHECKING:
@@ -198,22 +198,24 @@ class ModelServer(_Runnable):
         self._routes.add_alias(path, means)
 
     def model(
-        self, name: str, *, path: str | None = None, **settings: Unpack[ModelSettings]
+        self,
+        name: str,
+        *,
+        verb: str = "predict",
+        path: str | None = None,
+        **settings: Unpack[ModelSettings],
     ) -> Callable[[F], F]:
-        """Register a function as the `predict` of a model, or a class as a model; a decorator.
+        """Register a function as a hook of a model, or a class as a model; a decorator.
 
         Args:
-            path: A path of your own for the model's V1 predict, beside the built-in one.
+            verb: The hook: "predict", "explain", "chat", "complete" or "embed". Functions of
+                several verbs under one name are one model.
+            path: A path of your own for that verb, beside the built-in one.
             settings: As for `add_model`.
         """
         if path is not None:
-            self.add_alias(path, f"/v1/models/{quote(name, safe='')}:predict")
-
-        def register(target: F) -> F:
-            self.add_model(target, name, **settings)
-            return target
-
-        return register
+            self.add_alias(path, path_of(name, verb))
+        return lambda target: _registered(self, target, name, verb, settings)
 
     def call(
         self,
@@ -246,6 +248,13 @@ class ModelServer(_Runnable):
         For a host that mounts the application and runs no lifespan for it; `app` is ignored.
         """
         return self.serving.lifespan()
+
+
+def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:
+    entry = app.serving.registry.entries.get(name)
+    known = None if entry is None else entry.model
+    app.add_model(with_function(target, name, verb, known), name, **settings)
+    return target
 
 
 async def _other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> Request | None:

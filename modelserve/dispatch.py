@@ -40,7 +40,7 @@ from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry, infinite_if_none
 from modelserve.protocols.cloudevents import codec_for
 from modelserve.protocols.codec import Codec, ModelRef, Payload
-from modelserve.wire.coding import check_length
+from modelserve.wire.coding import check_length, too_large
 from modelserve.wire.head import HookHeaders
 
 __all__ = ["dispatch"]
@@ -177,9 +177,10 @@ def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
 async def _open(
     serving: Serving, codec: Codec, exchange: Exchange, share: Share
 ) -> tuple[ModelRef, Any]:
-    """Read the body of a request that names its model, within the application's limits.
+    """Read the body of a request that names its model, within the limits of both.
 
-    Return the model and the body; the payload is left with the exchange. Raises InvalidInput.
+    Return the model and the body; the payload is left with the exchange. Raises InvalidInput, and
+    BodyTooLarge.
     """
     exchange.deadlines = _deadlines(exchange, serving.limits.deadlines())
     limit = serving.max_body_bytes
@@ -192,6 +193,10 @@ async def _open(
         return codec.open(body, exchange)
 
     ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
+    entry = serving.registry.entries.get(ref.name)
+    if entry is not None and len(body) > entry.max_body_bytes:
+        exchange.series = entry.series
+        raise too_large(entry.max_body_bytes)
     return ref, body
 
 

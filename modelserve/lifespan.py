@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -98,11 +98,12 @@ class Serving:
         self.scraper = Workers(1)
         self.decoders = Workers(_DECODERS)
         self.admission = Admission(self.limits)
+        self.flights = Flights()
+        self.unattended = Flights()
         self.registry = Registry(
-            Shared(limits, self.workers, self.telemetry, self.admission, coalesce)
+            Shared(limits, self.workers, self.telemetry, self.admission, coalesce, self.unattended)
         )
         self.loading = Loading(self.registry)
-        self.flights = Flights()
         self.events = _EVENTS.with_variables(os.environ)
         self.stopping = self.draining = self._drained = False
         self._has_repository = self.hosted = False
@@ -120,7 +121,7 @@ class Serving:
         self.workers = Workers(threads or self.workers.limit)
         self.admission = Admission(self.limits)
         self.registry.reconfigure(
-            Shared(limits, self.workers, self.telemetry, self.admission, before.coalesce)
+            replace(before, limits=limits, workers=self.workers, admission=self.admission)
         )
 
     def use(self, repository: ModelRepository) -> None:
@@ -210,6 +211,7 @@ class Serving:
         self.admission.refuse_waiting(None)
         self.events = _EVENTS.with_variables(os.environ)
         self.flights.reset_cleanup_cap()
+        self.unattended.reset_cleanup_cap()
         self.telemetry.open()
         self.load_pending()
         try:
@@ -257,9 +259,11 @@ async def _drain(serving: Serving) -> None:
         await serving.flights.emptied()
         await serving.loading.asked_for()
     if serving.flights:
-        serving.flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
+        for flights in (serving.flights, serving.unattended):
+            flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
         with anyio.move_on_after(CLEANUP_AFTER_DRAIN):
             await serving.flights.emptied()
+            await serving.unattended.emptied()
     if serving.flights:
         logger.warning(
             "%d requests have not ended; busy threads: %s",

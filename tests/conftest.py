@@ -6,7 +6,15 @@ import pytest
 
 # These start servers and time clients on a machine that may be busy: each has one more try, and
 # pytest counts it as a rerun.
-OVER_SOCKETS = ("sockets/", "faults/", "tests/server/", "test_cli", "test_examples", "test_kserve")
+OVER_SOCKETS = (
+    "sockets/",
+    "faults/",
+    "tests/server/",
+    "test_cli",
+    "test_examples",
+    "test_kserve",
+    "test_openai_clients",
+)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,42 @@ def test_images() -> None:
             ({"image": b"1"}, {"width": "w"}),
         ):
             assert httpx.post(path, files=files, data=data).status_code == 400
+
+
+def test_a_writer_for_many_clients() -> None:
+    pytest.importorskip("numpy")
+    with served("examples/08_batching/writer.py") as url:
+        path = f"{url}/v1/models/writer:predict"
+
+        def write(letters: Any) -> httpx.Response:
+            asked = {"prompt": "This module ", "letters": letters}
+            return httpx.post(path, json={"instances": [asked]}, timeout=30)
+
+        with ThreadPoolExecutor(12) as clients:
+            texts = [answer.text for answer in clients.map(write, range(1, 13))]
+        assert [len(text) for text in texts] == [*range(1, 13)]
+        assert write("many").status_code == 400
+
+
+@pytest.mark.slow
+def test_a_writer_is_measured() -> None:
+    assert_gains("writer", "writer, 1 at once", "writer, 8 at once")
+
+
+@pytest.mark.slow
+def test_a_forest_is_measured() -> None:
+    pytest.importorskip("sklearn")
+    assert_gains("forest", "digits-one-by-one, 16 at once", "digits, 16 at once")
+
+
+def assert_gains(example: str, without: str, together: str) -> None:
+    """Run an example and what measures it: the second figure must be the higher one."""
+    with served(f"examples/08_batching/{example}.py") as url:
+        command = [sys.executable, ROOT / "examples/08_batching/measure.py", example, url]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(done.stdout)
+    found = dict(re.findall(r"^(.+): (\d+) (?:requests|tokens)/s$", done.stdout, re.MULTILINE))
+    assert int(found[together]) > int(found[without]) > 0
 
 
 def test_the_readmes_test_line_is_what_ci_runs() -> None:

@@ -292,6 +292,11 @@ def limited(payload: Payload) -> Answer:
     return double(payload)
 
 
+@app.model("limited", verb="chat")
+async def chatted(document: Any) -> AsyncIterator[str]:
+    yield "text"
+
+
 @app.model("events")
 async def events(payload: Any) -> AsyncIterator[ServerSentEvent]:
     yield ServerSentEvent({"n": 1}, event="token", id="1", retry=1000)

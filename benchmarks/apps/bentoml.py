@@ -1,13 +1,22 @@
 """BentoML: one service, one worker, async methods; access log and metrics off."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import bentoml
 import orjson
 
-from benchmarks.payloads import ITEM, ITEMS, PAUSE, TOKEN, report_end
+from benchmarks.payloads import (
+    CALL_SECONDS,
+    ITEM,
+    ITEMS,
+    MOST_IN_A_BATCH,
+    PAUSE,
+    TOKEN,
+    report_end,
+)
 
 
 @bentoml.service(
@@ -20,6 +29,13 @@ class Echo:
     @bentoml.api(route="/v1/models/echo:predict")
     async def echo(self, instances: list[list[float]]) -> dict[str, Any]:
         return {"predictions": instances}
+
+    @bentoml.api(
+        route="/batched", batchable=True, max_batch_size=MOST_IN_A_BATCH, max_latency_ms=1000
+    )
+    def batched(self, instances: list[list[float]]) -> list[list[float]]:
+        time.sleep(CALL_SECONDS)
+        return instances
 
     @bentoml.api(route="/bytes")
     async def ready(self, instances: list[list[float]]) -> AsyncGenerator[bytes, None]:

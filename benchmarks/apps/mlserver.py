@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import uvloop
 from mlserver import MLModel, MLServer, ModelSettings, Settings, types
 
-from benchmarks.payloads import ITEM, ITEMS, PAUSE, report_end
+from benchmarks.payloads import CALL_SECONDS, ITEM, ITEMS, MOST_IN_A_BATCH, PAUSE, report_end
 
 
 def text_response(name: str) -> types.InferenceResponse:
@@ -37,6 +37,19 @@ class Echo(MLModel):
                 yield response
 
 
+class Batched(Echo):
+    """One call at a time, as a model on one device is; MLServer starts several batches at once."""
+
+    async def load(self) -> bool:
+        self.lock = asyncio.Lock()
+        return True
+
+    async def predict(self, payload: types.InferenceRequest) -> types.InferenceResponse:
+        async with self.lock:
+            await asyncio.sleep(CALL_SECONDS)
+        return await super().predict(payload)
+
+
 class Paced(MLModel):
     async def predict_stream(
         self, payloads: AsyncIterator[types.InferenceRequest]
@@ -57,7 +70,7 @@ class Idle(MLModel):
             report_end()
 
 
-MODELS = {"echo": Echo, "paced": Paced, "idle": Idle}
+MODELS = {"echo": Echo, "batched": Batched, "paced": Paced, "idle": Idle}
 
 
 async def serve(settings: Settings) -> None:
@@ -66,6 +79,8 @@ async def serve(settings: Settings) -> None:
         ModelSettings(name=name, implementation=f"benchmarks.apps.mlserver.{model.__name__}")
         for name, model in MODELS.items()
     ]
+    batched = next(model for model in models if model.name == "batched")
+    batched.max_batch_size, batched.max_batch_time = MOST_IN_A_BATCH, CALL_SECONDS
     await MLServer(settings).start(models)
 
 

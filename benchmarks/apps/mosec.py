@@ -1,7 +1,8 @@
 """mosec: its Rust front, one Python worker a route; streams are server-sent events only.
 
 With `--batched` its dynamic batching is on: up to 8 requests, or what has come within 1 ms, reach
-the model as one list. Larger batches were no faster here.
+the model as one list. Larger batches were no faster here. A model of 5 ms a call is batched up to
+32, and waits as long as a call takes.
 """
 
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import orjson
 from mosec import Runtime, Server, SSEWorker, Worker
 
-from benchmarks.payloads import ITEM, ITEMS, PAUSE, TOKEN, as_answer
+from benchmarks.payloads import CALL_SECONDS, ITEM, ITEMS, MOST_IN_A_BATCH, PAUSE, TOKEN, as_answer
 
 
 class Echo(Worker):
@@ -28,6 +29,12 @@ class Echo(Worker):
 class Batched(Echo):
     def forward(self, data: Any) -> Any:
         return [as_answer(one) for one in data]
+
+
+class Slow(Batched):
+    def forward(self, data: Any) -> Any:
+        time.sleep(CALL_SECONDS)
+        return super().forward(data)
 
 
 class Stream(SSEWorker):
@@ -50,15 +57,18 @@ class Paced(SSEWorker):
 
 if __name__ == "__main__":
     server = Server()
+    routes = {
+        "/v1/models/echo:predict": [Runtime(Echo, num=1)],
+        "/sse": [Runtime(Stream, num=1)],
+        "/paced": [Runtime(Paced, num=1)],
+    }
     if "--batched" in sys.argv:
-        echo = Runtime(Batched, num=1, max_batch_size=8, max_wait_time=1)
-    else:
-        echo = Runtime(Echo, num=1)
-    server.register_runtime(
-        {
-            "/v1/models/echo:predict": [echo],
-            "/sse": [Runtime(Stream, num=1)],
-            "/paced": [Runtime(Paced, num=1)],
-        }
-    )
+        routes["/v1/models/echo:predict"] = [
+            Runtime(Batched, num=1, max_batch_size=8, max_wait_time=1)
+        ]
+        wait = round(CALL_SECONDS * 1000)
+        routes["/v1/models/batched:predict"] = [
+            Runtime(Slow, num=1, max_batch_size=MOST_IN_A_BATCH, max_wait_time=wait)
+        ]
+    server.register_runtime(routes)
     server.run()

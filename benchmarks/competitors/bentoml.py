@@ -1,6 +1,6 @@
 """BentoML: one service with one worker; uvloop and httptools beside it, which uvicorn picks up."""
 
-from benchmarks.competitors import ECHO, Endpoint
+from benchmarks.competitors import BATCHED, ECHO, Endpoint
 
 REQUIREMENTS = ("bentoml>=1.4", "uvloop>=0.21", "httptools>=0.6", "orjson>=3.10")
 COMMAND = (
@@ -9,6 +9,7 @@ COMMAND = (
 )
 ENDPOINTS = {
     "unary": ECHO,
+    "batched": Endpoint("/batched", BATCHED.body, items=0),
     "bytes": Endpoint("/bytes"),
     "sync": Endpoint("/sync"),
     "ndjson": Endpoint("/ndjson"),

@@ -3,9 +3,8 @@
 While a call can be made at once it is made in the caller's own task, as if there were no batching.
 While it cannot, callers wait (`lanes`); when a call ends, the next one is made.
 
-A call for several callers has a task of its own. A caller that leaves takes with it what is
-waiting; a running call is cancelled only when nobody in it is left, once, and whoever leaves last
-waits for its clean-up.
+A call for several callers has a task of its own (`joints`). A caller that leaves takes with it what
+is waiting.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,13 +12,10 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from starlette.types import Receive
-
-from modelserve.concurrency.flight import Flight, Phase
 from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.joints import Joint
 from modelserve.concurrency.lanes import Caller, Lanes, Part, Work
-from modelserve.concurrency.loops import Wakeup, event_loop
-from modelserve.errors import ClientGone, Stopped
+from modelserve.concurrency.loops import event_loop
 from modelserve.limits import Deadlines
 
 __all__ = ["Batches", "Policy", "Recorder"]
@@ -61,6 +57,7 @@ class Batches:
         call: Makes a call for some parts; returns a result or an exception for each.
         policy: When, and how large.
         recorder: Records each call.
+        flights: The register of joint calls, which a drain ends.
     """
 
     def __init__(
@@ -69,13 +66,14 @@ class Batches:
         call: Callable[[Sequence[Part]], Awaitable[Sequence[Any]]],
         policy: Policy,
         recorder: Recorder,
+        flights: Flights,
     ) -> None:
         self._make_call_alone = call_alone
         self._make_call = call
         self._policy = policy
         self._recorder = recorder
         self._loop = event_loop()
-        self._flights = Flights()
+        self._flights = flights
         self._lanes = Lanes(policy.max_size, policy.max_wait)
         self._running = 0
         self._rings_at: float | None = None
@@ -110,10 +108,15 @@ class Batches:
         if caller.calls_itself:
             self._running -= 1
             return await self._call_alone(work, monotonic() - caller.since)
-        if caller.error is not None:
+        if caller.error is None:
+            caller.leave()
+            return caller.result()
+        error = caller.pop_error()
+        try:
             await self._leave(caller)
-            raise caller.error.with_traceback(caller.traceback)
-        return caller.result()
+            raise error
+        finally:
+            del error  # a reference cycle
 
     async def _call_alone(self, work: Work, waited: float) -> Any:
         """Make a call for one caller alone, in its own task."""
@@ -140,14 +143,15 @@ class Batches:
 
     async def _leave(self, caller: Caller) -> None:
         """Take out what a caller still has here."""
-        caller.has_left = True
+        joints = [joint for joint in caller.leave() if joint.is_deserted and not joint.has_ended]
         if caller.calls_itself:  # it was its turn
             self._running -= 1
         self._lanes.remove(caller)
         self._start_calls()
-        for joint in caller.joints:
-            if joint.is_deserted and not joint.has_ended:
-                await joint.cancel(self._loop.wakeup())
+        for joint in joints:
+            joint.cancel()
+        for joint in joints:
+            await joint.wait_for_end(self._loop)
 
     # -- who goes next
 
@@ -160,14 +164,13 @@ class Batches:
                 self._ring_at(due)
                 return
             self._running += 1
-            joint = _Joint(self._lanes.take(lane), self._policy.deadlines)
-            first = joint.callers[0]
-            if joint.parts == [Part(first.work, 0, first.work.size)]:
+            taken = self._lanes.take(lane)
+            first, part, _ = taken[0]
+            if len(taken) == 1 and part.size == first.work.size:
                 first.calls_itself = True
                 first.wakeup.set()
                 continue
-            for caller in joint.callers:
-                caller.joints.append(joint)
+            joint = Joint(taken, self._policy.deadlines, isolates=self._policy.isolates)
             self._loop.start_soon(partial(self._run, joint), first.context.copy())
 
     def _ring_at(self, due: float) -> None:
@@ -182,106 +185,21 @@ class Batches:
 
     # -- a call for several callers
 
-    async def _run(self, joint: "_Joint") -> None:
+    async def _run(self, joint: Joint) -> None:
         """Make a joint call, in a task of its own."""
         self._recorder.start(joint.size, joint.waits)
         try:
-            if joint.is_deserted:
-                raise ClientGone
-            rest = self._flights.start(joint, self._deliver(joint))
-            if rest is not None:
-                await rest
-        except Stopped:
-            joint.outcome = "cancelled"
+            await joint.make(self._make_call, self._flights, self._lanes)
+            if joint.is_made_again:
+                for single in joint.singles():
+                    await single.make(self._make_call, self._flights, self._lanes)
+                    single.wake_callers()
         except BaseException as exc:  # the event loop is being closed
-            joint.outcome = "cancelled"
             for caller in joint.callers:
                 self._lanes.fail(caller, exc)
             raise
         finally:
-            joint.end()
             for caller in joint.callers:
                 self._lanes.line_up(caller)
             self._end_call(joint.outcome)
-
-    async def _deliver(self, joint: "_Joint") -> None:
-        """Make the call, and give each caller its part of the result."""
-        try:
-            results = await self._make_call(joint.parts)
-        except BaseException as exc:
-            if joint.is_interrupted_by(exc):
-                raise
-            joint.outcome = "error"
-            if self._policy.isolates and len(joint.callers) > 1 and isinstance(exc, Exception):
-                await self._deliver_singly(joint)
-            else:
-                for caller in joint.callers:
-                    self._lanes.fail(caller, exc)
-        else:
-            for caller, part, result in zip(joint.callers, joint.parts, results, strict=True):
-                self._lanes.give(caller, part, result)
-
-    async def _deliver_singly(self, joint: "_Joint") -> None:
-        for caller, part in zip(joint.callers, joint.parts, strict=True):
-            if caller.has_left or caller.error is not None:
-                continue
-            try:
-                (result,) = await self._make_call((part,))
-            except BaseException as exc:
-                if joint.is_interrupted_by(exc):
-                    raise
-                self._lanes.fail(caller, exc)
-            else:
-                self._lanes.give(caller, part, result)
-
-
-class _Joint:
-    """A call for several callers, which is in flight like a request: see `flight.Watched`."""
-
-    stream = None
-    body_read = answered = False
-    phase = Phase.DONE
-
-    def __init__(self, taken: list[tuple[Caller, Part, float]], deadlines: Deadlines) -> None:
-        self.arrived = self.since = monotonic()
-        self.deadlines = deadlines
-        self.receive: Receive = _no_client
-        self.reason: Stopped | None = None
-        self.flight: Flight | None = None
-        self.callers = [caller for caller, _, _ in taken]
-        self.parts = [part for _, part, _ in taken]
-        self.waits = [wait for _, _, wait in taken]
-        self.size = sum(part.size for part in self.parts)
-        self.outcome = "done"
-        self.has_ended = False
-        self._ended: list[Wakeup] = []
-
-    @property
-    def is_deserted(self) -> bool:
-        """Whether nobody wants the result any more."""
-        return all(caller.has_left for caller in self.callers)
-
-    async def cancel(self, ended: Wakeup) -> None:
-        """Cancel the call, and wait until its clean-up is over."""
-        self._ended.append(ended)
-        if self.flight is not None:  # else its task has not begun, and will see that nobody is left
-            self.flight.cancel(ClientGone())
-        await ended.wait()
-
-    def end(self) -> None:
-        self.has_ended = True
-        self.flight = None  # a reference cycle
-        for ended in self._ended:
-            ended.set()
-
-    def is_interrupted_by(self, exc: BaseException) -> bool:
-        """Return whether an exception comes from `cancel`, not from the call itself."""
-        return self.flight is not None and self.flight.is_interrupted_by(exc)
-
-    async def report_early_end(self, reason: Stopped) -> None:
-        """Do nothing: whoever leaves knows."""
-
-
-async def _no_client() -> Any:
-    """Stand for `receive`, which nobody calls while `body_read` is false."""
-    raise RuntimeError("A joint call has no client.")
+            joint.wake_callers()  # last, so that the next call runs while these are answered

@@ -92,17 +92,32 @@ class Caller:
         self.traceback: TracebackType | None = None
 
     def take(self, part: Part, result: Any) -> None:
-        """Take the result of a part; wake the caller with the last one."""
+        """Take the result of a part."""
         self._parts.append((part.start, result))
         self._done += part.size
-        if self._done == self.work.size:
-            self.wakeup.set()
 
     def fail(self, error: BaseException) -> None:
-        """Wake the caller with an exception."""
+        """Take an exception in a result's place; the first one counts."""
         if self.error is None:
             self.error, self.traceback = error, error.__traceback__
+
+    def wake(self) -> None:
+        """Wake the caller if it has an exception or all of its result."""
+        if self.error is not None or self._done == self.work.size:
             self.wakeup.set()
+
+    def leave(self) -> list[Any]:
+        """Want nothing any more; return the joint calls that it was in."""
+        self.has_left = True
+        joints, self.joints = self.joints, []  # a reference cycle
+        return joints
+
+    def pop_error(self) -> BaseException:
+        """Return the exception, with the traceback that it had when it was raised."""
+        error, traceback = self.error, self.traceback
+        assert error is not None
+        self.error = self.traceback = None  # a reference cycle
+        return error.with_traceback(traceback)
 
     def result(self) -> Any:
         parts = self._parts
@@ -205,7 +220,7 @@ class Lanes:
             caller.take(part, result)
 
     def fail(self, caller: Caller, error: BaseException) -> None:
-        """Wake a caller with an exception; what it still has waiting is dropped."""
+        """Give a caller an exception; what it still has waiting is dropped."""
         caller.fail(error)
         self.remove(caller)
 

@@ -5,6 +5,7 @@ the few things that such work needs are written here for each.
 """
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
@@ -50,16 +51,35 @@ class PerLoop(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._objects: dict[Any, T] = {}
+        self._lock = threading.Lock()  # event loops run in several threads
+
+    def __len__(self) -> int:
+        return len(self._objects)
 
     def get(self) -> T:
-        """Return the object of the loop that is running; idle ones of other loops are dropped."""
+        """Return the object of the loop that is running; idle ones of ended loops are dropped."""
         loop = current_loop()
         found = self._objects.get(loop)
         if found is None:
             found = self._make()
-            others = {key: other for key, other in self._objects.items() if not other.is_idle}
-            self._objects = {**others, loop: found}
+            with self._lock:
+                kept = {
+                    key: other
+                    for key, other in self._objects.items()
+                    if _is_running(key) or not other.is_idle
+                }
+                self._objects = {**kept, loop: found}
         return found
+
+
+def _is_running(loop: Any) -> bool:
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return loop.is_running()
+    try:
+        loop.run_sync_soon(int)
+    except RuntimeError:  # trio's RunFinishedError is one
+        return False
+    return True
 
 
 class Wakeup(Protocol):

@@ -5,12 +5,13 @@ and waiting ones come in. A slot whose client does not read is left out of the s
 so that it delays nobody else. A reader is woken once a step, however much the step has put.
 
 Sync steps run in a thread, many in one call, until there is nothing to do or somebody else waits
-for the thread; async ones run on the event loop.
+for the thread; async ones run on the event loop, where a step is cancelled once nobody who is in it
+is left.
 """
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
@@ -19,8 +20,12 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.loops import EventLoop, Wakeup, event_loop
 from modelserve.concurrency.threads import Workers
+from modelserve.concurrency.unattended import Unattended
+from modelserve.errors import Stopped
+from modelserve.limits import Deadlines
 from modelserve.metrics.cells import Gauge
 
 __all__ = ["Slot", "Stepper", "Steps"]
@@ -98,6 +103,7 @@ class Stepper:
         max_active: Slots in one step at most.
         room: Items that may wait for a client; a slot with as many is left out of the steps.
         label: What the calls are called among the threads, and in the log.
+        deadlines: `cleanup_timeout` bounds the clean-up of an async step that is cancelled.
     """
 
     step: Callable[[list[Slot]], Any]
@@ -108,6 +114,146 @@ class Stepper:
     room: int
     label: str
     workers: Workers
+    flights: Flights
+    deadlines: Deadlines
+
+
+class _Rounds:
+    """The slots of one model in one event loop, and the steps that are made with them.
+
+    Attributes:
+        waiting: Slots that have not joined.
+        active: Those that have; written by whoever runs the steps, in the thread or on the event
+            loop.
+        attended: Those whom the call that runs just now is for.
+        work: What runs the steps, while they run on the event loop.
+    """
+
+    def __init__(self, stepper: Stepper, gauge: Gauge, loop: EventLoop) -> None:
+        self._stepper = stepper
+        self._gauge = gauge
+        self._loop = loop
+        self.waiting: deque[Slot] = deque()
+        self.active: list[Slot] = []
+        self._shown = 0  # how many are active, by the gauge
+        self.attended: Sequence[Slot] = ()
+        self.work: Unattended | None = None
+
+    def __bool__(self) -> bool:
+        """Return whether there are slots."""
+        return bool(self.waiting or self.active)
+
+    def clear(self, error: BaseException) -> None:
+        """Fail all slots, without `leave`."""
+        slots = [*self.waiting, *self.active]
+        self.waiting.clear()
+        self.active = []
+        for slot in slots:
+            slot.fail(error)
+            slot._is_out = True
+        self.notify(slots)
+
+    def show_none(self) -> None:
+        """Show that no slot is active."""
+        self._shown = 0
+        self._gauge.cells[0] = 0.0
+
+    def has_something_to_do(self) -> bool:
+        if self.waiting and len(self.active) < self._stepper.max_active:
+            return True
+        return any(slot._is_gone or self._is_ready(slot) for slot in self.active)
+
+    def _is_ready(self, slot: Slot) -> bool:
+        return len(slot._items) < self._stepper.room
+
+    async def run(self, pause: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        """Step while a slot is ready; without `pause`, until somebody else needs the thread."""
+        while True:
+            ready = await self._change_slots()
+            if not ready:
+                return
+            await self._attempt(self._stepper.step, ready, ready)
+            await self._take_out(slot for slot in ready if slot._has_ended)
+            self._tell(ready)
+            if pause is not None:
+                await pause()
+            elif self._stepper.workers.has_waiting:
+                return
+
+    async def _change_slots(self) -> list[Slot]:
+        """Let those out whose client has left, and in who waits; return what can be stepped."""
+        gone = [slot for slot in self.active if slot._is_gone]
+        await self._take_out(gone)
+        self._tell(gone)
+        while self.waiting and len(self.active) < self._stepper.max_active:
+            try:
+                slot = self.waiting.popleft()
+            except IndexError:  # its client has left at this moment
+                break
+            self.active.append(slot)
+            await self._attempt(self._stepper.join, slot, [slot])
+            if slot._has_ended:
+                await self._take_out([slot])
+            self._tell([slot])
+        return [slot for slot in self.active if self._is_ready(slot) and not slot._is_gone]
+
+    async def _attempt(
+        self, function: Callable[[Any], Any] | None, argument: Any, slots: list[Slot]
+    ) -> None:
+        """Call `join` or `step`; an exception ends the streams of these slots."""
+        self.attended = slots
+        try:
+            await self._call(function, argument)
+        except BaseException as exc:
+            work = self.work
+            is_interrupted = work is not None and work.is_interrupted_by(exc)
+            for slot in slots:
+                slot.fail(exc if work is None or work.reason is None else work.reason)
+            if is_interrupted:
+                try:
+                    await self._take_out(slots)
+                finally:
+                    self._tell(slots)
+                raise
+        finally:
+            self.attended = ()
+
+    async def _take_out(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            self.active.remove(slot)
+            try:
+                await self._call(self._stepper.leave, slot)
+            except Exception:
+                logger.exception("leave of %s failed", self._stepper.label)
+            finally:
+                slot._is_out = True
+
+    async def _call(self, function: Callable[[Any], Any] | None, argument: Any) -> None:
+        if function is not None:
+            result = function(argument)
+            if self._stepper.on_loop and result is not None:
+                await result
+
+    def _tell(self, slots: list[Slot]) -> None:
+        """Wake the readers of slots in which something is new, or which are out."""
+        new = [slot for slot in slots if slot._is_new or slot._is_out]
+        if not new and len(self.active) == self._shown:
+            return
+        self._shown = len(self.active)
+        for slot in new:
+            slot._is_new = False
+        if self._stepper.on_loop:
+            self.notify(new)
+        else:
+            self._loop.call_from_thread(self.notify, new)
+
+    def notify(self, slots: list[Slot]) -> None:
+        self._gauge.cells[0] = float(len(self.active))
+        for slot in slots:
+            if slot._reader is not None:
+                slot._reader.set()
+            if slot._left is not None and slot._is_out:
+                slot._left.set()
 
 
 class Steps:
@@ -120,11 +266,8 @@ class Steps:
 
     def __init__(self, stepper: Stepper, gauge: Gauge) -> None:
         self._stepper = stepper
-        self._gauge = gauge
         self._loop = event_loop()
-        self._waiting: deque[Slot] = deque()
-        self._active: list[Slot] = []  # written by whoever runs the steps
-        self._shown = 0  # how many are active, by the gauge
+        self._rounds = _Rounds(stepper, gauge, self._loop)
         self._is_running = False
         self._changed: Wakeup | None = None  # while there is nothing to do
 
@@ -139,7 +282,7 @@ class Steps:
         Closing it takes the slot out before the next step and waits until `leave` has returned.
         """
         slot = Slot(payload)
-        self._waiting.append(slot)
+        self._rounds.waiting.append(slot)
         self._wake()
         try:
             while await slot._wait_for_items(self._loop):
@@ -155,8 +298,11 @@ class Steps:
     async def _leave(self, slot: Slot) -> None:
         slot._is_gone = True
         with suppress(ValueError):
-            self._waiting.remove(slot)
+            self._rounds.waiting.remove(slot)
             return  # it has not joined
+        rounds = self._rounds
+        if rounds.work is not None and all(slot._is_gone for slot in rounds.attended):
+            rounds.work.cancel()
         if not slot._is_out:
             slot._left = self._loop.wakeup()
             self._wake()
@@ -173,123 +319,46 @@ class Steps:
     async def _run(self) -> None:
         """Step until there are no slots."""
         try:
-            while self._waiting or self._active:
-                if self._has_something_to_do():
-                    await self._run_rounds()
+            while self._rounds:
+                if self._stepper.on_loop:
+                    await self._run_in_flight()
                 else:
-                    self._changed = self._loop.wakeup()
-                    await self._changed.wait()
-                    self._changed = None
+                    await self._run_until_idle()
         except BaseException as exc:  # no thread can be started, or the event loop is being closed
-            self._abandon(exc)
+            self._rounds.clear(exc)
             if isinstance(exc, anyio.get_cancelled_exc_class()):
                 raise
         finally:
             self._is_running = False
-            self._shown = 0
-            self._gauge.cells[0] = 0.0
+            self._rounds.show_none()
 
-    def _has_something_to_do(self) -> bool:
-        if self._waiting and len(self._active) < self._stepper.max_active:
-            return True
-        return any(slot._is_gone or self._is_ready(slot) for slot in self._active)
+    async def _run_in_flight(self) -> None:
+        """Step until there are no slots, or a step has been cancelled."""
+        self._rounds.work = Unattended(self._stepper.deadlines)
+        try:
+            await self._rounds.work.run(self._stepper.flights, self._run_until_idle())
+        except Stopped:
+            pass  # those who were in the step are out
+        finally:
+            self._rounds.work = None
 
-    def _is_ready(self, slot: Slot) -> bool:
-        return len(slot._items) < self._stepper.room
-
-    def _abandon(self, error: BaseException) -> None:
-        slots = [*self._waiting, *self._active]
-        self._waiting.clear()
-        self._active = []
-        for slot in slots:
-            slot.fail(error)
-            slot._is_out = True
-        self._notify(slots)
-
-    # -- the rounds, in the thread or on the event loop
+    async def _run_until_idle(self) -> None:
+        while self._rounds:
+            if self._rounds.has_something_to_do():
+                await self._run_rounds()
+            else:
+                self._changed = self._loop.wakeup()
+                try:
+                    await self._changed.wait()
+                finally:
+                    self._changed = None
 
     async def _run_rounds(self) -> None:
         if self._stepper.on_loop:
-            await self._rounds(anyio.lowlevel.checkpoint)
+            await self._rounds.run(anyio.lowlevel.checkpoint)
         else:
             workers = self._stepper.workers
-            await workers.call(self._stepper.label, _run_to_end, self._rounds(None))
-
-    async def _rounds(self, pause: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
-        """Step while a slot is ready; without `pause`, until somebody else needs the thread."""
-        while True:
-            ready = await self._change_slots()
-            if not ready:
-                return
-            try:
-                await self._call(self._stepper.step, ready)
-            except BaseException as exc:
-                if pause is not None and not isinstance(exc, Exception):
-                    raise
-                for slot in ready:
-                    slot.fail(exc)
-            await self._take_out(slot for slot in ready if slot._has_ended)
-            self._tell(ready)
-            if pause is not None:
-                await pause()
-            elif self._stepper.workers.has_waiting:
-                return
-
-    async def _change_slots(self) -> list[Slot]:
-        """Let those out whose client has left, and in who waits; return what can be stepped."""
-        gone = [slot for slot in self._active if slot._is_gone]
-        await self._take_out(gone)
-        self._tell(gone)
-        while self._waiting and len(self._active) < self._stepper.max_active:
-            try:
-                slot = self._waiting.popleft()
-            except IndexError:  # its client has left at this moment
-                break
-            self._active.append(slot)
-            try:
-                await self._call(self._stepper.join, slot)
-            except Exception as exc:
-                slot.fail(exc)
-            if slot._has_ended:
-                await self._take_out([slot])
-            self._tell([slot])
-        return [slot for slot in self._active if self._is_ready(slot) and not slot._is_gone]
-
-    async def _take_out(self, slots: Iterable[Slot]) -> None:
-        for slot in slots:
-            self._active.remove(slot)
-            try:
-                await self._call(self._stepper.leave, slot)
-            except Exception:
-                logger.exception("leave of %s failed", self._stepper.label)
-            slot._is_out = True
-
-    async def _call(self, function: Callable[[Any], Any] | None, argument: Any) -> None:
-        if function is not None:
-            result = function(argument)
-            if self._stepper.on_loop and result is not None:
-                await result
-
-    def _tell(self, slots: list[Slot]) -> None:
-        """Wake the readers of slots in which something is new, or which are out."""
-        new = [slot for slot in slots if slot._is_new or slot._is_out]
-        if not new and len(self._active) == self._shown:
-            return
-        self._shown = len(self._active)
-        for slot in new:
-            slot._is_new = False
-        if self._stepper.on_loop:
-            self._notify(new)
-        else:
-            self._loop.call_from_thread(self._notify, new)
-
-    def _notify(self, slots: list[Slot]) -> None:
-        self._gauge.cells[0] = float(len(self._active))
-        for slot in slots:
-            if slot._reader is not None:
-                slot._reader.set()
-            if slot._left is not None and slot._is_out:
-                slot._left.set()
+            await workers.call(self._stepper.label, _run_to_end, self._rounds.run(None))
 
 
 def _run_to_end(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -8,6 +8,7 @@ no thread start, a call is refused and leaves nothing behind.
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from modelserve.concurrency.bridge import ThreadCall, ThreadStream, run_here
 from modelserve.concurrency.closing import close
 from modelserve.errors import NoThread
 
-__all__ = ["ExtraThreads", "OwnThread", "Workers", "start_thread"]
+__all__ = ["ExtraThreads", "OwnThread", "Workers", "let_threads_run", "start_thread"]
 
 logger = logging.getLogger("modelserve")
 
@@ -226,6 +227,14 @@ class ExtraThreads(Workers):
 
     def _release(self, call: ThreadCall) -> None:
         self._workers._release(call)
+
+
+def let_threads_run() -> None:
+    """Let go of the interpreter, so that a thread that was given a call begins it now.
+
+    Else it would wait until the event loop has nothing left to do, or for a switch interval.
+    """
+    time.sleep(0)
 
 
 def _work(calls: "queue.SimpleQueue[ThreadCall | None]") -> None:

@@ -117,7 +117,8 @@ class Results:
         self.endings = endings
         mark = OwnContext(self._exchange)
         try:
-            await (self._gather(items) if self._format.fixed is None else self._send_each(items))
+            fixed = self._format.fixed
+            await (self._gather(items) if fixed is None else _send_each(self, items, fixed.encode))
         finally:
             self._hand_on()
             mark.leave()
@@ -138,15 +139,6 @@ class Results:
                 self._count += 1
             if len(gathered) >= EVENT_BYTES or (monotonic() >= turn.ends and turn.is_over()):
                 self._hand_on()
-                await self.wait_for_room()
-
-    async def _send_each(self, items: AsyncIterator[Any]) -> None:
-        """Send items as they come, where each is a message of its own."""
-        assert self.encoder is not None
-        encode, send, turn = self.encoder.encode, self._outbox.send_one, self._turn
-        async for item in items:
-            await send(encode(item))
-            if monotonic() >= turn.ends and turn.is_over():
                 await self.wait_for_room()
 
     def _hand_on(self) -> None:
@@ -231,3 +223,14 @@ class Results:
     def _choose(self, first: Item, *, empty: bool = False) -> Encoder:
         self.encoder = self._format.encoder(first, empty=empty)
         return self.encoder
+
+
+async def _send_each(
+    results: Results, items: AsyncIterator[Any], encode: Callable[[Item], bytes]
+) -> None:
+    """Send items as they come, where each is a message of its own."""
+    send, turn = results._outbox.send_one, results._turn
+    async for item in items:
+        await send(encode(item))
+        if monotonic() >= turn.ends and turn.is_over():
+            await results.wait_for_room()

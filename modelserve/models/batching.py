@@ -19,6 +19,7 @@ import orjson
 
 from modelserve.concurrency.batches import Batches, Policy
 from modelserve.concurrency.closing import aclose
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.lanes import Part
 from modelserve.concurrency.loops import PerLoop
 from modelserve.concurrency.threads import Workers
@@ -49,7 +50,7 @@ class Batching:
     Args:
         max_size: Items in one call; a larger request is divided over several.
         max_wait: Seconds for which a request waits for others although the model is free.
-        concurrency: Calls of `predict` at the same time.
+        concurrency: Calls of `predict` at the same time, in each event loop that serves the model.
         isolate: If a call for several requests raises, make it again once for each of them, so that
             one bad input fails its own request only.
 
@@ -113,6 +114,7 @@ def batched(
     workers: Workers,
     deadlines: Deadlines,
     series: BatchSeries,
+    flights: Flights,
 ) -> Plan:
     """Return a plan whose main hook joins requests.
 
@@ -122,6 +124,7 @@ def batched(
         workers: Run the hook if it is sync.
         deadlines: Bound the clean-up of a call.
         series: Records the batches.
+        flights: The register of work for several requests.
     """
     policy = Policy(
         batching.max_size, batching.max_wait, batching.concurrency, batching.isolate, deadlines
@@ -129,7 +132,7 @@ def batched(
     call = _caller(plan.main, label, workers)
     declared = plan.declared
     if declared is None or declared.form is not Form.INSTANCES or plan.preprocess is not None:
-        batcher = _Batcher(call, policy, series)
+        batcher = _Batcher(call, policy, series, flights)
         hook = plan.main.replaced_by(batcher.predict, rows=batcher.predict_rows)
         return plan.with_main(hook)
 
@@ -137,12 +140,12 @@ def batched(
         return declared.answer(await call(payload["instances"]))
 
     async def predict(instances: Any) -> Any:
-        return await batcher.predict({"instances": instances})
+        return await joined.predict({"instances": instances})
 
     async def predict_rows(instances: Any) -> Any:
-        return await batcher.predict_rows({"instances": instances})
+        return await joined.predict_rows({"instances": instances})
 
-    batcher = _Batcher(call_with_instances, policy, series)
+    joined = _Batcher(call_with_instances, policy, series, flights)
     return plan.with_main(plan.main.replaced_by(predict, rows=predict_rows))
 
 
@@ -171,15 +174,19 @@ class _Batcher:
     """Batches of one model, in whatever event loop its requests come."""
 
     def __init__(
-        self, hook: Callable[[Any], Awaitable[Any]], policy: Policy, series: BatchSeries
+        self,
+        hook: Callable[[Any], Awaitable[Any]],
+        policy: Policy,
+        series: BatchSeries,
+        flights: Flights,
     ) -> None:
         self._hook = hook
-        make = partial(Batches, self._call_alone, self._call, policy, series)
+        make = partial(Batches, self._call_alone, self._call, policy, series, flights)
         self._batches: PerLoop[Batches] = PerLoop(make)
 
-    async def predict(self, payload: Any) -> Any:
+    def predict(self, payload: Any) -> Awaitable[Any]:
         """Return the result for one request's payload, which may go into one call with others."""
-        return await self._batches.get().submit(_work_of(payload))
+        return self._batches.get().submit(_work_of(payload))
 
     async def predict_rows(self, payload: Any) -> Any:
         """Return the same with an exception in the place of each prediction that is one."""

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any, Final
 
 from modelserve.errors import InvalidInput
-from modelserve.models.declared import Declared, declared_input
+from modelserve.models.declared import Declared, Form, declared_input
 from modelserve.models.forgotten import Noted, noting_none, returns_nothing
 from modelserve.models.iterating import Iterates, iterates
 from modelserve.models.model import (
@@ -155,9 +155,14 @@ class Plans(dict[str, Plan]):
         self._name = name
 
     @property
+    def openai(self) -> list[str]:
+        """The hooks of OpenAI's protocol that the model has."""
+        return [verb for verb in OPENAI_HOOKS if verb in self]
+
+    @property
     def has_openai(self) -> bool:
-        """Whether the model has a hook of OpenAI's protocol."""
-        return any(verb in self for verb in OPENAI_HOOKS)
+        """Whether it has one of them."""
+        return bool(self.openai)
 
     def __missing__(self, verb: str) -> Plan:
         raise InvalidInput(f"Model {self._name} does not support {_VERB_NAMES.get(verb, verb)}.")
@@ -214,7 +219,10 @@ def _lone_plan(model: Any, verb: str) -> Plan | None:
     """Plan a hook that no other goes with, where the model has it."""
     if isinstance(model, ServedObject) or not callable(getattr(model, verb, None)):
         return None
-    return Plan.of(None, _hook(model, verb), None)
+    declared = declared_input(model, verb)
+    if declared is not None and declared.form is not Form.PAYLOAD:
+        declared = None  # what it describes is V1's
+    return Plan.of(None, _hook(model, verb), None, declared)
 
 
 # How the plan of each verb is made. Every model answers to the first two, if only with 501.

@@ -4,7 +4,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from time import time
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 
 from modelserve.concurrency.admission import Admission, Gate
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
@@ -51,13 +52,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the models of one application share; `limits` are without the defaults."""
+    """What the models of one application share; `limits` are without the defaults.
+
+    `unattended` is the register of work for several requests.
+    """
 
     limits: Limits
     workers: Workers
     telemetry: Telemetry
     admission: Admission
     coalesce: bool = False
+    unattended: Flights = field(default_factory=Flights)
 
 
 class Entry:
@@ -130,6 +135,7 @@ class Entry:
                 workers=self.workers,
                 deadlines=self.deadlines,
                 series=self.series.batches(),
+                flights=shared.unattended,
             )
         if model.stepping is not None:
             self.limits = with_slots(self.limits, model.stepping)
@@ -139,6 +145,8 @@ class Entry:
                 self.name,
                 workers=self.workers,
                 gauge=self.series.active_slots,
+                flights=shared.unattended,
+                deadlines=self.deadlines,
             )
         series = self.series
         self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
@@ -350,6 +358,9 @@ class Registry:
 
     def _register(self, name: str, model: Any) -> Entry:
         entry = Entry(name, model, self.shared)
+        if entry.plans.has_openai:  # by the names of its methods, which may surprise
+            hooks = ", ".join(entry.plans.openai)
+            logger.info("Model %s has endpoints of OpenAI's: %s", name, hooks)
         self.put(name, entry)
         self.pending.append(entry)
         return entry

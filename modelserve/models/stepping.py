@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.loops import PerLoop
 from modelserve.concurrency.steps import Stepper, Steps
 from modelserve.concurrency.threads import Workers
-from modelserve.limits import Limits
+from modelserve.limits import Deadlines, Limits
 from modelserve.metrics.cells import Gauge
 from modelserve.models.hooks import Plan, callee_of
 from modelserve.models.model import defines
@@ -94,7 +95,16 @@ class Stepped:
         return self._steps.get().stream(payload)
 
 
-def stepped(plan: Plan, model: Any, label: str, *, workers: Workers, gauge: Gauge) -> Plan:
+def stepped(
+    plan: Plan,
+    model: Any,
+    label: str,
+    *,
+    workers: Workers,
+    gauge: Gauge,
+    flights: Flights,
+    deadlines: Deadlines,
+) -> Plan:
     """Return a plan whose main hook is a slot in a model's steps; `model.predict` is one too."""
     stepper = Stepper(
         model.step,
@@ -105,6 +115,8 @@ def stepped(plan: Plan, model: Any, label: str, *, workers: Workers, gauge: Gaug
         model.stepping.room,
         label,
         workers,
+        flights,
+        deadlines,
     )
     model._stepped = Stepped(stepper, gauge)
     return plan.with_main(plan.main.replaced_by(model._stepped.stream, streams=True))

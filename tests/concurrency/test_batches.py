@@ -1,6 +1,7 @@
 """When joint calls are made, who is in them, and what becomes of who leaves."""
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import anyio.lowlevel
 import pytest
 
 from modelserve.concurrency.batches import Batches, Policy
-from modelserve.concurrency.lanes import Part
-from modelserve.errors import InvalidInput
+from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.lanes import Caller, Part
+from modelserve.errors import InvalidInput, ServerShuttingDown
 from modelserve.limits import Deadlines
 
 pytestmark = pytest.mark.anyio
@@ -48,8 +50,13 @@ class Model:
         self.outcomes: list[str] = []
         self.answers: dict[str, Any] = {}
         self.fails: dict[str, BaseException] = {}
+        self.flights = Flights()
         self.batches = Batches(
-            self.call_alone, self.call, Policy(**{"max_size": 4, **policy}), self
+            self.call_alone,
+            self.call,
+            Policy(**{"max_size": 4, **policy}),
+            self,
+            self.flights,
         )
 
     def start(self, size: int, waits: Sequence[float]) -> None:
@@ -346,6 +353,118 @@ async def test_nobody_is_called_again_who_has_left() -> None:
         await model.finish()
     assert model.calls == ["a", "xbc", "x", "c"]
     assert model.batches.is_idle
+
+
+async def test_who_leaves_while_called_again_alone_is_cancelled_and_waits_for_the_clean_up() -> (
+    None
+):
+    model = Model()
+    model.fails["x"] = ValueError("x")
+    model.clean_up_takes = anyio.Event()
+    leaving, has_left = anyio.CancelScope(), anyio.Event()
+
+    async def ask_and_leave() -> None:
+        with leaving:
+            await model.batches.submit(Letters("c"))
+        has_left.set()
+
+    async with anyio.create_task_group() as group:
+        await model.arrive(group, "a", "b")
+        group.start_soon(ask_and_leave)
+        await settle()
+        await model.arrive(group, "x", "d")
+        for _ in range(3):
+            await model.finish()
+        assert model.calls == ["a", "bcxd", "b", "c"]
+        leaving.cancel()
+        await settle()
+        assert model.cancelled == ["c"]
+        assert not has_left.is_set()
+        await model.arrive(group, "e")
+        assert model.calls[-1] == "c"  # the model is not free before the clean-up is over
+        model.clean_up_takes.set()
+        await settle()
+        assert has_left.is_set()
+        assert model.cleaned == ["c"]
+        await model.finish_all()
+    assert model.calls[4:] == ["x", "d", "e"]
+    assert model.answers["d"] == "D"
+    assert model.batches.is_idle
+
+
+async def test_the_last_one_left_of_a_call_made_again_is_cancelled_when_it_leaves() -> None:
+    model = Model()
+    model.fails["x"] = ValueError("x")
+    async with anyio.create_task_group() as group:
+        await model.arrive(group, "a", "x")
+        async with anyio.create_task_group() as leaving:
+            await model.arrive(leaving, "b")
+            await model.finish()
+            await model.finish()
+            await model.finish()
+            assert model.calls == ["a", "xb", "x", "b"]
+            leaving.cancel_scope.cancel()
+    assert model.cancelled == ["b"]
+    assert model.batches.is_idle
+
+
+async def test_who_leaves_several_calls_ends_them_all_at_once() -> None:
+    model = Model(concurrency=2)
+    model.clean_up_takes = anyio.Event()
+    async with anyio.create_task_group() as group, anyio.create_task_group() as leaving:
+        await model.arrive(leaving, "abcdefgh")
+        assert sorted(model.calls) == ["abcd", "efgh"]
+        leaving.cancel_scope.cancel()
+        group.start_soon(let_both_clean_up, model)
+    assert sorted(model.cleaned) == ["abcd", "efgh"]
+    assert model.batches.is_idle
+
+
+async def let_both_clean_up(model: Model) -> None:
+    while len(model.cancelled) < 2:
+        await settle()
+    assert model.clean_up_takes is not None
+    model.clean_up_takes.set()
+
+
+async def test_a_drain_ends_joint_calls_and_bounds_their_clean_up() -> None:
+    model = Model()
+    model.clean_up_takes = anyio.Event()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            await model.arrive(group, "a", "b", "c")
+            await model.finish()
+            assert len(model.flights) == 1
+            model.flights.cancel_all(ServerShuttingDown, cleanup_cap=0.05)
+            await model.flights.emptied()
+    assert model.cancelled == ["bc"]
+    assert not model.cleaned
+    assert isinstance(model.answers["b"], ServerShuttingDown)  # nobody waits for ever
+    assert model.outcomes == ["done", "cancelled"]
+
+
+class Failing(Model):
+    async def run(self, letters: str) -> str:
+        result = await super().run(letters)
+        if "x" in letters:
+            raise ValueError
+        return result
+
+
+@pytest.mark.parametrize("isolates", [True, False])
+async def test_callers_and_calls_leave_no_garbage(isolates: bool) -> None:
+    model = Failing(isolates=isolates)
+    gc.collect()
+    gc.disable()
+    try:
+        async with anyio.create_task_group() as group:
+            await model.arrive(group, "a", "b", "c", "x", "?", "defghij")
+            await model.finish_all()
+        model.answers.clear()
+        left = [one for one in gc.get_objects() if isinstance(one, Caller)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 async def test_an_exception_among_the_results_fails_its_caller_alone() -> None:

@@ -1,5 +1,6 @@
 """Slots that are stepped together: who is in a step, and what becomes of who leaves."""
 
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -10,8 +11,11 @@ import anyio.lowlevel
 import pytest
 
 from modelserve.concurrency.closing import aclose
+from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.steps import Slot, Stepper, Steps
 from modelserve.concurrency.threads import Workers
+from modelserve.errors import ServerShuttingDown
+from modelserve.limits import Deadlines
 from modelserve.metrics.cells import Gauge
 
 pytestmark = pytest.mark.anyio
@@ -20,6 +24,19 @@ pytestmark = pytest.mark.anyio
 async def settle() -> None:
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
+
+
+def stepper(step: Any, join: Any, leave: Any, **settings: Any) -> Stepper:
+    usual = {
+        "on_loop": True,
+        "max_active": 2,
+        "room": 2,
+        "label": "m",
+        "workers": Workers(1),
+        "flights": Flights(),
+        "deadlines": Deadlines(),
+    }
+    return Stepper(step, join, leave, **{**usual, **settings})
 
 
 class Counting:
@@ -32,9 +49,16 @@ class Counting:
         self.fails: dict[int, Exception] = {}
         self.go = anyio.Event()
         self.gauge = Gauge()
-        workers = Workers(1)
+        self.flights = Flights()
         self.engine = Steps(
-            Stepper(self.step, self.join, self.leave, True, max_active, room, "m", workers),
+            stepper(
+                self.step,
+                self.join,
+                self.leave,
+                max_active=max_active,
+                room=room,
+                flights=self.flights,
+            ),
             self.gauge,
         )
 
@@ -252,8 +276,7 @@ async def test_an_error_of_leave_is_logged(caplog: pytest.LogCaptureFixture) -> 
     def leave(slot: Slot) -> None:
         raise ValueError("on the way out")
 
-    stepper = Stepper(model.step, None, leave, True, 2, 2, "m", Workers(1))
-    model.engine = Steps(stepper, model.gauge)
+    model.engine = Steps(stepper(model.step, None, leave), model.gauge)
     with caplog.at_level(logging.ERROR):
         async with anyio.create_task_group() as group:
             (reader,) = await begin(group, model, 1)
@@ -291,7 +314,15 @@ class InThread:
         self.steps = 0
         self.left: list[int] = []
         self.engine = Steps(
-            Stepper(self.step, self.join, self.leave, False, max_active, room, "m", workers),
+            stepper(
+                self.step,
+                self.join,
+                self.leave,
+                on_loop=False,
+                max_active=max_active,
+                room=room,
+                workers=workers,
+            ),
             Gauge(),
         )
 
@@ -382,3 +413,127 @@ async def test_a_thread_that_cannot_be_had_fails_who_waits() -> None:
     with anyio.fail_after(5), pytest.raises(RuntimeError, match="can't start new thread"):
         await anext(model.stream(3))
     await until_idle(model.engine)
+
+
+class Hanging(Counting):
+    """Steps, or joins, that never end by themselves, and clean up for a while."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(max_active=2)
+        self.cancelled: list[list[int]] = []
+        self.cleaned: list[list[int]] = []
+        self.clean_up_takes = anyio.Event()
+        step = settings.pop("step", self.hang)
+        join = settings.pop("join", self.join)
+        self.engine = Steps(
+            stepper(step, join, self.leave, room=16, flights=self.flights, **settings), self.gauge
+        )
+
+    async def hang(self, active: list[Slot]) -> None:
+        payloads = [slot.payload for slot in active]
+        self.steps.append(payloads)
+        try:
+            await anyio.sleep_forever()
+        except BaseException:
+            self.cancelled.append(payloads)
+            await self.clean_up_takes.wait()
+            self.cleaned.append(payloads)
+            raise
+
+    async def hang_in_join(self, slot: Slot) -> None:
+        await self.hang([slot])
+
+
+async def test_a_step_that_hangs_is_cancelled_when_nobody_in_it_is_left() -> None:
+    model = Hanging()
+    async with anyio.create_task_group() as group:
+        first, second = await begin(group, model, 3, 4)
+        (third,) = await begin(group, model, 5)  # waits for a place
+        first.scope.cancel()
+        await settle()
+        assert model.steps == [[3]]
+        assert model.cancelled == [[3]]
+        assert model.left == []
+        model.clean_up_takes.set()
+        await settle()
+        assert first.over
+        assert model.left == [3]
+        assert model.steps[1:] == [[4, 5]]
+        second.scope.cancel()
+        await settle()
+        assert model.cancelled == [[3]]  # somebody is in it
+        third.scope.cancel()
+        await until_idle(model.engine)
+    assert model.cleaned == [[3], [4, 5]]
+    assert sorted(model.left) == [3, 4, 5]
+    assert model.engine.is_idle
+    assert not model.flights
+
+
+async def test_clean_up_of_a_step_is_bounded() -> None:
+    model = Hanging(deadlines=Deadlines(cleanup_timeout=0.05))
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            (reader,) = await begin(group, model, 3)
+            reader.scope.cancel()
+            await until_idle(model.engine)
+    assert model.cancelled == [[3]]
+    assert not model.cleaned
+    assert model.left == [3]
+    assert model.engine.is_idle
+
+
+async def test_a_join_that_hangs_is_cancelled_when_its_client_leaves() -> None:
+    model = Counting()
+    hanging = Hanging(step=model.step)
+    model.engine = Steps(
+        stepper(model.step, hanging.hang_in_join, model.leave, flights=model.flights), model.gauge
+    )
+    async with anyio.create_task_group() as group:
+        first, second = await begin(group, model, 1, 2)
+        hanging.clean_up_takes.set()
+        first.scope.cancel()
+        await settle()
+        assert hanging.cancelled == [[1]]
+        assert first.over
+        second.scope.cancel()
+        await until_idle(model.engine)
+    assert hanging.cleaned == [[1], [2]]
+    assert model.left == [1, 2]
+    assert model.engine.is_idle
+
+
+async def test_a_drain_ends_a_step() -> None:
+    model = Hanging()
+    model.clean_up_takes.set()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            (reader,) = await begin(group, model, 3)
+            model.flights.cancel_all(ServerShuttingDown, cleanup_cap=1)
+            await model.flights.emptied()
+    assert isinstance(reader.error, ServerShuttingDown)
+    assert model.cleaned == [[3]]
+    assert model.left == [3]
+
+
+async def test_a_cancellation_of_the_steps_own_is_a_failure_of_the_step(
+    anyio_backend_name: str,
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("trio's cannot be made by hand")
+
+    async def step(active: list[Slot]) -> None:
+        model.steps.append([slot.payload for slot in active])
+        if len(model.steps) == 1:
+            raise asyncio.CancelledError
+        for slot in active:
+            slot.put("item")
+            slot.end()
+
+    model = Hanging(step=step)
+    with anyio.fail_after(5):
+        with pytest.raises(asyncio.CancelledError):
+            async for _ in model.engine.stream(1):
+                pass
+        assert [item async for item in model.engine.stream(2)] == ["item"]
+    assert model.left == [1, 2]

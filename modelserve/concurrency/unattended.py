@@ -1,0 +1,60 @@
+"""Work for several requests that is in flight like one of them, and has no client of its own.
+
+It has a task of its own. Those whom it is for end it by leaving, and a drain does; it is cancelled
+once, and its clean-up is bounded.
+"""
+
+from time import monotonic
+from typing import Any
+
+from starlette.types import Receive
+
+from modelserve.concurrency.flight import Flight, Phase, Pipeline
+from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.threads import let_threads_run
+from modelserve.errors import ClientGone, Stopped
+from modelserve.limits import Deadlines
+
+__all__ = ["Unattended"]
+
+
+class Unattended:
+    """One piece of such work: see `flight.Watched`."""
+
+    stream = None
+    body_read = answered = False
+    phase = Phase.DONE
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self.arrived = self.since = monotonic()
+        self.deadlines = deadlines
+        self.receive: Receive = _no_client
+        self.reason: Stopped | None = None
+        self.flight: Flight | None = None
+
+    async def run(self, flights: Flights, work: Pipeline) -> None:
+        """Run the work; raises Stopped if something has ended it early."""
+        try:
+            rest = flights.start(self, work)
+            if rest is not None:
+                let_threads_run()
+                await rest
+        finally:
+            self.flight = None  # a reference cycle
+
+    def cancel(self) -> None:
+        """Cancel the work if it has begun: nobody is left who wants it."""
+        if self.flight is not None:
+            self.flight.cancel(ClientGone())
+
+    def is_interrupted_by(self, exc: BaseException) -> bool:
+        """Return whether an exception comes from the early end, not from the work itself."""
+        return self.flight is not None and self.flight.is_interrupted_by(exc)
+
+    async def report_early_end(self, reason: Stopped) -> None:
+        """Do nothing: those whom it is for know, or learn it from what awaits `run`."""
+
+
+async def _no_client() -> Any:
+    """Stand for `receive`, which nobody calls while `body_read` is false."""
+    raise RuntimeError("There is no client.")
