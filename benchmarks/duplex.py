@@ -51,12 +51,11 @@ def run(rows: int, rounds: int, host: str = "uvicorn", kinds: Sequence[str] = KI
 
 
 @contextmanager
-def serving(host: str) -> Iterator[tuple[int, int]]:
-    """Run the application on a host of its own."""
+def serving(host: str, target: str = "benchmarks.apps.duplex:app") -> Iterator[tuple[int, int]]:
+    """Run an application on a host of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    target = "benchmarks.apps.duplex:app"
     options = {
         "uvicorn": ["--port", str(port), "--log-level", "warning"],
         "hypercorn": ["--bind", f"127.0.0.1:{port}"],

@@ -14,10 +14,10 @@ from urllib.parse import parse_qs
 import anyio.lowlevel
 
 from modelserve.concurrency.cleanup import clean_up
-from modelserve.concurrency.flight import Phase
+from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.intake import Intake
+from modelserve.exchange.intake import QUEUED_BYTES, Intake
 from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
 from modelserve.models.chunks import Chunks
@@ -108,16 +108,19 @@ class Duplex:
         Raises Overloaded; what the hooks raise; ClientGone.
         """
         exchange, admission, gate = self._exchange, self._serving.admission, self._entry.gate
-        if not admission.acquire_nowait(gate):
+        if exchange.flight is None:
+            await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
+        assert exchange.flight is not None
+        begin = partial(self._begin, exchange.flight)
+        if admission.acquire_nowait(gate):
+            begin()
+        else:
             exchange.enter(Phase.QUEUE)
-            await admission.acquire(gate)
+            await admission.acquire(gate, QUEUED_BYTES, on_wait=begin)
         exchange.admitted = True
         exchange.enter(Phase.FIRST)
         try:
-            if exchange.flight is None:
-                await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
-            assert exchange.flight is not None
-            exchange.flight.start_companion(self._intake.receive())
+            self._intake.note_admitted()
             if self._plan.iterates is None:
                 await self._answer_chunks()
             else:
@@ -125,6 +128,10 @@ class Duplex:
         finally:
             self._log_stall()
             admission.release(gate)
+
+    def _begin(self, flight: Flight) -> None:
+        """Receive from now on; what is refused is refused before."""
+        flight.start_companion(self._intake.receive())
 
     def _start_results(self) -> Results:
         exchange = self._exchange
@@ -192,6 +199,11 @@ class Duplex:
             if instances.error is not None:
                 raise instances.error
             exchange.check_reason()
+            if self._codec.always_streams:
+                results = self._start_results()
+                results.put((result,))
+                await results.finish()
+                return
             fields, buffers = self._codec.encode(
                 result, exchange, None, self._response_headers, self._ref
             )

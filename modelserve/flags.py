@@ -26,10 +26,12 @@ from starlette.types import ASGIApp
 from modelserve import hosting
 from modelserve.errors import LoadError
 from modelserve.hosting import Hosted
+from modelserve.lifespan import Serving
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
+from modelserve.server.application import find_drainables
 from modelserve.server.settings import HEAD_TIMEOUT, Settings
 from modelserve.server.token_file import follow_token, read_token
 from modelserve.version import __version__
@@ -73,6 +75,7 @@ _FOR_UVICORN: Final = (
     "ssl_keyfile",
     "ssl_keyfile_password",
     "timeout_keep_alive",
+    "ws_per_message_deflate",
 )
 
 
@@ -118,6 +121,7 @@ class Flags(TypedDict, total=False):
     log_format: str | None
     log_level: str
     timeout_keep_alive: int
+    ws_per_message_deflate: bool
     ssl_certfile: str | os.PathLike[str] | None
     ssl_keyfile: str | os.PathLike[str] | None
     ssl_keyfile_password: str | None
@@ -175,6 +179,9 @@ def with_cors(app: ASGIApp, options: Namespace) -> ASGIApp:
     """Return an application as the options want it to be reached from web pages."""
     if not options.cors_origin:
         return app
+    for serving in find_drainables(app):
+        if isinstance(serving, Serving):
+            serving.origins = frozenset(options.cors_origin)
     return CORSMiddleware(
         app,
         allow_origins=options.cors_origin,
@@ -233,7 +240,14 @@ def options_of(flags: Flags) -> Namespace:
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
-_SWITCHES: Final = ("debug", "reload", "exit_on_load_failure", "control", "sagemaker")
+_SWITCHES: Final = (
+    "debug",
+    "reload",
+    "exit_on_load_failure",
+    "control",
+    "sagemaker",
+    "ws_per_message_deflate",
+)
 
 
 def _words_of(name: str, value: Any) -> list[str]:
@@ -408,7 +422,7 @@ def _add_application(parser: ArgumentParser) -> None:
         action="append",
         type=_origin,
         metavar="ORIGIN",
-        help="allow web pages of this origin; repeatable; * is any",
+        help="allow web pages of this origin, to open WebSockets as well; repeatable; * is any",
     )
     group.add_argument(
         "--reload",
@@ -477,6 +491,11 @@ def _add_connections(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="for a client to send the head of a request, and from one part of its body to the"
         f" next; default: {HEAD_TIMEOUT:g}",
+    )
+    group.add_argument(
+        "--ws-per-message-deflate",
+        action="store_true",
+        help="compress the messages of WebSockets; for audio and video it only takes time",
     )
     group.add_argument("--ssl-certfile", metavar="PATH")
     group.add_argument("--ssl-keyfile", metavar="PATH")

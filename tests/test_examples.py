@@ -301,6 +301,16 @@ def test_the_tests_of_the_guide_run_as_they_are_copied(tmp_path: Path) -> None:
     assert f"{text.count('def test_')} passed" in done.stdout
 
 
+def test_the_client_of_the_websocket_guide_prints_what_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "examples/guides/websocket.md").read_text()
+    for name, program in zip(("app.py", "client.py"), blocks(text, "python"), strict=True):
+        (tmp_path / name).write_text(program)
+    with served(str(tmp_path / "app.py")) as url:
+        command = [sys.executable, str(tmp_path / "client.py"), url.replace("http", "ws")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert [done.stdout] == blocks(text, "text"), done.stderr
+
+
 def test_the_cells_of_the_notebook_run() -> None:
     text = (ROOT / "examples/guides/deploying.md").read_text()
     found: dict[str, Any] = {"__name__": "__main__"}

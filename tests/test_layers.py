@@ -35,6 +35,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "calls",
             "composing",
             "routes",
+            "sockets",
             "hosting",
             "server",
             "flags",

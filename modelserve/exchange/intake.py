@@ -16,8 +16,9 @@ from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, Stopped
 from modelserve.exchange.turns import Turn, give_way
 from modelserve.wire.lines import Cutter
 
-__all__ = ["InputTimedOut", "Intake", "Reader", "bodies"]
+__all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies"]
 
+QUEUED_BYTES: Final = 1 << 16  # that are read ahead of a request without a slot
 _AHEAD_BYTES: Final = 1 << 20
 _RECORD_BYTES: Final = 64  # what a record takes beside its own bytes
 _PAUSE_SECONDS: Final = 0.02
@@ -71,7 +72,7 @@ class Intake:
         self._timeout = timeout
         self._records: list[bytes] = []
         self._number = 1  # of the first of them
-        self._held = 0
+        self._held, self._ahead = 0, QUEUED_BYTES
         self._error: Stopped | None = None
         self._news, self._room = anyio.Event(), anyio.Event()
         self._turn = Turn()
@@ -106,7 +107,7 @@ class Intake:
             if records:
                 self._add(records)
                 since = monotonic()
-            if self._held > _AHEAD_BYTES and more:
+            if self._held > self._ahead and more:
                 await self._wait_for_room()
                 since = monotonic()
 
@@ -136,6 +137,11 @@ class Intake:
         self.is_full = False
 
     # -- whoever takes them
+
+    def note_admitted(self) -> None:
+        """Read further ahead from now on."""
+        self._ahead = _AHEAD_BYTES
+        self._room.set()
 
     async def take(self, most: int) -> tuple[int, list[bytes]]:
         """Return the number of the next record, and the records that there are, at most so many.

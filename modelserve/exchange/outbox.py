@@ -11,6 +11,7 @@ import anyio
 
 from modelserve.concurrency.flight import Phase
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.sending import send_failure
 from modelserve.exchange.streams import Streaming
 from modelserve.metrics.series import Tick
 from modelserve.wire.headers import Header
@@ -31,9 +32,18 @@ class Sending(Protocol):
 
 
 class Outbox:
-    """What has been put and not sent yet."""
+    """What has been put and not sent yet.
 
-    def __init__(self, exchange: Exchange, stream: Sending, streaming: Streaming) -> None:
+    Args:
+        at_once: Whoever puts something sends it, by waiting until it is empty: nothing is gained by
+            sending several records in one event.
+    """
+
+    def __init__(
+        self, exchange: Exchange, stream: Sending, streaming: Streaming, *, at_once: bool = False
+    ) -> None:
+        self._event_bytes = 1 if at_once else EVENT_BYTES
+        self._at_once = at_once
         self._exchange = exchange
         self._stream = stream
         self._record_first = streaming.record_first
@@ -47,7 +57,7 @@ class Outbox:
     @property
     def is_full(self) -> bool:
         """Whether whoever puts more should wait until it is empty."""
-        return self._size >= EVENT_BYTES
+        return self._size >= self._event_bytes
 
     def put(self, part: bytes, items: int = 1) -> None:
         """Add a part of the body, which is so many items."""
@@ -56,8 +66,34 @@ class Outbox:
         self._size += len(part)
         self._news.set()
 
+    async def send_one(self, part: bytes) -> None:
+        """Send one item, after all that was put; where that is done at once. Raises ClientGone."""
+        exchange = self._exchange
+        if self._tick is None or self._parts or self._is_sending:
+            self.put(part)
+            await self.emptied()
+            return
+        exchange.check_reason()
+        exchange.phase = Phase.SEND
+        exchange.since = now = monotonic()
+        self._tick(now)
+        self._is_sending = exchange.sending = True
+        try:
+            await exchange.send({"type": "http.response.body", "body": part, "more_body": True})
+        except Exception as exc:
+            raise send_failure(exchange, exc) from exc
+        finally:
+            self._is_sending = False
+            self._empty.set()
+        exchange.sending = False
+        self._stream.items += 1
+        exchange.phase = Phase.ITEM
+        exchange.since = monotonic()
+
     async def emptied(self) -> None:
         """Wait until all has been sent."""
+        if self._at_once and not self._is_sending:
+            await self._send_all()
         while self._parts or self._is_sending:
             if self._empty.is_set():
                 self._empty = anyio.Event()
@@ -65,12 +101,17 @@ class Outbox:
 
     async def send(self) -> None:
         """Send what there is, and then what comes, until cancelled. Raises ClientGone."""
-        while True:
+        while not self._at_once:
             await self._news.wait()
             self._news = anyio.Event()
-            self._is_sending = True
+            await self._send_all()
+
+    async def _send_all(self) -> None:
+        self._is_sending = True
+        try:
             while self._parts:
                 await self._send_parts()
+        finally:
             self._is_sending = False
             self._empty.set()
 

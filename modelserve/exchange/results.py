@@ -76,11 +76,11 @@ class Results:
         self._turn = Turn()
         # what the exchange knows of a stream
         self.endings: Sequence[Ending] | None = None
-        self.encoder: Encoder | None = None
+        self.encoder = format.fixed
         self.lock: anyio.Lock | None = None
         self.items = 0
         self.first_item: float | None = None
-        self._outbox = Outbox(exchange, self, streaming)
+        self._outbox = Outbox(exchange, self, streaming, at_once=format.fixed is not None)
         exchange.stream = self
 
     def note_suspension(self) -> bool:
@@ -117,7 +117,8 @@ class Results:
         self.endings = endings
         mark = OwnContext(self._exchange)
         try:
-            await self._gather(items)
+            fixed = self._format.fixed
+            await (self._gather(items) if fixed is None else _send_each(self, items, fixed.encode))
         finally:
             self._hand_on()
             mark.leave()
@@ -184,7 +185,7 @@ class Results:
         """
         if self._outbox.is_full:
             await self._outbox.emptied()
-        elif self._turn.is_over():
+        if self._turn.is_over():
             await give_way()
             self._turn.begin()
         self._exchange.check_reason()
@@ -222,3 +223,14 @@ class Results:
     def _choose(self, first: Item, *, empty: bool = False) -> Encoder:
         self.encoder = self._format.encoder(first, empty=empty)
         return self.encoder
+
+
+async def _send_each(
+    results: Results, items: AsyncIterator[Any], encode: Callable[[Item], bytes]
+) -> None:
+    """Send items as they come, where each is a message of its own."""
+    send, turn = results._outbox.send_one, results._turn
+    async for item in items:
+        await send(encode(item))
+        if monotonic() >= turn.ends and turn.is_over():
+            await results.wait_for_room()

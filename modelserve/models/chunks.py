@@ -14,10 +14,10 @@ from modelserve.concurrency.flight import Watched
 from modelserve.errors import InvalidInput, describe
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
-from modelserve.models.instances import MOST_RECORDS, Incoming
+from modelserve.models.instances import Incoming
 from modelserve.models.predictions import Miscounted, first_error, predictions_of
 from modelserve.tensors.elements import is_array
-from modelserve.wire.lines import BLANK, BadLine
+from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine
 
 __all__ = ["Chunks", "Sink"]
 
@@ -83,15 +83,26 @@ class Chunks:
         """Answer all records. Raises what ends the request."""
         sink, incoming = self._sink, self._incoming
         while True:
-            first, records = await incoming.take(MOST_RECORDS)
+            first, records = await incoming.take(MOST_AT_ONCE)
             if not records:
                 return
             values, is_regular = incoming.cutter.parse(records)
-            if is_regular:
+            if incoming.cutter.at_a_time == 1:
+                await self._answer_each(first, values)
+            elif is_regular:
                 await self._answer(range(first, first + len(values)), values)
             else:
                 await self._answer_between(first, values)
             await sink.wait_for_room()
+
+    async def _answer_each(self, first: int, values: list[Any]) -> None:
+        """Answer each record by itself, before the next is looked at."""
+        for number, value in enumerate(values, first):
+            if type(value) is BadLine:
+                self._sink.fail_record(number, InvalidInput(value.error))
+            else:
+                await self._answer((number,), [value])
+            await self._sink.wait_for_room()
 
     async def _answer_between(self, first: int, values: list[Any]) -> None:
         """Answer the records between those that are no instances."""

@@ -15,11 +15,10 @@ import anyio
 from modelserve.concurrency.bridge import ThreadCall, call_of_this_thread, stopping
 from modelserve.concurrency.loops import event_loop
 from modelserve.errors import ClientGone, InvalidInput
-from modelserve.wire.lines import BLANK, BadLine, Cutter
+from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine, Cutter
 
-__all__ = ["MOST_RECORDS", "FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
+__all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
 
-MOST_RECORDS: Final = 256  # that are parsed at a time
 _LONGEST_PAUSE: Final = 0.02
 
 # Makes an instance of a record, found at an index. Raises InvalidInput.
@@ -100,7 +99,7 @@ class Instances:
         """
         if self.error is not None:
             raise self.error
-        number, records = await self._incoming.take(MOST_RECORDS)
+        number, records = await self._incoming.take(MOST_AT_ONCE)
         values, is_regular = self._incoming.cutter.parse(records)
         return number, values, is_regular and self.convert is None
 

@@ -9,7 +9,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-__all__ = ["BLANK", "BadLine", "Cutter", "Lines", "Pieces"]
+__all__ = ["BLANK", "MOST_AT_ONCE", "BadLine", "Cutter", "Lines", "Pieces"]
+
+MOST_AT_ONCE: Final = 256  # records that are parsed, and answered, together
 
 
 class BadLine(NamedTuple):
@@ -31,9 +33,11 @@ class Cutter(Protocol):
 
     Attributes:
         noun: What a record is called in an error.
+        at_a_time: How many a hook of whole payloads is given at once, at most.
     """
 
     noun: str
+    at_a_time: int
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the records that the next piece completes."""
@@ -49,6 +53,7 @@ class Lines:
     """Lines of JSON. A line over the limit, in bytes, is skipped without being kept."""
 
     noun = "line"
+    at_a_time = MOST_AT_ONCE
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -107,6 +112,7 @@ class Pieces:
     """Bytes as they come, in no particular pieces."""
 
     noun = "piece"
+    at_a_time = MOST_AT_ONCE
 
     def feed(self, piece: bytes) -> list[bytes]:
         return [piece] if piece else []

@@ -227,3 +227,8 @@ def test_a_record_has_the_id_of_the_request_that_runs(monkeypatch: pytest.Monkey
     Context().run(run)
     assert (vars(made)["request_id"], vars(own)["request_id"]) == ("abc", "mine")
     assert running_request_id() is None
+
+
+def test_a_refused_websocket_is_no_error_of_the_applications() -> None:
+    assert not logs.no_refusal(record("ASGI callable returned without completing handshake."))
+    assert logs.no_refusal(record("ASGI callable should return None"))
