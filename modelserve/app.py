@@ -87,8 +87,7 @@ class ModelServer(_Runnable):
         aliases: Paths of your own, each with the built-in path that it means.
 
     It can be pickled, as can a subclass; a copy has the same arguments, models and attributes.
-    Raises TypeError or ValueError for a model that cannot be served, or a token that no client can
-    send.
+    Raises TypeError or ValueError for a model that cannot be served, or an unusable token.
     """
 
     def __init__(
