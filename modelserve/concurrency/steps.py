@@ -143,6 +143,11 @@ class _Rounds:
         """Return whether there are slots."""
         return bool(self.waiting or self.active)
 
+    @property
+    def is_deserted(self) -> bool:
+        """Whether a `join` or `step` runs just now that nobody is left for."""
+        return bool(self.attended) and all(slot._is_gone for slot in self.attended)
+
     def clear(self, error: BaseException) -> None:
         """Fail all slots, without `leave`."""
         slots = [*self.waiting, *self.active]
@@ -301,7 +306,7 @@ class Steps:
             self._rounds.waiting.remove(slot)
             return  # it has not joined
         rounds = self._rounds
-        if rounds.work is not None and all(slot._is_gone for slot in rounds.attended):
+        if rounds.work is not None and rounds.is_deserted:
             rounds.work.cancel()
         if not slot._is_out:
             slot._left = self._loop.wakeup()

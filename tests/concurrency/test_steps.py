@@ -503,6 +503,26 @@ async def test_a_join_that_hangs_is_cancelled_when_its_client_leaves() -> None:
     assert model.engine.is_idle
 
 
+async def test_a_leave_goes_on_when_others_leave() -> None:
+    model = Counting()
+    may_leave, ended = anyio.Event(), []
+
+    async def leave(slot: Slot) -> None:
+        await may_leave.wait()
+        ended.append(slot.payload)
+
+    model.engine = Steps(stepper(model.step, model.join, leave), model.gauge)
+    async with anyio.create_task_group() as group:
+        long, short = await begin(group, model, 3, 1)
+        await model.advance(2)  # the short one has ended, and is being taken out
+        long.scope.cancel()
+        await settle()
+        may_leave.set()
+        await until_idle(model.engine)
+    assert short.items == [1]
+    assert ended == [1, 3]
+
+
 async def test_a_drain_ends_a_step() -> None:
     model = Hanging()
     model.clean_up_takes.set()
