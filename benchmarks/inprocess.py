@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.payloads import ITEMS, STREAM_BODY, UNARY_BODY
+from benchmarks.payloads import CHAT_BODY, CHAT_PATH, ITEMS, STREAM_BODY, UNARY_BODY
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Scope = dict[str, Any]
@@ -34,7 +34,7 @@ COUNTED = 10
 
 @dataclass(frozen=True)
 class Case:
-    """One case: the path in each application, and how many items it has."""
+    """One case: the model or the path in each application, and how many items it has."""
 
     name: str
     bare_path: str
@@ -49,6 +49,7 @@ CASES = (
     Case("bytes, an item", "bytes", "bytes"),
     Case("NDJSON, an item", "ndjson", "dicts", accept=b"application/x-ndjson"),
     Case("SSE, an item", "sse", "dicts", accept=b"text/event-stream"),
+    Case("chat, an item", CHAT_PATH, CHAT_PATH, body=CHAT_BODY),
     Case("coalesced bytes, an item", "bytes", "joined"),
     Case("sync generator, an item", "bytes", "sync"),
     Case("a stream of one item", "one", "one", per=1),
@@ -122,7 +123,7 @@ async def _measure(case: Case) -> Cost:
 
 
 def scope_of(model: str, case: Case) -> Scope:
-    path = f"/v1/models/{model}:predict"
+    path = model if model.startswith("/") else f"/v1/models/{model}:predict"
     headers = [
         (b"host", b"127.0.0.1"),
         (b"accept", case.accept),

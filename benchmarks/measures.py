@@ -161,6 +161,7 @@ _MEASURES = {
     "bytes": stream,
     "ndjson": stream,
     "sse": stream,
+    "chat": stream,
     "joined": stream,
     "sync": stream,
     "paced": first,

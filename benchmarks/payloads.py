@@ -23,6 +23,25 @@ TOKEN = {"token": "~quick", "index": 7, "p": 0.5}
 PAUSE = 0.02
 """Seconds between the two items of a paced stream."""
 
+WORD = "~quick "
+"""One item of a chat."""
+
+CHAT_PATH = "/v1/chat/completions"
+CHAT_BODY = b'{"model":"chat","messages":[{"role":"user","content":"Hi"}],"stream":true}'
+"""A request for a streamed answer to a chat."""
+
+
+def chat_chunk(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+    """Return a chunk of that answer, with the members that modelserve writes."""
+    return {
+        "id": "chatcmpl-0000000000000000000000000000",
+        "object": "chat.completion.chunk",
+        "created": 1_700_000_000,
+        "model": "chat",
+        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
+    }
+
+
 CALL_SECONDS = 0.005
 """How long a call of the model takes that is batched, whatever is in the batch."""
 

@@ -69,6 +69,7 @@ def _sections() -> list[tuple[str, list[Column]]]:
                 ("bytes", "ready bytes"),
                 ("ndjson", "dicts as NDJSON"),
                 ("sse", "dicts as SSE"),
+                ("chat", "chunks of a chat, in OpenAI's protocol"),
                 ("joined", "ready bytes, coalesced where the server can"),
                 ("sync", "a sync generator"),
             )

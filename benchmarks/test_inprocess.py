@@ -14,6 +14,7 @@ MOST = {
     "bytes, an item": 5.0,
     "NDJSON, an item": 5.0,
     "SSE, an item": 5.0,
+    "chat, an item": 2.0,
     "coalesced bytes, an item": 4.0,
     "sync generator, an item": 30.0,
     "a stream of one item": 20.0,

@@ -34,6 +34,7 @@ WORKS = {
         *_loads("bytes", "ready bytes", 1, 8, 64),
         *_loads("ndjson", "dicts as NDJSON", 1, 8, 64),
         *_loads("sse", "dicts as SSE", 1, 8, 64),
+        *_loads("chat", "chunks of a chat", 1, 8, 64),
         *_loads("joined", "ready bytes, coalesced", 1, 8, 64),
         *_loads("sync", "a sync generator", 1, 8),
         Work("first", "paced", 1, "time to the first item"),

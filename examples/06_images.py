@@ -30,10 +30,10 @@ class Thumbnail(Model):
         if isinstance(payload, bytes):  # the image is the body
             return opened(io.BytesIO(payload)), 128
         try:
-            width = int(payload.get("width", "128"))
-            return opened(payload["image"].file), min(max(width, 1), 1024)
+            width, file = int(payload.get("width", "128")), payload["image"].file
         except (KeyError, AttributeError, ValueError):
             raise InvalidInput('Expected a file "image" and a number "width".') from None
+        return opened(file), min(max(width, 1), 1024)
 
     def predict(self, given: tuple[Image.Image, int]) -> bytes:
         image, width = given

@@ -3,24 +3,26 @@
 One instance owns models, limits and worker threads.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
-from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
 from modelserve.dispatch import dispatch
-from modelserve.errors import ResponseCut, Stopped
+from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
 from modelserve.exchange.running import Running
+from modelserve.exchange.websocket import cut
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
+from modelserve.models.functions import with_function
 from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
-from modelserve.routes import Routes
+from modelserve.routes import Routes, path_of
+from modelserve.sockets import Request, open_socket
 
 if TYPE_CHECKING:
     from modelserve.composing import ModelCall
@@ -77,18 +79,15 @@ class ModelServer(_Runnable):
         prefix: The path below which the application is mounted, for hosts that do not report it.
         debug: Show clients the text of unexpected exceptions.
         token: A bearer token that requests must carry, liveness and readiness excepted.
-        coalesce: Send items that are made without a pause in one event, unless a model says
-            otherwise; off, one item is one event.
+        coalesce: Send items made without a pause in one event, unless a model says otherwise.
         repository: Models of a directory, loaded in the background and by name over HTTP.
-        control: Whether models may be loaded and unloaded over HTTP; None is where there is a
-            repository.
+        control: Let clients load and unload models; None is where there is a repository.
         wait_for_load: Let the lifespan start only once every load has ended, a failed one too.
+        origins: Web pages of these, `*` for any, may open a WebSocket, beside those of this host.
         aliases: Paths of your own, each with the built-in path that it means.
 
-    It can be pickled, as can a subclass: what is unpickled is a new application with the same
-    arguments, models and attributes.
-    Raises TypeError or ValueError for a model that cannot be served, or a token that no client can
-    send.
+    It can be pickled, as can a subclass; a copy has the same arguments, models and attributes.
+    Raises TypeError or ValueError for a model that cannot be served, or an unusable token.
     """
 
     def __init__(
@@ -104,6 +103,7 @@ class ModelServer(_Runnable):
         repository: ModelRepository | None = None,
         control: bool | None = None,
         wait_for_load: bool = False,
+        origins: Collection[str] = (),
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._prefix = prefix
@@ -116,6 +116,7 @@ class ModelServer(_Runnable):
             coalesce=coalesce,
             control=control,
             wait_for_load=wait_for_load,
+            origins=origins,
         )
         self._routes = Routes(self.serving.registry, prefix=prefix)
         for path, means in (aliases or {}).items():
@@ -135,15 +136,17 @@ class ModelServer(_Runnable):
         vars(self).update(state["others"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or run the lifespan.
+        """Answer one request or one WebSocket, or run the lifespan.
 
         Raises ResponseCut where only that can show a failure to the client.
         """
-        if scope["type"] != "http":
-            await _run_other(self, scope, receive, send)
-            return
         serving = self.serving
-        target = self._routes.find(scope)
+        if scope["type"] == "http":
+            target = self._routes.find(scope)
+        elif (request := await _other(self, scope, receive, send)) is None:
+            return
+        else:
+            target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
         if Running.note_id is not None:
             Running.note_id(exchange.id)
@@ -164,9 +167,11 @@ class ModelServer(_Runnable):
                 seconds = monotonic() - exchange.arrived
                 series.record(target.codec.protocol, target.verb, exchange, seconds, exchange.id)
             # Reference cycles, which only the garbage collector would free.
-            exchange.flight = exchange.stream = exchange.reason = exchange.error = None
+            exchange.flight = exchange.stream = exchange.reason = None
+            if not exchange.cut:
+                exchange.error = None
         if exchange.cut:
-            raise ResponseCut("The response was cut short on purpose.") from None
+            await cut(exchange)
 
     def add_model(
         self, model: Any, name: str | None = None, **settings: Unpack[ModelSettings]
@@ -192,22 +197,26 @@ class ModelServer(_Runnable):
         self._routes.add_alias(path, means)
 
     def model(
-        self, name: str, *, path: str | None = None, **settings: Unpack[ModelSettings]
+        self,
+        name: str,
+        *,
+        verb: str = "predict",
+        path: str | None = None,
+        **settings: Unpack[ModelSettings],
     ) -> Callable[[F], F]:
-        """Register a function as the `predict` of a model, or a class as a model; a decorator.
+        """Register a function as a hook of a model, or a class as a model; a decorator.
 
         Args:
-            path: A path of your own for the model's V1 predict, beside the built-in one.
+            verb: The hook: "predict", "explain", "chat", "complete" or "embed". Functions of
+                several verbs under one name are one model.
+            path: A path of your own for that verb, beside the built-in one.
             settings: As for `add_model`.
         """
+        if not isinstance(name, str):
+            raise TypeError('model() takes the name of the model: @app.model("name")')
         if path is not None:
-            self.add_alias(path, f"/v1/models/{quote(name, safe='')}:predict")
-
-        def register(target: F) -> F:
-            self.add_model(target, name, **settings)
-            return target
-
-        return register
+            self.add_alias(path, path_of(name, verb))
+        return lambda target: _registered(self, target, name, verb, settings)
 
     def call(
         self,
@@ -230,27 +239,33 @@ class ModelServer(_Runnable):
     async def ready(self) -> None:
         """Wait until every load has ended, and start the loading where no lifespan does.
 
-        Cancellation leaves the loads running. Raises ModelNotReady, which names the models whose
-        load has failed.
+        Cancellation leaves the loads running. Raises ModelNotReady, naming those that have failed.
         """
         await self.serving.loaded()
 
     def lifespan(self, app: Any = None) -> AbstractAsyncContextManager[None]:
         """Load the models and, on the way out, drain and stop them.
 
-        For a host that mounts the application and runs no lifespan for it. It takes the host's
-        application as an argument, as Starlette passes it, and ignores it.
+        For a host that mounts the application and runs no lifespan for it; `app` is ignored.
         """
         return self.serving.lifespan()
 
 
-async def _run_other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "lifespan":
-        await _run_lifespan(app, receive, send)
-    elif scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1000})
-    else:
+def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:
+    entry = app.serving.registry.entries.get(name)
+    known = None if entry is None else entry.model
+    app.add_model(with_function(target, name, verb, known), name, **settings)
+    return target
+
+
+async def _other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> Request | None:
+    """Run the lifespan; return the request that a WebSocket is."""
+    if scope["type"] == "websocket":
+        return await open_socket(app.serving, app._routes, scope, receive, send)
+    if scope["type"] != "lifespan":
         raise RuntimeError(f"modelserve does not know the scope type {scope['type']!r}")
+    await _run_lifespan(app, receive, send)
+    return None
 
 
 async def _run_lifespan(app: ModelServer, receive: Receive, send: Send) -> None:
@@ -280,6 +295,7 @@ def _state_of(app: ModelServer) -> dict[str, Any]:
         "repository": app._repository,
         "control": app.serving.control,
         "wait_for_load": app.serving.wait_for_load,
+        "origins": app.serving.origins,
         "aliases": app.aliases,
     }
     others = {key: value for key, value in vars(app).items() if key not in _REBUILT}

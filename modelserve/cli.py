@@ -1,5 +1,6 @@
 """The `modelserve` command."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -22,10 +23,16 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, 0 once the server has stopped after a signal.
 
-    For unusable arguments, or an unusable target, it prints one sentence to stderr and returns 2.
+    `modelserve call` calls a server; a file of that name is `./call.py`. For unusable arguments,
+    or an unusable target, it prints one sentence to stderr and returns 2.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] == "call":
+        from modelserve.client import command  # a server needs none of it
+
+        return command.main(given[1:])
     try:
-        options = _parse(arguments)
+        options = _parse(given)
         set_up_logging = logging_of(options)
         set_up_logging()
         watched = _watched(options) if options.reload else ()

@@ -16,6 +16,7 @@ from modelserve.concurrency.budget import Share
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.concurrency.uncollected import call_uncollected
+from modelserve.duplex import duplex_for
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
     BodyTooLarge,
@@ -39,7 +40,7 @@ from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry, infinite_if_none
 from modelserve.protocols.cloudevents import codec_for
 from modelserve.protocols.codec import Codec, ModelRef, Payload
-from modelserve.wire.coding import check_length
+from modelserve.wire.coding import check_length, too_large
 from modelserve.wire.head import HookHeaders
 
 __all__ = ["dispatch"]
@@ -76,7 +77,10 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             limit, plan = entry.max_body_bytes, entry.plans[target.hook]
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
                 codec = codec_for(codec, exchange, serving.events)
-                if not plan.forwards:
+                if not plan.forwards or codec.is_socket:
+                    if duplex := duplex_for(serving, entry, plan, codec, ref, exchange):
+                        await duplex.answer()
+                        return
                     reader = form_reader(codec, exchange, serving.decoders)
             if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
@@ -114,19 +118,27 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
     except BaseException as exc:
-        _give_back(share, reader)
-        if exchange.is_interrupted_by(exc):
+        if _is_interrupted(serving, exchange, exc, share, reader):
             raise
-        exchange.closes_connection = serving.draining and exchange.has_connection
         await report_failure(exchange, exc, debug=serving.debug)
 
 
-def _give_back(share: Share | None, reader: FormReader | None) -> None:
-    """Give back what a request that has failed may still hold."""
+def _is_interrupted(
+    serving: Serving,
+    exchange: Exchange,
+    exc: BaseException,
+    share: Share | None,
+    reader: FormReader | None,
+) -> bool:
+    """Give back what a request that has failed still holds; return whether it was ended early."""
     if share is not None:
         share.close()
     if reader is not None:
         reader.close()
+    if exchange.is_interrupted_by(exc):
+        return True
+    exchange.closes_connection = serving.draining and exchange.has_connection
+    return False
 
 
 def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | None:
@@ -165,9 +177,10 @@ def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
 async def _open(
     serving: Serving, codec: Codec, exchange: Exchange, share: Share
 ) -> tuple[ModelRef, Any]:
-    """Read the body of a request that names its model, within the application's limits.
+    """Read the body of a request that names its model, within the limits of both.
 
-    Return the model and the body; the payload is left with the exchange. Raises InvalidInput.
+    Return the model and the body; the payload is left with the exchange. Raises InvalidInput, and
+    BodyTooLarge.
     """
     exchange.deadlines = _deadlines(exchange, serving.limits.deadlines())
     limit = serving.max_body_bytes
@@ -180,6 +193,10 @@ async def _open(
         return codec.open(body, exchange)
 
     ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
+    entry = serving.registry.entries.get(ref.name)
+    if entry is not None and len(body) > entry.max_body_bytes:
+        exchange.series = entry.series
+        raise too_large(entry.max_body_bytes)
     return ref, body
 
 

@@ -26,10 +26,12 @@ from starlette.types import ASGIApp
 from modelserve import hosting
 from modelserve.errors import LoadError
 from modelserve.hosting import Hosted
+from modelserve.lifespan import Serving
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
+from modelserve.server.application import find_drainables
 from modelserve.server.settings import HEAD_TIMEOUT, Settings
 from modelserve.server.token_file import follow_token, read_token
 from modelserve.version import __version__
@@ -54,11 +56,13 @@ _LIMIT_TEXTS: Final = {
     "queue": "requests that may wait",
     "max_queued_bytes": "bytes of the bodies of all requests that wait or are being uploaded",
     "max_body_bytes": "bytes of a request's body",
+    "max_line_bytes": "bytes of one line of a streamed body",
     "max_json_values": "values in a body of JSON",
     "max_collected_bytes": "bytes of a stream that is sent as one document",
     "first_item_timeout": "until the first item or the response",
     "idle_timeout": "between two items",
     "timeout": "for a whole request",
+    "input_timeout": "for which no line of a streamed body may arrive",
     "send_timeout": "for which a client may read nothing",
     "drain_timeout": "for running requests to finish when the server stops",
     "cleanup_timeout": "for a cancelled hook to clean up",
@@ -71,6 +75,7 @@ _FOR_UVICORN: Final = (
     "ssl_keyfile",
     "ssl_keyfile_password",
     "timeout_keep_alive",
+    "ws_per_message_deflate",
 )
 
 
@@ -88,11 +93,13 @@ class Flags(TypedDict, total=False):
     queue: float | None
     max_queued_bytes: float | None
     max_body_bytes: float | None
+    max_line_bytes: float | None
     max_collected_bytes: float | None
     max_json_values: float | None
     first_item_timeout: float | None
     idle_timeout: float | None
     timeout: float | None
+    input_timeout: float | None
     send_timeout: float | None
     drain_timeout: float | None
     cleanup_timeout: float | None
@@ -114,6 +121,7 @@ class Flags(TypedDict, total=False):
     log_format: str | None
     log_level: str
     timeout_keep_alive: int
+    ws_per_message_deflate: bool
     ssl_certfile: str | os.PathLike[str] | None
     ssl_keyfile: str | os.PathLike[str] | None
     ssl_keyfile_password: str | None
@@ -171,6 +179,9 @@ def with_cors(app: ASGIApp, options: Namespace) -> ASGIApp:
     """Return an application as the options want it to be reached from web pages."""
     if not options.cors_origin:
         return app
+    for serving in find_drainables(app):
+        if isinstance(serving, Serving):
+            serving.origins = frozenset(options.cors_origin)
     return CORSMiddleware(
         app,
         allow_origins=options.cors_origin,
@@ -229,7 +240,14 @@ def options_of(flags: Flags) -> Namespace:
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
-_SWITCHES: Final = ("debug", "reload", "exit_on_load_failure", "control", "sagemaker")
+_SWITCHES: Final = (
+    "debug",
+    "reload",
+    "exit_on_load_failure",
+    "control",
+    "sagemaker",
+    "ws_per_message_deflate",
+)
 
 
 def _words_of(name: str, value: Any) -> list[str]:
@@ -289,6 +307,7 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
         epilog=(
             "At SIGTERM, SIGHUP or Ctrl-C running requests have --drain-timeout seconds to finish,"
             " after --shutdown-delay seconds; a second signal exits at once."
+            "\n`modelserve call URL MODEL` calls a model: see modelserve call --help."
         ),
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -403,7 +422,7 @@ def _add_application(parser: ArgumentParser) -> None:
         action="append",
         type=_origin,
         metavar="ORIGIN",
-        help="allow web pages of this origin; repeatable; * is any",
+        help="allow web pages of this origin, to open WebSockets as well; repeatable; * is any",
     )
     group.add_argument(
         "--reload",
@@ -472,6 +491,11 @@ def _add_connections(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="for a client to send the head of a request, and from one part of its body to the"
         f" next; default: {HEAD_TIMEOUT:g}",
+    )
+    group.add_argument(
+        "--ws-per-message-deflate",
+        action="store_true",
+        help="compress the messages of WebSockets; for audio and video it only takes time",
     )
     group.add_argument("--ssl-certfile", metavar="PATH")
     group.add_argument("--ssl-keyfile", metavar="PATH")

@@ -6,7 +6,7 @@ can be made anywhere, pickled, and mounted.
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -83,6 +83,7 @@ class Serving:
         coalesce: bool = False,
         control: bool | None = None,
         wait_for_load: bool = False,
+        origins: Collection[str] = (),
     ) -> None:
         self.limits = limits.with_defaults(DEFAULTS)
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
@@ -90,6 +91,7 @@ class Serving:
         self.token = None if token is None else valid_token(token)
         self.control = control
         self.wait_for_load = wait_for_load
+        self.origins = frozenset(origins)
         self.telemetry = Telemetry()
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.

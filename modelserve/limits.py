@@ -30,6 +30,7 @@ class Deadlines(NamedTuple):
     idle_timeout: float | None = None
     send_timeout: float | None = None
     cleanup_timeout: float = 5.0
+    input_timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +44,16 @@ class Limits:
             progress included; more are refused with 503. One body may be larger while it is alone;
             of the application only.
         max_body_bytes: Bytes of a request's body; more is a 413. The default is 1 GiB for a body
-            of binary tensors (V2) and 64 MiB for any other.
+            of binary tensors (V2) and 64 MiB for any other. A body that is streamed to the model
+            is not limited.
         max_json_values: Values in a body of JSON, counted before it is parsed; more is a 413. A
             number or a text counts as one, a list as two, a key as three, an object as four.
+        max_line_bytes: Bytes of one line of a streamed body; a longer one is an error in its place.
         max_collected_bytes: Bytes of a stream that is collected into one document; more is a 500.
         first_item_timeout: Seconds from admission to the first item or the result.
         idle_timeout: Seconds between two items.
         timeout: Seconds for the whole request, from its arrival.
+        input_timeout: Seconds for which no line of a streamed body may arrive.
         send_timeout: Seconds for which a client may read nothing.
         drain_timeout: Seconds that running requests have to finish when the server stops; of
             the application only.
@@ -63,10 +67,12 @@ class Limits:
     max_queued_bytes: float | None = None
     max_body_bytes: float | None = None
     max_json_values: float | None = None
+    max_line_bytes: float | None = None
     max_collected_bytes: float | None = None
     first_item_timeout: float | None = None
     idle_timeout: float | None = None
     timeout: float | None = None
+    input_timeout: float | None = None
     send_timeout: float | None = None
     drain_timeout: float | None = None
     cleanup_timeout: float | None = None
@@ -105,6 +111,7 @@ class Limits:
             _finite(self.idle_timeout),
             _finite(self.send_timeout),
             self.cleanup_timeout if self.cleanup_timeout is not None else 5.0,
+            _finite(self.input_timeout),
         )
 
     def _is_unset(self, name: str) -> bool:
@@ -119,10 +126,12 @@ DEFAULTS: Final = Limits(
     max_queued_bytes=256 * MEBIBYTE,
     max_body_bytes=64 * MEBIBYTE,
     max_json_values=5_000_000,
+    max_line_bytes=MEBIBYTE,
     max_collected_bytes=64 * MEBIBYTE,
     first_item_timeout=math.inf,
     idle_timeout=math.inf,
     timeout=math.inf,
+    input_timeout=math.inf,
     send_timeout=60.0,
     drain_timeout=25.0,
     cleanup_timeout=5.0,

@@ -133,8 +133,16 @@ def _find(module: ModuleType, attribute: str, where: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise LoadError(f"There is no attribute {attribute!r} in {where}.") from None
+            hint = _hint(module, where)
+            raise LoadError(f"There is no attribute {attribute!r} in {where}{hint}.") from None
     return found
+
+
+def _hint(module: ModuleType, where: str) -> str:
+    """Name the applications that a module has, under whatever names."""
+    things = vars(module).items()
+    names = [name for name, it in things if _is_asgi(it) and not inspect.isroutine(it)]
+    return f"; there is {' and '.join(f'{where}:{name}' for name in names)}" if names else ""
 
 
 def _is_asgi(app: Any) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from time import time
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 from modelserve import endpoints
 from modelserve.endpoints import NO_CODEC, NO_MODEL, Endpoint, Target
@@ -22,7 +23,7 @@ from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.head import Scope
 from modelserve.wire.paths import segments_below, segments_of
 
-__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match"]
+__all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match", "path_of"]
 
 _REMEMBERED: Final = 4096
 # A path is the client's: its size counts, and what it means is kept beside it. Of a longer one the
@@ -37,6 +38,31 @@ _TEXT: Final = TextCodec(clock=time)
 _EMBEDDINGS: Final = EmbeddingsCodec()
 _OPENAI: Final = OpenAICodec()  # of the other paths there: it writes errors alone
 _OPENAI_NOT_FOUND: Final = Target({}, codec=_OPENAI)
+# What OpenAI has below /v1: its clients read that it does not exist here only in their own form.
+_OPENAI_NAMES: Final = frozenset(
+    [
+        "assistants",
+        "audio",
+        "batches",
+        "chat",
+        "completions",
+        "containers",
+        "conversations",
+        "embeddings",
+        "evals",
+        "files",
+        "fine_tuning",
+        "images",
+        "moderations",
+        "realtime",
+        "rerank",
+        "responses",
+        "threads",
+        "uploads",
+        "vector_stores",
+        "videos",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +236,20 @@ class Routes:
         self._known[key] = (path, target)
 
 
+def path_of(name: str, verb: str) -> str:
+    """Return the built-in path of a verb of a model. Raises ValueError for one without a path."""
+    paths = {
+        "predict": f"/v1/models/{quote(name, safe='')}:predict",
+        "explain": f"/v1/models/{quote(name, safe='')}:explain",
+        "chat": "/openai/v1/chat/completions",
+        "complete": "/openai/v1/completions",
+        "embed": "/openai/v1/embeddings",
+    }
+    if verb not in paths:
+        raise ValueError(f"The verb {verb!r} has no path: there are {', '.join(paths)}")
+    return paths[verb]
+
+
 def _mounted(key: Any, scope: Scope) -> Any:
     """Return under what a path below a mount is remembered."""
     root = scope.get("root_path")
@@ -265,7 +305,13 @@ def match(segments: list[str]) -> Target:
         found = template.match(segments)
         if found is not None:
             return target if not found else _with_ref(target, found)
-    return _OPENAI_NOT_FOUND if segments[:2] == ["openai", "v1"] else NOT_FOUND
+    return _OPENAI_NOT_FOUND if _is_openai(segments) else NOT_FOUND
+
+
+def _is_openai(segments: list[str]) -> bool:
+    if segments[0] == "v1":
+        return len(segments) > 1 and segments[1] in _OPENAI_NAMES
+    return segments[:2] == ["openai", "v1"]
 
 
 def is_built_in(path: str) -> bool:

@@ -11,6 +11,12 @@ application it behaves as servers do: after a disconnect or the last event `rece
         client.hang_up()
         await client.ended()
 
+    async with websocket(app, "/v1/models/m:predict") as client:
+        client.send('{"x": 1}')
+        assert await client.message() == '{"y": 2}'
+        client.send("")
+        assert (await client.closed()).code == 1000
+
 Works on asyncio and trio. Every wait is bounded by `timeout` seconds and raises TimeoutError.
 """
 
@@ -19,14 +25,25 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import anyio
 import orjson
 from starlette.datastructures import Headers
 
-__all__ = ["Cut", "Exchange", "Head", "Response", "exchange", "lifespan", "request"]
+__all__ = [
+    "Closed",
+    "Cut",
+    "Exchange",
+    "Head",
+    "Response",
+    "Socket",
+    "exchange",
+    "lifespan",
+    "request",
+    "websocket",
+]
 
 Message = MutableMapping[str, Any]
 App = Callable[
@@ -35,6 +52,7 @@ App = Callable[
 ]
 
 _DISCONNECT: Final = "http.disconnect"
+_LAST: Final = ("http.response.body", "websocket.close", "websocket.http.response.body")
 
 
 class Cut(Exception):
@@ -89,6 +107,7 @@ class Exchange:
         self._over = False
         self._held = False
         self._changed = anyio.Event()
+        self._leaving: Message = {"type": _DISCONNECT}
 
     # -- for the test
 
@@ -171,7 +190,7 @@ class Exchange:
             if self._to_app and not self.gone:
                 return self._to_app.popleft()
             if self.gone or self._complete:
-                return {"type": _DISCONNECT}
+                return self._leaving
             await self._changed.wait()
 
     async def _send(self, message: Message) -> None:
@@ -180,7 +199,7 @@ class Exchange:
         if self.gone:
             return
         self._sent.append(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if message["type"] in _LAST and not message.get("more_body", False):
             self._complete = True
         self._notify()
 
@@ -202,6 +221,144 @@ class Exchange:
         message = self._sent.popleft()
         assert message["type"] == kind, f"{kind} expected, {message['type']} came"
         return message
+
+
+class Closed(NamedTuple):
+    """How a WebSocket was closed."""
+
+    code: int
+    reason: str
+
+
+class Socket:
+    """One WebSocket to an application, as the client sees it.
+
+    Attributes:
+        exchange: What it is made of, with `error`, `gone`, `over`, `task`, `hold` and `resume`.
+    """
+
+    def __init__(self, client: Exchange) -> None:
+        self.exchange = client
+        self._closed: Closed | None = None
+        client._to_app.append({"type": "websocket.connect"})
+
+    async def accepted(self) -> str | None:
+        """Wait for the end of the handshake; return the subprotocol.
+
+        Raises Cut where it is refused.
+        """
+        message = await self._next()
+        if message is None or message["type"] != "websocket.accept":
+            raise Cut(f"The WebSocket was not accepted: {message}") from self.exchange.error
+        subprotocol: str | None = message.get("subprotocol")
+        return subprotocol
+
+    async def denial(self) -> Response:
+        """Wait for the answer to a handshake that is refused, a bare 403 where it has none."""
+        message = await self._next()
+        if message is not None and message["type"] == "websocket.close":
+            return Response(403, Headers(), [])
+        if message is None or message["type"] != "websocket.http.response.start":
+            raise Cut(f"The handshake was not refused: {message}") from self.exchange.error
+        chunks: list[bytes] = []
+        more = True
+        while more:
+            part = await self._next()
+            if part is None:
+                raise Cut("The refusal was not completed.") from self.exchange.error
+            chunks.append(part.get("body", b""))
+            more = part.get("more_body", False)
+        return Response(message["status"], Headers(raw=message.get("headers", [])), chunks)
+
+    async def message(self) -> str | bytes | None:
+        """Wait for the next message; None once the WebSocket is closed.
+
+        Raises Cut if the application ends without closing it.
+        """
+        while self._closed is None:
+            message = await self._next()
+            if message is None:
+                raise Cut("The WebSocket was not closed.") from self.exchange.error
+            if message["type"] == "websocket.close":
+                self._closed = Closed(message.get("code", 1000), message.get("reason") or "")
+            elif message["type"] == "websocket.send":
+                data: bytes | None = message.get("bytes")
+                return message["text"] if data is None else data
+        return None
+
+    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+        while (message := await self.message()) is not None:
+            yield message
+
+    async def closed(self) -> Closed:
+        """Wait until the application has closed the WebSocket; messages before that are lost."""
+        async for _ in self:
+            pass
+        assert self._closed is not None
+        return self._closed
+
+    def send(self, message: str | bytes) -> None:
+        """Send a message: text or bytes."""
+        key = "text" if isinstance(message, str) else "bytes"
+        self.exchange._to_app.append({"type": "websocket.receive", key: message})
+        self.exchange._notify()
+
+    def close(self, code: int = 1000) -> None:
+        """Close, or with 1006 disappear: `receive` returns it once what was sent has been read."""
+        leaving = {"type": "websocket.disconnect", "code": code, "reason": ""}
+        self.exchange._to_app.append(leaving)
+        self.exchange._leaving = leaving
+        self.exchange._notify()
+
+    async def ended(self) -> None:
+        """Wait until the application has returned or raised."""
+        await self.exchange.ended()
+
+    async def _next(self) -> Message | None:
+        client = self.exchange
+        await client._until(lambda: bool(client._sent) or client._over)
+        return client._sent.popleft() if client._sent else None
+
+
+@asynccontextmanager
+async def websocket(
+    app: App,
+    path: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    subprotocols: Sequence[str] = (),
+    accept: bool = True,
+    timeout: float = 10.0,
+    **scope: Any,
+) -> AsyncIterator[Socket]:
+    """Open one WebSocket; on leaving the block, disappear and wait until the application has ended.
+
+    Args:
+        accept: Wait until the application has accepted. Without it, `accepted` or `denial` waits.
+        scope: Further keys of the ASGI scope, such as `root_path`.
+
+    Raises Cut where it is not accepted.
+    """
+    given = _scope("GET", path, {"host": "127.0.0.1:8080", **(headers or {})})
+    del given["method"]
+    socket_keys: Message = {
+        "type": "websocket",
+        "scheme": "ws",
+        "subprotocols": list(subprotocols),
+        "extensions": {"websocket.http.response": {}},
+    }
+    client = Exchange(app, {**given, **socket_keys, **scope}, timeout=timeout)
+    client._leaving = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+    socket = Socket(client)
+    _start(client)
+    try:
+        if accept:
+            await socket.accepted()
+        yield socket
+    finally:
+        client.hang_up()
+        with anyio.CancelScope(shield=True):
+            await client.ended()
 
 
 @asynccontextmanager

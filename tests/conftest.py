@@ -1,16 +1,34 @@
 import json
+import time
 from typing import Any
 
 import pytest
 
 # These start servers and time clients on a machine that may be busy: each has one more try, and
 # pytest counts it as a rerun.
-OVER_SOCKETS = ("sockets/", "faults/", "tests/server/", "test_cli", "test_examples", "test_kserve")
+OVER_SOCKETS = (
+    "sockets/",
+    "faults/",
+    "tests/server/",
+    "test_cli",
+    "test_examples",
+    "test_kserve",
+    "test_openai_clients",
+)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture
+def a_moment() -> float:
+    """Return the CPU seconds that Python needs to count to five million, on this machine now."""
+    before = time.thread_time()
+    for _ in range(5_000_000):
+        pass
+    return time.thread_time() - before
 
 
 @pytest.fixture(scope="session")

@@ -291,6 +291,9 @@ async def test_a_deadline_during_the_load_is_no_slow_body() -> None:
 
 async def test_a_load_that_failed_answers_those_who_wait() -> None:
     class Failing(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         async def load(self) -> bool:
             raise RuntimeError("no disk")
 

@@ -162,6 +162,9 @@ async def test_a_load_that_fails() -> None:
 )
 async def test_an_index_may_be_of_what_is_ready(body: bytes, rows: list[Any]) -> None:
     class Unready(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         def load(self) -> bool:
             return False
 

@@ -221,3 +221,34 @@ def test_next_word_wants_strings(app: ModuleType) -> None:
     named.load()
     with pytest.raises(InvalidInput, match=r"^Expected instances\[0\] to be a string$"):
         named.predict({"instances": [5]})
+
+
+async def chatted(app: ModuleType, **request: Any) -> list[Any]:
+    writer = app.Writer("writer", delay=0)
+    writer.load()
+    return [item async for item in writer.chat(request)]
+
+
+@pytest.mark.anyio
+async def test_a_chat_continues_the_last_message(app: ModuleType, model: Any) -> None:
+    messages = [{"role": "user", "content": "no"}, {"role": "user", "content": "The class"}]
+    options = {"max_completion_tokens": 5, "seed": 3, "temperature": None, "user": "u"}
+    *pieces, end = await chatted(app, messages=messages, max_tokens=9, **options)
+    assert pieces == list(model.write("The class", 5, temperature=0.7, seed=3))
+    assert end["finish_reason"] == "length"
+    assert end["usage"]["completion_tokens"] == 5
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([], "messages must be a list of at least one, not []."),
+        ([{"role": "user"}], "prompt must be a string, not None."),
+        ([{"role": "user", "content": [1]}], "prompt must be a string, not [1]."),
+    ],
+)
+async def test_unusable_messages(app: ModuleType, messages: list[Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await chatted(app, messages=messages)
+    assert caught.value.reason == sentence

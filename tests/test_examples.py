@@ -119,6 +119,19 @@ def test_the_quickstart_streams_word_by_word() -> None:
         assert len(answer.json()["predictions"][0]) == 5
 
 
+def test_openais_client_talks_to_the_quickstart_as_the_readme_shows() -> None:
+    pytest.importorskip("openai")
+    [snippet] = [block for block in blocks(README, "python") if "import OpenAI" in block]
+    with served("examples/01_quickstart/app.py") as url:
+        program = snippet.replace("http://localhost:8080", url)
+        run = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        payload = {"instances": [{"prompt": "The interpreter", "seed": 1}]}
+        text = httpx.post(f"{url}/v1/models/writer:predict", json=payload).text
+    assert (run.stdout, run.stderr) == (text, "")
+
+
 def test_events() -> None:
     with served("examples/02_events.py") as url:
         headers = {"accept": "text/event-stream"}
@@ -157,17 +170,19 @@ def test_images() -> None:
             assert answer.headers["content-type"] == "image/png"
             image = Image.open(io.BytesIO(answer.content))
             assert (image.format, image.size, image.mode) == ("PNG", size, "L")
-        for files, data in (
-            ({"image": b"no"}, {}),
-            ({"x": b"1"}, {}),
-            ({"image": b"1"}, {"width": "w"}),
+        expected = 'Expected a file "image" and a number "width".'
+        for files, data, sentence in (
+            ({"image": b"no"}, {}, "The file is no image that can be read."),
+            ({"x": b"1"}, {}, expected),
+            ({"image": b"1"}, {"width": "w"}, expected),
         ):
-            assert httpx.post(path, files=files, data=data).status_code == 400
+            refused = httpx.post(path, files=files, data=data)
+            assert (refused.status_code, refused.json()) == (400, {"error": sentence})
 
 
 def test_a_writer_for_many_clients() -> None:
     pytest.importorskip("numpy")
-    with served("examples/08_batching/writer.py") as url:
+    with served("examples/07_batching/writer.py") as url:
         path = f"{url}/v1/models/writer:predict"
 
         def write(letters: Any) -> httpx.Response:
@@ -193,8 +208,8 @@ def test_a_forest_is_measured() -> None:
 
 def assert_gains(example: str, without: str, together: str) -> None:
     """Run an example and what measures it: the second figure must be the higher one."""
-    with served(f"examples/08_batching/{example}.py") as url:
-        command = [sys.executable, ROOT / "examples/08_batching/measure.py", example, url]
+    with served(f"examples/07_batching/{example}.py") as url:
+        command = [sys.executable, ROOT / "examples/07_batching/measure.py", example, url]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     print(done.stdout)
     found = dict(re.findall(r"^(.+): (\d+) (?:requests|tokens)/s$", done.stdout, re.MULTILINE))
@@ -247,7 +262,10 @@ def test_each_line_of_the_contents_leads_to_a_heading() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) == headings - {"contents"}
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+# One has a test of its own, since it calls the server that it begins with.
+@pytest.mark.parametrize(
+    "guide", [g for g in GUIDES if g.name != "client.md"], ids=lambda path: path.name
+)
 def test_the_python_of_a_guide_runs(guide: Path) -> None:
     """Run the blocks one after the other, then the tests that they define."""
     found: dict[str, Any] = {"__name__": guide.stem}
@@ -281,6 +299,16 @@ def test_the_tests_of_the_guide_run_as_they_are_copied(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert f"{text.count('def test_')} passed" in done.stdout
+
+
+def test_the_client_of_the_websocket_guide_prints_what_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "examples/guides/websocket.md").read_text()
+    for name, program in zip(("app.py", "client.py"), blocks(text, "python"), strict=True):
+        (tmp_path / name).write_text(program)
+    with served(str(tmp_path / "app.py")) as url:
+        command = [sys.executable, str(tmp_path / "client.py"), url.replace("http", "ws")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert [done.stdout] == blocks(text, "text"), done.stderr
 
 
 def test_the_cells_of_the_notebook_run() -> None:
@@ -334,11 +362,17 @@ def test_a_front_forwards_to_models_in_other_processes(tmp_path: Path) -> None:
 
 
 def test_each_flag_that_a_document_shows_is_one() -> None:
-    command = [sys.executable, "-m", "modelserve", "--help"]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usages = {
+        name: subprocess.run(
+            [sys.executable, "-m", "modelserve", *name, "--help"],
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for name in [(), ("call",)]
+    }  # fmt: skip
     for document in [ROOT / "README.md", *GUIDES]:
         for block in blocks(document.read_text(), "sh"):
             for line in block.splitlines():
                 if line.startswith("modelserve "):
+                    usage = usages[("call",) if line.startswith("modelserve call ") else ()]
                     used = re.findall(r"--[a-z-]+", line.partition("#")[0])
                     assert [flag for flag in used if flag not in usage] == []

@@ -65,6 +65,9 @@ class Failing(Model):
         raise InferenceError("out of paper", status=507)
 
 class Unready(Model):
+    def predict(self, payload):
+        raise NotImplementedError
+
     def load(self):
         return False
 

@@ -63,6 +63,9 @@ async def test_the_statistics_follow_what_is_loaded() -> None:
     began, release = anyio.Event(), anyio.Event()
 
     class Slow(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         async def load(self) -> bool:
             began.set()
             await release.wait()
@@ -90,6 +93,9 @@ async def test_the_statistics_follow_what_is_loaded() -> None:
 
 class Loaded(Model):
     """A model whose load takes a moment, and fails where it is told to."""
+
+    def predict(self, payload: Any) -> Any:
+        raise NotImplementedError
 
     def __init__(self, name: str, *, failing: bool = False) -> None:
         super().__init__(name)
@@ -129,6 +135,9 @@ async def test_a_wait_for_the_load_that_is_given_up_leaves_it_running() -> None:
     began, go_on = anyio.Event(), anyio.Event()
 
     class Slow(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         async def load(self) -> None:
             began.set()
             await go_on.wait()

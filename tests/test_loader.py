@@ -118,8 +118,14 @@ def test_what_a_file_defines_can_be_pickled(folder: Path) -> None:
         (":app", "The target ':app' has no module or file before its colon."),
         ("served.py:", "The target 'served.py:' has no attribute's name after its colon."),
         ("served:make()", "The target 'served:make()' has no attribute's name after its colon."),
-        ("served.py:gone", "There is no attribute 'gone' in served.py."),
-        ("served:app.gone.app", "There is no attribute 'app.gone.app' in served."),
+        (
+            "served.py:gone",
+            "There is no attribute 'gone' in served.py; there is served.py:app.",
+        ),
+        (
+            "served:app.gone.app",
+            "There is no attribute 'app.gone.app' in served; there is served:app.",
+        ),
         ("bundle", "There is no attribute 'app' in bundle."),
         ("served.py:text", "'text' in served.py is an instance of str, not an ASGI application."),
         ("served:App", "'App' in served is the class App, not an ASGI application."),

@@ -386,6 +386,9 @@ def test_what_cannot_be_served_in_a_loop_is_raised() -> None:
 
 def test_a_load_that_fails_ends_serving_if_it_is_to() -> None:
     class Failing(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         def load(self) -> bool:
             raise RuntimeError("no disk")
 

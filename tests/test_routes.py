@@ -126,6 +126,9 @@ async def test_a_404_comes_before_a_405_and_before_a_400() -> None:
 
 async def test_a_503_comes_before_a_400() -> None:
     class Never(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         def load(self) -> bool:
             return False
 

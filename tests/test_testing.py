@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from modelserve.testing import Cut, Exchange, exchange, lifespan, request
+from modelserve.testing import Cut, Exchange, exchange, lifespan, request, websocket
 
 pytestmark = pytest.mark.anyio
 
@@ -382,3 +382,64 @@ async def test_a_lifespan_is_ended_after_an_error_in_the_block() -> None:
         async with lifespan(life):
             raise KeyError
     assert life.log == ["lifespan.startup", "lifespan.shutdown"]
+
+
+# --- WebSockets ---------------------------------------------------------------------------------
+
+
+async def repeating(scope: Any, receive: Any, send: Any) -> None:
+    assert (await receive())["type"] == "websocket.connect"
+    await send({"type": "websocket.accept", "subprotocol": scope["subprotocols"][0]})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
+    scope["left"] = message["code"]
+
+
+async def test_a_websocket_is_its_messages_and_its_close() -> None:
+    app = sending(
+        {"type": "websocket.accept"},
+        {"type": "websocket.send", "text": "a", "bytes": None},
+        {"type": "websocket.send", "bytes": b"b"},
+        {"type": "websocket.close", "code": 4400, "reason": "why"},
+    )
+    async with websocket(app, "/") as client:
+        assert [message async for message in client] == ["a", b"b"]
+        assert await client.closed() == (4400, "why")
+
+
+@pytest.mark.parametrize(("code", "seen"), [(1001, 1001), (None, 1006)])
+async def test_what_was_sent_is_read_before_the_close(code: int | None, seen: int) -> None:
+    async with websocket(repeating, "/", subprotocols=["a", "b"], accept=False) as client:
+        assert await client.accepted() == "a"
+        client.send("text")
+        client.send(b"")
+        if code is not None:
+            client.close(code)
+        assert [await client.message(), await client.message()] == ["text", b""]
+    assert client.exchange.scope["left"] == seen
+
+
+async def test_a_refusal_is_a_response() -> None:
+    app = sending(
+        {"type": "websocket.http.response.start", "status": 401, "headers": [(b"a", b"b")]},
+        {"type": "websocket.http.response.body", "body": b"x", "more_body": True},
+        {"type": "websocket.http.response.body", "body": b"y"},
+    )
+    async with websocket(app, "/", accept=False) as client:
+        denial = await client.denial()
+    assert (denial.status, denial.headers["a"], denial.body) == (401, "b", b"xy")
+
+
+async def test_a_close_before_the_handshake_is_a_403() -> None:
+    async with websocket(sending({"type": "websocket.close"}), "/", accept=False) as client:
+        assert (await client.denial()).status == 403
+
+
+@pytest.mark.parametrize("app", [nothing, failing])
+async def test_an_application_that_does_not_close_is_cut(app: Any) -> None:
+    async with websocket(app, "/", accept=False) as client:
+        with pytest.raises(Cut):
+            await client.message()
+    with pytest.raises(Cut):
+        async with websocket(app, "/"):
+            pass

@@ -36,6 +36,7 @@ from modelserve import (
     Upload,
     instances,
 )
+from modelserve.client import AsyncClient, Client, ClientError, ItemError
 from modelserve.testing import exchange, lifespan, request
 
 P = ParamSpec("P")
@@ -292,6 +293,11 @@ def limited(payload: Payload) -> Answer:
     return double(payload)
 
 
+@app.model("limited", verb="chat")
+async def chatted(document: Any) -> AsyncIterator[str]:
+    yield "text"
+
+
 @app.model("events")
 async def events(payload: Any) -> AsyncIterator[ServerSentEvent]:
     yield ServerSentEvent({"n": 1}, event="token", id="1", retry=1000)
@@ -418,3 +424,28 @@ class Files(Model):
 
 def as_hook(hook: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
     return app.model("hook")(hook)
+
+
+def calling(url: str) -> list[str]:
+    with Client(url, token="t", timeout=5, verify=False) as client:
+        assert_type(client.ready("m"), bool)
+        for item in client.pipe("m", ({"n": n} for n in range(3)), on_error="stop"):
+            if isinstance(item, ItemError):
+                assert_type(item.line, int)
+        with client.stream("m", [1], sse=True) as items:
+            list(items)
+        list(client.map("m", range(3), chunk=2, at_once=2))
+        return client.models()
+
+
+async def calling_async(url: str, rows: AsyncIterator[bytes]) -> None:
+    try:
+        async with AsyncClient(url, headers={"x": "y"}) as client:
+            async for _ in client.pipe("m", rows):
+                break
+            async with await client.stream("m", [1]) as items:
+                async for _ in items:
+                    pass
+            await client.predict("m", {"instances": [1]}, version="2", idempotent=True)
+    except ClientError as exc:
+        print(exc)

@@ -6,7 +6,17 @@ from typing import Any
 
 import orjson
 
-from benchmarks.payloads import ITEM, ITEMS, PAUSE, TOKEN, as_answer, report_end
+from benchmarks.payloads import (
+    CHAT_PATH,
+    ITEM,
+    ITEMS,
+    PAUSE,
+    TOKEN,
+    WORD,
+    as_answer,
+    chat_chunk,
+    report_end,
+)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -41,6 +51,13 @@ async def sse() -> AsyncIterator[bytes]:
     """Yield each dict as a server-sent event."""
     for _ in range(ITEMS):
         yield b"data: " + orjson.dumps(TOKEN) + b"\n\n"
+
+
+async def chat() -> AsyncIterator[bytes]:
+    """Yield each word of a chat as a chunk of OpenAI's, and the end."""
+    for _ in range(ITEMS):
+        yield b"data: " + orjson.dumps(chat_chunk({"content": WORD})) + b"\n\n"
+    yield b"data: " + orjson.dumps(chat_chunk({}, "stop")) + b"\n\ndata: [DONE]\n\n"
 
 
 async def paced() -> AsyncIterator[bytes]:
@@ -111,6 +128,7 @@ STREAMS: dict[str, Items] = {
     "/v1/models/one:predict": one,
     "/v1/models/ndjson:predict": ndjson,
     "/v1/models/sse:predict": sse,
+    CHAT_PATH: chat,
     "/v1/models/paced:predict": paced,
     "/v1/models/idle:predict": idle,
 }

@@ -12,6 +12,7 @@ from benchmarks.payloads import (
     MOST_IN_A_BATCH,
     PAUSE,
     TOKEN,
+    WORD,
     as_answer,
     report_end,
 )
@@ -71,6 +72,12 @@ class Dicts(Model):
             yield TOKEN
 
 
+class Chat(Model):
+    async def chat(self, document: Any) -> AsyncIterator[str]:
+        for _ in range(ITEMS):
+            yield WORD
+
+
 class Paced(Model):
     async def predict(self, payload: Any) -> AsyncIterator[bytes]:
         yield ITEM
@@ -98,6 +105,7 @@ app = ModelServer(
         Joined("joined"),
         ReadySync("sync"),
         Dicts("dicts"),
+        Chat("chat"),
         Paced("paced"),
         Idle("idle"),
     ]

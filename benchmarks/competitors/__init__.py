@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-from benchmarks.payloads import ITEMS, ROW_BODY, STREAM_BODY, UNARY_BODY
+from benchmarks.payloads import CHAT_BODY, CHAT_PATH, ITEMS, ROW_BODY, STREAM_BODY, UNARY_BODY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 """The checkout, from which modelserve itself is installed."""
@@ -76,6 +76,8 @@ def v1(model: str, *, accept: str = "*/*", items: int = ITEMS) -> Endpoint:
 ECHO = Endpoint("/v1/models/echo:predict", body=UNARY_BODY, items=0)
 
 ECHO_SYNC = Endpoint("/v1/models/echo_sync:predict", body=UNARY_BODY, items=0)
+
+CHAT = Endpoint(CHAT_PATH, body=CHAT_BODY)
 
 BATCHED = Endpoint("/v1/models/batched:predict", body=ROW_BODY, items=0)
 

@@ -1,6 +1,6 @@
 """The bare ASGI application under uvicorn: the ceiling, and what the others are divided by."""
 
-from benchmarks.competitors import ECHO, UVICORN, V1_STREAMS, uvicorn, v1
+from benchmarks.competitors import CHAT, ECHO, UVICORN, V1_STREAMS, uvicorn, v1
 
 REQUIREMENTS = UVICORN
 COMMAND = uvicorn("benchmarks.apps.bare:app")
@@ -8,6 +8,7 @@ ENDPOINTS = {
     "unary": ECHO,
     "unary_sync": ECHO,
     **V1_STREAMS,
+    "chat": CHAT,
     "joined": v1("bytes"),
     "sync": v1("bytes"),
     "cancel": v1("watched", items=1),

@@ -2,6 +2,7 @@
 
 from benchmarks.competitors import (
     BATCHED,
+    CHAT,
     ECHO,
     ECHO_SYNC,
     ROOT,
@@ -22,6 +23,7 @@ ENDPOINTS = {
     **V1_STREAMS,
     "ndjson": v1("dicts", accept="application/x-ndjson"),
     "sse": v1("dicts", accept="text/event-stream"),
+    "chat": CHAT,
     "joined": v1("joined"),
     "sync": v1("sync"),
 }

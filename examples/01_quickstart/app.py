@@ -13,6 +13,8 @@ from Python's own documentation (textmodel.py): nothing to download, and not muc
     curl -N localhost:8080/v1/models/writer:predict \\
         -d '{"instances": [{"prompt": "The interpreter", "max_tokens": 60, "seed": 1}]}'
     curl localhost:8080/v1/models/next-word:predict -d '{"instances": ["the built-in"]}'
+    curl localhost:8080/v1/chat/completions \\
+        -d '{"model": "writer", "messages": [{"role": "user", "content": "The interpreter"}]}'
 
 The writer's text comes as plain text. Add `-H "Accept: text/event-stream"` for server-sent events,
 `application/x-ndjson` for one JSON string per line, `application/json` for one document.
@@ -51,6 +53,19 @@ class Writer(Model):
         ):
             await anyio.sleep(self.delay)
             yield piece
+
+    async def chat(self, request: dict[str, Any]) -> AsyncIterator[str | dict[str, Any]]:
+        """Continue the last message; the model does not know what a conversation is."""
+        options = chat_options(request)
+        count = 0
+        async for piece in self.predict({"instances": [options]}):
+            count += 1
+            yield piece
+        usage = {
+            "prompt_tokens": len(self.text.read(options["prompt"])),
+            "completion_tokens": count,
+        }
+        yield {"finish_reason": "length", "usage": usage}  # it never comes to an end by itself
 
 
 class NextWord(Model):
@@ -99,6 +114,16 @@ def read_options(payload: Any) -> Options:
     for name in options:
         require(name in known, f"a field must be one of {', '.join(known)}", got=name)
     return Options(**options)
+
+
+def chat_options(request: dict[str, Any]) -> dict[str, Any]:
+    """Read the document of a chat: its last message, and those of its members that are options."""
+    require(request["messages"] != [], "messages must be a list of at least one", got=[])
+    given = {name: value for name, value in request.items() if value is not None}
+    given["prompt"] = request["messages"][-1].get("content")
+    if "max_completion_tokens" in given:  # its newer name
+        given["max_tokens"] = given["max_completion_tokens"]
+    return {name: given[name] for name in Options.__match_args__ if name in given}
 
 
 def is_whole(value: object) -> bool:

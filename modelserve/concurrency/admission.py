@@ -126,12 +126,20 @@ class Admission:
         gate._in_flight.cells[0] += 1.0
         return True
 
-    async def acquire(self, gate: Gate, size: int = 0, share: Share | None = None) -> None:
+    async def acquire(
+        self,
+        gate: Gate,
+        size: int = 0,
+        share: Share | None = None,
+        *,
+        on_wait: Callable[[], None] | None = None,
+    ) -> None:
         """Acquire a slot of the model and one of the application, waiting in turn.
 
         Args:
             size: The bytes that the request holds while it waits.
             share: What counts them, if it has one already; closed once it is admitted.
+            on_wait: Called if it has to wait, once it has its place.
 
         Raises Overloaded if a queue or the budget is full, or what `refuse_waiting` was given. A
         cancelled wait gives up its place.
@@ -150,6 +158,8 @@ class Admission:
         self._enqueue(gate, ticket)
         since = monotonic()
         try:
+            if on_wait is not None:
+                on_wait()
             await ticket.settled.wait()
         except BaseException:
             if ticket.admitted:

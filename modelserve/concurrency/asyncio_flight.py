@@ -15,6 +15,7 @@ An exception leaves a flight as itself, never inside an exception group.
 """
 
 import asyncio
+import inspect
 import math
 import types
 from collections.abc import Coroutine, Generator
@@ -55,7 +56,7 @@ class AsyncioFlight(ShelteredFlight):
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reporter: asyncio.Task[None] | None = None
-        self._companions: tuple[asyncio.Task[None], ...] = ()
+        self._companions: tuple[tuple[asyncio.Task[None], Coroutine[Any, Any, None]], ...] = ()
         self._absorbed = self._cancels = self._cancelled_before = 0
         self._patience_ends: float | None = None
         self._pipeline: Pipeline | None = None
@@ -116,7 +117,7 @@ class AsyncioFlight(ShelteredFlight):
 
     def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
         task = self._loop().create_task(self.accompany(companion))
-        self._companions = (*self._companions, task)
+        self._companions = (*self._companions, (task, companion))
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         await close_guarded(self.request, closing)
@@ -184,8 +185,10 @@ class AsyncioFlight(ShelteredFlight):
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None  # the traceback of its cancellation leads back to this object
-        for companion in self._companions:
-            companion.cancel()
+        for task, companion in self._companions:
+            task.cancel()
+            if inspect.getcoroutinestate(companion) == inspect.CORO_CREATED:
+                companion.close()  # nobody will await it
         self._companions = ()
         self._take_back_cancels()
 

@@ -25,7 +25,7 @@ from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, raw_item
 from modelserve.wire.headers import Header
 
-__all__ = ["Stream", "Streaming", "send_sheltered"]
+__all__ = ["Stream", "Streaming", "send_sheltered", "stream_headers"]
 
 # Module-level names, since the attributes of a class are looked up at every item.
 _FIRST: Final = Phase.FIRST
@@ -125,8 +125,7 @@ class Stream:
             self._exchange.check_reason()
             self._exchange.enter(_SEND)
         else:
-            headers = _with_defaults(self._format.headers(), encoder, _UNBUFFERED)
-            await self._exchange.start(200, headers)
+            await self._exchange.start(200, stream_headers(self._format, encoder))
 
     async def _send_later_items(
         self, items: AsyncIterator[Any], encoder: Encoder, tick: Tick
@@ -203,8 +202,8 @@ class Stream:
                 await give_way()
                 turn_ends = monotonic() + TURN_SECONDS
         self.items = len(parts)
-        headers = _with_defaults(self._format.headers(), encoder)
         exchange.check_reason()
+        headers = stream_headers(self._format, encoder)
         await exchange.send_document(200, headers, [encoder.join(parts)])
 
     async def _start_heartbeat(self) -> None:
@@ -297,10 +296,13 @@ class _Progress:
             self._recorded += count
 
 
-def _with_defaults(
-    headers: list[Header], encoder: Encoder, defaults: Iterable[Header] = ()
-) -> list[Header]:
-    """Put the content type first, then the defaults that the model has not set."""
+def stream_headers(format: StreamFormat, encoder: Encoder) -> list[Header]:
+    """Put the content type first, then the defaults that the model has not set.
+
+    A stream that is collected into one document has no defaults.
+    """
+    headers = format.headers()
+    defaults: Iterable[Header] = _UNBUFFERED if encoder.join is None else ()
     content_type = (b"content-type", encoder.media_type.encode("latin-1"))
     if not headers:
         return [content_type, *defaults]

@@ -1,10 +1,11 @@
 """How long a stream may run without giving way to other requests, and how it gives way."""
 
+from time import monotonic
 from typing import Final
 
 import anyio.lowlevel
 
-__all__ = ["TURN_SECONDS", "give_way"]
+__all__ = ["TURN_SECONDS", "Turn", "give_way"]
 
 # It has to be more than the interpreter's switch interval, 5 ms: a pause releases the interpreter's
 # lock too briefly for a thread that waits for it, and starts that thread's 5 ms again.
@@ -12,6 +13,42 @@ TURN_SECONDS: Final = 0.006
 # A new request needs several rounds of the event loop: one to accept its connection, two to listen
 # to it, one to read it, one to answer. It should not wait for a turn between any two of them.
 _ROUNDS: Final = 8
+
+
+_PAUSED_TURNS: Final = 4
+
+
+class Turn:
+    """How long a pipeline has run that pauses now and then of itself, if briefly.
+
+    A pause lets others run, if for one round only: so a turn that had one lasts longer.
+    """
+
+    __slots__ = ("_began", "_has_paused", "ends")
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a turn, after giving way."""
+        self._began = monotonic()
+        self._has_paused = False
+        self.ends = self._began + TURN_SECONDS
+
+    def note_pause(self) -> None:
+        """Note that the pipeline suspends."""
+        self._has_paused = True
+
+    def is_over(self) -> bool:
+        """Return whether to give way; to be asked from `ends` on, which it may put off."""
+        now = monotonic()
+        if now < self.ends:
+            return False
+        if not self._has_paused or now >= self._began + _PAUSED_TURNS * TURN_SECONDS:
+            return True
+        self._has_paused = False
+        self.ends = now + TURN_SECONDS
+        return False
 
 
 async def give_way() -> None:

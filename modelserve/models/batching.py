@@ -29,11 +29,10 @@ from modelserve.metrics.batches import BatchSeries
 from modelserve.models.declared import Form
 from modelserve.models.hooks import Hook, Plan
 from modelserve.models.inference import PLAIN
+from modelserve.models.predictions import as_rows, first_error, predictions_of
 from modelserve.tensors import InferInput, InferOutput, InferRequest, InferResponse
-from modelserve.tensors.elements import is_array
 from modelserve.tensors.rows import count_rows, divide_rows, join_rows, row_type
 from modelserve.tensors.tensor import without_size
-from modelserve.wire.values import to_builtin
 
 __all__ = ["Batching", "batched", "check_batching", "with_room"]
 
@@ -82,6 +81,8 @@ def check_batching(model: Any, plan: Plan) -> None:
         raise TypeError(f"batching of model {model.name!r} must be a Batching")
     if hook.streams:
         raise TypeError(f"{label} is a generator, which cannot be batched")
+    if plan.iterates is not None:
+        raise TypeError(f"{label} takes an iterator, which cannot be batched")
     if hook.required_headers:
         names = " and ".join(hook.required_headers)
         raise TypeError(
@@ -132,7 +133,8 @@ def batched(
     declared = plan.declared
     if declared is None or declared.form is not Form.INSTANCES or plan.preprocess is not None:
         batcher = _Batcher(call, policy, series, flights)
-        return plan.with_main(plan.main.replaced_by(batcher.predict))
+        hook = plan.main.replaced_by(batcher.predict, rows=batcher.predict_rows)
+        return plan.with_main(hook)
 
     async def call_with_instances(payload: Any) -> Any:
         return declared.answer(await call(payload["instances"]))
@@ -140,8 +142,11 @@ def batched(
     async def predict(instances: Any) -> Any:
         return await joined.predict({"instances": instances})
 
+    async def predict_rows(instances: Any) -> Any:
+        return await joined.predict_rows({"instances": instances})
+
     joined = _Batcher(call_with_instances, policy, series, flights)
-    return plan.with_main(plan.main.replaced_by(predict))
+    return plan.with_main(plan.main.replaced_by(predict, rows=predict_rows))
 
 
 def _caller(hook: Hook, label: str, workers: Workers) -> Callable[[Any], Awaitable[Any]]:
@@ -182,6 +187,13 @@ class _Batcher:
     def predict(self, payload: Any) -> Awaitable[Any]:
         """Return the result for one request's payload, which may go into one call with others."""
         return self._batches.get().submit(_work_of(payload))
+
+    async def predict_rows(self, payload: Any) -> Any:
+        """Return the same with an exception in the place of each prediction that is one."""
+        work = _work_of(payload)
+        if isinstance(work, _Instances):
+            work.keeps_errors = True
+        return await self._batches.get().submit(work)
 
     async def _call_alone(self, work: "_Work") -> Any:
         result = await self._hook(work.payload)
@@ -259,16 +271,18 @@ class _Alone:
 # --- V1 -----------------------------------------------------------------------------------------
 
 _INSTANCES: Final = ("v1",)
+_WHO: Final = "A batched predict"
 _SORTED: Final = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
 class _Instances:
     """V1's instances; what goes together has the same values under all other keys."""
 
-    __slots__ = ("instances", "key", "payload", "size")
+    __slots__ = ("instances", "keeps_errors", "key", "payload", "size")
 
     def __init__(self, payload: dict[str, Any], instances: list[Any], key: Hashable) -> None:
         self.payload = payload
+        self.keeps_errors = False  # an exception stays in the place of its prediction
         self.instances = instances
         self.size = len(instances)
         self.key = key
@@ -293,57 +307,22 @@ class _Instances:
         return {**self.payload, "instances": instances}
 
     def checked(self, result: Any, size: int) -> Any:
-        error = _first_error(_predictions(result, size))
+        predictions = predictions_of(result, size, _WHO)
+        error = None if self.keeps_errors else first_error(predictions)
         return result if error is None else error
 
     def divide(self, result: Any, parts: Sequence[Part]) -> Sequence[Any]:
-        predictions = _predictions(result, sum(part.size for part in parts))
+        predictions = predictions_of(result, sum(part.size for part in parts), _WHO)
         results, end = [], 0
         for part in parts:
             own = predictions[end : (end := end + part.size)]
-            error = _first_error(own)
+            error = None if part.work.keeps_errors else first_error(own)
             results.append({**result, "predictions": own} if error is None else error)
         return results
 
     def whole(self, results: Sequence[Any]) -> Any:
-        rows = (_as_rows(result, result["predictions"]) for result in results)
+        rows = (as_rows(result, result["predictions"], _WHO) for result in results)
         return {**results[0], "predictions": list(chain.from_iterable(rows))}
-
-
-def _predictions(result: Any, size: int) -> Any:
-    """Return so many predictions of a result, as what can be sliced. Raises as `checked`."""
-    predictions = result.get("predictions") if isinstance(result, dict) else None
-    if type(predictions) is not list:
-        predictions = _as_rows(result, predictions)
-    if len(predictions) != size:
-        raise InferenceError(
-            f"predict returned {len(predictions)} predictions for {size} instances"
-        )
-    return predictions
-
-
-def _as_rows(result: Any, predictions: Any) -> Any:
-    if isinstance(predictions, list | tuple) or is_array(predictions):
-        return predictions
-    try:
-        rows = None if isinstance(predictions, dict | str) else to_builtin(predictions)
-    except TypeError:
-        rows = None
-    if not isinstance(rows, list):
-        raise TypeError(
-            'A batched predict must return {"predictions": [...]} with a prediction for each '
-            f"instance, not {type(result if predictions is None else predictions).__name__}"
-        )
-    return rows
-
-
-def _first_error(predictions: Any) -> BaseException | None:
-    if is_array(predictions):
-        return None
-    for prediction in predictions:
-        if isinstance(prediction, BaseException):
-            return prediction
-    return None
 
 
 # --- V2 -----------------------------------------------------------------------------------------

@@ -76,14 +76,15 @@ class Declared:
         return result
 
 
-def declared_input(model: Any, hook: str) -> Declared | None:
+def declared_input(model: Any, hook: str, *, iterates: bool = False) -> Declared | None:
     """Return what is declared of the payload of a hook, by its annotation or by `input_schema`.
 
-    None where nothing is. Raises TypeError, in one sentence, for what cannot be made of JSON.
+    `iterates` is true for a hook that takes its instances one by one. None where nothing is
+    declared. Raises TypeError, in one sentence, for what cannot be made of JSON.
     """
     name, annotation = payload_type(getattr(model, hook))
     label = f"The payload of {hook} of model {model.name!r}"
-    if name == "instances" and element_of(annotation) is not UNKNOWN:
+    if not iterates and name == "instances" and element_of(annotation) is not UNKNOWN:
         return _declare(Form.INSTANCES, as_list(annotation), label)
     element = element_of(annotation, iterates=True)
     if element is not UNKNOWN and libraries_of(element):

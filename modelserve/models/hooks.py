@@ -13,8 +13,9 @@ from itertools import takewhile
 from typing import Any, Final
 
 from modelserve.errors import InvalidInput
-from modelserve.models.declared import Declared, declared_input
+from modelserve.models.declared import Declared, Form, declared_input
 from modelserve.models.forgotten import Noted, noting_none, returns_nothing
+from modelserve.models.iterating import Iterates, iterates
 from modelserve.models.model import (
     LIFECYCLE,
     METADATA,
@@ -24,7 +25,12 @@ from modelserve.models.model import (
     defines,
     is_function,
 )
-from modelserve.models.signatures import HEADERS, POSITIONAL, layers_of
+from modelserve.models.signatures import (
+    HEADERS,
+    POSITIONAL,
+    layers_of,
+    payload_annotation,
+)
 
 __all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
 
@@ -37,7 +43,9 @@ class Hook:
     it declares, which with `takes_payload_alone` is `function(payload)`. A hook that is not
     `on_loop` runs in a worker thread. `streams` is true where it is known to yield; a hook may
     return a stream without it, if it `may_stream`: what another hook returns is handed on as it is.
-    `is_default` is true for a hook that the model has not overridden.
+    `is_default` is true for a hook that the model has not overridden. `iterates` is how it takes
+    its instances one by one, if it does. `rows` is an async function like it, with an exception in
+    the place of each prediction that failed; None where it has no such form.
     """
 
     name: str
@@ -52,8 +60,16 @@ class Hook:
     wants_headers: bool
     wants_response_headers: bool
     required_headers: tuple[str, ...] = ()
+    iterates: Iterates | None = None
+    rows: Callable[[Any], Any] | None = None
 
-    def replaced_by(self, function: Callable[[Any], Any], *, streams: bool = False) -> "Hook":
+    def replaced_by(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        streams: bool = False,
+        rows: Callable[[Any], Any] | None = None,
+    ) -> "Hook":
         """Return a hook of the same name that is an async function of the payload alone.
 
         With `streams` it is an async generator.
@@ -70,6 +86,7 @@ class Hook:
             takes_payload_alone=True,
             wants_headers=False,
             wants_response_headers=False,
+            rows=rows,
         )
 
 
@@ -78,8 +95,9 @@ class Plan:
     """The hooks that one verb of one model runs, in order.
 
     `is_direct` is true where there is one hook only, an async function and no generator, and its
-    payload is not `declared`: what the first hook takes as it comes. `forwards` is true where no
-    hook of the model's own is given the request's payload, which goes to a predictor.
+    payload is what the first hook takes as it comes: neither `declared` nor iterated. `forwards` is
+    true where no hook of the model's own is given the request's payload, which goes to a predictor.
+    `iterates` is how the first hook takes its instances one by one, if it does.
     """
 
     preprocess: Hook | None
@@ -91,6 +109,7 @@ class Plan:
     wants_headers: bool
     wants_response_headers: bool
     declared: Declared | None = None
+    iterates: Iterates | None = None
 
     @classmethod
     def of(
@@ -99,9 +118,11 @@ class Plan:
         main: Hook,
         postprocess: Hook | None,
         declared: Declared | None = None,
+        iterates: Iterates | None = None,
     ) -> "Plan":
         """Settle what the hooks have in common."""
-        is_plain = declared is None and main.on_loop and not main.is_async_generator
+        is_plain = declared is None and iterates is None
+        is_plain = is_plain and main.on_loop and not main.is_async_generator
         hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
         streams = any(hook.streams for hook in hooks)
         return cls(
@@ -114,11 +135,16 @@ class Plan:
             wants_headers=any(hook.wants_headers for hook in hooks),
             wants_response_headers=any(hook.wants_response_headers for hook in hooks),
             declared=declared,
+            iterates=iterates,
         )
 
     def with_main(self, main: Hook) -> "Plan":
         """Return a plan with another main hook."""
-        return Plan.of(self.preprocess, main, self.postprocess, self.declared)
+        return Plan.of(self.preprocess, main, self.postprocess, self.declared, self.iterates)
+
+
+_UNANNOTATED: Final = inspect.Parameter.empty
+_TAKING_PAYLOADS: Final = frozenset(("preprocess", "predict", "explain"))
 
 
 class Plans(dict[str, Plan]):
@@ -129,9 +155,14 @@ class Plans(dict[str, Plan]):
         self._name = name
 
     @property
+    def openai(self) -> list[str]:
+        """The hooks of OpenAI's protocol that the model has."""
+        return [verb for verb in OPENAI_HOOKS if verb in self]
+
+    @property
     def has_openai(self) -> bool:
-        """Whether the model has a hook of OpenAI's protocol."""
-        return any(verb in self for verb in OPENAI_HOOKS)
+        """Whether it has one of them."""
+        return bool(self.openai)
 
     def __missing__(self, verb: str) -> Plan:
         raise InvalidInput(f"Model {self._name} does not support {_VERB_NAMES.get(verb, verb)}.")
@@ -177,14 +208,21 @@ def _staged_plan(model: Any, verb: str) -> Plan:
             "what wraps a stream must be an async generator"
         )
     first = preprocess or main
-    return Plan.of(preprocess, main, postprocess, declared_input(model, first.name))
+    how = first.iterates
+    if preprocess is not None and payload_annotation(preprocess.function) is _UNANNOTATED:
+        how = main.iterates
+    declared = declared_input(model, first.name, iterates=how is not None)
+    return Plan.of(preprocess, main, postprocess, declared, how)
 
 
 def _lone_plan(model: Any, verb: str) -> Plan | None:
     """Plan a hook that no other goes with, where the model has it."""
     if isinstance(model, ServedObject) or not callable(getattr(model, verb, None)):
         return None
-    return Plan.of(None, _hook(model, verb), None)
+    declared = declared_input(model, verb)
+    if declared is not None and declared.form is not Form.PAYLOAD:
+        declared = None  # what it describes is V1's
+    return Plan.of(None, _hook(model, verb), None, declared)
 
 
 # How the plan of each verb is made. Every model answers to the first two, if only with 501.
@@ -203,10 +241,15 @@ def _hook(model: Any, name: str) -> Hook:
     may_stream = name in STREAMING_HOOKS
     if streams and not may_stream:
         raise TypeError(f"{name} of model {model.name!r} must not be a generator")
-    names_all = isinstance(model, ServedObject) or _is_object(function)
     label = f"{name} of model {model.name!r}"
+    _check_is_method(function, label)
+    names_all = isinstance(model, ServedObject) or _is_object(function)
     arguments = _arguments_of(function, label, names_all=names_all)
     required_headers = _required_headers(function)
+    on_loop = is_async_generator or inspect.iscoroutinefunction(callee)
+    how = None
+    if name in _TAKING_PAYLOADS:
+        how = iterates(function, label, on_loop=on_loop, is_generator=streams)
     if returns_nothing(callee):
         noted: Noted = vars(model).setdefault("_noted_none", set())
         function = noting_none(function, callee, label=label, noted=noted)
@@ -214,7 +257,7 @@ def _hook(model: Any, name: str) -> Hook:
         name,
         function,
         _bind(function, arguments),
-        on_loop=is_async_generator or inspect.iscoroutinefunction(callee),
+        on_loop=on_loop,
         is_async_generator=is_async_generator,
         streams=streams,
         may_stream=may_stream,
@@ -223,7 +266,21 @@ def _hook(model: Any, name: str) -> Hook:
         wants_headers="headers" in arguments,
         wants_response_headers="response_headers" in arguments,
         required_headers=required_headers,
+        iterates=how,
     )
+
+
+# No method calls the object that it is called on so; whoever forgets `self` does.
+_NOT_SELF: Final = frozenset(("payload", "instances", "inputs", "request", "headers"))
+
+
+def _check_is_method(function: Any, label: str) -> None:
+    """Raise TypeError for what cannot be called, and for a method whose `self` was forgotten."""
+    if not callable(function):
+        raise TypeError(f"{label} cannot be called: it is {function!r}")
+    code = getattr(function, "__code__", None) if inspect.ismethod(function) else None
+    if code is not None and code.co_argcount and code.co_varnames[0] in _NOT_SELF:
+        raise TypeError(f"{label} has no self: its first parameter is {code.co_varnames[0]!r}")
 
 
 def _required_headers(function: Any) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
 from modelserve.exchange.running import Caller, note_running
 from modelserve.models.hooks import Hook, Plan
+from modelserve.models.iterating import as_iterator
 from modelserve.models.mistakes import as_mistake
 from modelserve.tensors import InferResponse
 
@@ -223,6 +224,8 @@ async def infer(plan: Plan, payload: Any, call: Call, check: Callable[[Any], Non
     declared = plan.declared
     if declared is not None:
         payload = declared.convert(payload)
+    if plan.iterates is not None:
+        payload = as_iterator(payload, plan.iterates, declared)
     if plan.preprocess is not None:
         try:
             payload = await call.run(plan.preprocess, payload)

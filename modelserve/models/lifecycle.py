@@ -13,7 +13,7 @@ from modelserve.concurrency.background import Background
 from modelserve.concurrency.cancelling import ends_task
 from modelserve.errors import ModelNotFound
 from modelserve.limits import DEFAULTS
-from modelserve.models.model import defines
+from modelserve.models.model import check_answers, defines
 from modelserve.models.registry import Entry, Registry, infinite_if_none
 
 __all__ = ["Retirement", "keep_failure", "load", "start", "start_and_load", "stop"]
@@ -57,6 +57,10 @@ async def load(entry: Entry) -> None:
         model.ready = model.ready is None or bool(model.ready)
     else:
         model.ready = bool(loaded)
+    try:
+        check_answers(model)
+    except TypeError as exc:
+        logger.warning("%s", exc)
 
 
 async def stop(entry: Entry) -> None:

@@ -111,8 +111,10 @@ class Model:
 
     `preprocess`, `predict`, `explain` and `postprocess` may be sync or async and take as many of
     `(payload, headers, response_headers)` as they declare. The last three may yield: their items
-    are streamed. Sync hooks run in worker threads. A hook is cancelled at most once (the client
-    has left, a deadline has passed, the server stops); what its `finally` awaits completes.
+    are streamed. So may `chat`, `complete` and `embed`, which a subclass may have for OpenAI's
+    protocol: the payload is the request's document, and no other hook runs before or after. Sync
+    hooks run in worker threads. A hook is cancelled at most once (the client has left, a deadline
+    has passed, the server stops); what its `finally` awaits completes.
     """
 
     # Those of `__init__`, since a subclass (a dataclass, say) may not call it.

@@ -38,6 +38,7 @@ from modelserve.wire.cost import MOST_A_BYTE
 
 __all__ = ["Entry", "Registry", "Shared", "State", "infinite_if_none"]
 
+
 logger = logging.getLogger("modelserve")
 
 
@@ -206,14 +207,11 @@ def _has_own_thread(model: Any) -> bool:
 def _check_answers(model: Any) -> None:
     """Raise TypeError for a model that answers nothing, unless what it does may change that.
 
-    Its `load`, for example, may set `predictor_host`; that it has no predict is logged then.
+    The `load` of one that prepares payloads, for example, may set `predictor_host`.
     """
-    try:
+    prepares = defines(model, "preprocess") or defines(model, "postprocess")
+    if not model.engine and not (prepares and any(defines(model, hook) for hook in LIFECYCLE)):
         check_answers(model)
-    except TypeError as exc:
-        if not model.engine and not any(defines(model, hook) for hook in LIFECYCLE):
-            raise
-        logger.warning("%s", exc)
 
 
 def _check_ready_can_be_set(model: Any) -> None:
@@ -358,6 +356,9 @@ class Registry:
 
     def _register(self, name: str, model: Any) -> Entry:
         entry = Entry(name, model, self.shared)
+        if entry.plans.has_openai:  # by the names of its methods, which may surprise
+            hooks = ", ".join(entry.plans.openai)
+            logger.info("Model %s has endpoints of OpenAI's: %s", name, hooks)
         self.put(name, entry)
         self.pending.append(entry)
         return entry
@@ -418,7 +419,8 @@ class Registry:
 
 def _checked_name(name: Any, target: Any) -> str:
     if not isinstance(name, str) or not name:
-        raise ValueError(f"A model needs a name: {target!r} has {name!r}")
+        hint = " (an object is wanted, not the class)" if isinstance(target, type) else ""
+        raise ValueError(f"A model needs a name: {target!r} has {name!r}{hint}")
     if ":" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
         raise ValueError(f"The name of a model may not contain ':' or a control: {name!r}")
     return name

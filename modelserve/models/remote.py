@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -24,6 +22,10 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
+from modelserve.client.answers import LENGTH, media_type_of, reader_of, value_of
+from modelserve.client.connections import is_stalled, no_cookies, timeouts, trusted
+from modelserve.client.failures import sentence_in
+from modelserve.client.items import AsyncItems, Decoder
 from modelserve.errors import (
     HookMissing,
     InferenceError,
@@ -32,30 +34,18 @@ from modelserve.errors import (
     UnsupportedProtocol,
 )
 from modelserve.models.predictor import PredictorConfig, Transport, config_of
-from modelserve.tensors import InferRequest, InferResponse
-from modelserve.wire import media
+from modelserve.tensors import InferRequest
 from modelserve.wire.accept import framed_encoder
-from modelserve.wire.decoders import (
-    ChunkReader,
-    EventReader,
-    Failure,
-    LineReader,
-    Reader,
-    TextReader,
-)
 from modelserve.wire.head import HookHeaders, Scope
 from modelserve.wire.json import to_json
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx
 
 __all__ = ["PredictorError", "Remote", "connect", "disconnect"]
 
 logger = logging.getLogger("modelserve")
 
-_LENGTH: Final = "inference-header-content-length"
 _FORWARDED: Final = (
     "accept",
     "authorization",
@@ -84,22 +74,18 @@ _NOT_COPIED: Final = frozenset(
         "transfer-encoding",
         "upgrade",
         "x-request-id",
-        _LENGTH,
+        LENGTH,
     )
 )
 _COPIED_OF_ERRORS: Final = ("retry-after", "www-authenticate")
 _EVENTS: Final = "text/event-stream, application/json;q=0.9"
 _OCTETS: Final = b"application/octet-stream"
 _VISIBLE: Final = bytes((*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)))
-_NDJSON: Final = re.compile(r"application/(x-)?(ndjson|jsonl|jsonlines)")
 # Content types that our response gets by default.
 _USUAL_TYPES: Final = frozenset(
     ("", "application/octet-stream", "application/x-ndjson", "text/event-stream", "text/plain")
 )
-_NO_ITEM: Final = object()
-_CONNECT_SECONDS: Final = 10.0
 _IDLE_SECONDS: Final = 4.0  # less than the 5 s after which uvicorn closes a connection
-_SENTENCE_LENGTH: Final = 2000
 
 
 class PredictorError(InferenceError):
@@ -169,14 +155,13 @@ class Remote:
         self, config: PredictorConfig, name: str, action: str, payload: Any, forwarded: _Forwarded
     ) -> _Answer:
         headers, content = _encode(payload, forwarded)
-        seconds = config.timeout
         client = self._client(config)
         request = client.build_request(
             "POST",
             f"{config.predictor_base_url}/{config.protocol}/models/{quote(name, safe='')}{action}",
             content=content,
             headers=list(headers.items()),
-            timeout=(min(seconds, _CONNECT_SECONDS), seconds, seconds, None),
+            timeout=timeouts(config.timeout),
         )
         with _translated_errors(config):
             response = await client.send(request, stream=True)
@@ -212,8 +197,6 @@ def _new_client(transport: Transport) -> httpx.AsyncClient:
 
     The number of connections is bounded by the model's limit on concurrency.
     """
-    from http.cookiejar import CookieJar, DefaultCookiePolicy
-
     try:
         import httpx
     except ImportError:
@@ -221,20 +204,11 @@ def _new_client(transport: Transport) -> httpx.AsyncClient:
         raise HookMissing(problem) from None
     connections = httpx.AsyncHTTPTransport(
         # Loading the certificates takes time, and plain HTTP needs none.
-        verify=_trusted() if transport.verifies else False,
+        verify=trusted() if transport.verifies else False,
         retries=transport.retries,
         limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
     )
-    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    return httpx.AsyncClient(transport=connections, cookies=no_cookies, trust_env=False)
-
-
-def _trusted() -> ssl.SSLContext | bool:
-    """Return the certificates to trust: KServe's controller may name a file."""
-    import ssl
-
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-    return ssl.create_default_context(cafile=bundle) if bundle else True
+    return httpx.AsyncClient(transport=connections, cookies=no_cookies(), trust_env=False)
 
 
 def _this_loop() -> Any:
@@ -248,19 +222,36 @@ def _this_loop() -> Any:
 
 @contextmanager
 def _translated_errors(config: PredictorConfig, *, started: bool = False) -> Iterator[None]:
-    """Translate transport errors without leaking the address; the full error is logged."""
+    """Translate errors of the connection."""
     import httpx
 
     try:
         yield
     except httpx.HTTPError as exc:
-        logger.warning("Calling %s failed: %r", config.predictor_base_url, exc)
-        if isinstance(exc, httpx.ReadTimeout | httpx.WriteTimeout):
-            problem = f"The predictor did not answer within {config.timeout:g} s."
-            raise PredictorError(problem, 504) from None
-        if started:
-            raise PredictorError("The answer of the predictor was cut short.", 502) from None
-        raise PredictorError("The predictor cannot be reached.", 503) from None
+        raise _Complaints(config).broken(exc, started=started) from None
+
+
+class _Complaints(NamedTuple):
+    """The errors for what goes wrong with a predictor. They do not leak its address; logs may."""
+
+    config: PredictorConfig
+
+    def broken(self, exc: Exception, *, started: bool) -> PredictorError:
+        logger.warning("Calling %s failed: %r", self.config.predictor_base_url, exc)
+        if is_stalled(exc):
+            seconds = self.config.timeout
+            return PredictorError(f"The predictor did not answer within {seconds:g} s.", 504)
+        return self.cut() if started else PredictorError("The predictor cannot be reached.", 503)
+
+    def unreadable(self) -> PredictorError:
+        return PredictorError("The answer of the predictor cannot be read.", 502)
+
+    def failed(self, document: Any) -> PredictorError:
+        sentence = "The predictor failed in the middle of its answer."
+        return PredictorError(_sentence_in(document, self.config) or sentence, 502)
+
+    def cut(self) -> PredictorError:
+        return PredictorError("The answer of the predictor was cut short.", 502)
 
 
 # --- the request --------------------------------------------------------------------------------
@@ -326,7 +317,7 @@ def _encode(payload: Any, forwarded: _Forwarded) -> tuple[dict[bytes, bytes], by
     if isinstance(payload, InferRequest):
         payload, length = payload.to_rest()
         if length is not None:
-            return headers | {b"content-type": _OCTETS, _LENGTH.encode(): b"%d" % length}, payload
+            return headers | {b"content-type": _OCTETS, LENGTH.encode(): b"%d" % length}, payload
     elif isinstance(payload, bytes | bytearray | memoryview):
         return {b"content-type": _OCTETS, **forwarded.headers}, bytes(payload)
     try:
@@ -352,56 +343,21 @@ async def _read(response: httpx.Response, config: PredictorConfig) -> _Answer:
     if not response.is_success:
         raise await _error_in(response, config)
     headers = {name: text for name, text in response.headers.items() if name not in _NOT_COPIED}
-    media_type = _media_type(response.headers.get("content-type", ""))
+    media_type = media_type_of(response.headers.get("content-type", ""))
     content_type = None if media_type in _USUAL_TYPES else response.headers["content-type"]
-    reader = _reader(
-        media_type, sized=_LENGTH in response.headers or "content-length" in response.headers
-    )
+    reader = reader_of(media_type, response.headers)
     if reader is not None:
-        return _Answer(_Items(response, reader, config), content_type, headers)
+        complaints = _Complaints(config)
+        items = AsyncItems(response, Decoder(reader, complaints), complaints)
+        return _Answer(items, content_type, headers)
     with _translated_errors(config, started=True):
         body = await response.aread()
     try:
-        value = _value(media_type, body, response.headers.get(_LENGTH), config.protocol)
+        value = value_of(media_type, body, response.headers, v2=config.protocol == "v2")
     except (ValueError, InferenceError) as exc:
         logger.warning("The answer of %s cannot be read: %r", config.predictor_base_url, exc)
-        raise PredictorError("The answer of the predictor cannot be read.", 502) from None
+        raise _Complaints(config).unreadable() from None
     return _Answer(value, content_type if isinstance(value, bytes) else None, headers)
-
-
-def _value(media_type: str, body: bytes, length: str | None, protocol: str) -> Any:
-    """Decode a body. Raises ValueError or InferenceError for one that is broken."""
-    if length is not None:
-        return InferResponse.from_bytes(body, int(length))
-    if media_type == "text/plain":
-        return body.decode()
-    if not _is_json(media_type):
-        return body
-    document = orjson.loads(body)
-    if protocol == "v2" and isinstance(document, dict) and "outputs" in document:
-        return InferResponse.from_rest(document)
-    return document
-
-
-def _reader(media_type: str, *, sized: bool) -> Reader | None:
-    """Choose what reads the items of a stream; None for an answer that does not stream."""
-    if media_type in ("text/event-stream", "application/x-ndjson"):
-        return EventReader() if media_type == "text/event-stream" else LineReader()
-    if sized or _is_json(media_type):
-        return None
-    return TextReader() if media_type == "text/plain" else ChunkReader()
-
-
-def _media_type(content_type: str) -> str:
-    """Return the media type, one for all spellings of NDJSON; text that is not UTF-8 has none."""
-    name, parameters = media.media_type(content_type), content_type.lower().partition(";")[2]
-    if name == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
-        return "text"
-    return "application/x-ndjson" if _NDJSON.fullmatch(name) else name
-
-
-def _is_json(media_type: str) -> bool:
-    return media_type.startswith("application/") and media.is_json(media_type)
 
 
 async def _error_in(response: httpx.Response, config: PredictorConfig) -> PredictorError:
@@ -421,72 +377,11 @@ async def _error_in(response: httpx.Response, config: PredictorConfig) -> Predic
 
 def _sentence_in(document: Any, config: PredictorConfig) -> str | None:
     """Return the error sentence in a document, unless it reveals the predictor's address."""
-    if not isinstance(document, dict):
-        return None
-    for key in ("error", "detail", "message"):
-        text = document.get(key)
-        if isinstance(text, str) and text:
-            return None if _reveals_address(text, config) else text[:_SENTENCE_LENGTH]
-    return None
+    text = sentence_in(document)
+    return None if text is None or _reveals_address(text, config) else text
 
 
 def _reveals_address(text: str, config: PredictorConfig) -> bool:
     """Look for the predictor's address; a host name without a dot or port may be any word."""
     address = urlsplit(config.predictor_base_url).netloc
     return f"//{address}" in text or (address in text and any(sign in address for sign in ".:"))
-
-
-# --- the items of a stream ----------------------------------------------------------------------
-
-
-class _Items:
-    """The items of a stream, each read when it is asked for; `aclose` frees the connection.
-
-    An error record is raised, and so is an error of the connection.
-    """
-
-    def __init__(self, response: httpx.Response, reader: Reader, config: PredictorConfig) -> None:
-        self._response = response
-        self._reader = reader
-        self._config = config
-        self._chunks = response.aiter_bytes()
-        self._ready: Iterator[Any] = iter(())
-        self._ended = False
-
-    def __aiter__(self) -> _Items:
-        return self
-
-    async def __anext__(self) -> Any:
-        while True:
-            item = self._next_ready()
-            if item is not None:
-                return item[0]
-            if self._ended:
-                raise StopAsyncIteration
-            with _translated_errors(self._config, started=True):
-                chunk = await anext(self._chunks, None)
-            self._ended = chunk is None
-            self._ready = self._reader.finish() if chunk is None else self._reader.feed(chunk)
-
-    async def aclose(self) -> None:
-        """Close the connection, unless all has been read.
-
-        httpx's nested generators are run to their end, which then comes at once: trio warns of
-        generators that are left to the garbage collector.
-        """
-        self._ended, self._ready = True, iter(())
-        await self._response.aclose()
-        with suppress(Exception):
-            async for _ in self._chunks:
-                pass
-
-    def _next_ready(self) -> tuple[Any] | None:
-        """Return the next item of what has been read, in a tuple, since an item may be None."""
-        try:
-            item = next(self._ready, _NO_ITEM)
-        except ValueError:
-            raise PredictorError("The answer of the predictor cannot be read.", 502) from None
-        if isinstance(item, Failure):
-            sentence = "The predictor failed in the middle of its answer."
-            raise PredictorError(_sentence_in(item.document, self._config) or sentence, 502)
-        return None if item is _NO_ITEM else (item,)

@@ -14,7 +14,15 @@ from types import FrameType
 from typing import Any, Final, get_type_hints
 from weakref import WeakKeyDictionary
 
-__all__ = ["HEADERS", "POSITIONAL", "UNKNOWN", "layers_of", "payload_type", "return_type"]
+__all__ = [
+    "HEADERS",
+    "POSITIONAL",
+    "UNKNOWN",
+    "layers_of",
+    "payload_annotation",
+    "payload_type",
+    "return_type",
+]
 
 HEADERS: Final = ("headers", "response_headers")
 POSITIONAL: Final = (
@@ -63,6 +71,15 @@ def payload_type(function: Any) -> tuple[str, Any]:
             name, annotation = positional[0].name, positional[0].annotation
             return name, _resolve(annotation, name, layer, function)
     return "", UNKNOWN
+
+
+def payload_annotation(function: Any) -> Any:
+    """Return the annotation of the parameter that takes the payload, as it is written."""
+    for _, parameters in layers_of(function):
+        positional = [p for p in parameters if p.kind in POSITIONAL]
+        if positional and positional[0].name not in HEADERS:
+            return positional[0].annotation
+    return inspect.Parameter.empty
 
 
 def return_type(function: Any) -> Any:

@@ -55,7 +55,10 @@ def library_for(annotation: Any, label: str) -> str:
     for library in (MSGSPEC, PYDANTIC):
         if _has(library):
             return library
-    raise TypeError(f"{label} is validated by msgspec or pydantic, and neither is installed")
+    raise TypeError(
+        f"{label} is validated by msgspec or pydantic, and neither is installed: "
+        "pip install 'modelserve[inputs]'"
+    )
 
 
 def _has(library: str) -> bool:

@@ -15,12 +15,14 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from starlette.datastructures import MutableHeaders
 
 from modelserve.errors import InvalidInput, NestedTooDeep
+from modelserve.limits import Limits
 from modelserve.tensors import InferResponse, rest_document
 from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Body, Header, sendable_headers
 from modelserve.wire.json import error_document, to_json
+from modelserve.wire.lines import Cutter
 
 __all__ = [
     "OCTETS",
@@ -70,7 +72,12 @@ class StreamFormat:
         payload: As it was decoded.
         response_headers: Those that the model has set.
         ref: The model.
+
+    Attributes:
+        fixed: The encoder, where neither an item nor the client has a say in it.
     """
+
+    fixed: Encoder | None = None
 
     def __init__(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
@@ -109,27 +116,45 @@ class Codec:
         takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
         takes_forms: A body that is multipart/form-data is read by the pipeline, part by part as it
             arrives, and `decode` is given a `ReadBody`.
+        takes_lines: A body may be streamed to the model: `cutter` is asked.
+        is_socket: There is no body, but the messages of a WebSocket, which are always streamed.
 
     Args:
         format_class: How streams go out.
         always_streams: A value that is no stream is sent as a stream of one item.
+        over_socket: The codec of the same over a WebSocket; None where there is no such thing.
     """
 
     protocol: str
     takes_binary: bool = False
     takes_forms: bool = False
+    takes_lines: bool = False
+    is_socket: bool = False
 
     def __init__(
-        self, format_class: type[StreamFormat] = StreamFormat, *, always_streams: bool = False
+        self,
+        format_class: type[StreamFormat] = StreamFormat,
+        *,
+        always_streams: bool = False,
+        over_socket: "Codec | None" = None,
     ) -> None:
         self.format_class = format_class
         self.always_streams = always_streams
+        self.over_socket = over_socket
 
     def json_length(self, head: Head) -> bytes | None:
         """Return the declared length of the JSON in front of binary tensors.
 
         A body of binary tensors may be larger than others, unless a limit is set; None is for the
         others.
+        """
+        return None
+
+    def cutter(self, media_type: str, limits: Limits, *, iterates: bool) -> Cutter | None:
+        """Return what cuts a body that is streamed to the model; None for any other body.
+
+        Args:
+            iterates: The hook takes its instances one by one.
         """
         return None
 

@@ -3,7 +3,8 @@
 An item is text; or a dict with the members of a delta (`content`, `tool_calls`,
 `reasoning_content`, ...), with `index` for another choice than the first, and with `logprobs`; or a
 dict with `finish_reason` or `usage`, which are kept for the end; or a document with `choices`, a
-chunk or a whole answer of another server.
+chunk or a whole answer of another server. Objects of other libraries count as the dict that they
+can be made into. Another server's error is raised.
 https://platform.openai.com/docs/api-reference/chat/streaming
 """
 
@@ -11,15 +12,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import orjson
+from starlette.exceptions import HTTPException
+
 from modelserve.wire.encoders import Item, ServerSentEvent
 from modelserve.wire.json import to_json
+from modelserve.wire.values import to_plain
 
-__all__ = ["CHAT", "DONE", "TEXT", "Completion", "Kind", "event", "usage"]
+__all__ = ["CHAT", "DONE", "TEXT", "Completion", "Kind", "event", "told_error", "usage"]
 
 DONE: Final = b"data: [DONE]\n\n"
 
+_dumps: Final = orjson.dumps
+_join: Final = b"".join
 # What of a dict is about its choice; the rest is its delta.
 _OF_CHOICE: Final = frozenset({"index", "finish_reason", "logprobs", "usage"})
+# What of another server's choice is put together; the rest is kept as it is.
+_PUT_TOGETHER: Final = frozenset({"index", "delta", "message", "text", "logprobs", "finish_reason"})
 # Text that is the same in each delta that has it; other text is joined.
 _REPEATED: Final = frozenset({"role", "id", "type", "name"})
 _ANY_TEXT: Final = "\0"
@@ -70,7 +79,6 @@ class Completion:
         self._tells_usage = isinstance(options, dict) and options.get("include_usage") is True
         self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
-        self._answer: dict[str, Any] | None = None  # another server's whole one
         self._around_text: tuple[bytes, bytes] | None = None  # once the first choice has begun
 
     # -- in chunks
@@ -79,12 +87,12 @@ class Completion:
         """Return the events that an item becomes: one as a rule, none for what is kept."""
         if type(item) is str and self._around_text is not None:  # as most are
             before, after = self._around_text
-            return b"%b%b%b" % (before, to_json(item), after)
+            return _join((before, _dumps(item), after))
         item = _plain(item)
         if isinstance(item, dict) and "choices" in item:
             return b"".join(map(event, self._chunks_of(item)))
         choice, delta, logprobs = self._noted(item)
-        if not delta:
+        if not delta and logprobs is None:
             return b""
         chunk = event(self._chunk(choice, delta, logprobs))
         if choice.index == 0 and self._around_text is None:
@@ -96,7 +104,12 @@ class Completion:
     def last(self) -> bytes:
         """Return the events that end a stream: how each choice has finished, usage, and [DONE]."""
         choices = self._choices.values() if self._choices else [self._choice(0)]
-        events = [event(self._finish(choice)) for choice in choices if not choice.is_finished]
+        events = []
+        for choice in choices:
+            if self._kind.is_chat and not choice.has_begun:  # no client waits for a role in vain
+                events.append(event(self._chunk(choice, {"content": ""}, None)))
+            if not choice.is_finished:
+                events.append(event(self._chunk(choice, {}, None, choice.finish_reason)))
         if self._tells_usage:
             events.append(event({**self._frame, "choices": [], "usage": usage(self._usage)}))
         return b"".join((*events, DONE))
@@ -106,7 +119,7 @@ class Completion:
     ) -> dict[str, Any]:
         if not self._kind.is_chat:
             part: dict[str, Any] = {"text": delta.get("content", "")}
-        elif delta and not choice.has_begun and "role" not in delta:
+        elif not choice.has_begun and "role" not in delta:
             part = {"delta": {"role": "assistant", **delta}}
         else:
             part = {"delta": delta}
@@ -114,53 +127,52 @@ class Completion:
         whole = {"index": choice.index, **part, "logprobs": logprobs, "finish_reason": finish}
         return {**self._frame, "choices": [whole]}
 
-    def _finish(self, choice: "_Choice") -> dict[str, Any]:
-        return self._chunk(choice, {}, None, choice.finish_reason)
-
     def _chunks_of(self, document: dict[str, Any]) -> Iterable[dict[str, Any]]:
         """Return the chunks that another server's chunk or answer becomes."""
-        self._usage = document.get("usage") or self._usage
-        frame = {key: value for key, value in document.items() if key not in ("choices", "usage")}
-        frame = {**self._frame, **frame, "object": self._kind.chunk}
+        self._take_frame(document)
         parts = []
         for part in document["choices"]:
             choice = self._choice(part.get("index", 0))
-            if "message" in part:
-                part = {k: v for k, v in part.items() if k != "message"} | {
-                    "delta": choice.numbered(part["message"])
-                }
+            if "message" in part or part.get("delta"):
+                delta = choice.numbered(part.get("message") or part.get("delta") or {})
+                part = {k: v for k, v in part.items() if k != "message"} | {"delta": delta}
             choice.has_begun = True
             choice.is_finished = choice.is_finished or bool(part.get("finish_reason"))
             parts.append({"index": choice.index, "logprobs": None, "finish_reason": None, **part})
-        return [{**frame, "choices": parts}] if parts else []
+        return [{**self._frame, "choices": parts}] if parts else []
 
     # -- whole
 
-    def add(self, item: Item) -> None:
-        """Add an item to the whole answer."""
+    def add(self, item: Item) -> Item:
+        """Add an item to the whole answer; return it as text or a dict."""
         item = _plain(item)
-        if not (isinstance(item, dict) and "choices" in item):
+        if isinstance(item, dict) and "choices" in item:
+            self._take_frame(item)
+            for part in item["choices"]:
+                self._choice(part.get("index", 0)).add_part(part)
+        else:
             choice, delta, logprobs = self._noted(item)
             choice.add(delta, logprobs)
-            return
-        self._usage = item.get("usage") or self._usage
-        if any("delta" not in part for part in item["choices"]):
-            self._answer = item
-        for part in item["choices"]:
-            choice = self._choice(part.get("index", 0))
-            choice.add(choice.numbered(part.get("delta") or {}), part.get("logprobs"))
-            choice.told_reason = part.get("finish_reason") or choice.told_reason
+        return item
 
     def whole(self) -> dict[str, Any]:
         """Return the whole answer."""
-        frame = {**self._frame, "object": self._kind.whole}
-        if self._answer is not None:
-            return {**frame, **self._answer, "usage": usage(self._usage)}
         choices = [self._choices[index] for index in sorted(self._choices)] or [self._choice(0)]
         documents = [choice.document(is_chat=self._kind.is_chat) for choice in choices]
+        frame = {**self._frame, "object": self._kind.whole}
         return {**frame, "choices": documents, "usage": usage(self._usage)}
 
     # -- both
+
+    def _take_frame(self, document: dict[str, Any]) -> None:
+        """Take over what another server's document says of the answer, apart from its choices."""
+        self._usage = document.get("usage") or self._usage
+        self._around_text = None
+        self._frame |= {
+            key: value
+            for key, value in document.items()
+            if key not in ("choices", "usage", "object") and value is not None
+        }
 
     def _choice(self, index: Any) -> "_Choice":
         if type(index) is not int or index < 0:
@@ -195,6 +207,7 @@ class _Choice:
         told_reason: Why it has finished, if the hook has said so.
         has_begun, is_finished: Of a stream: its first chunk, and the one with a reason, are sent.
         message: What the deltas add up to, for a whole answer.
+        more: What else another server says of the choice.
         calls: How many tool calls there are.
     """
 
@@ -204,6 +217,7 @@ class _Choice:
     is_finished: bool = False
     message: dict[str, Any] = field(default_factory=dict)
     logprobs: Any = None
+    more: dict[str, Any] = field(default_factory=dict)
     calls: int = 0
 
     @property
@@ -215,7 +229,10 @@ class _Choice:
         calls = delta.get("tool_calls")
         if not calls:
             return delta
-        numbered = [{"index": self.calls + place, **call} for place, call in enumerate(calls)]
+        numbered = [
+            {"index": self.calls + place, **{k: v for k, v in call.items() if v is not None}}
+            for place, call in enumerate(map(_as_dict, calls))
+        ]
         self.calls = max(self.calls, *(call["index"] + 1 for call in numbered))
         return {**delta, "tool_calls": numbered}
 
@@ -223,6 +240,15 @@ class _Choice:
         _merge(self.message, delta)
         if logprobs is not None:
             self.logprobs = _merged_logprobs(self.logprobs, logprobs)
+
+    def add_part(self, part: Mapping[str, Any]) -> None:
+        """Add a choice of another server's chunk or answer."""
+        delta = part.get("message") or part.get("delta") or {}
+        if "text" in part:
+            delta = {"content": part["text"]}
+        self.add(self.numbered(delta), part.get("logprobs"))
+        self.told_reason = part.get("finish_reason") or self.told_reason
+        self.more |= {key: value for key, value in part.items() if key not in _PUT_TOGETHER}
 
     def document(self, *, is_chat: bool) -> dict[str, Any]:
         message = {"role": "assistant", "content": None if self.calls else "", **self.message}
@@ -233,7 +259,7 @@ class _Choice:
             ]
         part = {"message": message} if is_chat else {"text": message["content"] or ""}
         end = {"logprobs": self.logprobs, "finish_reason": self.finish_reason}
-        return {"index": self.index, **part, **end}
+        return {"index": self.index, **part, **end, **self.more}
 
 
 def _merge(whole: dict[str, Any], delta: Mapping[str, Any]) -> None:
@@ -241,13 +267,14 @@ def _merge(whole: dict[str, Any], delta: Mapping[str, Any]) -> None:
     for key, value in delta.items():
         known = whole.get(key)
         if key == "tool_calls":
-            whole[key] = _merged_calls(known or [], value or [])
+            if value:
+                whole[key] = _merged_calls(known or [], value)
         elif isinstance(value, str) and isinstance(known, str) and key not in _REPEATED:
             whole[key] = known + value
         elif isinstance(value, dict) and isinstance(known, dict):
             whole[key] = {**known}
             _merge(whole[key], value)
-        elif value is not None or known is None:
+        elif value is not None or (known is None and key != "role"):
             whole[key] = value
 
 
@@ -271,9 +298,15 @@ def _merged_logprobs(known: Any, more: Any) -> Any:
 def usage(given: Any, *counts: str) -> dict[str, Any]:
     """Return the usage that clients expect: what the hook has said, and zeros for other counts."""
     told: dict[str, Any] = dict.fromkeys(counts or ("prompt_tokens", "completion_tokens"), 0)
-    told |= given if isinstance(given, dict) else {}
+    told |= _as_dict(given)
     total = sum(told.get(count) or 0 for count in ("prompt_tokens", "completion_tokens"))
     return {"total_tokens": total, **told}
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    """Return a dict, or that which an object can be made into; of anything else an empty one."""
+    plain = value if isinstance(value, dict | str | None) else to_plain(value)
+    return plain if isinstance(plain, dict) else {}
 
 
 def event(document: Any) -> bytes:
@@ -281,9 +314,25 @@ def event(document: Any) -> bytes:
     return b"data: %b\n\n" % to_json(document)
 
 
+def told_error(error: Any) -> HTTPException:
+    """Return the exception that another server's error is; its `code` may be a status."""
+    if not isinstance(error, dict):
+        error = {"message": str(error)}
+    code = str(error.get("code"))
+    status = int(code) if code.isdecimal() and 400 <= int(code) <= 599 else 500
+    known = {key: error[key] for key in ("message", "type", "param", "code") if key in error}
+    detail: Any = {"message": "The model failed.", **known}
+    return HTTPException(status, detail)
+
+
 def _plain(item: Item) -> Item:
+    """Return an item as text or a dict. Raises HTTPException for another server's error."""
     if isinstance(item, ServerSentEvent):
         item = item.data
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item).decode()
+    if not isinstance(item, str | dict):
+        item = to_plain(item)
+    if isinstance(item, dict) and item.get("error") and "choices" not in item:
+        raise told_error(item["error"])
     return item

@@ -19,6 +19,7 @@ from modelserve.errors import (
     ModelNotFound,
     ServingError,
     Unauthorized,
+    single_cause,
 )
 from modelserve.protocols.codec import (
     Codec,
@@ -41,9 +42,13 @@ __all__ = ["ChatCodec", "EmbeddingsCodec", "InvalidParameter", "OpenAICodec", "T
 
 _NO_RETRY: Final[Header] = (b"x-should-retry", b"false")
 _NOT_RETRIED: Final = frozenset({500, 501, 504})
+_RETRY_SOON: Final[Header] = (b"retry-after", b"1")
 _CODES: Final[tuple[tuple[type[ServingError], str | None, str], ...]] = (
     (ModelNotFound, "model", "model_not_found"),
     (Unauthorized, None, "invalid_api_key"),
+)
+_NO_EMBEDDINGS: Final = (
+    "embed must return a vector for each text, or a dict with `embeddings` or `data`"
 )
 _TYPES: Final = {403: "permission_error", 429: "rate_limit_error"}
 
@@ -97,7 +102,11 @@ class OpenAICodec(Codec):
         Its client repeats what fails with 500 or more unless it is told not to: a request that has
         run into a time limit would run into it twice more.
         """
+        if error is not None:
+            error = single_cause(error)
         headers = [JSON, _NO_RETRY] if status in _NOT_RETRIED else [JSON]
+        if status == 503 and not _says_when(error):
+            headers.append(_RETRY_SOON)
         return status, headers, to_json(_error(status, detail, error))
 
 
@@ -131,8 +140,7 @@ class _CompletionFormat(StreamFormat):
         completion = self._completion
 
         def add(item: Item) -> bytes:
-            completion.add(item)
-            return to_json(item)  # for its size, and for what it raises
+            return to_json(completion.add(item))  # for its size, and for what it raises
 
         return replace(COLLECTED, encode=add, join=lambda parts: to_json(completion.whole()))
 
@@ -148,6 +156,8 @@ class _CompletionCodec(OpenAICodec):
     def check_document(self, document: dict[str, Any]) -> None:
         if not isinstance(document.get("stream"), bool | None):
             raise InvalidParameter("stream", "a boolean")
+        if not isinstance(document.get("stream_options"), dict | None):
+            raise InvalidParameter("stream_options", "an object")
 
     def stream_format(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
@@ -167,6 +177,8 @@ class ChatCodec(_CompletionCodec):
         messages = document.get("messages")
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise InvalidParameter("messages", "a list of objects")
+        if not messages:
+            raise InvalidParameter("messages", "a list of one object or more")
 
 
 class TextCodec(_CompletionCodec):
@@ -193,7 +205,7 @@ class EmbeddingsCodec(OpenAICodec):
             )
         if not _is_text(given):
             raise InvalidParameter("input", "text or a list of texts")
-        if document.get("encoding_format", "float") not in ("float", "base64"):
+        if document.get("encoding_format") not in (None, "float", "base64"):
             raise InvalidParameter("encoding_format", '"float" or "base64"')
 
     def encode(
@@ -233,19 +245,15 @@ class _EmbeddingsFormat(StreamFormat):
 
 def _embeddings(value: Any, payload: Payload, ref: ModelRef) -> dict[str, Any]:
     """Return the document of embeddings: a vector for each text, or a document of the model's."""
+    value = _listed(value)
     frame = {"object": "list", "model": ref.name}
     told = value if isinstance(value, dict) else {}
     end = {"usage": usage(told.get("usage"), "prompt_tokens")}
-    if "data" in told:
-        return {**frame, **told, **end}
-    vectors = _vectors(told.get("embeddings") if told else value)
-    given = payload["input"]
-    if isinstance(given, str) and vectors and not isinstance(vectors[0], list):
-        vectors = [vectors]  # of one text
-    count = 1 if isinstance(given, str) else len(given)
-    if len(vectors) != count:
-        raise InferenceError(f"embed returned {len(vectors)} embeddings for {count} texts")
     write = _base64 if payload.get("encoding_format") == "base64" else list
+    if isinstance(told.get("data"), list | tuple):
+        data = [_row(row, write) for row in told["data"]]
+        return {**frame, **told, "data": data, **end}
+    vectors = _vectors(told.get("embeddings") if told else value, payload["input"])
     data = [
         {"object": "embedding", "index": index, "embedding": write(vector)}
         for index, vector in enumerate(vectors)
@@ -253,9 +261,38 @@ def _embeddings(value: Any, payload: Payload, ref: ModelRef) -> dict[str, Any]:
     return {**frame, "data": data, **end}
 
 
-def _vectors(value: Any) -> list[Any]:
-    rows = value if isinstance(value, list | tuple) else to_builtin(value)
-    return [row if isinstance(row, float | int | list) else to_builtin(row) for row in rows]
+def _vectors(value: Any, given: str | list[str]) -> list[Any]:
+    """Return a vector for each text that was given. Raises InferenceError for anything else."""
+    rows = _listed(value)
+    if isinstance(rows, dict):
+        raise InferenceError(_NO_EMBEDDINGS)
+    vectors = [row if isinstance(row, float | int) else _listed(row) for row in rows]
+    if isinstance(given, str) and vectors and isinstance(vectors[0], float | int):
+        vectors = [vectors]  # of one text
+    count = 1 if isinstance(given, str) else len(given)
+    if len(vectors) != count:
+        raise InferenceError(f"embed returned {len(vectors)} embeddings for {count} texts")
+    return vectors
+
+
+def _listed(value: Any) -> Any:
+    """Return a list or a dict, as which an array or an object of another library counts."""
+    if isinstance(value, dict | list | tuple):
+        return value
+    try:
+        plain = None if isinstance(value, str) else to_builtin(value)
+    except TypeError:
+        plain = None
+    if not isinstance(plain, dict | list):
+        raise InferenceError(_NO_EMBEDDINGS)
+    return plain
+
+
+def _row(row: Any, write: Callable[[list[float]], Any]) -> Any:
+    """Return a row of the model's own document, its vector in the form that the client reads."""
+    if not isinstance(row, dict) or isinstance(row.get("embedding"), str | None):
+        return row
+    return {**row, "embedding": write(_listed(row["embedding"]))}
 
 
 def _base64(vector: list[float]) -> str:
@@ -276,11 +313,19 @@ def _error(status: int, detail: Any, error: BaseException | None) -> dict[str, A
     for types, of_param, of_code in _CODES:
         if isinstance(error, types):
             param, code = of_param, of_code
+    if isinstance(detail, dict) and isinstance(detail.get("error"), dict):
+        detail = detail["error"]
     message = detail if isinstance(detail, str) else to_json(detail).decode()
     document = {"message": message, "type": kind, "param": param, "code": code}
     if isinstance(detail, dict) and isinstance(detail.get("message"), str):
         document |= detail
     return {"error": document}
+
+
+def _says_when(error: BaseException | None) -> bool:
+    """Return whether an exception has a header that says when to try again."""
+    headers = getattr(error, "headers", None) or {}
+    return any(str(name).lower() == "retry-after" for name in headers)
 
 
 def _failure(status: int, detail: Any) -> bytes:

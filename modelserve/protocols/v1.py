@@ -3,6 +3,7 @@
 Pure.
 """
 
+import math
 import re
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import orjson
 from starlette.datastructures import FormData
 
 from modelserve.errors import InvalidInput, NotAcceptable
+from modelserve.limits import Limits
 from modelserve.protocols.codec import (
     Codec,
     Encoded,
@@ -30,15 +32,18 @@ from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, natural_encoder
 from modelserve.wire.forms import read_urlencoded
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON
+from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json
-from modelserve.wire.media import is_json, media_type
+from modelserve.wire.lines import Cutter, Lines, Pieces
+from modelserve.wire.media import LINE_TYPES, is_json, media_type
+from modelserve.wire.messages import MESSAGES, Messages
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
-__all__ = ["V1"]
+__all__ = ["V1", "V1_SOCKET"]
 
 # What may hold anything: requests and others send bytes as they are, without a type.
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"  # curl -d says so of JSON, too
+_MULTIPART: Final = "multipart/form-data"
 _OPEN_TYPES: Final = frozenset(("", "application/octet-stream", _FORM_TYPE))
 _USUAL_TYPES: Final = {name.encode(): name for name in _OPEN_TYPES}
 _OPENING: Final = re.compile(rb"[ \t\r\n]*[{\[]")
@@ -71,6 +76,15 @@ class V1Codec(Codec):
 
     protocol = "v1"
     takes_forms = True
+    takes_lines = True
+
+    def cutter(self, media_type: str, limits: Limits, *, iterates: bool) -> Cutter | None:
+        """Return what cuts lines of JSON and, for a hook that iterates, bytes of any other kind."""
+        if media_type in LINE_TYPES:
+            return Lines(math.inf if limits.max_line_bytes is None else limits.max_line_bytes)
+        if not iterates or is_json(media_type) or media_type in ("", _FORM_TYPE, _MULTIPART):
+            return None
+        return Pieces()
 
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
         """Refuse JSON with too many values; a body that may be anything is JSON if it begins so."""
@@ -136,4 +150,30 @@ def _is_meant_as_json(body: bytes | bytearray) -> bool:
     return True
 
 
-V1: Final = V1Codec(V1StreamFormat)
+class V1SocketFormat(StreamFormat):
+    """Items as messages, whatever the client accepts; it is too late for headers."""
+
+    fixed = MESSAGES
+
+    def headers(self) -> list[Header]:
+        return []
+
+    def encoder(self, first: Item, *, empty: bool) -> Encoder:
+        return MESSAGES
+
+
+class V1SocketCodec(V1Codec):
+    """The same over a WebSocket: each message is an instance."""
+
+    protocol = "ws"
+    takes_forms = False
+    is_socket = True
+
+    def cutter(self, media_type: str, limits: Limits, *, iterates: bool) -> Cutter | None:
+        """Return what parses messages: text as a line would be, bytes within a body's limit."""
+        text, data = limits.max_line_bytes, limits.max_body_bytes
+        return Messages(math.inf if text is None else text, math.inf if data is None else data)
+
+
+V1_SOCKET: Final = V1SocketCodec(V1SocketFormat, always_streams=True)
+V1: Final = V1Codec(V1StreamFormat, over_socket=V1_SOCKET)

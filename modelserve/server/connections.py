@@ -671,8 +671,11 @@ class StalledConnections:
 def _unread_bytes(connection: Any) -> int:
     """Return how many bytes wait for the client; 0 while a request is running."""
     transport, cycle = getattr(connection, "transport", None), getattr(connection, "cycle", None)
-    if transport is None or not hasattr(connection, "cycle"):
-        return 0  # a WebSocket
+    if transport is None:
+        return 0
+    is_socket = not hasattr(connection, "cycle")  # which may have to close, and cannot
+    if is_socket and not transport.is_closing():
+        return 0
     if cycle is None or getattr(cycle, "response_complete", False) or transport.is_closing():
         size: int = transport.get_write_buffer_size()
         # Below a TLS transport there is another one, which may hold all and cannot be seen.

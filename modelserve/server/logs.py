@@ -27,6 +27,7 @@ __all__ = [
     "add_request_id",
     "configure",
     "default_form",
+    "no_refusal",
     "no_response_cut",
     "print_error",
 ]
@@ -39,6 +40,7 @@ _NOT_EXTRA: Final = frozenset(
 )
 
 _CLEAR_LINE: Final = "\r\x1b[K"
+_OF_REFUSED: Final = "ASGI callable returned without completing handshake."
 
 
 def print_error(text: str) -> None:
@@ -71,7 +73,8 @@ def configure(*, form: str, level: str) -> None:
     # Python would print these as plain text, which a collector of JSON lines cannot read.
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread_failure
-    logging.getLogger("uvicorn.error").addFilter(no_response_cut)
+    for noise in (no_response_cut, no_refusal):
+        logging.getLogger("uvicorn.error").addFilter(noise)
 
 
 def _stderr_handler(form: str) -> logging.Handler:
@@ -109,6 +112,11 @@ def no_response_cut(record: logging.LogRecord) -> bool:
     """Filter out the host's traceback of a response that was cut on purpose: it has been logged."""
     exc = record.exc_info[1] if record.exc_info else None
     return exc is None or not isinstance(single_cause(exc), ResponseCut)
+
+
+def no_refusal(record: logging.LogRecord) -> bool:
+    """Filter out what uvicorn says of a WebSocket that was refused with an answer of its own."""
+    return record.msg != _OF_REFUSED
 
 
 def _log_unraisable(failure: "sys.UnraisableHookArgs") -> None:

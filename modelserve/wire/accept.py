@@ -23,7 +23,7 @@ from modelserve.wire.encoders import (
     raw_item,
     sse_item,
 )
-from modelserve.wire.media import media_type
+from modelserve.wire.media import LINE_TYPES, media_type
 
 __all__ = [
     "NOT_ACCEPTABLE",
@@ -36,17 +36,10 @@ __all__ = [
 ]
 
 _EVENTS: Final = "text/event-stream"
-_NDJSON_NAMES: Final = (
-    "application/x-ndjson",
-    "application/jsonl",
-    "application/ndjson",
-    "application/jsonlines",
-    "application/x-jsonlines",
-)
 # What a client may call each; the first name is the one that a wildcard stands for.
 _NAMES: Final = {
     SSE: (_EVENTS,),
-    NDJSON: _NDJSON_NAMES,
+    NDJSON: LINE_TYPES,
     TEXT: ("text/plain", "application/octet-stream"),
     OCTETS: ("application/octet-stream", "text/plain"),
     COLLECTED: ("application/json",),
@@ -85,7 +78,7 @@ def choose_among(accept: str | None, encoders: tuple[Encoder, ...]) -> Encoder |
 def framed_encoder(accept: str | None) -> Encoder | None:
     """Return SSE or NDJSON, if that is what the client wants most and asks for by name."""
     ranges = parse_accept(accept) if accept else ()
-    if not ranges or ranges[0].name not in (_EVENTS, *_NDJSON_NAMES):
+    if not ranges or ranges[0].name not in (_EVENTS, *LINE_TYPES):
         return None
     return _best(ranges[:1], (SSE, NDJSON))
 
@@ -95,8 +88,8 @@ def encoder_for_type(content_type: str) -> Encoder:
     name = media_type(content_type)
     if name == _EVENTS:
         return replace(SSE, media_type=content_type, encode=_event_or_raw)
-    if name in _NDJSON_NAMES:
-        return replace(NDJSON, media_type=content_type, encode=raw_item)
+    if name in LINE_TYPES:
+        return replace(NDJSON, media_type=content_type, encode=raw_item, encode_all=None)
     return Encoder(content_type, raw_item)
 
 

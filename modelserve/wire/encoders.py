@@ -5,13 +5,14 @@ Collected JSON is an encoder too; its items are put together with `join`. `accep
 the encoder of a stream, once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import orjson
 
 from modelserve.wire.json import error_document, to_json
+from modelserve.wire.media import LINE_TYPES
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = [
@@ -27,11 +28,13 @@ __all__ = [
     "json_item",
     "natural_encoder",
     "ndjson_item",
+    "ndjson_items",
     "raw_item",
     "sse_item",
 ]
 
 Item: TypeAlias = Any  # what a hook yields
+_OF_JSON: Final = frozenset((bool, dict, float, int, list, str, type(None)))
 
 
 class ServerSentEvent:
@@ -82,6 +85,9 @@ class Encoder:
             that the error would have had before the start; without it the connection has to be cut.
         finish: Returns the last bytes of a stream that is complete.
         idle: What may be sent between items to keep a connection alive.
+        remark: Writes what is said in between and is no item, such as the error of one line of the
+            request; without it nothing can be said there.
+        encode_all: Writes several items as `encode` would, and faster; None for no such way.
         join: Makes one document of all encoded items, which are collected instead of streamed.
     """
 
@@ -91,6 +97,8 @@ class Encoder:
     finish: Callable[[], bytes] | None = None
     idle: bytes | None = None
     join: Callable[[list[bytes]], bytes] | None = None
+    remark: Callable[[Any], bytes] | None = None
+    encode_all: Callable[[Sequence[Item]], bytes] | None = None
 
 
 def encode_documents(
@@ -148,6 +156,17 @@ def ndjson_item(item: Item) -> bytes:
     return json_item(item) + b"\n"
 
 
+def ndjson_items(items: Sequence[Item]) -> bytes:
+    """Write each item as one line of JSON."""
+    if _OF_JSON.issuperset(map(type, items)):
+        dumps, options = orjson.dumps, JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE
+        try:
+            return b"".join([dumps(item, to_builtin, options) for item in items])
+        except orjson.JSONEncodeError:
+            pass  # as in `ndjson_item`
+    return b"".join(map(ndjson_item, items))
+
+
 def _ndjson_failure(status: int, detail: Any) -> bytes:
     return error_document(detail) + b"\n"
 
@@ -156,7 +175,14 @@ def _join_predictions(items: list[bytes]) -> bytes:
     return b'{"predictions":[' + b",".join(items) + b"]}"
 
 
-NDJSON: Final = Encoder("application/x-ndjson", ndjson_item, _ndjson_failure, idle=b"\n")
+NDJSON: Final = Encoder(
+    LINE_TYPES[0],
+    ndjson_item,
+    _ndjson_failure,
+    idle=b"\n",
+    remark=ndjson_item,
+    encode_all=ndjson_items,
+)
 COLLECTED: Final = Encoder("application/json", json_item, join=_join_predictions)
 
 # --- server-sent events -------------------------------------------------------------------------
@@ -199,7 +225,7 @@ def _sse_data(value: Any) -> bytes:
     return b"data: " + text.replace(b"\n", b"\ndata: ") + b"\n"
 
 
-SSE: Final = Encoder("text/event-stream", sse_item, _sse_failure, idle=b":\n\n")
+SSE: Final = Encoder("text/event-stream", sse_item, _sse_failure, idle=b":\n\n", remark=sse_item)
 
 
 # --- where the client has no preference ---------------------------------------------------------

@@ -4,7 +4,16 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["is_json", "media_type", "parameters"]
+__all__ = ["LINE_TYPES", "is_json", "media_type", "parameters"]
+
+# What is called one JSON value a line; the first name is ours.
+LINE_TYPES: Final = (
+    "application/x-ndjson",
+    "application/jsonl",
+    "application/ndjson",
+    "application/jsonlines",
+    "application/x-jsonlines",
+)
 
 # `; name=value`, of which the value may be quoted.
 _PARAMETER: Final = re.compile(

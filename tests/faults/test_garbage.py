@@ -79,6 +79,9 @@ class Writer(Model):
 
 
 class NotReady(Model):
+    def predict(self, payload: Any) -> Any:
+        raise NotImplementedError
+
     def load(self):
         return False
 

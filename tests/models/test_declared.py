@@ -559,7 +559,9 @@ def test_without_either_library_both_are_named(
     annotation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hide(monkeypatch, "msgspec", "pydantic")
-    with pytest.raises(TypeError, match=r"msgspec.*pydantic"):
+    with pytest.raises(
+        TypeError, match=r"msgspec.*pydantic.*: pip install 'modelserve\[inputs\]'$"
+    ):
         declared_for(annotation)
 
 

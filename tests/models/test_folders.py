@@ -134,6 +134,7 @@ LOAD = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["m", "v1.2", "a-b", "50%", "ä b"])
 def test_what_a_model_has_pickled_is_read_after_a_reload_and_a_restart(
     name: str, tmp_path: Path

@@ -603,3 +603,39 @@ def test_a_plan_has_the_hooks_that_are_defined() -> None:
 def test_a_hook_outside_of_requests_must_not_yield(name: str, function: Any) -> None:
     with pytest.raises(TypeError, match=f"^{name} of model 'm' must not be a generator$"):
         check_lifecycle(with_hooks(**{name: function}))
+
+
+class Selfless(Model):
+    def predict(payload: Any) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
+class SelflessObject:
+    async def predict(payload, headers):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+
+class Uncallable(Model):
+    predict = 3  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Selfless("m"), "predict of model 'm' has no self: its first parameter is 'payload'"),
+        (SelflessObject(), "predict of model 'm' has no self: its first parameter is 'payload'"),
+        (Uncallable("m"), "predict of model 'm' cannot be called: it is 3"),
+    ],
+)
+def test_what_is_no_method_is_refused(model: Any, sentence: str) -> None:
+    with pytest.raises(TypeError) as refused:
+        ModelServer().add_model(model, "m")
+    assert str(refused.value) == sentence
+
+
+def test_a_method_may_call_its_object_what_it_likes() -> None:
+    class Me(Model):
+        def predict(me, payload: Any) -> Any:
+            raise NotImplementedError
+
+    ModelServer([Me("m")])

@@ -164,18 +164,48 @@ def test_a_class_that_explains_or_has_a_predictor_needs_no_predict(target: Any) 
     assert app.serving.registry.names == ["m"]
 
 
-def test_a_model_whose_load_may_set_its_predictor_is_taken_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
+class Loads(Model):
+    def load(self) -> None:
+        self.ready = True
+
+
+def test_a_load_alone_is_no_reason_to_have_no_predict() -> None:
+    with pytest.raises(TypeError, match=r"^The class Loads has no predict: define it"):
+        ModelServer([Loads("m")])
+
+
+class Finds(Prepares):
+    def load(self) -> None:
+        self.predictor_host = "localhost:1"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("model", "warnings"), [(Prepares("m"), 1), (Finds("m"), 0)])
+async def test_a_load_may_set_the_predictor_of_what_prepares_for_it(
+    model: Model, warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ModelServer([Prepares("m")])
-    [record] = caplog.records
-    assert record.getMessage().startswith("The class Prepares has no predict: define it")
+    async with lifespan(ModelServer([model], wait_for_load=True)):
+        pass
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == warnings
+    assert all(text.startswith("The class Prepares has no predict: define it") for text in said)
 
 
 @pytest.mark.parametrize("target", [payload_only, lambda payload: payload, Bare(), Bare, Model])
 def test_a_model_without_a_name_is_refused(target: Any) -> None:
     with pytest.raises(ValueError, match="needs a name"):
         ModelServer([target])
+
+
+def test_a_class_where_an_object_is_wanted_is_told_apart() -> None:
+    with pytest.raises(ValueError, match=r"has None \(an object is wanted, not the class\)$"):
+        ModelServer([Explains])
+
+
+def test_the_decorator_asks_for_a_name() -> None:
+    app: Any = ModelServer()
+    with pytest.raises(TypeError, match=r"takes the name of the model: @app\.model"):
+        app.model(payload_only)
 
 
 def test_the_name_that_is_given_counts() -> None:

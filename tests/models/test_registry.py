@@ -21,12 +21,17 @@ pytestmark = pytest.mark.anyio
 PREDICT = ("POST", "/v1/models/m:predict")
 
 
-class WithLoad(Model):
+class Predicts(Model):
+    def predict(self, payload: Any) -> Any:
+        raise NotImplementedError
+
+
+class WithLoad(Predicts):
     def load(self) -> bool:
         raise NotImplementedError
 
 
-class WithStart(Model):
+class WithStart(Predicts):
     def start(self) -> None:
         raise NotImplementedError
 
@@ -219,6 +224,9 @@ async def test_a_model_says_itself_whether_it_is_healthy(answer: Any, code: int)
 @pytest.mark.parametrize("answer", [True, False])
 async def test_a_sync_healthy_is_asked_too(answer: bool) -> None:
     class Healthy(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         def healthy(self) -> bool:  # type: ignore[override]
             return answer
 
@@ -241,6 +249,9 @@ async def test_a_check_of_health_that_hangs_is_cut_short(monkeypatch: pytest.Mon
     monkeypatch.setattr("modelserve.models.health._SECONDS", 0.02)
 
     class Hanging(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         async def healthy(self) -> bool:
             await anyio.sleep_forever()
             return True
@@ -255,6 +266,9 @@ async def test_checks_of_health_run_at_the_same_time(monkeypatch: pytest.MonkeyP
     all_asked = anyio.Event()
 
     class Healthy(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         async def healthy(self) -> bool:
             asked.append(self.name)
             if len(asked) == 2:

@@ -509,10 +509,16 @@ async def test_a_model_of_the_application_is_loaded_where_it_is() -> None:
 @pytest.mark.anyio
 async def test_a_load_that_sets_ready_to_false_is_believed() -> None:
     class Unsure(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         def load(self) -> None:
             self.ready = False
 
     class Silent(Model):
+        def predict(self, payload: Any) -> Any:
+            raise NotImplementedError
+
         def load(self) -> None:
             pass
 

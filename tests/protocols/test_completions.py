@@ -1,9 +1,13 @@
 """What a hook yields, as OpenAI's chunks and as a whole answer."""
 
+from collections import UserDict
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 import pytest
+from starlette.exceptions import HTTPException
 
 from modelserve import ServerSentEvent
 from modelserve.protocols.completions import CHAT, TEXT, Completion, Kind, usage
@@ -75,8 +79,10 @@ def test_each_choice_says_how_it_has_finished() -> None:
 
 
 def test_an_empty_answer_is_complete_too() -> None:
-    (choice,) = choices(streamed([]))
-    assert choice["finish_reason"] == "stop"
+    first, last = choices(streamed([]))
+    assert first["delta"] == {"role": "assistant", "content": ""}
+    assert (last["delta"], last["finish_reason"]) == ({}, "stop")
+    assert len(choices(streamed([], TEXT))) == 1
     assert whole([])["choices"][0]["message"] == {"role": "assistant", "content": ""}
 
 
@@ -121,6 +127,14 @@ def test_whole_tool_calls_are_numbered_for_clients() -> None:
     assert len(whole(items)["choices"][0]["message"]["tool_calls"]) == 3
 
 
+def test_tool_calls_and_usage_may_be_objects() -> None:
+    call = {"index": None, "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    items = [{"tool_calls": [MappingProxyType(call)]}, {"usage": Counts(3)}]
+    assert whole(items)["usage"]["total_tokens"] == 3
+    (made,) = choices(streamed(items))[0]["delta"]["tool_calls"]
+    assert made == {**call, "index": 0}
+
+
 def test_deltas_are_put_together() -> None:
     items = [
         {"role": "assistant", "reasoning_content": "be"},
@@ -150,12 +164,38 @@ def test_log_probabilities_are_of_the_choice() -> None:
     assert whole(items)["choices"][0]["logprobs"] == {"content": [1, 2], "refusal": None}
 
 
+def test_log_probabilities_may_come_alone() -> None:
+    first, _ = choices(streamed([{"logprobs": {"content": [1]}}]))
+    assert first["logprobs"] == {"content": [1]}
+
+
 @pytest.mark.parametrize(
     "item", [b"text", ServerSentEvent("text", id="7", event="e"), {"content": "text"}]
 )
 def test_other_forms_of_text(item: Any) -> None:
     assert choices(streamed([item]))[0]["delta"] == {"role": "assistant", "content": "text"}
     assert whole([item])["choices"][0]["message"]["content"] == "text"
+
+
+@dataclass
+class Delta:
+    """An object of some library."""
+
+    content: str
+    role: str | None = None
+
+
+@dataclass
+class Counts:
+    """An object of some library, too."""
+
+    prompt_tokens: int
+
+
+def test_objects_count_as_the_dicts_that_they_can_be_made_into() -> None:
+    items = [Delta("a"), MappingProxyType({"content": "b"}), UserDict({"content": "c"})]
+    assert [c["delta"]["content"] for c in choices(streamed(items))[:3]] == ["a", "b", "c"]
+    assert whole(items)["choices"][0]["message"] == {"role": "assistant", "content": "abc"}
 
 
 @pytest.mark.parametrize(
@@ -242,9 +282,79 @@ def test_chunks_of_another_server_pass_and_are_finished_once() -> None:
     assert answer["usage"]["total_tokens"] == 3
 
 
+def test_tool_calls_of_another_server_set_the_reason() -> None:
+    made = choices(streamed([their_chunk({"tool_calls": [{"index": 0, **CALL}]})]))
+    assert made[0]["delta"] == {"tool_calls": [{"index": 0, **CALL}]}
+    assert made[-1]["finish_reason"] == "tool_calls"
+
+
 def test_chunks_that_never_finish_are_finished() -> None:
     made = choices(streamed([their_chunk({"content": "hi"})]))
     assert [c["finish_reason"] for c in made] == [None, "stop"]
+
+
+def test_the_end_of_another_servers_stream_is_of_the_same_answer() -> None:
+    *documents, _ = streamed([their_chunk({"content": "hi"}, model="theirs")])
+    assert {(d["id"], d["model"]) for d in documents} == {("theirs", "theirs")}
+    answer = whole([their_chunk({"content": "hi"}, model="theirs", system_fingerprint="f")])
+    assert (answer["id"], answer["model"]) == ("theirs", "theirs")
+    assert answer["system_fingerprint"] == "f"
+    assert answer["object"] == "chat.completion"
+
+
+def test_text_after_another_servers_chunk_is_of_the_same_answer() -> None:
+    made = streamed(["a", "b", their_chunk({"content": "c"}), "d"])
+    assert [d["id"] for d in made[:-1]] == [
+        "chatcmpl-1",
+        "chatcmpl-1",
+        "theirs",
+        "theirs",
+        "theirs",
+    ]
+    assert [c["delta"].get("content") for c in choices(made)] == ["a", "b", "c", "d", None]
+
+
+def test_chunks_of_another_servers_text_are_put_together() -> None:
+    items = [
+        {
+            "id": "t",
+            "choices": [{"index": 0, "text": text, "finish_reason": finish, "stop_reason": 7}],
+        }
+        for text, finish in (("a", None), ("b", None), ("", "length"))
+    ]
+    answer = whole(items, TEXT)
+    assert (answer["id"], answer["object"]) == ("t", "text_completion")
+    assert answer["choices"] == [
+        {"index": 0, "text": "ab", "logprobs": None, "finish_reason": "length", "stop_reason": 7}
+    ]
+    assert [c["text"] for c in choices(streamed(items, TEXT))] == ["a", "b", ""]
+
+
+def test_members_that_are_null_are_not_taken_for_said() -> None:
+    items = [their_chunk({"role": None, "content": "a", "tool_calls": None, "refusal": None})]
+    message = whole(items)["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "a", "refusal": None}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [
+        ({"message": "busy", "type": "t", "param": None, "code": 429}, 429,
+         {"message": "busy", "type": "t", "param": None, "code": 429}),
+        ({"message": "long", "code": "context_length"}, 500,
+         {"message": "long", "code": "context_length"}),
+        ({"message": "ok?", "code": "200"}, 500, {"message": "ok?", "code": "200"}),
+        ({"secret": 1}, 500, {"message": "The model failed."}),
+        ("text", 500, {"message": "text"}),
+    ],
+)  # fmt: skip
+def test_another_servers_error_is_raised(error: Any, status: int, detail: Any) -> None:
+    for step in (completion().chunk, completion().add):
+        with pytest.raises(HTTPException) as caught:
+            step({"error": error})
+        assert (caught.value.status_code, caught.value.detail) == (status, detail)
+    nothing = their_chunk({"content": "a"}, error=None)
+    assert choices(streamed([nothing]))[0]["delta"] == {"content": "a"}
 
 
 @pytest.mark.parametrize("given", [None, "many", {"prompt_tokens": 2}, {"total_tokens": 9}])

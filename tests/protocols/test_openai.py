@@ -1,6 +1,7 @@
 """OpenAI's endpoints as a client sees them."""
 
 import base64
+import gzip
 import struct
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import anyio.lowlevel
 import numpy as np
 import orjson
 import pytest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from modelserve import InferenceError, InvalidInput, Limits, Model, ModelServer, Slot, Stepping
@@ -147,6 +149,10 @@ async def test_embeddings(below: str, given: Any) -> None:
         [np.array([1.0, 2.0]), np.array([3.0, 4.0])],
         ((1.0, 2.0), (3.0, 4.0)),
         {"embeddings": [[1.0, 2.0], [3.0, 4.0]], "usage": {"prompt_tokens": 7}},
+        {
+            "data": [{"embedding": [1.0, 2.0]}, {"embedding": np.array([3.0, 4.0])}],
+            "usage": {"prompt_tokens": 7},
+        },
     ],
 )
 async def test_what_embed_may_return(result: Any, form: str) -> None:
@@ -162,6 +168,32 @@ async def test_what_embed_may_return(result: Any, form: str) -> None:
     assert rows == [[1.0, 2.0], [3.0, 4.0]]
     if isinstance(result, dict):
         assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+
+
+@pytest.mark.parametrize(
+    "result", [None, 5, "text", {"x": 1}, [None], [[1.0], "a"], {"data": [{"embedding": 5}]}]
+)
+async def test_what_embed_may_not_return(result: Any) -> None:
+    class Embeds(Model):
+        async def embed(self, document: Any) -> Any:
+            return result
+
+    document = {"model": "m", "input": "a"}
+    response = await post(ModelServer([Embeds("m")]), "/v1/embeddings", document)
+    status, error = error_of(response)
+    assert status == 500
+    assert error["message"].startswith("embed ")
+
+
+async def test_embeddings_of_another_server_in_base64_pass() -> None:
+    class Embeds(Model):
+        async def embed(self, document: Any) -> Any:
+            return {"data": [{"embedding": "AACAPw==", "index": 0}], "model": "theirs"}
+
+    document = {"model": "m", "input": "a", "encoding_format": None}
+    answer = (await post(ModelServer([Embeds("m")]), "/v1/embeddings", document)).json()
+    assert answer["data"] == [{"embedding": "AACAPw==", "index": 0}]
+    assert answer["model"] == "theirs"
 
 
 async def test_embeddings_that_are_yielded() -> None:
@@ -214,6 +246,45 @@ async def test_hooks_take_headers_and_preprocess_does_not_run() -> None:
     response = await post(ModelServer([Headed("m")]), CHAT, document, headers={"user-agent": "me"})
     assert response.headers["x-seen"] == "me"
     assert response.json()["choices"][0]["finish_reason"] == "length"
+
+
+class Message(BaseModel):
+    role: str
+    content: str
+
+
+class Asked(BaseModel):
+    messages: list[Message]
+    seed: int | None = None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_declared_request_is_validated(stream: bool) -> None:
+    class Typed(Model):
+        async def chat(self, document: Asked) -> AsyncIterator[str]:
+            yield document.messages[0].content
+
+    app = ModelServer([Typed("m")])
+    app.model("f", verb="chat")(lambda document: "any")
+    response = await chat(app, "Hi", stream=stream)
+    assert b'"content":"Hi"' in response.body
+    status, error = error_of(await chat(app, "Hi", stream=stream, seed="x"))
+    assert status == 400
+    assert error["message"].startswith("seed: ")
+
+
+async def test_what_v1_declares_is_not_asked_of_a_chat() -> None:
+    class Both(Model):
+        input_schema = Asked
+
+        async def predict(self, payload: Any) -> Any:
+            return payload
+
+        async def chat(self, document: Any) -> str:
+            return str(type(document))
+
+    app = ModelServer([Both("m")])
+    assert (await chat(app, seed="x")).status == 200
 
 
 async def test_a_token_generator_becomes_a_chat_in_one_line() -> None:
@@ -309,6 +380,10 @@ NO_TOKENS = (
          'Expected "messages" to be a list of objects'),
         (CHAT, {"model": "m", "messages": MESSAGES, "stream": "yes"}, "stream",
          'Expected "stream" to be a boolean'),
+        (CHAT, {"model": "m", "messages": []}, "messages",
+         'Expected "messages" to be a list of one object or more'),
+        (CHAT, {"model": "m", "messages": MESSAGES, "stream_options": [1]}, "stream_options",
+         'Expected "stream_options" to be an object'),
         ("/v1/completions", {"model": "m"}, "prompt",
          'Expected "prompt" to be text or a list of texts'),
         ("/v1/completions", {"model": "m", "prompt": []}, "prompt",
@@ -378,6 +453,31 @@ async def test_an_error_of_the_models_own_shape_passes() -> None:
     assert error_of(response) == (400, {"type": "invalid_request_error", **detail})
 
 
+async def test_an_error_in_openais_envelope_is_not_wrapped_again() -> None:
+    class Fails(Model):
+        async def chat(self, document: Any) -> Any:
+            raise HTTPException(422, {"error": {"message": "too odd", "code": "odd"}})
+
+    response = await chat(ModelServer([Fails("m")]))
+    assert error_of(response) == (
+        422,
+        {"message": "too odd", "type": "invalid_request_error", "param": None, "code": "odd"},
+    )
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_another_servers_error_as_an_item_ends_the_answer(stream: bool) -> None:
+    class Proxy(Model):
+        async def chat(self, document: Any) -> AsyncIterator[Any]:
+            yield "a"
+            yield {"error": {"message": "out of memory", "code": "507"}}
+
+    response = await chat(ModelServer([Proxy("m")]), stream=stream)
+    assert response.status == (200 if stream else 507)
+    assert b'"message":"out of memory"' in response.body
+    assert b"[DONE]" not in response.body
+
+
 async def test_a_failure_in_the_stream_never_looks_complete() -> None:
     class Fails(Model):
         async def chat(self, document: Any) -> AsyncIterator[str]:
@@ -423,6 +523,86 @@ async def test_a_model_that_is_not_ready() -> None:
     response = await chat(app)
     status, error = error_of(response)
     assert (status, error["type"]) == (503, "server_error")
+    assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_the_models_own_word_on_when_to_try_again_counts(grouped: bool) -> None:
+    busy = HTTPException(503, "busy", headers={"Retry-After": "9"})
+
+    class Busy(Model):
+        async def chat(self, document: Any) -> Any:
+            raise ExceptionGroup("", [busy]) if grouped else busy
+
+    response = await chat(ModelServer([Busy("m")]))
+    assert response.headers.getlist("retry-after") == ["9"]
+
+
+async def test_a_body_over_the_limit_of_the_model_that_it_names() -> None:
+    class Small(Words):
+        limits = Limits(max_body_bytes=100)
+
+    app = ModelServer([Small("m")])
+    assert (await chat(app, "a")).status == 200
+    status, error = error_of(await chat(app, "a" * 100))
+    assert (status, error["message"]) == (413, "The request body is larger than 100 bytes.")
+    metrics = (await request(app, "GET", "/metrics")).body.decode()
+    assert 'model_name="m",outcome="error",protocol="openai",status="413"' in metrics
+    assert app.serving.admission.budget.held == 0
+
+
+@pytest.mark.parametrize("before_first", [False, True])
+async def test_a_heartbeat_is_a_comment_whatever_accept_says(before_first: bool) -> None:
+    class Quiet(Model):
+        heartbeat = 0.01
+        heartbeat_before_first = before_first
+
+        async def chat(self, document: Any) -> AsyncIterator[str]:
+            if not before_first:
+                yield "a"
+            await go_on.wait()
+            yield "b"
+
+    go_on = anyio.Event()
+    headers = {"accept": "application/json"}
+    document = {"model": "m", "messages": MESSAGES, "stream": True}
+    async with exchange(
+        ModelServer([Quiet("m")]), "POST", CHAT, json=document, headers=headers
+    ) as client:
+        assert (await client.head()).headers["content-type"] == "text/event-stream"
+        if not before_first:
+            await client.chunk()
+        assert (await client.chunk()).startswith(b":")
+        go_on.set()
+        rest = b""
+        while b"[DONE]" not in rest:
+            rest += await client.chunk()
+    assert b'"content":"b"' in rest
+
+
+async def test_items_made_without_a_pause_are_one_event_where_that_is_asked_for() -> None:
+    class Joined(Words):
+        coalesce = True
+
+    response = await chat(ModelServer([Joined("m")]), "a b c d", stream=True)
+    assert response.body.count(b'"content":') == 4
+
+
+async def test_a_body_in_gzip_and_an_event() -> None:
+    app = ModelServer([Words("m")])
+    body = orjson.dumps({"model": "m", "messages": MESSAGES})
+    coded = {"content-encoding": "gzip", "content-type": "application/json"}
+    response = await request(app, "POST", CHAT, body=gzip.compress(body), headers=coded)
+    assert response.status == 200
+    response = await request(app, "POST", CHAT, body=body, headers={"content-encoding": "zz"})
+    assert error_of(response)[0] == 415
+    event = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "s", "ce-type": "t"}
+    response = await request(app, "POST", CHAT, body=body, headers=event)
+    assert response.status == 200
+    assert not any(name.startswith("ce-") for name in response.headers)
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    response = await request(app, "POST", CHAT, body=b"--x--", headers=form)
+    assert error_of(response)[0] == 400
 
 
 async def test_a_token() -> None:
@@ -442,6 +622,9 @@ async def test_a_token() -> None:
         ("GET", "/openai/v1/embeddings", 405),
         ("DELETE", "/openai/v1/models", 405),
         ("POST", "/openai/v1/responses", 404),
+        ("POST", "/v1/responses", 404),
+        ("POST", "/v1/audio/speech", 404),
+        ("POST", "/v1/chat/completions/", 404),
         ("GET", "/openai/v1", 404),
         ("GET", "/openai/v1/models/zz", 404),
     ],

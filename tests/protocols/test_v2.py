@@ -736,6 +736,7 @@ async def test_garbage_is_no_fault_of_ours(
         assert list(response.json()) == ["error"]
 
 
+@pytest.mark.slow
 @given(
     parts=st.lists(
         st.sampled_from(["v2", "models", "m", "versions", "1", "repository"]) | st.text(max_size=4),

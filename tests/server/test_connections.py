@@ -174,6 +174,7 @@ def test_client_that_reads_nothing_over_tls_is_cut(
     read_nothing(serve("served.py", "--send-timeout", "0.3", *flags.split(), *tls), model)
 
 
+@pytest.mark.slow
 @UNREAD
 def test_client_that_reads_nothing_of_a_worker_is_cut(serve: Serve, model: str) -> None:
     read_nothing(serve("served.py", "--send-timeout", "0.3", "--workers", "2"), model)

@@ -30,6 +30,7 @@ def starts_in_vain(start: Serve, path: Path, sentence: str) -> None:
     assert running.log == f"modelserve: Cannot listen on {path}: {sentence}.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["alone", "workers"])
 def test_a_path_in_use_is_refused(serve: Serve, start: Serve, tmp_path: Path, mode: str) -> None:
     path = tmp_path / "socket"
@@ -66,6 +67,7 @@ def test_a_path_that_cannot_be_bound(start: Serve, tmp_path: Path, name: str) ->
     assert running.log.startswith(f"modelserve: Cannot listen on {name}: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["alone", "workers"])
 def test_the_socket_of_another_is_not_removed(serve: Serve, tmp_path: Path, mode: str) -> None:
     """One that has taken the path by force, as by `rm` before the start."""

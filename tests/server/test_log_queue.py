@@ -248,6 +248,7 @@ def ask_often(running: Running, times: int) -> None:
             assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", ["", "--workers 2", pytest.param("--log-format human --reload", marks=slow)]
 )
@@ -294,6 +295,7 @@ def test_a_killed_worker_and_a_full_log(unread: Any) -> None:
     assert running.exit_code(within=3.5) == 0
 
 
+@pytest.mark.slow
 def test_a_stopped_terminal(unread: Any) -> None:
     """Ctrl-S."""
     terminal, other = pty.openpty()

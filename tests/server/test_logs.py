@@ -182,6 +182,7 @@ host = Starlette(routes=[Mount("/ml", app=app)], lifespan=app.lifespan)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["served.py", "served.py:host"])
 def test_a_line_of_a_hook_has_the_id_of_its_request(
     serve: Serve, tmp_path: Path, target: str
@@ -226,3 +227,8 @@ def test_a_record_has_the_id_of_the_request_that_runs(monkeypatch: pytest.Monkey
     Context().run(run)
     assert (vars(made)["request_id"], vars(own)["request_id"]) == ("abc", "mine")
     assert running_request_id() is None
+
+
+def test_a_refused_websocket_is_no_error_of_the_applications() -> None:
+    assert not logs.no_refusal(record("ASGI callable returned without completing handshake."))
+    assert logs.no_refusal(record("ASGI callable should return None"))

@@ -23,6 +23,7 @@ def test_signal_during_the_import(
     assert running.log == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", ["", "--workers 2", "--reload"])
 def test_hangup_drains(serve: Serve, flags: str) -> None:
     """The whole group gets it twice: once from the shell, once from the kernel."""
@@ -50,6 +51,7 @@ def test_hangup_after_another_signal_does_not_hurry(serve: Serve) -> None:
         assert running.exit_code(within=2) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ignored_hangup_stays_ignored(serve: Serve, tmp_path: Path, workers: str) -> None:
     program = tmp_path / "nohup.py"
@@ -70,6 +72,7 @@ def test_ignored_hangup_stays_ignored(serve: Serve, tmp_path: Path, workers: str
     assert running.exit_code(within=3) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_handler_of_the_application_is_kept(serve: Serve, tmp_path: Path, workers: str) -> None:
     (tmp_path / "served.py").write_text(

@@ -120,6 +120,7 @@ def test_second_signal_ends_the_delay_at_once(serve: Serve, workers: str) -> Non
     assert running.exit_code(within=2) == 128 + TERM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["words", "block", "block_loop"])
 def test_second_signal_ends_at_once(serve: Serve, model: str) -> None:
     running = serve()
@@ -144,6 +145,7 @@ def test_idle_connection_does_not_hold_up_the_end(serve: Serve) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", ["", "--http h11 --loop asyncio"])
 def test_connection_without_a_request_is_answered_at_the_end(serve: Serve, flags: str) -> None:
     """One that was accepted in time reads a 503, though the listener has gone meanwhile."""

@@ -18,18 +18,22 @@ from modelserve import Model, ModelServer
 
 HERE = Path(__file__).parent
 
-class Quick(Model):
+class Base(Model):
+    def predict(self, payload):
+        raise NotImplementedError
+
+class Quick(Base):
     def load(self):
         return True
 
-class InThread(Model):
+class InThread(Base):
     def load(self):
         (HERE / "began").touch()
         while not (HERE / "go").exists():
             time.sleep(0.01)
         return True
 
-class OnLoop(Model):
+class OnLoop(Base):
     async def load(self):
         (HERE / "began").touch()
         try:
@@ -39,12 +43,12 @@ class OnLoop(Model):
                 await anyio.sleep(0.01)
             (HERE / "cleaned").touch()
 
-class Blocking(Model):
+class Blocking(Base):
     async def load(self):
         (HERE / "began").touch()
         time.sleep(60)
 
-class Failing(Model):
+class Failing(Base):
     def load(self):
         raise RuntimeError("no disk")
 
@@ -62,6 +66,7 @@ def loads(tmp_path: Path) -> None:
     (tmp_path / "loads.py").write_text(LOADS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("app", ["thread", "waiting", "on_loop", "blocking"])
 def test_a_signal_during_the_loads_of_the_start_ends_at_once(
     app: str, start: Serve, tmp_path: Path

@@ -32,6 +32,7 @@ def pids(running: Running) -> set[int]:
     return {pid for _, pid in running.served_by}
 
 
+@pytest.mark.slow
 def test_killed_worker_is_replaced(serve: Serve) -> None:
     running = serve_with_workers(serve)
     victim, other = pids(running)
@@ -51,6 +52,7 @@ def answering(running: Running) -> set[int]:
     return {body["pid"] for status, body in answers if status == 200}
 
 
+@pytest.mark.slow
 def test_any_worker_shows_the_metrics_of_all(serve: Serve) -> None:
     running = serve_with_workers(serve)
     until(lambda: answering(running) == pids(running))

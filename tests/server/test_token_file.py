@@ -133,6 +133,7 @@ def status(running: Running, token: str) -> int:
         connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_rotated_secret(serve: Serve, tmp_path: Path, workers: str) -> None:
     secret = tmp_path / "secret"

@@ -26,6 +26,11 @@ COMMANDS = {
     "hypercorn": "hypercorn --workers 0 --worker-class asyncio -b 127.0.0.1:{port} {app}",
     "trio": "hypercorn --workers 0 --worker-class trio -b 127.0.0.1:{port} {app}",
     "granian": "granian --interface asgi --no-ws --port {port} {app}",
+    # with other WebSockets than uvicorn chooses by itself
+    "wsproto": "uvicorn --ws wsproto --port {port} {app}",
+    "websockets": "uvicorn --ws websockets --port {port} {app}",
+    "granian-ws": "granian --interface asgi --ws --port {port} {app}",
+    "modelserve": "modelserve --port {port} --drain-timeout 0.2 {app}",
 }
 
 # What a server's log must never hold, whatever its clients did.

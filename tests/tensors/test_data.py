@@ -280,7 +280,7 @@ def test_numbers_are_read_on_a_big_endian_machine(monkeypatch):
     ],
 )
 def test_one_bad_value_among_many_is_found_fast(
-    datatype: str, data: bytes, bad: bytes, sentence: str | None
+    datatype: str, data: bytes, bad: bytes, sentence: str | None, a_moment: float
 ) -> None:
     head = b'{"inputs":[{"name":"x","shape":[1000000],"datatype":"%s","data":['
     body = head % datatype.encode() + (data + b",") * 999_999 + bad + b"]}]}"
@@ -290,7 +290,7 @@ def test_one_bad_value_among_many_is_found_fast(
     else:
         with pytest.raises(InvalidInput, match=re.escape(sentence)):
             decode_request(body, None, model_name="m")
-    assert time.thread_time() - before < 0.5
+    assert time.thread_time() - before < 5 * a_moment
 
 
 def test_a_bool_that_is_none_is_found_at_any_place() -> None:

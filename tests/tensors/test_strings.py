@@ -52,24 +52,24 @@ def test_what_is_joined_is_split_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "seconds"),
+    "raw",
     [
-        (bytes(32 * MIB), 1.0),
-        (packed([1]) * (8 * MIB // 5), 1.0),
-        (packed([0] * 100 + [1] * 100) * (8 * MIB // 900), 1.0),
-        (packed([0, 1]) * (4 * MIB // 9), 1.0),
-        (packed([0, 0, 1]) * (4 * MIB // 13), 1.0),
+        bytes(32 * MIB),
+        packed([1]) * (8 * MIB // 5),
+        packed([0] * 100 + [1] * 100) * (8 * MIB // 900),
+        packed([0, 1]) * (4 * MIB // 9),
+        packed([0, 0, 1]) * (4 * MIB // 13),
     ],
     ids=["nothing", "ones", "short runs", "by turns", "two and one"],
 )
-def test_many_short_elements_are_counted_fast(raw: bytes, seconds: float) -> None:
+def test_many_short_elements_are_counted_fast(raw: bytes, a_moment: float) -> None:
     before = time.thread_time()
     count_strings(memoryview(raw), len(raw))
-    assert time.thread_time() - before < seconds
+    assert time.thread_time() - before < 6 * a_moment
 
 
-def test_counting_stops_where_there_are_too_many() -> None:
+def test_counting_stops_where_there_are_too_many(a_moment: float) -> None:
     raw = memoryview(bytes(64 * MIB))
     before = time.thread_time()
     assert count_strings(raw, 1000) == 1001
-    assert time.thread_time() - before < 0.05
+    assert time.thread_time() - before < a_moment / 2

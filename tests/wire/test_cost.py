@@ -82,7 +82,7 @@ def test_the_sentence() -> None:
     ],
     ids=["numbers", "commas", "escapes", "quotes", "texts with a comma"],
 )
-def test_counting_is_fast(body: bytes, limit: float, accepted: bool) -> None:
+def test_counting_is_fast(body: bytes, limit: float, accepted: bool, a_moment: float) -> None:
     before = time.thread_time()
     assert is_accepted(body, limit) is accepted
-    assert time.thread_time() - before < 0.5
+    assert time.thread_time() - before < 3 * a_moment

@@ -7,10 +7,10 @@ weights are random, and only what reads its state is fitted, to the documentatio
 which takes about a second.
 
     pip install 'modelserve[tensors]'
-    modelserve examples/08_batching/writer.py
+    modelserve examples/07_batching/writer.py
 
     curl -N localhost:8080/v1/models/writer:predict -d '{"instances": [{"prompt": "This ", "letters": 200}]}'
-    python examples/08_batching/measure.py writer
+    python examples/07_batching/measure.py writer
 """
 
 import argparse

@@ -5,9 +5,9 @@ is written as for one; V1 and V2. Leaves out: a model from a file. The forest is
 model is loaded, from scikit-learn's own pictures, of 8 x 8 pixels.
 
     pip install 'modelserve[tensors]' scikit-learn
-    modelserve examples/08_batching/forest.py
+    modelserve examples/07_batching/forest.py
 
-    python examples/08_batching/measure.py forest
+    python examples/07_batching/measure.py forest
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Measure what batching gains: one client, and many at once, each asking again and again.
 
-python examples/08_batching/measure.py forest|writer [URL]
+python examples/07_batching/measure.py forest|writer [URL]
 """
 
 import http.client

@@ -1,0 +1,58 @@
+"""What a response holds, by its media type: one value, or items and how they are read. Pure."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from modelserve.tensors import InferResponse
+from modelserve.wire import media
+from modelserve.wire.decoders import ChunkReader, EventReader, LineReader, Reader, TextReader
+
+__all__ = ["EVENTS", "LENGTH", "NDJSON", "is_json", "media_type_of", "reader_of", "value_of"]
+
+LENGTH: Final = "inference-header-content-length"
+EVENTS: Final = "text/event-stream"
+NDJSON: Final = "application/x-ndjson"
+_NDJSON_NAMES: Final = re.compile(r"application/(x-)?(ndjson|jsonl|jsonlines)")
+
+
+def media_type_of(content_type: str) -> str:
+    """Return the media type, one for all spellings of NDJSON; text that is not UTF-8 has none."""
+    name, parameters = media.media_type(content_type), content_type.lower().partition(";")[2]
+    if name == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
+        return "text"
+    return NDJSON if _NDJSON_NAMES.fullmatch(name) else name
+
+
+def is_json(media_type: str) -> bool:
+    """Return whether a media type is that of a JSON document."""
+    return media_type.startswith("application/") and media.is_json(media_type)
+
+
+def reader_of(media_type: str, headers: Mapping[str, str]) -> Reader | None:
+    """Choose what reads the items of a stream; None for an answer that does not stream."""
+    if media_type in (EVENTS, NDJSON):
+        return EventReader() if media_type == EVENTS else LineReader()
+    if LENGTH in headers or "content-length" in headers or is_json(media_type):
+        return None
+    return TextReader() if media_type == "text/plain" else ChunkReader()
+
+
+def value_of(media_type: str, body: bytes, headers: Mapping[str, str], *, v2: bool) -> Any:
+    """Decode a body; with `v2`, a document of outputs is an `InferResponse`.
+
+    Raises ValueError or InferenceError for one that is broken.
+    """
+    length = headers.get(LENGTH)
+    if length is not None:
+        return InferResponse.from_bytes(body, int(length))
+    if media_type == "text/plain":
+        return body.decode()
+    if not is_json(media_type):
+        return body
+    document = orjson.loads(body)
+    if v2 and isinstance(document, dict) and "outputs" in document:
+        return InferResponse.from_rest(document)
+    return document

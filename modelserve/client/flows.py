@@ -1,0 +1,343 @@
+"""What a client does for one call, without I/O: a generator of steps that a client takes.
+
+The sync and the async client differ only in how they take a step. A call is tried again where the
+server says after how many seconds (`Retry-After` with 503 or 429), and, where the caller says that
+it is idempotent, after an error of the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import orjson
+
+from modelserve.client.answers import media_type_of, reader_of, value_of
+from modelserve.client.failures import (
+    AnswerError,
+    ClientError,
+    CutShort,
+    TimedOut,
+    Unreachable,
+    Unreadable,
+    sentence_in,
+)
+from modelserve.client.items import Decoder, Single, as_yielded
+from modelserve.client.requests import Request, Server
+from modelserve.errors import ServingError
+from modelserve.tensors import InferRequest, InferResponse
+from modelserve.wire.decoders import ChunkReader, EventReader, Failure, LineReader, Reader
+from modelserve.wire.encoders import ServerSentEvent
+
+__all__ = [
+    "ONCE",
+    "Answer",
+    "Complaints",
+    "Flow",
+    "Form",
+    "Pause",
+    "Retries",
+    "Send",
+    "Steps",
+    "call",
+    "decoder_of",
+    "document",
+    "is_plain",
+    "is_ready",
+    "names",
+    "predictions",
+    "refusal",
+    "tensors",
+]
+
+_LONGEST_WAIT: Final = 60.0
+_ASKED_AGAIN: Final = (429, 503)
+
+
+class Answer(NamedTuple):
+    """A response. `body` is None where it is read from `response` as a stream."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
+    response: Any = None
+
+    @property
+    def media_type(self) -> str:
+        """The media type; NDJSON's is the same in all its spellings."""
+        return media_type_of(self.headers.get("content-type", ""))
+
+
+class Send(NamedTuple):
+    """Send a request. The body of a successful response is not read if it `streams`."""
+
+    request: Request
+    streams: bool
+
+
+class Pause(NamedTuple):
+    """Wait before the next attempt."""
+
+    seconds: float
+
+
+Form: TypeAlias = Literal["items", "raw", "text"]
+Flow: TypeAlias = Generator[Send | Pause, Answer | None, Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a call is tried again, and whether after an error of the connection as well."""
+
+    most: int
+    idempotent: bool = False
+
+    def pause(self, error: ClientError, attempt: int) -> float | None:
+        """Return the seconds before the next attempt, None where there must not be one."""
+        if attempt >= self.most:
+            return None
+        if isinstance(error, AnswerError):
+            asked = error.retry_after if error.status in _ASKED_AGAIN else None
+            return asked if asked is not None and asked <= _LONGEST_WAIT else None
+        return 0.1 * 2.0**attempt if self.idempotent and is_broken(error) else None
+
+
+ONCE: Final = Retries(0)
+
+
+def is_broken(error: ClientError) -> bool:
+    """Return whether the connection is to blame."""
+    return isinstance(error, Unreachable | CutShort)
+
+
+def call(request: Request, retries: Retries, *, streams: bool = False) -> Flow:
+    """Take the steps of one call; return the successful answer. Raises ClientError."""
+    attempt = 0
+    while True:
+        try:
+            answer = yield Send(request, streams)
+            assert answer is not None
+            if not 200 <= answer.status < 300:
+                raise refusal(answer)
+            return answer
+        except ClientError as exc:
+            seconds = retries.pause(exc, attempt)
+            if seconds is None:
+                raise
+        attempt += 1
+        yield Pause(seconds)
+
+
+class Outcome:
+    """What a step has come to."""
+
+    answer: Answer | None = None
+
+
+class Steps:
+    """The steps of a call, one after the other; `result` is there once `next` is None."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self.result: Answer
+        self.next: Send | Pause | None = next(flow)
+
+    @contextmanager
+    def taken(self) -> Iterator[Outcome]:
+        """Take a step in this context: its outcome, or its ClientError, leads to the next."""
+        outcome = Outcome()
+        try:
+            try:
+                yield outcome
+            except ClientError as exc:
+                self.next = self._flow.throw(exc)
+            else:
+                self.next = self._flow.send(outcome.answer)
+        except StopIteration as done:
+            self.next, self.result = None, done.value
+
+
+def refusal(answer: Answer) -> AnswerError:
+    """Make an error of an unsuccessful response, with the server's sentence if it has one."""
+    found = None
+    with suppress(ValueError):
+        found = sentence_in(orjson.loads(answer.body or b""))
+    wait = answer.headers.get("retry-after", "")
+    seconds = float(wait) if wait.isascii() and wait.isdigit() else None
+    sentence = found or f"The server answered with status {answer.status}."
+    return AnswerError(sentence, answer.status, retry_after=seconds)
+
+
+class Complaints(NamedTuple):
+    """The errors for what goes wrong with an answer."""
+
+    server: Server
+    seconds: float
+
+    def broken(self, exc: Exception, *, started: bool) -> ClientError:
+        """Translate an error of httpx."""
+        import httpx
+
+        if isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+            return self.unreachable(exc)
+        if isinstance(exc, httpx.TimeoutException):
+            return self.stalled()
+        if isinstance(exc, httpx.LocalProtocolError):
+            return ClientError(f"The request cannot be sent: {exc}")
+        return self.cut() if started else self.no_answer()
+
+    def unreachable(self, exc: Exception) -> Unreachable:
+        """Return the error where there is no connection."""
+        why = f": {exc}" if str(exc) else ""
+        return Unreachable(f"{self.server.url} cannot be reached{why}")
+
+    def stalled(self) -> TimedOut:
+        """Return the error of a server that is too slow."""
+        return TimedOut(f"Nothing came from the server for {self.seconds:g} s.")
+
+    def no_answer(self) -> CutShort:
+        """Return the error where the connection ends before the response begins."""
+        return CutShort("The server closed the connection without an answer.")
+
+    def cut(self) -> CutShort:
+        """Return the error where the response ends too early."""
+        return CutShort("The answer was cut short.")
+
+    def unreadable(self) -> Unreadable:
+        """Return the error of an answer that is broken."""
+        return Unreadable("The answer of the server cannot be read.")
+
+    def failed(self, document: Any) -> AnswerError:
+        """Return the error that a record in a stream says."""
+        sentence = "The server failed in the middle of its answer."
+        return AnswerError(sentence_in(document) or sentence)
+
+
+# --- what an answer says ------------------------------------------------------------------------
+
+
+def decoder_of(answer: Answer, complaints: Complaints, form: Form = "items") -> Decoder:
+    """Return what decodes the body of a successful answer: its items, or its one value.
+
+    In the form "raw" that is its bytes as they come, in "text" the text of a chat.
+    """
+    if form == "raw":
+        return Decoder(ChunkReader(), complaints)
+    media_type, headers = answer.media_type, answer.headers
+
+    def value(body: bytes) -> Any:
+        try:
+            return value_of(media_type, body, headers, v2=False)
+        except (ValueError, ServingError):
+            raise complaints.unreadable() from None
+
+    reader = reader_of(media_type, headers)
+    reader = Single(value) if reader is None else reader
+    if form == "text":
+        return Decoder(ChatReader(reader, complaints), complaints)
+    is_items = isinstance(reader, LineReader | EventReader)
+    return Decoder(reader, complaints, as_yielded if is_items else None)
+
+
+def is_plain(headers: Mapping[str, str]) -> bool:
+    """Return whether a body is not compressed, as each request asks."""
+    return headers.get("content-encoding", "").strip().lower() in ("", "identity")
+
+
+def document(answer: Answer, complaints: Complaints) -> Any:
+    """Return the value in an answer; a stream that came all the same is a list of its items."""
+    decoder = decoder_of(answer, complaints)
+    decoder.feed(answer.body or b"")
+    items = [item[0] for item in iter(decoder.next_ready, None)]
+    decoder.feed(None)
+    items += [item[0] for item in iter(decoder.next_ready, None)]
+    if reader_of(answer.media_type, answer.headers) is None:
+        return items[0]
+    if all(isinstance(item, bytes) for item in items):
+        return b"".join(items)
+    if answer.media_type == "text/plain":
+        return "".join(items)
+    return items
+
+
+def predictions(answer: Answer, complaints: Complaints, *, count: int) -> list[Any]:
+    """Return the predictions in a document, one for each of so many instances."""
+    found = document(answer, complaints)
+    results = found.get("predictions") if isinstance(found, dict) else None
+    if not isinstance(results, list) or len(results) != count:
+        raise Unreadable(f"The server did not answer with one prediction for each of {count} rows.")
+    return results
+
+
+def tensors(answer: Answer, complaints: Complaints, inputs: Any) -> dict[str, Any] | InferResponse:
+    """Return the V2 response in an answer: arrays by their names, unless a request was sent."""
+    try:
+        found = value_of(answer.media_type, answer.body or b"", answer.headers, v2=True)
+        if isinstance(found, InferResponse):
+            if isinstance(inputs, InferRequest):
+                return found
+            return {tensor.name: tensor.as_numpy() for tensor in found.outputs}
+    except (ValueError, ServingError):
+        pass
+    raise complaints.unreadable()
+
+
+def names(answer: Answer, complaints: Complaints) -> list[str]:
+    """Return the names in the list of models."""
+    found = document(answer, complaints)
+    models = found.get("models") if isinstance(found, dict) else None
+    if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
+        raise complaints.unreadable()
+    return models
+
+
+def is_ready(error: AnswerError) -> bool:
+    """Return False for the answer that says so; raise any other error."""
+    if error.status == 503:
+        return False
+    raise error
+
+
+class ChatReader:
+    """Read the text in the chunks of a chat's stream, which has to say that it is complete."""
+
+    def __init__(self, reader: Reader, complaints: Complaints) -> None:
+        self._reader = reader
+        self._complaints = complaints
+        self._finished = False
+
+    def feed(self, chunk: bytes) -> Iterator[Any]:
+        """Yield the pieces of text, and the record of an error."""
+        return self._texts(self._reader.feed(chunk))
+
+    def finish(self) -> Iterator[Any]:
+        """Yield what is left. Raises CutShort for a conversation that has not ended."""
+        yield from self._texts(self._reader.finish())
+        if not self._finished:
+            raise self._complaints.cut()
+
+    def _texts(self, items: Iterator[Any]) -> Iterator[Any]:
+        for item in items:
+            chunk = item.data if isinstance(item, ServerSentEvent) else item
+            if chunk == "[DONE]":
+                self._finished = True
+            elif isinstance(chunk, Failure):
+                yield chunk
+            elif isinstance(chunk, dict) and "error" in chunk:
+                yield Failure(chunk)
+            elif text := self._text(chunk):
+                yield text
+
+    def _text(self, chunk: Any) -> str:
+        try:
+            choice: Any = next(iter(chunk.get("choices") or ()), {})
+            self._finished = self._finished or choice.get("finish_reason") is not None
+            message = choice.get("delta") or choice.get("message") or {}
+            text = message.get("content") or ""
+        except (AttributeError, TypeError):
+            raise self._complaints.unreadable() from None
+        if not isinstance(text, str):
+            raise self._complaints.unreadable()
+        return text

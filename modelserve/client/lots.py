@@ -1,0 +1,80 @@
+"""What a task makes in lots, one by one for who asks: the shape of `map` and `pipe`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Self
+
+import anyio
+
+__all__ = ["Lots"]
+
+
+class Lots(ABC):
+    """An async iterator whose work goes on in a task of the client's; `aclose` ends that.
+
+    An async context manager that closes it. An error, and a cancellation while waiting, close it.
+    """
+
+    def __init__(self) -> None:
+        self._lot: Iterator[Any] = iter(())
+        self._scope = anyio.CancelScope()
+        self._begun = self._ended = False
+        self._gone = anyio.Event()
+
+    @abstractmethod
+    async def _work(self) -> None:
+        """Do the work until all is done. Raises nothing but the cancellation."""
+
+    @abstractmethod
+    async def _next_lot(self) -> list[Any]:
+        """Wait for results; return none at the end."""
+
+    async def run(self) -> None:
+        """Do the work: the client begins this as a task."""
+        self._begun = True
+        try:
+            with self._scope:
+                await self._work()
+        finally:
+            self._gone.set()
+
+    async def lot(self) -> list[Any]:
+        """Wait for results and return those that there are; none at the end."""
+        if self._ended:
+            return []
+        try:
+            results = await self._next_lot()
+        except BaseException:
+            self._ended = True
+            self._scope.cancel()
+            raise
+        if not results:
+            await self.aclose()
+        return results
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        for result in self._lot:
+            return result
+        self._lot = iter(await self.lot())
+        for result in self._lot:
+            return result
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the work and close its connections; wait until that is done."""
+        self._lot, self._ended = iter(()), True
+        self._scope.cancel()
+        if self._begun:
+            with anyio.CancelScope(shield=True):
+                await self._gone.wait()

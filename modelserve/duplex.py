@@ -1,0 +1,230 @@
+"""Requests whose body is streamed to the model: results go out while it comes in.
+
+Whether a request is one is decided by its content type and by what was settled about the model. All
+that can be refused is refused before the body is asked for: hosts send `100 Continue` then. Three
+things happen at the same time, each in a task of its own: the intake receives, the pipeline runs
+the hooks, and the results are sent.
+"""
+
+import logging
+from functools import partial
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import anyio.lowlevel
+
+from modelserve.concurrency.cleanup import clean_up
+from modelserve.concurrency.flight import Flight, Phase
+from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
+from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.intake import QUEUED_BYTES, Intake
+from modelserve.exchange.results import Results
+from modelserve.lifespan import Serving
+from modelserve.models.chunks import Chunks
+from modelserve.models.hooks import Plan
+from modelserve.models.inference import Call, infer
+from modelserve.models.instances import Instances, SyncInstances
+from modelserve.models.iterating import Iterates
+from modelserve.models.registry import Entry
+from modelserve.protocols.codec import Codec, ModelRef, StreamFormat
+from modelserve.wire.head import HookHeaders
+from modelserve.wire.lines import Cutter, Lines
+from modelserve.wire.media import LINE_TYPES, media_type
+
+__all__ = ["Duplex", "duplex_for"]
+
+logger = logging.getLogger("modelserve")
+
+_ON_ERROR: Final = ("continue", "stop")
+
+
+def duplex_for(
+    serving: Serving, entry: Entry, plan: Plan, codec: Codec, ref: ModelRef, exchange: Exchange
+) -> "Duplex | None":
+    """Return what answers a request whose body is streamed to the model; None for any other.
+
+    Raises what refuses such a request: UnsupportedCoding, InvalidInput, NotAcceptable.
+    """
+    if not codec.takes_lines:
+        return None
+    name = media_type(exchange.get(b"content-type").decode("latin-1"))
+    cutter = codec.cutter(name, entry.limits, iterates=plan.iterates is not None)
+    if cutter is None:
+        return None
+    if exchange.get(b"content-encoding").strip().lower() not in (b"", b"identity"):
+        raise UnsupportedCoding("A streamed body must not have a content-encoding.")
+    stops = _on_error(exchange) == "stop"
+    duplex = Duplex(serving, entry, plan, codec, ref, exchange, cutter, stops=stops)
+    duplex.stream_format(None).encoder(None, empty=True)  # raises NotAcceptable
+    return duplex
+
+
+def _on_error(exchange: Exchange) -> str:
+    query = parse_qs(exchange.scope.get("query_string", b"").decode("latin-1"))
+    chosen = query.get("on_error", ["continue"])[-1]
+    if chosen not in _ON_ERROR:
+        raise InvalidInput("on_error may be continue or stop.")
+    return str(chosen)
+
+
+class Duplex:
+    """One request that is answered while it is received."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        entry: Entry,
+        plan: Plan,
+        codec: Codec,
+        ref: ModelRef,
+        exchange: Exchange,
+        cutter: Cutter,
+        *,
+        stops: bool,
+    ) -> None:
+        self._serving = serving
+        self._entry = entry
+        self._plan = plan
+        self._codec = codec
+        self._ref = ref
+        self._exchange = exchange
+        self._stops = stops
+        self._intake = Intake(exchange, cutter, timeout=exchange.deadlines.input_timeout)
+        self._headers = HookHeaders.of(exchange) if plan.wants_headers else None
+        self._response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
+
+    def stream_format(self, payload: Any) -> StreamFormat:
+        """Return how the results go out: as lines where the client has no preference."""
+        format = self._codec.stream_format(
+            self._exchange, payload, self._response_headers, self._ref
+        )
+        if isinstance(self._intake.cutter, Lines) and (format.accept or "*/*") == "*/*":
+            format.accept = LINE_TYPES[0]
+        return format
+
+    async def answer(self) -> None:
+        """Wait for a slot, run the hooks on what arrives, and send what they make of it.
+
+        Raises Overloaded; what the hooks raise; ClientGone.
+        """
+        exchange, admission, gate = self._exchange, self._serving.admission, self._entry.gate
+        if exchange.flight is None:
+            await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
+        assert exchange.flight is not None
+        begin = partial(self._begin, exchange.flight)
+        if admission.acquire_nowait(gate):
+            begin()
+        else:
+            exchange.enter(Phase.QUEUE)
+            await admission.acquire(gate, QUEUED_BYTES, on_wait=begin)
+        exchange.admitted = True
+        exchange.enter(Phase.FIRST)
+        try:
+            self._intake.note_admitted()
+            if self._plan.iterates is None:
+                await self._answer_chunks()
+            else:
+                await self._answer_iterator(self._plan.iterates)
+        finally:
+            self._log_stall()
+            admission.release(gate)
+
+    def _begin(self, flight: Flight) -> None:
+        """Receive from now on; what is refused is refused before."""
+        flight.start_companion(self._intake.receive())
+
+    def _start_results(self) -> Results:
+        exchange = self._exchange
+        assert exchange.flight is not None
+        results = Results(
+            exchange,
+            self.stream_format(None),
+            self._entry.streaming,
+            stops=self._stops,
+            noun=self._intake.cutter.noun,
+            debug=self._serving.debug,
+        )
+        exchange.flight.start_companion(results.send())
+        return results
+
+    def _call(self) -> Call:
+        exchange, entry = self._exchange, self._entry
+        headers = self._headers
+        return Call(
+            entry.name, entry.workers, headers, self._response_headers, exchange.id, exchange
+        )
+
+    # -- a hook of whole payloads
+
+    async def _answer_chunks(self) -> None:
+        results = self._start_results()
+        seconds: dict[str, float] = {}
+        self._exchange.seconds = seconds
+        chunks = Chunks(
+            self._plan,
+            self._intake,
+            results,
+            self._exchange,
+            make_call=self._call,
+            check=self._codec.check,
+            seconds=seconds,
+        )
+        async with results.flushing():
+            await chunks.run()
+        await results.finish()
+
+    # -- a hook that iterates
+
+    async def _answer_iterator(self, how: Iterates) -> None:
+        exchange = self._exchange
+        payload: Any
+        payload = instances = Instances(self._intake)
+        assert exchange.flight is not None
+        if how is Iterates.SYNC:
+            payload = SyncInstances(instances)
+            exchange.flight.start_companion(payload.serve())
+        call = self._call()
+        exchange.seconds = call.seconds
+        try:
+            result = await infer(self._plan, payload, call, self._codec.check)
+            if call.is_stream(result):
+                results = self._start_results()
+                instances.fail_record = partial(_fail, results)
+                async with results.flushing():
+                    await results.put_all(result, call.endings())
+                    if instances.error is not None:  # the hook has caught it
+                        raise instances.error
+                await results.finish()
+                return
+            if instances.error is not None:
+                raise instances.error
+            exchange.check_reason()
+            if self._codec.always_streams:
+                results = self._start_results()
+                results.put((result,))
+                await results.finish()
+                return
+            fields, buffers = self._codec.encode(
+                result, exchange, None, self._response_headers, self._ref
+            )
+            await exchange.send_document(200, fields, buffers)
+        finally:
+            if not call.is_finished:
+                closing = call.finish()
+                await (closing if call.is_exhausted else clean_up(exchange, closing))
+
+    def _log_stall(self) -> None:
+        """Tell of a client that was cut since it sent all before it would read anything."""
+        exchange = self._exchange
+        is_cut = isinstance(exchange.reason, DeadlineExceeded) and exchange.sending
+        if is_cut and self._intake.is_full:
+            logger.warning(
+                "Request %s was cut: the client does not read while it sends",
+                exchange.id.decode(),
+                extra={"request_id": exchange.id.decode()},
+            )
+
+
+async def _fail(results: Results, number: int, failure: Exception) -> None:
+    results.fail_record(number, failure)
+    await results.wait_for_room()

@@ -1,0 +1,1 @@
+"""The package of OpenAI's models at KServe's path."""

@@ -1,0 +1,203 @@
+"""Run a hook of whole payloads for a request that is still being received.
+
+It is called with `{"instances": [...]}` of what has arrived, and never waits for more. Each result
+belongs to one record, and goes out in its order; so does what is wrong with a record. A call that
+raises is made again record by record, so that one bad record fails alone.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, Final, Protocol
+
+from modelserve.concurrency.cleanup import clean_up
+from modelserve.concurrency.flight import Watched
+from modelserve.errors import InvalidInput, describe
+from modelserve.models.hooks import Plan
+from modelserve.models.inference import Call, infer
+from modelserve.models.instances import Incoming
+from modelserve.models.predictions import Miscounted, first_error, predictions_of
+from modelserve.tensors.elements import is_array
+from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine
+
+__all__ = ["Chunks", "Sink"]
+
+_RESULTS: Final = {"explain": "explanations"}
+
+
+class Sink(Protocol):
+    """Where results go.
+
+    Attributes:
+        is_empty: Nothing has been put there yet.
+    """
+
+    @property
+    def is_empty(self) -> bool: ...
+
+    def put(self, items: Sequence[Any]) -> None:
+        """Add results."""
+
+    def fail_record(self, number: int, failure: BaseException) -> None:
+        """Say in a record's place why it has no result; raise what ends the request."""
+
+    async def wait_for_room(self) -> None:
+        """Wait until more may be put. Raises what ends the request early."""
+
+
+class Chunks:
+    """The calls of one request's hooks.
+
+    Args:
+        plan: The hooks.
+        incoming: Where the records come from.
+        sink: Where the results go.
+        request: Whose clean-up it is.
+        make_call: Makes what runs the hooks once.
+        check: As for `infer`.
+        seconds: How long each hook has taken, over all calls.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        incoming: Incoming,
+        sink: Sink,
+        request: Watched,
+        *,
+        make_call: Callable[[], Call],
+        check: Callable[[Any], None],
+        seconds: dict[str, float],
+    ) -> None:
+        if plan.main.rows is not None and plan.postprocess is None:
+            plan = plan.with_main(plan.main.replaced_by(plan.main.rows))
+        self._plan = plan
+        self._incoming = incoming
+        self._sink = sink
+        self._request = request
+        self._make_call = make_call
+        self._check = check
+        self._seconds = seconds
+        self._key = _RESULTS.get(plan.main.name, "predictions")
+
+    async def run(self) -> None:
+        """Answer all records. Raises what ends the request."""
+        sink, incoming = self._sink, self._incoming
+        while True:
+            first, records = await incoming.take(MOST_AT_ONCE)
+            if not records:
+                return
+            values, is_regular = incoming.cutter.parse(records)
+            if incoming.cutter.at_a_time == 1:
+                await self._answer_each(first, values)
+            elif is_regular:
+                await self._answer(range(first, first + len(values)), values)
+            else:
+                await self._answer_between(first, values)
+            await sink.wait_for_room()
+
+    async def _answer_each(self, first: int, values: list[Any]) -> None:
+        """Answer each record by itself, before the next is looked at."""
+        for number, value in enumerate(values, first):
+            if type(value) is BadLine:
+                self._sink.fail_record(number, InvalidInput(value.error))
+            else:
+                await self._answer((number,), [value])
+            await self._sink.wait_for_room()
+
+    async def _answer_between(self, first: int, values: list[Any]) -> None:
+        """Answer the records between those that are no instances."""
+        numbers: list[int] = []
+        good: list[Any] = []
+        for number, value in zip(count(first), values, strict=False):
+            if type(value) is not BadLine:
+                numbers.append(number)
+                good.append(value)
+            elif value is not BLANK:
+                await self._answer(numbers, good)
+                numbers, good = [], []
+                self._sink.fail_record(number, InvalidInput(value.error))
+        await self._answer(numbers, good)
+
+    async def _answer(self, numbers: Sequence[int], values: list[Any]) -> None:
+        """Answer instances that follow one another."""
+        if not values:
+            return
+        results, error = await self._attempt(values)
+        if error is not None:
+            results = [error] if len(values) == 1 else await self._one_by_one(values)
+            if self._sink.is_empty and all(map(_is_fault, results)):
+                raise error  # no record is to blame
+        if is_array(results):
+            results = results.tolist()
+        if first_error(results) is None:
+            self._sink.put(results)
+            return
+        for number, result in zip(numbers, results, strict=True):
+            if isinstance(result, BaseException):
+                self._sink.fail_record(number, result)
+            else:
+                self._sink.put((result,))
+
+    async def _one_by_one(self, values: list[Any]) -> list[Any]:
+        """Return the result of each instance, or what its call has raised."""
+        results: list[Any] = []
+        for value in values:
+            found, error = await self._attempt([value])
+            results += found if error is None else [error]
+        return results
+
+    async def _attempt(self, values: list[Any]) -> tuple[Any, Exception | None]:
+        """Return the results of one call, or what it has raised, if that may be a record's fault.
+
+        There are none where they were a stream, and have gone out.
+        """
+        try:
+            return await self._results(values), None
+        except _Partial as exc:
+            raise exc.error from None
+        except Miscounted:
+            raise
+        except Exception as exc:
+            if self._request.reason is not None:
+                raise self._request.reason from exc
+            return (), exc
+
+    async def _results(self, values: list[Any]) -> Any:
+        call = self._make_call()
+        try:
+            result = await infer(self._plan, {"instances": values}, call, self._check)
+            if call.is_stream(result):
+                await self._hand_on(result)
+                return ()
+            who = f"With a streamed body, {self._plan.main.name}"
+            return predictions_of(result, len(values), who, key=self._key)
+        finally:
+            if not call.is_finished:
+                closing = call.finish()
+                await (closing if call.is_exhausted else clean_up(self._request, closing))
+            for hook, seconds in call.seconds.items():
+                self._seconds[hook] = self._seconds.get(hook, 0.0) + seconds
+
+    async def _hand_on(self, items: Any) -> None:
+        has_begun = False
+        try:
+            async for item in items:
+                self._sink.put((item,))
+                has_begun = True
+                await self._sink.wait_for_room()
+        except Exception as exc:
+            if has_begun:
+                raise _Partial(exc) from exc
+            raise
+
+
+class _Partial(Exception):
+    """A stream has failed of which a part has gone out."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _is_fault(result: Any) -> bool:
+    """Return whether a record has failed through no fault of the client's."""
+    return isinstance(result, BaseException) and describe(result)[0] >= 500

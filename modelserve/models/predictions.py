@@ -1,0 +1,56 @@
+"""The predictions of a result, where each belongs to one instance of the payload."""
+
+from typing import Any
+
+from modelserve.errors import InferenceError
+from modelserve.tensors.elements import is_array
+from modelserve.wire.values import to_builtin
+
+__all__ = ["Miscounted", "as_rows", "first_error", "predictions_of"]
+
+
+class Miscounted(InferenceError):
+    """A hook has returned another number of predictions than it was given instances."""
+
+
+def predictions_of(result: Any, size: int, who: str, *, key: str = "predictions") -> Any:
+    """Return so many predictions of a result, as what can be sliced.
+
+    Args:
+        who: What must return them, for the error: `A batched predict`.
+        key: Where they are in a result that is a dict.
+
+    Raises Miscounted for another number, TypeError for what has no number.
+    """
+    predictions = result.get(key) if isinstance(result, dict) else None
+    if type(predictions) is not list:
+        predictions = as_rows(result, predictions, who, key)
+    if len(predictions) != size:
+        hook = who.split()[-1]
+        raise Miscounted(f"{hook} returned {len(predictions)} {key} for {size} instances")
+    return predictions
+
+
+def as_rows(result: Any, predictions: Any, who: str, key: str = "predictions") -> Any:
+    """Return predictions as a list, a tuple or an array. Raises TypeError for anything else."""
+    if isinstance(predictions, list | tuple) or is_array(predictions):
+        return predictions
+    try:
+        rows = None if isinstance(predictions, dict | str) else to_builtin(predictions)
+    except TypeError:
+        rows = None
+    if not isinstance(rows, list):
+        raise TypeError(
+            f'{who} must return {{"{key}": [...]}} with a {key.removesuffix("s")} for each '
+            f"instance, not {type(result if predictions is None else predictions).__name__}"
+        )
+    return rows
+
+
+def first_error(predictions: Any) -> BaseException | None:
+    """Return the first of the predictions that is an exception, if there is one."""
+    if is_array(predictions):
+        return None
+    if not any(issubclass(kind, BaseException) for kind in {*map(type, predictions)}):
+        return None
+    return next(each for each in predictions if isinstance(each, BaseException))

@@ -1,0 +1,84 @@
+"""WebSockets on the paths of models: who may open one, and the request that it becomes."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.types import Receive, Scope, Send
+
+from modelserve.endpoints import Target
+from modelserve.errors import Forbidden
+from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.websocket import Socket
+from modelserve.lifespan import Serving
+from modelserve.routes import NOT_FOUND, Routes
+from modelserve.wire.handshake import SUBPROTOCOL, bearer_token, is_allowed_origin, without_bearer
+from modelserve.wire.head import NEW_IDS, valid_id
+from modelserve.wire.headers import Header
+
+__all__ = ["Request", "open_socket"]
+
+Request = tuple[Target, Scope, Receive, Send]
+
+_METHOD: Final = "GET"
+# What a body would have; there is none, and nothing of it may be taken for true.
+_OF_BODIES: Final = frozenset(
+    (b"accept", b"content-encoding", b"content-length", b"content-type", b"expect")
+)
+_SUBPROTOCOLS: Final = b"sec-websocket-protocol"
+
+
+async def open_socket(
+    serving: Serving, routes: Routes, scope: Scope, receive: Receive, send: Send
+) -> Request | None:
+    """Return the request that a WebSocket is: what it means, and how it is received and answered.
+
+    None is returned where its client has left already.
+    """
+    if (await receive())["type"] != "websocket.connect":
+        return None
+    headers = _headers(scope)
+    given = dict(headers)
+    socket = Socket(scope, receive, send, [(b"x-request-id", given[b"x-request-id"])])
+    target = _target(serving, routes.find(scope), given)
+    offered = without_bearer(scope.get("subprotocols") or ())
+    request = {**scope, "method": _METHOD, "headers": headers, "subprotocols": offered}
+    return target, request, socket.receive, socket.send
+
+
+def _target(serving: Serving, target: Target, headers: Mapping[bytes, bytes]) -> Target:
+    """Return what a path means for a WebSocket; NOT_FOUND where it is for other requests only."""
+    codec = target.codec.over_socket
+    if codec is None:
+        return NOT_FOUND
+    origin, host = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
+    has_token = serving.token is not None and not serving.origins  # which no page has by itself
+    is_allowed = has_token or is_allowed_origin(origin, host, serving.origins)
+    return Target(
+        {_METHOD: None if is_allowed else _refuse}, target.ref, codec, target.verb, target.hook
+    )
+
+
+async def _refuse(serving: Serving, target: Target, exchange: Exchange) -> None:
+    raise Forbidden(
+        "Web pages of this origin may not open a WebSocket here;"
+        " ModelServer(origins=...) or --cors-origin allows it."
+    )
+
+
+def _headers(scope: Scope) -> list[Header]:
+    """Return the headers of the handshake, with the id that the request has."""
+    pairs: list[Any] = [
+        (name, value)
+        for name, value in scope["headers"]
+        if not (name in _OF_BODIES or name in (b"x-request-id", _SUBPROTOCOLS))
+        and not name.startswith(b"ce-")
+    ]
+    subprotocols = scope.get("subprotocols") or ()
+    token = bearer_token(subprotocols)
+    if token is not None and b"authorization" not in dict(pairs):
+        pairs.append((b"authorization", b"Bearer " + token))
+    if SUBPROTOCOL in subprotocols:
+        pairs.append((_SUBPROTOCOLS, SUBPROTOCOL.encode()))
+    ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    pairs.append((b"x-request-id", valid_id(ids[-1]) if ids else next(NEW_IDS)))
+    return pairs
