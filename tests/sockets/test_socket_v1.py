@@ -241,7 +241,7 @@ JSON_TYPES = [
 OTHER_TYPES = [
     "image/png", "text/plain", "text/plain; charset=utf-8", "audio/wav", "avro/binary",
     "application/avro", "application/xml", "multipart/mixed; boundary=x", "text/json",
-    "application/jsonish", "application/x-ndjson",
+    "application/jsonish",
 ]  # fmt: skip
 
 
