@@ -429,6 +429,7 @@ async def test_nothing_is_left_to_the_garbage_collector(hook: Any) -> None:
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("traits", [{}, {"coalesce": True}, {"heartbeat": 0.01}])
 async def test_a_stream_leaves_nothing_to_the_garbage_collector(traits: dict[str, Any]) -> None:

@@ -180,6 +180,7 @@ def test_images() -> None:
             assert (refused.status_code, refused.json()) == (400, {"error": sentence})
 
 
+@pytest.mark.slow
 def test_a_writer_for_many_clients() -> None:
     pytest.importorskip("numpy")
     with served("examples/07_batching/writer.py") as url:

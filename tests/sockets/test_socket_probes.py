@@ -42,8 +42,13 @@ SYNC = [
 FEW = ["async-generator:predict", "sync-generator:predict", "postprocessed:predict"]
 HOSTS = ["httptools", "h11", "hypercorn", "trio", "granian"]
 PROBES = [
-    *(("httptools", origin) for origin in ASYNC + SYNC),
+    *(("httptools", origin) for origin in FEW),
     ("trio", FEW[0]),
+    *(
+        pytest.param("httptools", origin, marks=pytest.mark.slow)
+        for origin in ASYNC + SYNC
+        if origin not in FEW
+    ),
     *(
         pytest.param(host, origin, marks=pytest.mark.slow)
         for host in HOSTS[1:]
