@@ -1,8 +1,15 @@
 import json
+import signal
 import time
 from typing import Any
 
 import pytest
+
+# Whoever runs the tests may ignore signals, as nohup does; the processes that they start must not.
+for _signal, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    _number = getattr(signal, _signal, None)
+    if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # These start servers and time clients on a machine that may be busy: each has one more try, and
 # pytest counts it as a rerun.
