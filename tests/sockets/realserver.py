@@ -155,9 +155,10 @@ def start(kind: str, app: str, folder: Path, *options: str, readiness: int = 200
         "PYTHONUNBUFFERED": "1",
         "LEDGER": str(ledger),
     }
+    warnings = "ignore" if kind == "websockets" else "default"  # uvicorn's own deprecation
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-W", "default", "-m", *command, *options],
+            [sys.executable, "-W", warnings, "-m", *command, *options],
             cwd=folder,
             env=environment,
             stdout=output,
