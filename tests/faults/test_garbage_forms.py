@@ -1,5 +1,6 @@
 """Bodies of multipart/form-data that are nearly right, in any pieces: a form, or a 4xx."""
 
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -30,6 +31,28 @@ TYPES = st.sampled_from(
         f"multipart/form-data; boundary={'b' * 100}", "multipart/form-data; boundary=\xe9",
     ]
 )  # fmt: skip
+HEADS = st.sampled_from(
+    [
+        b'Content-Disposition: form-data; name="f"',
+        b'Content-Disposition: form-data; name="f"; filename="a.txt"\r\nContent-Type: text/plain',
+        b"Content-Disposition: form-data; name=f; filename*=utf-8''%C3%A9",
+        b'content-disposition: form-data; name="_charset_"',
+    ]
+)
+PARTS = st.tuples(HEADS, st.binary(max_size=60)).map(lambda part: b"--b\r\n%b\r\n\r\n%b\r\n" % part)
+
+
+@st.composite
+def nearly_right(draw: st.DrawFn) -> list[bytes]:
+    """A form that is right, or lacks a few bytes somewhere, in pieces."""
+    body = b"".join(draw(st.lists(PARTS, max_size=4))) + b"--b--\r\n"
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(body)))
+        body = body[:at] + body[at + draw(st.integers(0, 4)) :]
+    cuts = sorted(draw(st.lists(st.integers(0, len(body)), max_size=6)))
+    return [body[start:stop] for start, stop in pairwise([0, *cuts, len(body)])]
+
+
 opened: list[Upload] = []
 
 
@@ -47,7 +70,11 @@ APP = ModelServer([Reads("m")], limits=Limits(max_body_bytes=20_000))
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(pieces=st.lists(PIECES, max_size=14), content_type=TYPES, ends=st.booleans())
+@given(
+    pieces=nearly_right() | st.lists(PIECES, max_size=14),
+    content_type=st.just("multipart/form-data; boundary=b") | TYPES,
+    ends=st.sampled_from([True, True, True, False]),
+)
 def test_any_form_is_read_or_refused(pieces: list[bytes], content_type: str, ends: bool) -> None:
     async def send() -> int:
         headers = {"content-type": content_type}
