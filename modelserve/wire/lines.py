@@ -4,6 +4,7 @@ A cutter makes records of pieces of bytes: lines of JSON, or the pieces as they 
 counted, the blank ones too, so that an error can name its line.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -98,6 +99,8 @@ class Lines:
         return _TOO_LONG if len(line) > self._limit else line
 
     def _parsed(self, line: bytes) -> Any:
+        if line.startswith(BOM_UTF8):  # as files of Windows begin
+            line = line.removeprefix(BOM_UTF8)
         try:
             return orjson.loads(line)
         except orjson.JSONDecodeError as exc:

@@ -150,6 +150,13 @@ def test_rows_of_a_file_in_several_requests(url: str, call: Any, tmp_path: Path)
     assert call(url, "square", "--file", str(path), "--chunk", "2") == (0, "1\n4\n9\n", "")
 
 
+@pytest.mark.parametrize("options", [[], ["--chunk", "1"]])
+def test_rows_of_a_file_of_windows(url: str, call: Any, tmp_path: Path, options: list[str]) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_bytes(b"\xef\xbb\xbf1\r\n2\r\n")
+    assert call(url, "square", "--file", str(path), *options) == (0, "1\n4\n", "")
+
+
 def test_a_recording_is_streamed(call: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(b"RIFF")
