@@ -243,7 +243,7 @@ def run(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "modelserve", *arguments]
     return subprocess.run(
-        command, env=environment, capture_output=True, timeout=30, check=False, **settings
+        command, env=environment, capture_output=True, timeout=50, check=False, **settings
     )
 
 
@@ -270,7 +270,7 @@ def test_a_script_sees_each_result_before_it_sends_the_next_row() -> None:
                 assert process.stdout.readline() == row
             process.stdin.close()
             assert process.stdout.read() == b""
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ def test_ctrl_c_while_rows_are_awaited() -> None:
         process.stdin.flush()
         assert process.stdout.readline() == b"1\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=30)
         assert (process.returncode, errors) == (130, b"")
 
 
