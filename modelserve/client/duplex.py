@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import ByteStream
 
-from modelserve.client.connections import CONNECT_SECONDS
+from modelserve.client.connections import CONNECT_SECONDS, LARGEST_ERROR, LONGEST_HEAD
 from modelserve.client.failures import ClientError
 from modelserve.client.flows import Answer, Complaints, Form, decoder_of, is_plain, refusal
 from modelserve.client.items import Decoder
@@ -32,7 +32,6 @@ __all__ = ["Pipe"]
 
 _READ_BYTES: Final = 64 * 1024
 _WRITE_BYTES: Final = 64 * 1024  # what a server has to take within the time limit
-_LARGEST_ERROR: Final = 1024 * 1024
 
 
 class Pipe(Lots):
@@ -97,7 +96,8 @@ class Pipe(Lots):
     def _begin(self, stream: ByteStream) -> None:
         import h11
 
-        self._stream, self._connection = stream, h11.Connection(h11.CLIENT)
+        self._stream = stream
+        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
         self._incoming = _Incoming(self._connection, self._receive, self._complaints)
         self._opened.set()
 
@@ -215,7 +215,7 @@ class _Incoming:
         """Read what an unsuccessful response says, as far as it comes."""
         body = b""
         try:
-            while len(body) < _LARGEST_ERROR and (piece := await self.piece()) is not None:
+            while len(body) < LARGEST_ERROR and (piece := await self.piece()) is not None:
                 body += piece
         except ClientError:
             pass  # the status is enough

@@ -1,6 +1,7 @@
 """An event loop whose clock goes on only when it is told to, on either backend."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -37,3 +38,10 @@ async def turns() -> None:
     """Let the other tasks run until they wait for time, for the network or for each other."""
     for _ in range(_TURNS):
         await anyio.lowlevel.checkpoint()
+
+
+async def wait_long(jump: Jump, begun: threading.Event) -> None:
+    """Let one minute after the other pass once something has begun."""
+    while True:
+        await turns()
+        jump(61 if begun.is_set() else 0)

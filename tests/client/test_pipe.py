@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
-from clocks import Jump, run, turns
+from clocks import Jump, run, turns, wait_long
 from scripted import chunked, scripted, serving, whole
 
 from modelserve.client import (
@@ -296,13 +296,8 @@ def test_a_server_that_reads_no_more(anyio_backend: str) -> None:
         over.wait(30)
 
     async def main(jump: Jump) -> None:
-        async def wait_long() -> None:
-            while True:
-                await turns()
-                jump(61 if begun.is_set() else 0)
-
         async with AsyncClient(url, timeout=60) as client, anyio.create_task_group() as tasks:
-            tasks.start_soon(wait_long)
+            tasks.start_soon(wait_long, jump, begun)
             with pytest.raises(TimedOut, match="for 60 s"):
                 async for _item in client.pipe("m", endless()):
                     pass
