@@ -553,6 +553,7 @@ async def test_a_drain_waits_for_the_final_message() -> None:
     assert not was_over
 
 
+@pytest.mark.slow
 async def test_a_thread_that_hangs_does_not_keep_the_lifespan_from_ending(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -226,6 +226,7 @@ async def test_a_blocked_thread_does_not_delay_calls_after_a_close() -> None:
     assert not was_delayed
 
 
+@pytest.mark.slow
 async def test_threads_end_when_their_pool_is_collected() -> None:
     before = alive()
     workers = Workers(4)
