@@ -119,6 +119,7 @@ def test_the_quickstart_streams_word_by_word() -> None:
         assert len(answer.json()["predictions"][0]) == 5
 
 
+@pytest.mark.slow
 def test_openais_client_talks_to_the_quickstart_as_the_readme_shows() -> None:
     pytest.importorskip("openai")
     [snippet] = [block for block in blocks(README, "python") if "import OpenAI" in block]
@@ -281,6 +282,7 @@ def test_the_python_of_a_guide_runs(guide: Path) -> None:
 @pytest.mark.parametrize(
     "guide", [g for g in GUIDES if shown(g.read_text())], ids=lambda path: path.name
 )
+@pytest.mark.slow
 def test_a_guide_shows_what_one_sees(guide: Path, tmp_path: Path) -> None:
     for number, (program, text) in enumerate(programs(guide.read_text())):
         path = tmp_path / f"app{number}.py"
@@ -290,6 +292,7 @@ def test_a_guide_shows_what_one_sees(guide: Path, tmp_path: Path) -> None:
                 assert_prints(command, output, url)
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_guide_run_as_they_are_copied(tmp_path: Path) -> None:
     text = "\n".join(blocks((ROOT / "examples/guides/testing.md").read_text(), "python"))
     (tmp_path / "test_words.py").write_text(text)
@@ -344,6 +347,7 @@ def test_the_command_of_the_container_is_one() -> None:
     assert (command, options.target, options.host) == ("modelserve", "app.py", "0.0.0.0")
 
 
+@pytest.mark.slow
 def test_a_front_forwards_to_models_in_other_processes(tmp_path: Path) -> None:
     text = (ROOT / "examples/guides/composing.md").read_text()
     front = next(block for block in blocks(text, "python") if "front.py" in block)

@@ -148,6 +148,7 @@ def test_slow_reader(server: Server, key: str, model: str) -> None:
 
 
 @every_host
+@pytest.mark.slow
 def test_client_that_never_reads_and_resets(server: Server, key: str) -> None:
     clients = [Connection(server.port, receive_buffer=4096) for _ in range(4)]
     for n, client in enumerate(clients):

@@ -330,6 +330,7 @@ def get_times(port: int) -> list[float]:
 
 
 @main_hosts
+@pytest.mark.slow
 def test_other_requests_during_a_blocking_predict(
     start: Start, figure: Figure, key: str, host: str
 ) -> None:

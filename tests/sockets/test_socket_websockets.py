@@ -120,6 +120,7 @@ def is_held(server: Server, client: ClientConnection) -> bool:
     return any([row[1][-5:], row[2][-5:]] == ends and row[9] != "0" for row in rows)
 
 
+@pytest.mark.slow
 def test_the_command_line_lets_go_of_a_client_that_never_reads(tmp_path: Path) -> None:
     with (
         stopping("modelserve", tmp_path, "--send-timeout", "0.2") as server,
