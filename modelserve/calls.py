@@ -143,8 +143,13 @@ class CallRequest:
         self.room.set()
 
     def leave(self) -> None:
-        """Cancel the model: the caller reads no more."""
-        self.left = self.begun = True
+        """Cancel the model: the caller reads no more. A call that has not begun never will."""
+        self.left = True
+        if not self.begun:
+            self.begun = self.ended = True
+            self.error = ClientGone()
+            self.notify()
+            return
         self._gone.set()
         if self.flight is not None:
             self.flight.cancel(ClientGone())
