@@ -410,11 +410,11 @@ def _refusal_by_ray(exc: BaseException) -> Overloaded | None:
 
     It is known by its two attributes, since Ray is not imported here.
     """
-    status, seconds = getattr(exc, "status_code", None), getattr(exc, "retry_after_s", exc)
-    if status not in _OF_BACK_PRESSURE or seconds is exc:
+    status, seconds = getattr(exc, "status_code", 0), getattr(exc, "retry_after_s", "")
+    if status not in _OF_BACK_PRESSURE or isinstance(seconds, str):
         return None
     refusal = Overloaded(_CALLED_IS_BUSY, retry_after=math.ceil(seconds or 0))
-    refusal.status = status
+    refusal.status = int(status)
     return refusal
 
 
