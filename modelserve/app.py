@@ -239,7 +239,8 @@ class ModelServer(_Runnable):
     async def ready(self) -> None:
         """Wait until every load has ended, and start the loading where no lifespan does.
 
-        Cancellation leaves the loads running. Raises ModelNotReady, naming those that have failed.
+        Cancellation leaves the loads running. Raises ModelNotReady, naming the models that have
+        failed to load, or else those whose `healthy` is false: a health check for hosts that ask.
         """
         await self.serving.loaded()
 

@@ -52,7 +52,6 @@ __all__ = ["CallRequest", "caller_here"]
 _PROTOCOL: Final = "call"  # in metrics and in the access log
 _PIPELINE: Final = dispatch.__code__
 _DEEPEST: Final = 64
-_AHEAD: Final = 1  # items that wait for the caller
 
 
 class _Streamed:
@@ -79,6 +78,8 @@ class CallRequest:
         caller: The request whose hook has called.
         from_thread: A thread waits for it.
         items: What the caller has not read yet, the result too.
+        ahead: So many items may wait for the caller.
+        waits_for_room: So many do; `make_room` is to be called once half of them are read.
         streams: The model streams.
         ended: The model has cleaned up, its slot is free, and nothing more will come.
         notify: Called on the event loop when there is something to read, or no more to come.
@@ -117,10 +118,9 @@ class CallRequest:
         self.seconds: Mapping[str, float] = {}
         # what it gives
         self.items: deque[Any] = deque()
+        self.ahead, self.waits_for_room = 1, False
         self.streams = self.begun = self.ended = self.left = False
         self.notify: Callable[[], object] = _nothing
-        self.room, self._gone = anyio.Event(), anyio.Event()
-        self.receive: Receive = partial(_wait_for_leave, self._gone)
 
     def _chosen_id(self) -> bytes:
         given = self.headers.get("x-request-id")
@@ -135,6 +135,8 @@ class CallRequest:
         if self.begun:
             return
         self.begun = True
+        self.room, self._gone = anyio.Event(), anyio.Event()
+        self.receive: Receive = partial(_wait_for_leave, self._gone)
         self.arrived = self.since = monotonic()
         _spawn(self, self.context)
 
@@ -142,9 +144,18 @@ class CallRequest:
         """Let the model go on, as an item has been read."""
         self.room.set()
 
+    def whole(self, items: list[Any]) -> Any:
+        """Return what the model has given: its items, or its one result."""
+        return items if self.streams else items[0]
+
     def leave(self) -> None:
-        """Cancel the model: the caller reads no more."""
-        self.left = self.begun = True
+        """Cancel the model: the caller reads no more. A call that has not begun never will."""
+        self.left = True
+        if not self.begun:
+            self.begun = self.ended = True
+            self.error = ClientGone()
+            self.notify()
+            return
         self._gone.set()
         if self.flight is not None:
             self.flight.cancel(ClientGone())
@@ -301,9 +312,11 @@ async def _hand_on(request: CallRequest, streamed: _Streamed, items: AsyncIterat
     async for item in items:
         _record(request, streamed, monotonic())
         _enter(request, Phase.SEND)
-        while len(request.items) >= _AHEAD:
-            request.room = anyio.Event()
-            await request.room.wait()
+        while len(request.items) >= request.ahead:
+            request.room, request.waits_for_room = anyio.Event(), True
+            if len(request.items) >= request.ahead:  # nobody has read meanwhile, in another thread
+                await request.room.wait()
+        request.waits_for_room = False
         request.items.append(item)
         request.notify()
         _enter(request, Phase.ITEM)
