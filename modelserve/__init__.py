@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelserve.models.model import Model
     from modelserve.models.repository import ModelRepository
     from modelserve.models.stepping import Stepping
+    from modelserve.observers import RequestRecord
     from modelserve.tensors import (
         InferInput,
         InferOutput,
@@ -47,6 +48,7 @@ __all__ = [
     "ModelNotReady",
     "ModelRepository",
     "ModelServer",
+    "RequestRecord",
     "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
@@ -72,6 +74,7 @@ _MODULES: Final = {
     "ModelNotReady": "errors",
     "ModelRepository": "models.repository",
     "ModelServer": "app",
+    "RequestRecord": "observers",
     "RequestedOutput": "tensors",
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",

@@ -114,6 +114,8 @@ class CallRequest:
         self.status = 0
         self.error: BaseException | None = None
         self.admitted = False
+        self.waited: tuple[float, float] | None = None
+        self.generated = None
         self.seconds: Mapping[str, float] = {}
         # what it gives
         self.items: deque[Any] = deque()
@@ -193,7 +195,7 @@ async def _answer(request: CallRequest) -> None:
         if request.left:
             raise ClientGone
         request.entry = entry = await _usable_entry(request)
-        await request.serving.admission.nesting.acquire(entry.gate, _held(request))
+        await _admit(request, entry)
         request.admitted = True
         await _run_hooks(request, entry, entry.plans[request.verb])
         request.status = 200
@@ -201,6 +203,17 @@ async def _answer(request: CallRequest) -> None:
         if request.flight is not None and request.flight.is_interrupted_by(exc):
             raise
         request.error = exc
+
+
+async def _admit(request: CallRequest, entry: Entry) -> None:
+    """Wait for a slot of the model. Raises Overloaded."""
+    since = monotonic()
+    waits = not entry.gate.has_room
+    try:
+        await request.serving.admission.nesting.acquire(entry.gate, _held(request))
+    finally:
+        if waits:
+            request.waited = since, monotonic()
 
 
 async def _usable_entry(request: CallRequest) -> Entry:

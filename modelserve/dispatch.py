@@ -28,7 +28,7 @@ from modelserve.errors import (
 )
 from modelserve.exchange.body import decoded, feed_rest, read_rest, receive_first
 from modelserve.exchange.early import read_ahead
-from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.exchange import Exchange, noting_wait
 from modelserve.exchange.failures import report_failure
 from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
@@ -112,8 +112,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         plan, size = entry.plans[target.hook], len(body)
         del body  # it may be large, and the answer may take long
         if share is not None or not serving.admission.acquire_nowait(entry.gate):
-            exchange.enter(_QUEUE)
-            await serving.admission.acquire(entry.gate, size, share)
+            await _admit(serving, entry, exchange, size, share)
         exchange.admitted = True
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
@@ -251,6 +250,15 @@ async def _decode(
         return codec.decode(body, exchange, ref)
 
     exchange.payload = await _in_turns(serving, decode, len(body), share)
+
+
+async def _admit(
+    serving: Serving, entry: Entry, exchange: Exchange, size: int, share: Share | None
+) -> None:
+    """Wait for a slot, and note for how long. Raises Overloaded."""
+    exchange.enter(_QUEUE)
+    with noting_wait(exchange) as on_wait:
+        await serving.admission.acquire(entry.gate, size, share, on_wait=on_wait)
 
 
 async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, share: Share) -> Any:

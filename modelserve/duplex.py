@@ -16,7 +16,7 @@ import anyio.lowlevel
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
-from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.exchange import Exchange, noting_wait
 from modelserve.exchange.intake import QUEUED_BYTES, Intake
 from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
@@ -116,7 +116,13 @@ class Duplex:
             begin()
         else:
             exchange.enter(Phase.QUEUE)
-            await admission.acquire(gate, QUEUED_BYTES, on_wait=begin)
+            with noting_wait(exchange) as note_wait:
+
+                def on_wait() -> None:
+                    note_wait()
+                    begin()
+
+                await admission.acquire(gate, QUEUED_BYTES, on_wait=on_wait)
         exchange.admitted = True
         exchange.enter(Phase.FIRST)
         try:

@@ -6,7 +6,8 @@ never at once: the pipeline and, once the request has a reason to end early, `re
 pipeline looks at the reason before it sends anything. Streams are written by `streams`.
 """
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -20,10 +21,11 @@ from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries
 from modelserve.protocols.codec import Codec, Payload
 from modelserve.wire.encoders import Encoder
+from modelserve.wire.generation import Generated
 from modelserve.wire.head import NEW_IDS, Head, Scope, valid_id
 from modelserve.wire.headers import Body, Header, error_headers, length_header
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "noting_wait"]
 
 # Module-level names, since the attributes of a class are looked up at every request.
 _BODY: Final = Phase.BODY
@@ -74,7 +76,7 @@ class Exchange(Head):
     __slots__ = (
         "admitted", "answered", "arrived", "body_read", "closes_connection", "codec", "cut",
         "deadlines", "error", "flight", "headers_only", "payload", "phase", "reason", "receive",
-        "seconds", "send", "sending", "series", "since", "status", "stream",
+        "seconds", "send", "sending", "series", "since", "status", "stream", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +109,8 @@ class Exchange(Head):
         self.error: BaseException | None = None
         self.admitted = False
         self.seconds = _NO_SECONDS
+        self.generated: Generated | None = None
+        self.waited: tuple[float, float] | None = None
 
     # -- what the request waits for
 
@@ -231,6 +235,23 @@ class Exchange(Head):
             await self.finish()
         else:
             self.cut = True
+
+
+@contextmanager
+def noting_wait(exchange: Exchange) -> Iterator[Callable[[], None]]:
+    """Note for how long a request waits for a slot: from a call of what is given to the end."""
+
+    since: float | None = None
+
+    def begin() -> None:
+        nonlocal since
+        since = monotonic()
+
+    try:
+        yield begin
+    finally:
+        if since is not None:
+            exchange.waited = since, monotonic()
 
 
 async def _send_parts(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from modelserve.errors import BodyTimeout, ClientGone, Stopped
+from modelserve.wire.generation import Generated
 
 __all__ = ["Ending", "Streamed", "outcome_of", "result_of"]
 
@@ -15,6 +16,8 @@ class Ending(Protocol):
         status, error, admitted: As for `outcome_of`.
         seconds: How long each hook took; a stream's hook, to the stream's end.
         stream: What was streamed, for the access log; None if nothing was.
+        waited: From when to when, by `time.monotonic`, it waited for a slot; None if it had not to.
+        generated: The answer of a language model, if it is one.
     """
 
     status: int
@@ -24,6 +27,10 @@ class Ending(Protocol):
 
     @property
     def stream(self) -> "Streamed | None": ...
+    @property
+    def waited(self) -> tuple[float, float] | None: ...
+    @property
+    def generated(self) -> Generated | None: ...
 
 
 class Streamed(Protocol):

@@ -8,6 +8,8 @@ from typing import Any, Final, TypeAlias
 
 from starlette.datastructures import MutableHeaders
 
+from modelserve.wire.generation import Generated
+
 __all__ = ["NEW_IDS", "Head", "HookHeaders", "valid_id"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -51,15 +53,17 @@ class Head:
         scope: The ASGI scope.
         headers: Values by lower-case name; where a name is repeated, the last value.
         id: The client's `x-request-id` if it is valid, else a new one.
+        generated: The answer of a language model; set by the codec whose answers are.
     """
 
-    __slots__ = ("headers", "id", "scope")
+    __slots__ = ("generated", "headers", "id", "scope")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id")
         self.id = next(NEW_IDS) if given is None else valid_id(given)
+        self.generated: Generated | None = None
 
     def get(self, name: bytes) -> bytes:
         """Return a header's value, empty where there is none; the last where it is repeated."""
