@@ -16,6 +16,7 @@ from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
 from modelserve.exchange.running import Running
 from modelserve.exchange.websocket import cut
+from modelserve.following import FollowedFlights
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.functions import with_function
@@ -130,6 +131,8 @@ class ModelServer(_Runnable):
             observers=Observers.of(observers),
         )
         self._routes = Routes(self.serving.registry, prefix=prefix)
+        if (followed := self.serving.telemetry.followed) is not None:
+            self.serving.flights = FollowedFlights(followed, self._routes.find)
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
         for model in models:

@@ -8,7 +8,7 @@ access log as a client's request has, and the id of the request that has called.
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from time import monotonic
@@ -43,7 +43,7 @@ from modelserve.lifespan import Serving
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries, Tick
 from modelserve.models.hooks import Plan
-from modelserve.models.inference import Call, infer
+from modelserve.models.inference import infer
 from modelserve.models.registry import Entry
 from modelserve.wire.head import NEW_IDS, HookHeaders, valid_id
 
@@ -82,7 +82,10 @@ class CallRequest:
         streams: The model streams.
         ended: The model has cleaned up, its slot is free, and nothing more will come.
         notify: Called on the event loop when there is something to read, or no more to come.
+        waited: As in `concurrency.gate.Waits`; unset where it had not to wait.
     """
+
+    waited: tuple[float, float]
 
     def __init__(
         self,
@@ -114,8 +117,6 @@ class CallRequest:
         self.status = 0
         self.error: BaseException | None = None
         self.admitted = False
-        self.waited: tuple[float, float] | None = None
-        self.generated = None
         self.seconds: Mapping[str, float] = {}
         # what it gives
         self.items: deque[Any] = deque()
@@ -138,7 +139,10 @@ class CallRequest:
             return
         self.begun = True
         self.arrived = self.since = monotonic()
-        _spawn(self, self.context)
+        observers, run = self.serving.telemetry.followed, self.run
+        _spawn(
+            partial(observers.run_step, self.name, "call", run) if observers else run, self.context
+        )
 
     def make_room(self) -> None:
         """Let the model go on, as an item has been read."""
@@ -195,7 +199,7 @@ async def _answer(request: CallRequest) -> None:
         if request.left:
             raise ClientGone
         request.entry = entry = await _usable_entry(request)
-        await _admit(request, entry)
+        await request.serving.admission.nesting.acquire(entry.gate, _held(request), request)
         request.admitted = True
         await _run_hooks(request, entry, entry.plans[request.verb])
         request.status = 200
@@ -203,17 +207,6 @@ async def _answer(request: CallRequest) -> None:
         if request.flight is not None and request.flight.is_interrupted_by(exc):
             raise
         request.error = exc
-
-
-async def _admit(request: CallRequest, entry: Entry) -> None:
-    """Wait for a slot of the model. Raises Overloaded."""
-    since = monotonic()
-    waits = not entry.gate.has_room
-    try:
-        await request.serving.admission.nesting.acquire(entry.gate, _held(request))
-    finally:
-        if waits:
-            request.waited = since, monotonic()
 
 
 async def _usable_entry(request: CallRequest) -> Entry:
@@ -288,7 +281,7 @@ async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
     if plan.wants_response_headers:
         response_headers = HookHeaders(raw=[])
     workers = _workers_for(request, entry)
-    call = Call(entry.name, workers, headers, response_headers, request.id, request)
+    call = entry.new_call(entry.name, workers, headers, response_headers, request.id, request)
     request.seconds = call.seconds
     _enter(request, Phase.FIRST)
     payload, request.payload = request.payload, None
@@ -361,15 +354,15 @@ def caller_here() -> Caller | None:
 _tasks: Final[set["asyncio.Task[None]"]] = set()  # the loop holds its tasks weakly only
 
 
-def _spawn(request: CallRequest, context: Context) -> None:
+def _spawn(run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         import trio  # only ever reached under trio
 
-        trio.lowlevel.spawn_system_task(request.run, context=context)
+        trio.lowlevel.spawn_system_task(run, context=context)
     else:
-        task = loop.create_task(request.run(), context=context)
+        task = loop.create_task(run(), context=context)
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
 

@@ -28,7 +28,7 @@ from modelserve.errors import (
 )
 from modelserve.exchange.body import decoded, feed_rest, read_rest, receive_first
 from modelserve.exchange.early import read_ahead
-from modelserve.exchange.exchange import Exchange, noting_wait
+from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
 from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
@@ -112,7 +112,8 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         plan, size = entry.plans[target.hook], len(body)
         del body  # it may be large, and the answer may take long
         if share is not None or not serving.admission.acquire_nowait(entry.gate):
-            await _admit(serving, entry, exchange, size, share)
+            exchange.enter(_QUEUE)
+            await serving.admission.acquire(entry.gate, size, share, who=exchange)
         exchange.admitted = True
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
@@ -252,15 +253,6 @@ async def _decode(
     exchange.payload = await _in_turns(serving, decode, len(body), share)
 
 
-async def _admit(
-    serving: Serving, entry: Entry, exchange: Exchange, size: int, share: Share | None
-) -> None:
-    """Wait for a slot, and note for how long. Raises Overloaded."""
-    exchange.enter(_QUEUE)
-    with noting_wait(exchange) as on_wait:
-        await serving.admission.acquire(entry.gate, size, share, on_wait=on_wait)
-
-
 async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, share: Share) -> Any:
     """Decode a body: on the event loop if it is small, else in a thread.
 
@@ -340,7 +332,9 @@ async def _respond(
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
-            call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
+            call = entry.new_call(
+                entry.name, entry.workers, headers, response_headers, exchange.id, exchange
+            )
             exchange.seconds = call.seconds
             if plan.is_direct:
                 result = await call.take_over(plan.main, exchange.since, result)

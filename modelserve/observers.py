@@ -1,14 +1,18 @@
 """Observers: functions of the user's that are told of each request once it has ended.
 
-One may also follow what is called for a request, step by step, to trace it. Whatever an observer
-raises is logged once and harms no request.
+One may also follow what is called for a request, step by step, to trace it.
+
+They are called on the event loop, in the context of the request, once its answer has been sent and
+its slot is free. So what one raises or how long it takes cannot change that answer; but while one
+runs no other request does. Whatever it raises is logged once, and so is that it has taken long.
 """
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from modelserve.wire.generation import Generation
@@ -16,6 +20,8 @@ from modelserve.wire.generation import Generation
 __all__ = ["Follower", "Observer", "Observers", "RequestRecord", "Scope"]
 
 logger = logging.getLogger("modelserve")
+
+_LONG: Final = 0.1  # seconds; clients see streams stall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,12 @@ class Follower(Protocol):
     def __call__(self, record: RequestRecord, /) -> object:
         """Be told of a request that has ended."""
 
+    def answer(self, record: RequestRecord, /) -> object:
+        """Be told of a request before the last event of its answer is sent, if one is.
+
+        Clean-up is still to come, and what that takes.
+        """
+
     def start_step(self, model: str, step: str, joined: Sequence[Context], /) -> Scope:
         """Return what is told of one step, which begins now.
 
@@ -110,6 +122,7 @@ class Observers:
             _check(observer)
         self._followers = [each for each in self.given if isinstance(each, Follower)]
         self._failed: set[int] = set()
+        self._slow: set[int] = set()
 
     @classmethod
     def of(cls, observers: Iterable[Observer]) -> "Observers | None":
@@ -126,22 +139,58 @@ class Observers:
         """Tell each of a request that has ended."""
         record = self._call(None, make_record)
         for observer in () if record is None else self.given:
+            since = monotonic()
             self._call(observer, observer, record)
+            if (seconds := monotonic() - since) > _LONG:
+                self._log_once(self._slow, observer, _SLOW_TEXT, observer, seconds)
+
+    def answer(self, make_record: Callable[[], RequestRecord]) -> None:
+        """Tell each follower of a request before the last event of its answer."""
+        record = self._call(None, make_record)
+        for follower in () if record is None else self._followers:
+            self._call(follower, follower.answer, record)
 
     def start_step(self, model: str, step: str, joined: Sequence[Context] = ()) -> Scope:
         """Begin a step; return what tells each follower of it."""
         return _Scopes(self, model, step, joined)
 
+    async def run_step(self, model: str, step: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run the whole of a step, whose errors its record tells of."""
+        scope = self.start_step(model, step)
+        scope.enter()
+        try:
+            await run()
+        finally:
+            scope.leave()
+            scope.end(None)
+
     def _call(self, observer: Observer | None, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of an observer; return None where it raises."""
         try:
             return function(*args)
-        except Exception as exc:
-            if id(observer) not in self._failed:
-                self._failed.add(id(observer))
-                text = "The observer %r has failed; what it raises later is not logged"
-                logger.error(text, observer, exc_info=exc)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:
+            self._log_once(self._failed, observer, _FAILED_TEXT, observer, error=exc)
             return None
+
+    def _log_once(
+        self,
+        logged: set[int],
+        observer: Observer | None,
+        text: str,
+        *args: object,
+        error: BaseException | None = None,
+    ) -> None:
+        if id(observer) not in logged:
+            logged.add(id(observer))
+            logger.log(logging.ERROR if error else logging.WARNING, text, *args, exc_info=error)
+
+
+_FAILED_TEXT: Final = "The observer %r has failed; what it raises later is not logged"
+_SLOW_TEXT: Final = (
+    "The observer %r took %.1f s, in which no request went on: what takes long belongs in a thread"
+)
 
 
 class _Scopes:

@@ -36,6 +36,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "composing",
             "routes",
             "sockets",
+            "following",
             "hosting",
             "server",
             "flags",

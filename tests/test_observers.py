@@ -304,11 +304,18 @@ async def test_a_call_of_another_model() -> None:
 # --- observers -----------------------------------------------------------------------------------
 
 
-async def test_an_observer_that_fails_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+class Cancelled(BaseException):
+    """What an event loop cancels with is no `Exception`."""
+
+
+@pytest.mark.parametrize("kind", [ValueError, Cancelled])
+async def test_an_observer_that_fails_is_logged_once(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     seen = Seen()
 
     def fails(record: RequestRecord) -> None:
-        raise ValueError("of the observer")
+        raise kind("of the observer")
 
     app = ModelServer(observers=[fails, seen])
     app.add_model(echo, "m")
@@ -318,6 +325,33 @@ async def test_an_observer_that_fails_is_logged_once(caplog: pytest.LogCaptureFi
     assert len(seen) == 2
     [told] = [entry for entry in caplog.records if "observer" in entry.message]
     assert told.exc_info is not None and "fails" in told.message
+
+
+async def test_an_observer_that_blocks_is_told_of_and_holds_no_slot_and_no_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sent: list[Any] = []
+    told_after: list[tuple[Any, int]] = []
+
+    def slow(record: RequestRecord) -> None:
+        told_after.append((sent[-1], app.serving.statistics().running))
+        time.sleep(0.15)
+
+    app = served(echo, slow)
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        async def send_and_note(message: Any) -> None:
+            await send(message)
+            sent.append((message["type"], message.get("more_body", False)))
+
+        await app(scope, receive, send_and_note)
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            await request(host, *PREDICT, json={"predictions": []})
+    assert told_after == [(("http.response.body", False), 0)] * 2
+    [told] = [entry for entry in caplog.records if "observer" in entry.message]
+    assert "slow" in told.message and "belongs in a thread" in told.message
 
 
 def test_an_observer_is_a_function_and_not_async() -> None:

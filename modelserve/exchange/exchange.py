@@ -6,8 +6,7 @@ never at once: the pipeline and, once the request has a reason to end early, `re
 pipeline looks at the reason before it sends anything. Streams are written by `streams`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -21,11 +20,10 @@ from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries
 from modelserve.protocols.codec import Codec, Payload
 from modelserve.wire.encoders import Encoder
-from modelserve.wire.generation import Generated
 from modelserve.wire.head import NEW_IDS, Head, Scope, valid_id
 from modelserve.wire.headers import Body, Header, error_headers, length_header
 
-__all__ = ["Exchange", "noting_wait"]
+__all__ = ["Exchange"]
 
 # Module-level names, since the attributes of a class are looked up at every request.
 _BODY: Final = Phase.BODY
@@ -71,6 +69,7 @@ class Exchange(Head):
         sending: A `send` has begun and not returned.
         cut: The answer must not look complete: the host has to cut the connection.
         closes_connection: The answer asks the client to close the connection.
+        waited: As in `concurrency.gate.Waits`; unset where it had not to wait.
     """
 
     __slots__ = (
@@ -78,6 +77,7 @@ class Exchange(Head):
         "deadlines", "error", "flight", "headers_only", "payload", "phase", "reason", "receive",
         "seconds", "send", "sending", "series", "since", "status", "stream", "waited",
     )  # fmt: skip
+    waited: tuple[float, float]
 
     def __init__(
         self, codec: Codec, scope: Scope, receive: Receive, send: Send, arrived: float
@@ -109,8 +109,6 @@ class Exchange(Head):
         self.error: BaseException | None = None
         self.admitted = False
         self.seconds = _NO_SECONDS
-        self.generated: Generated | None = None
-        self.waited: tuple[float, float] | None = None
 
     # -- what the request waits for
 
@@ -235,23 +233,6 @@ class Exchange(Head):
             await self.finish()
         else:
             self.cut = True
-
-
-@contextmanager
-def noting_wait(exchange: Exchange) -> Iterator[Callable[[], None]]:
-    """Note for how long a request waits for a slot: from a call of what is given to the end."""
-
-    since: float | None = None
-
-    def begin() -> None:
-        nonlocal since
-        since = monotonic()
-
-    try:
-        yield begin
-    finally:
-        if since is not None:
-            exchange.waited = since, monotonic()
 
 
 async def _send_parts(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from modelserve.errors import BodyTimeout, ClientGone, Stopped
-from modelserve.wire.generation import Generated
 
 __all__ = ["Ending", "Streamed", "outcome_of", "result_of"]
 
@@ -16,8 +15,6 @@ class Ending(Protocol):
         status, error, admitted: As for `outcome_of`.
         seconds: How long each hook took; a stream's hook, to the stream's end.
         stream: What was streamed, for the access log; None if nothing was.
-        waited: From when to when, by `time.monotonic`, it waited for a slot; None if it had not to.
-        generated: The answer of a language model, if it is one.
     """
 
     status: int
@@ -27,10 +24,6 @@ class Ending(Protocol):
 
     @property
     def stream(self) -> "Streamed | None": ...
-    @property
-    def waited(self) -> tuple[float, float] | None: ...
-    @property
-    def generated(self) -> Generated | None: ...
 
 
 class Streamed(Protocol):

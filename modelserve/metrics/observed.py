@@ -1,14 +1,17 @@
-"""The series of a model whose application has observers."""
+"""The series of a model whose application has observers, and of its batches."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic, time
 
+from modelserve.metrics.batches import BatchSeries, Joined
 from modelserve.metrics.ending import Ending, result_of
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.store import Store
-from modelserve.observers import Observers, RequestRecord
+from modelserve.observers import Observers, RequestRecord, Scope
+from modelserve.wire.generation import Generated
 
-__all__ = ["ObservedSeries"]
+__all__ = ["ObservedSeries", "record_of"]
 
 
 class ObservedSeries(ModelSeries):
@@ -25,14 +28,53 @@ class ObservedSeries(ModelSeries):
     ) -> None:
         super().record(protocol, verb, ending, seconds, request_id)
         values = (self.name, protocol, verb, ending, seconds, request_id)
-        self._observers.notify(partial(_record, *values))
+        self._observers.notify(partial(record_of, *values))
+
+    def batches(self) -> BatchSeries:
+        if not self._observers.follow_steps:
+            return super().batches()
+        return _FollowedBatches(self._store, self.name, observers=self._observers)
 
 
-def _record(
+class _FollowedBatches(BatchSeries):
+    """Records a batch; one for several requests is a step."""
+
+    __slots__ = ("_observers",)
+
+    def __init__(self, store: Store, model: str, *, observers: Observers) -> None:
+        super().__init__(store, model)
+        self._observers = observers
+
+    def start(
+        self, size: int, waits: Sequence[float], callers: Sequence[Joined] = ()
+    ) -> Callable[[str], None]:
+        end = super().start(size, waits, callers)
+        if not callers:
+            return end
+        contexts = [caller.context for caller in callers]
+        scope = self._observers.start_step(self._model, "batch", contexts)
+        scope.enter()
+        return partial(_end_batch, end, scope, callers)
+
+
+def _end_batch(
+    end: Callable[[str], None], scope: Scope, callers: Sequence[Joined], outcome: str
+) -> None:
+    end(outcome)
+    scope.leave()
+    errors = (caller.error for caller in callers if caller.error is not None)
+    scope.end(next(errors, None))
+
+
+def record_of(
     model: str, protocol: str, verb: str, ending: Ending, seconds: float, request_id: bytes
 ) -> RequestRecord:
+    """Return what is known of a request, which has ended or is about to."""
     status, outcome = result_of(ending)
-    stream, waited, generated = ending.stream, ending.waited, ending.generated
+    stream = ending.stream
+    # Unset for most requests, so that those of an application without observers need not set them.
+    waited: tuple[float, float] | None = getattr(ending, "waited", None)
+    generated: Generated | None = getattr(ending, "generated", None)
     since_1970 = time() - monotonic()
     return RequestRecord(
         protocol=protocol,

@@ -51,6 +51,12 @@ class Telemetry:
         return ObservedSeries(self._store, name, observers=self.observers)
 
     @property
+    def followed(self) -> Observers | None:
+        """The observers, if one of them follows the steps of requests."""
+        observers = self.observers
+        return observers if observers is not None and observers.follow_steps else None
+
+    @property
     def unknown(self) -> ModelSeries:
         """The series of requests for models that are not registered."""
         return self.model("")

@@ -53,17 +53,17 @@ class Head:
         scope: The ASGI scope.
         headers: Values by lower-case name; where a name is repeated, the last value.
         id: The client's `x-request-id` if it is valid, else a new one.
-        generated: The answer of a language model; set by the codec whose answers are.
+        generated: The answer of a language model; unset but by the codecs whose answers are.
     """
 
     __slots__ = ("generated", "headers", "id", "scope")
+    generated: Generated
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id")
         self.id = next(NEW_IDS) if given is None else valid_id(given)
-        self.generated: Generated | None = None
 
     def get(self, name: bytes) -> bytes:
         """Return a header's value, empty where there is none; the last where it is repeated."""

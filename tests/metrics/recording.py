@@ -31,7 +31,6 @@ for line in sys.stdin:
 def ending(**extra: Any) -> Any:
     """How a request ended: with 200 and no error, unless something else is given."""
     usual = {"status": 200, "error": None, "admitted": True, "seconds": {}, "stream": None}
-    usual |= {"waited": None, "generated": None}
     return SimpleNamespace(**usual | extra)
 
 
