@@ -44,7 +44,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "app",
         ],
     ),
-    ("the public names; the command line", ["modelserve", "cli", "__main__"]),
+    ("the public names; the command line", ["modelserve", "opentelemetry", "cli", "__main__"]),
 ]
 RANK = {
     part: (row, column) for row, (_, parts) in enumerate(ROWS) for column, part in enumerate(parts)

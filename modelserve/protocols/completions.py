@@ -83,6 +83,7 @@ class Completion:
         self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
         self._is_complete = False
+        self._streams = request.get("stream") is True
         self._around_text: tuple[bytes, bytes] | None = None  # once the first choice has begun
 
     # -- in chunks
@@ -174,8 +175,8 @@ class Completion:
         """Return what the answer says of itself; finish reasons once it is complete."""
         finished = self._sorted_choices() if self._is_complete else []
         return Generation(
-            operation="chat" if self._kind.is_chat else "text_completion",
             model=str(self._frame["model"]),
+            streams=self._streams,
             id=str(self._frame["id"]),
             input_tokens=count_in(self._usage, "prompt_tokens"),
             output_tokens=count_in(self._usage, "completion_tokens"),

@@ -257,9 +257,7 @@ class _Embedded:
 
     def generation(self) -> Generation:
         count = count_in(self._usage, "prompt_tokens")
-        return Generation(
-            operation="embeddings", model=str(self._model), input_tokens=count or None
-        )
+        return Generation(model=str(self._model), input_tokens=count or None)
 
 
 def _embeddings(value: Any, payload: Payload, ref: ModelRef) -> dict[str, Any]:

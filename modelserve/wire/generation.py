@@ -11,15 +11,15 @@ class Generation:
     """What an answer in OpenAI's protocol says of itself, its text apart.
 
     Attributes:
-        operation: `chat`, `text_completion` or `embeddings`.
         model: The model that the answer names.
+        streams: The client has asked for a stream.
         id: The answer's id; None where it has none.
         input_tokens, output_tokens: As the hook has counted them; None where it has not.
         finish_reasons: Why each choice has ended.
     """
 
-    operation: str
     model: str
+    streams: bool = False
     id: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
