@@ -26,6 +26,7 @@ from modelserve.models.loading import Loading
 from modelserve.models.registry import Entry, Registry, Shared, State, infinite_if_none
 from modelserve.models.repository import ModelRepository
 from modelserve.models.telling import not_ready, states_of
+from modelserve.observers import Observers
 from modelserve.protocols.cloudevents import EventSettings
 from modelserve.wire.bearer import valid_token
 
@@ -84,6 +85,7 @@ class Serving:
         control: bool | None = None,
         wait_for_load: bool = False,
         origins: Collection[str] = (),
+        observers: Observers | None = None,
     ) -> None:
         self.limits = limits.with_defaults(DEFAULTS)
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
@@ -92,14 +94,13 @@ class Serving:
         self.control = control
         self.wait_for_load = wait_for_load
         self.origins = frozenset(origins)
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(observers=observers)
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
         self.scraper = Workers(1)
         self.decoders = Workers(_DECODERS)
         self.admission = Admission(self.limits)
-        self.flights = Flights()
-        self.unattended = Flights()
+        self.flights, self.unattended = Flights(), Flights()
         self.registry = Registry(
             Shared(limits, self.workers, self.telemetry, self.admission, coalesce, self.unattended)
         )
