@@ -76,7 +76,7 @@ class _Runnable:
         Cancellation leaves the loads running. Raises ModelNotReady, naming the models that have
         failed to load, or else those whose `healthy` is false: a health check for hosts that ask.
         """
-        await self.serving.loaded()
+        await self.serving.loading.ready()
 
 
 class ModelServer(_Runnable):

@@ -19,7 +19,7 @@ import anyio
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotReady, ServerNotReady, ServerShuttingDown
+from modelserve.errors import ServerNotReady, ServerShuttingDown
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.loading import Loading
@@ -161,20 +161,6 @@ class Serving:
         ready = await entry.is_ready() if entry.checks_health else entry.model.ready
         if not ready:
             raise not_ready(self.registry, entry, debug=self.debug)
-
-    async def loaded(self) -> None:
-        """Start the loads that are pending, wait until all have ended, and ask each `healthy`.
-
-        Cancellation leaves them running. Raises ModelNotReady, which names the models that failed,
-        or else those that are not healthy.
-        """
-        failed = await self.loading.finished()
-        if failed:
-            why = "; ".join(filter(None, (entry.failure for entry in failed)))
-            raise ModelNotReady(", ".join(entry.name for entry in failed), why)
-        unwell = [entry.name for entry in [*self.registry] if not await entry.is_ready()]
-        if unwell:
-            raise ModelNotReady(", ".join(unwell), "It says so itself.")
 
     async def check_ready(self) -> None:
         """Return if the whole application can take requests. Raises what a probe is answered."""
