@@ -19,6 +19,8 @@ _DEFINITION: Final = "#/$defs/"
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 # Keywords that hold data, in which nothing is a schema, and those that hold schemas by name.
 _DATA: Final = frozenset({"const", "default", "enum", "example", "examples"})
+# Of integers that models declare: JSON with more digits is read as a float.
+_RANGE: Final[Schema] = {"minimum": -(2**63), "maximum": 2**64 - 1}
 _NAMED: Final = frozenset({"$defs", "dependentSchemas", "patternProperties", "properties"})
 
 
@@ -199,7 +201,8 @@ class Components:
                 return [moved(item) for item in node]
             if not isinstance(node, dict):
                 return node
-            return {key: member(key, value) for key, value in node.items()}
+            limits = _RANGE if start == _DEFINITION and node.get("type") == "integer" else {}
+            return {**limits, **{key: member(key, value) for key, value in node.items()}}
 
         def member(key: str, value: Any) -> Any:
             if key in _DATA:
