@@ -22,6 +22,7 @@ _EVENTS: Final = "text/event-stream"
 _TEXT: Final = "text/plain"
 _OCTETS: Final = "application/octet-stream"
 _STRING: Final = string()
+_BINARY: Final[Schema] = {_OCTETS: {"schema": {"type": "string", "format": "binary"}}}
 # A stream as one text, and as events: 3.1 does not tell whether a schema is of one or of all.
 _SERVER_SENT: Final[Schema] = {_EVENTS: {}}
 _FRAMED: Final[Schema] = {_LINES: {"schema": _STRING}, **_SERVER_SENT}
@@ -101,7 +102,7 @@ def infer(components: Components, verb: str, entry: Entry, given: Given) -> Oper
         if not is_stream and given.may_stream:
             content |= _FRAMED
         if not is_stream:
-            content |= {_OCTETS: {}}
+            content |= _BINARY
     has_406 = not is_text and not is_stream and given.may_stream
     example = example_of(entry.model)
     key = "text_input" if is_text else "inputs"
@@ -189,7 +190,7 @@ def _taken_content(components: Components, entry: Entry, taken: Taken) -> dict[s
     if taken.rows:
         content[_LINES] = {"schema": _STRING}
     if taken.bytes:
-        content[_OCTETS] = {}
+        content |= _BINARY
     if taken.form:
         content["multipart/form-data"] = {"schema": {"type": "object"}}
     return content
@@ -221,7 +222,7 @@ def _given_content(components: Components, taken: Taken, given: Given) -> dict[s
     if given.text:
         content[_TEXT] = {"schema": _STRING}
     if given.bytes:
-        content[_OCTETS] = {}
+        content |= _BINARY
     if given.anything:
         content["*/*"] = {}
     return content
