@@ -76,7 +76,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         if share is None:  # the body has not been read
             limit, plan = entry.max_body_bytes, entry.plans[target.hook]
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
-                codec = codec_for(codec, exchange, serving.events)
+                codec = codec_for(codec.taking(plan.takes_bytes), exchange, serving.events)
                 if not plan.forwards or codec.is_socket:
                     if duplex := duplex_for(serving, entry, plan, codec, ref, exchange):
                         await duplex.answer()
