@@ -34,6 +34,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "dispatch",
             "calls",
             "composing",
+            "grpc",
             "routes",
             "sockets",
             "hosting",

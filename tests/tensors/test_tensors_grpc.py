@@ -156,7 +156,7 @@ def test_shared_memory_is_refused() -> None:
         {"inputs": [{**tensor("INT32", int_contents=[1, 2]), "parameters": SHARED}]},
         {"outputs": [{"name": "x", "parameters": SHARED}]},
     ):
-        with pytest.raises(InvalidInput, match="^(Input|Output) 'x' .*shared memory"):
+        with pytest.raises(InvalidInput, match=r"^(Input|Output) 'x' .*shared memory"):
             InferRequest.from_grpc(call(**fields))
 
 
@@ -166,5 +166,5 @@ def test_an_output_that_does_not_fit_is_refused() -> None:
         InferOutput("o", [1], "INT8", [300]),
         InferOutput("o", [1], "BYTES", [None]),
     ):
-        with pytest.raises(InvalidOutput, match="^Output 'o' "):
+        with pytest.raises(InvalidOutput, match=r"^Output 'o' "):
             InferResponse("7", "m", [output]).to_grpc()
