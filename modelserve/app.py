@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from starlette.types import Receive, Scope, Send
 
 from modelserve.dispatch import dispatch
+from modelserve.endpoints import Request
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
@@ -24,7 +25,7 @@ from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
 from modelserve.observers import Observer, Observers
 from modelserve.routes import Routes, path_of
-from modelserve.sockets import Request, open_socket
+from modelserve.sockets import open_socket
 
 if TYPE_CHECKING:
     from modelserve.composing import ModelCall
@@ -176,11 +177,9 @@ class ModelServer(_Described, _Runnable):
         Raises ResponseCut where only that can show a failure to the client.
         """
         serving = self.serving
-        if scope["type"] == "http":
-            target = self._routes.find(scope)
-        elif (request := await _other(self, scope, receive, send)) is None:
-            return
-        else:
+        if scope["type"] != "http" or (target := self._routes.find(scope)).opens is not None:
+            if (request := await _other(self, scope, receive, send)) is None:
+                return
             target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
         if Running.note_id is not None:
@@ -287,7 +286,10 @@ def _registered(app: ModelServer, target: F, name: str, verb: str, settings: Mod
 
 
 async def _other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> Request | None:
-    """Run the lifespan; return the request that a WebSocket is."""
+    """Run the lifespan; return the request that a WebSocket or a call of gRPC is."""
+    if scope["type"] == "http":
+        target = app._routes.find(scope)
+        return None if target.opens is None else target.opens(target, scope, receive, send)
     if scope["type"] == "websocket":
         return await open_socket(app.serving, app._routes, scope, receive, send)
     if scope["type"] != "lifespan":

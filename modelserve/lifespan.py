@@ -103,7 +103,7 @@ class Serving:
         origins: Collection[str] = (),
         observers: Observers | None = None,
     ) -> None:
-        self.limits = limits.with_defaults(DEFAULTS)
+        self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = debug
         self.token = None if token is None else valid_token(token)
@@ -132,7 +132,7 @@ class Serving:
         """Apply command-line settings, which take precedence over the application's."""
         before = self.registry.shared
         limits = limits.with_defaults(before.limits)
-        self.limits = limits.with_defaults(DEFAULTS)
+        self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)

@@ -36,6 +36,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "calls",
             "reading",
             "composing",
+            "grpc",
             "routes",
             "sockets",
             "following",
