@@ -6,15 +6,17 @@ has taken, and then reads no more: the host stops reading, and so the client wai
 its leaving is seen only once what it has sent has been taken, or where a `send` fails.
 """
 
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 
+from modelserve.concurrency.loops import Waiters
 from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, Stopped
 from modelserve.exchange.turns import Turn, give_way
-from modelserve.wire.lines import Cutter
+from modelserve.wire.lines import MOST_AT_ONCE, Cutter
 
 __all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies"]
 
@@ -49,6 +51,16 @@ def bodies(message: Message) -> tuple[bytes | None, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
+class _Lot:
+    """Records that are taken together, and what they take of memory."""
+
+    __slots__ = ("records", "size")
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+        self.size = 0
+
+
 class Intake:
     """The records of one request on their way in.
 
@@ -70,11 +82,11 @@ class Intake:
         self._request = request
         self._reader = reader
         self._timeout = timeout
-        self._records: list[bytes] = []
-        self._number = 1  # of the first of them
+        self._lots: deque[_Lot] = deque()
+        self._number = 1  # of the first record in them
         self._held, self._ahead = 0, QUEUED_BYTES
         self._error: Stopped | None = None
-        self._news, self._room = anyio.Event(), anyio.Event()
+        self._news, self._room = Waiters(), Waiters()
         self._turn = Turn()
 
     # -- the task that receives
@@ -87,7 +99,7 @@ class Intake:
         try:
             await self._receive_all()
             self.ended = True
-            self._news.set()
+            self._news.wake()
             while (await self._next())[0] is not None:  # noqa: ASYNC110 - the host's to wait for
                 await anyio.sleep(_PAUSE_SECONDS)
             raise ClientGone
@@ -96,27 +108,29 @@ class Intake:
             raise
 
     async def _receive_all(self) -> None:
-        since, more = monotonic(), True
+        feed, more, size = self.cutter.feed, True, 0
+        since = monotonic()
         while more:
-            piece, more = await self._next_within(since)
+            piece, more = await (
+                self._next() if self._timeout is None else self._next_within(since, self._timeout)
+            )
             if piece is None:
                 raise ClientGone
-            records = self.cutter.feed(piece)
+            size += len(piece)
+            records = feed(piece)
             if not more:
                 records += self.cutter.finish()
             if records:
-                self._add(records)
-                since = monotonic()
+                self._add(records, size)
+                since, size = monotonic(), 0
             if self._held > self._ahead and more:
                 await self._wait_for_room()
                 since = monotonic()
 
-    async def _next_within(self, since: float) -> tuple[bytes | None, bool]:
-        if self._timeout is None:
+    async def _next_within(self, since: float, seconds: float) -> tuple[bytes | None, bool]:
+        with anyio.move_on_after(since + seconds - monotonic()):
             return await self._next()
-        with anyio.move_on_after(since + self._timeout - monotonic()):
-            return await self._next()
-        raise InputTimedOut(self.cutter.noun, self._timeout)
+        raise InputTimedOut(self.cutter.noun, seconds)
 
     async def _next(self) -> tuple[bytes | None, bool]:
         try:
@@ -125,14 +139,28 @@ class Intake:
             return None, False
         return self._reader(message)
 
-    def _add(self, records: list[bytes]) -> None:
-        self._records += records
-        self._held += sum(map(len, records)) + _RECORD_BYTES * len(records)
-        self._news.set()
+    def _add(self, records: list[bytes], size: int) -> None:
+        """Add records that take so many bytes together, each about as many as any other.
+
+        To count those of each one would take as long as to cut them.
+        """
+        count, lots = len(records), self._lots
+        size += _RECORD_BYTES * count
+        start = 0
+        while start < count:
+            if not lots or len(lots[-1].records) == MOST_AT_ONCE:
+                lots.append(_Lot())
+            lot = lots[-1]
+            part = records[start : start + MOST_AT_ONCE - len(lot.records)]
+            share = size * len(part) // count
+            lot.records += part
+            lot.size += share
+            self._held += share
+            start += len(part)
+        self._news.wake()
 
     async def _wait_for_room(self) -> None:
         self.is_full = True
-        self._room = anyio.Event()
         await self._room.wait()
         self.is_full = False
 
@@ -141,30 +169,27 @@ class Intake:
     def note_admitted(self) -> None:
         """Read further ahead from now on."""
         self._ahead = _AHEAD_BYTES
-        self._room.set()
+        self._room.wake()
 
-    async def take(self, most: int) -> tuple[int, list[bytes]]:
-        """Return the number of the next record, and the records that there are, at most so many.
+    async def take(self) -> tuple[int, list[bytes]]:
+        """Return the number of the next record, and the records that there are, 256 at most.
 
         Waits for one; there is none only at the end. Raises what has ended the input early.
         """
-        while not self._records:
+        if self._turn.is_over():
+            await give_way()
+            self._turn.begin()
+        while not self._lots:
             if self._error is not None and not self.ended:
                 raise self._error
             if self.ended:
                 return self._number, []
-            if self._news.is_set():
-                self._news = anyio.Event()
             await self._news.wait()
             self._turn.note_pause()
-        if self._turn.is_over():
-            await give_way()
-            self._turn.begin()
-        taken = self._records[:most]
-        del self._records[:most]
+        lot = self._lots.popleft()
         number = self._number
-        self._number += len(taken)
-        self._held -= sum(map(len, taken)) + _RECORD_BYTES * len(taken)
+        self._number += len(lot.records)
+        self._held -= lot.size
         if self.is_full and self._held < _AHEAD_BYTES // 2:
-            self._room.set()
-        return number, taken
+            self._room.wake()
+        return number, lot.records

@@ -18,7 +18,7 @@ from modelserve.exchange.exchange import Exchange
 from modelserve.wire.handshake import SUBPROTOCOL
 from modelserve.wire.headers import Header
 from modelserve.wire.json import error_document
-from modelserve.wire.messages import BINARY, FAILURE, close_reason, split, status_of
+from modelserve.wire.messages import close_reason, status_of
 
 __all__ = ["Socket", "cut"]
 
@@ -94,7 +94,9 @@ class Socket:
         if self._state is _State.CLOSED:
             return
         kind = message["type"]
-        if kind == "http.response.start":
+        if kind == "websocket.send":
+            await self._send(message)
+        elif kind == "http.response.start":
             await self._start(message)
         elif kind == "http.response.body":
             await self._send_body(message["body"], more=message["more_body"])
@@ -115,22 +117,12 @@ class Socket:
     async def _send_body(self, body: bytes, *, more: bool) -> None:
         if self._state is _State.DENIED:
             await self._deny(body, more=more)
-            return
-        code, reason = _COMPLETE, ""
-        if self._status >= 400 and body:
-            await self._send({"type": "websocket.send", "text": body.decode()})
-            code, reason = _CODES + self._status, close_reason(body)
-        else:
-            for kind, record in split(body):
-                if kind == BINARY:
-                    await self._send({"type": "websocket.send", "bytes": record})
-                    continue
-                if kind == FAILURE:
-                    status, record = status_of(record)
-                    code, reason = _CODES + status, close_reason(record)
-                await self._send({"type": "websocket.send", "text": record.decode()})
-        if not more or code != _COMPLETE:
-            await self._close(code, reason)
+        elif body:  # of a failure: items are messages
+            status, document = status_of(body) if self._status < 400 else (self._status, body)
+            await self._send({"type": "websocket.send", "text": document.decode()})
+            await self._close(_CODES + status, close_reason(document))
+        elif not more:
+            await self._close(_COMPLETE, "")
 
     async def _deny(self, body: bytes, *, more: bool) -> None:
         if self._can_deny:

@@ -17,7 +17,7 @@ from modelserve.models.inference import Call, infer
 from modelserve.models.instances import Incoming
 from modelserve.models.predictions import Miscounted, first_error, predictions_of
 from modelserve.tensors.elements import is_array
-from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine
+from modelserve.wire.lines import BLANK, BadLine
 
 __all__ = ["Chunks", "Sink"]
 
@@ -83,7 +83,7 @@ class Chunks:
         """Answer all records. Raises what ends the request."""
         sink, incoming = self._sink, self._incoming
         while True:
-            first, records = await incoming.take(MOST_AT_ONCE)
+            first, records = await incoming.take()
             if not records:
                 return
             values, is_regular = incoming.cutter.parse(records)
