@@ -18,7 +18,7 @@ from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
 from modelserve.exchange.bodies import BodyResults
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.intake import QUEUED_BYTES, Intake
+from modelserve.exchange.intake import QUEUED_BYTES, Intake, bodies, messages
 from modelserve.exchange.messages import MessageResults
 from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
@@ -91,7 +91,12 @@ class Duplex:
         self._ref = ref
         self._exchange = exchange
         self._stops = stops
-        self._intake = Intake(exchange, cutter, timeout=exchange.deadlines.input_timeout)
+        self._intake = Intake(
+            exchange,
+            cutter,
+            timeout=exchange.deadlines.input_timeout,
+            reader=messages if codec.is_socket else bodies,
+        )
         self._headers = HookHeaders.of(exchange) if plan.wants_headers else None
         self._response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
 

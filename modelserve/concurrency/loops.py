@@ -130,9 +130,10 @@ class Waiters:
 
     def wake(self) -> None:
         """Wake all who wait now."""
-        for wakeup in self._wakeups:
-            wakeup.set()
-        self._wakeups.clear()
+        if self._wakeups:
+            for wakeup in self._wakeups:
+                wakeup.set()
+            self._wakeups.clear()
 
 
 class _AsyncioWakeup:

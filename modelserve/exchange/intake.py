@@ -6,8 +6,8 @@ has taken, and then reads no more: the host stops reading, and so the client wai
 its leaving is seen only once what it has sent has been taken, or where a `send` fails.
 """
 
-from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -18,7 +18,7 @@ from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, Stopped
 from modelserve.exchange.turns import Turn, give_way
 from modelserve.wire.lines import MOST_AT_ONCE, Cutter
 
-__all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies"]
+__all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies", "messages"]
 
 QUEUED_BYTES: Final = 1 << 16  # that are read ahead of a request without a slot
 _AHEAD_BYTES: Final = 1 << 20
@@ -51,14 +51,16 @@ def bodies(message: Message) -> tuple[bytes | None, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
-class _Lot:
-    """Records that are taken together, and what they take of memory."""
-
-    __slots__ = ("records", "size")
-
-    def __init__(self) -> None:
-        self.records: list[bytes] = []
-        self.size = 0
+def messages(message: Message) -> tuple[Any, bool]:
+    """Return what is in a message of a WebSocket, text or bytes; an empty one is the last."""
+    if message["type"] == "http.disconnect":
+        return None, False
+    data = message.get("text")
+    if data is None:
+        data = message.get("bytes") or b""
+        if type(data) is not bytes:
+            data = bytes(data)
+    return data, bool(data)
 
 
 class Intake:
@@ -82,8 +84,9 @@ class Intake:
         self._request = request
         self._reader = reader
         self._timeout = timeout
-        self._lots: deque[_Lot] = deque()
-        self._number = 1  # of the first record in them
+        self._since = 0.0  # when the client's last record came
+        self._records: list[bytes] = []
+        self._number = 1  # of the first of them
         self._held, self._ahead = 0, QUEUED_BYTES
         self._error: Stopped | None = None
         self._news, self._room = Waiters(), Waiters()
@@ -100,20 +103,24 @@ class Intake:
             await self._receive_all()
             self.ended = True
             self._news.wake()
-            while (await self._next())[0] is not None:  # noqa: ASYNC110 - the host's to wait for
-                await anyio.sleep(_PAUSE_SECONDS)
-            raise ClientGone
+            await self._wait_for_leaving()
         except Stopped as reason:
             self._error = reason  # who waits for a record is cancelled, and reads no more
             raise
 
     async def _receive_all(self) -> None:
-        feed, more, size = self.cutter.feed, True, 0
-        since = monotonic()
+        read, feed = self._reader, self.cutter.feed
+        receive = self._request.receive if self._timeout is None else self._receive_in_time
+        more, size = True, 0
+        self._since = monotonic()
         while more:
-            piece, more = await (
-                self._next() if self._timeout is None else self._next_within(since, self._timeout)
-            )
+            try:
+                message = await receive()
+            except InputTimedOut:
+                raise
+            except Exception as exc:  # whatever it is, the client has left
+                raise ClientGone from exc
+            piece, more = read(message)
             if piece is None:
                 raise ClientGone
             size += len(piece)
@@ -121,48 +128,31 @@ class Intake:
             if not more:
                 records += self.cutter.finish()
             if records:
-                self._add(records, size)
-                since, size = monotonic(), 0
+                self._records += records
+                self._held += size + _RECORD_BYTES * len(records)
+                size = 0
+                self._since = monotonic()
+                self._news.wake()
             if self._held > self._ahead and more:
                 await self._wait_for_room()
-                since = monotonic()
 
-    async def _next_within(self, since: float, seconds: float) -> tuple[bytes | None, bool]:
-        with anyio.move_on_after(since + seconds - monotonic()):
-            return await self._next()
-        raise InputTimedOut(self.cutter.noun, seconds)
+    async def _wait_for_leaving(self) -> None:
+        with suppress(Exception):  # whatever it is, the client has left
+            while self._reader(await self._request.receive())[0] is not None:  # noqa: ASYNC110
+                await anyio.sleep(_PAUSE_SECONDS)  # nothing that belongs to a request
+        raise ClientGone
 
-    async def _next(self) -> tuple[bytes | None, bool]:
-        try:
-            message = await self._request.receive()
-        except Exception:  # whatever it is, the client has left
-            return None, False
-        return self._reader(message)
-
-    def _add(self, records: list[bytes], size: int) -> None:
-        """Add records that take so many bytes together, each about as many as any other.
-
-        To count those of each one would take as long as to cut them.
-        """
-        count, lots = len(records), self._lots
-        size += _RECORD_BYTES * count
-        start = 0
-        while start < count:
-            if not lots or len(lots[-1].records) == MOST_AT_ONCE:
-                lots.append(_Lot())
-            lot = lots[-1]
-            part = records[start : start + MOST_AT_ONCE - len(lot.records)]
-            share = size * len(part) // count
-            lot.records += part
-            lot.size += share
-            self._held += share
-            start += len(part)
-        self._news.wake()
+    async def _receive_in_time(self) -> Message:
+        assert self._timeout is not None
+        with anyio.move_on_after(self._since + self._timeout - monotonic()):
+            return await self._request.receive()
+        raise InputTimedOut(self.cutter.noun, self._timeout)
 
     async def _wait_for_room(self) -> None:
         self.is_full = True
         await self._room.wait()
         self.is_full = False
+        self._since = monotonic()
 
     # -- whoever takes them
 
@@ -179,17 +169,29 @@ class Intake:
         if self._turn.is_over():
             await give_way()
             self._turn.begin()
-        while not self._lots:
+        while not self._records:
             if self._error is not None and not self.ended:
                 raise self._error
             if self.ended:
                 return self._number, []
             await self._news.wait()
             self._turn.note_pause()
-        lot = self._lots.popleft()
-        number = self._number
-        self._number += len(lot.records)
-        self._held -= lot.size
+        number, records = self._number, self._take_some()
+        self._number += len(records)
         if self.is_full and self._held < _AHEAD_BYTES // 2:
             self._room.wake()
-        return number, lot.records
+        return number, records
+
+    def _take_some(self) -> list[bytes]:
+        """Take all records, or the first 256, as if each took as much memory as any other.
+
+        To count the bytes of each one would take as long as to cut them.
+        """
+        records = self._records
+        count = len(records)
+        if count <= MOST_AT_ONCE:
+            self._records, self._held = [], 0
+            return records
+        self._held -= self._held * MOST_AT_ONCE // count
+        self._records = records[MOST_AT_ONCE:]
+        return records[:MOST_AT_ONCE]

@@ -5,7 +5,7 @@ that sends them.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -46,22 +46,27 @@ class MessageResults(Results):
         self._waiting: deque[str | bytes] = deque()
         self._is_sending = False
         self._sent = Waiters()
+        self._recorded = 0  # items, of those that have been sent
+
+    def hand_on(self) -> None:
+        """Record the items that were sent one right after the other."""
+        count = self.items - self._recorded
+        if count:
+            self.record(monotonic(), count)
+            self._recorded += count
 
     async def send(self) -> None:
-        pass
+        """Do nothing: whoever puts an item sends it."""
 
     def put(self, items: Sequence[Item]) -> None:
         self._waiting.extend(map(self._as_message, items))
 
-    async def put_one(self, item: Item) -> None:
+    def put_one(self, item: Item) -> Awaitable[None]:
         message = self._as_message(item)
-        if self._waiting or self._is_sending:
-            self._waiting.append(message)
-            await self.emptied()
-        else:
-            await self._send(message)
-        if monotonic() >= self._turn.ends:
-            await super().wait_for_room()
+        if not (self._waiting or self._is_sending):
+            return self._send(message)
+        self._waiting.append(message)
+        return self.wait_for_room()
 
     async def put_each(self, items: AsyncIterator[Item]) -> None:
         put_one = self.put_one
@@ -84,16 +89,16 @@ class MessageResults(Results):
                 await self._send(self._waiting.popleft())
 
     async def _send(self, message: str | bytes) -> None:
+        """Send a message; nobody else does just now."""
         exchange = self._exchange
         if exchange.reason is not None:
             raise exchange.reason
-        exchange.phase = _SEND
-        exchange.since = monotonic()
         self._is_sending = True
         try:
-            self.record(exchange.since, 1)
             if not exchange.status:
                 await self.start()
+            exchange.phase = _SEND
+            exchange.since = monotonic()
             exchange.sending = True
             key = "text" if type(message) is str else "bytes"
             try:
@@ -106,10 +111,15 @@ class MessageResults(Results):
             self._sent.wake()
         self.items += 1
         exchange.phase = _ITEM
-        exchange.since = monotonic()
+        exchange.since = now = monotonic()
+        if self._tick is None:
+            self.hand_on()
+        if now >= self._turn.ends:
+            await super().wait_for_room()
 
     async def finish(self) -> None:
         await self.emptied()
+        self.hand_on()
         self._exchange.check_reason()
         await self.start()
         self._exchange.enter(_SEND)

@@ -5,7 +5,7 @@ WebSocket is here; how they are written and sent is in `bodies` and `messages`. 
 answer whose request has been read.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -97,10 +97,10 @@ class Results:
         """Add items. Raises as an encoder does; NotAcceptable, CollectedTooLarge."""
         raise NotImplementedError
 
-    async def put_one(self, item: Item) -> None:
-        """Add an item, and wait as `wait_for_room` does. Raises as both do."""
+    def put_one(self, item: Item) -> Awaitable[None]:
+        """Add an item; return `wait_for_room`, to be awaited. Raises as both do."""
         self.put((item,))
-        await self.wait_for_room()
+        return self.wait_for_room()
 
     async def put_each(self, items: AsyncIterator[Item]) -> None:
         """Add items as they come."""
@@ -138,6 +138,8 @@ class Results:
             if not self._exchange.is_interrupted_by(exc):
                 await self.emptied()
             raise
+        finally:
+            self.hand_on()
 
     async def put_all(self, items: AsyncIterator[Any], endings: Sequence[Ending] | None) -> None:
         """Put all items of a stream, as they come. What they raise is raised."""

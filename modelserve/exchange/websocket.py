@@ -59,21 +59,15 @@ class Socket:
     # -- as the request
 
     async def receive(self) -> Message:
-        """Return the next message as a part of a body; an empty one ends it."""
+        """Return the client's next message as it is, or that the client has left, as for HTTP."""
         if self._state is _State.NEW:
             await self._accept()
-        if self._state is _State.CLOSED:
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        if message["type"] != "websocket.receive":
+        if self._state is not _State.CLOSED:
+            message = await self._receive()
+            if message["type"] == "websocket.receive":
+                return message
             self._state = _State.CLOSED
-            return {"type": "http.disconnect"}
-        data = message.get("bytes")
-        if data is None:
-            data = message.get("text") or ""
-        elif type(data) is not bytes:
-            data = bytes(data)
-        return {"type": "http.request", "body": data, "more_body": bool(data)}
+        return {"type": "http.disconnect"}
 
     async def _accept(self) -> None:
         self._state = _State.OPEN
@@ -95,7 +89,11 @@ class Socket:
             return
         kind = message["type"]
         if kind == "websocket.send":
-            await self._send(message)
+            try:
+                await self._host_send(message)
+            except RuntimeError as exc:
+                _check_leaving(exc)
+                raise
         elif kind == "http.response.start":
             await self._start(message)
         elif kind == "http.response.body":
@@ -141,9 +139,14 @@ class Socket:
         try:
             await self._host_send(message)
         except RuntimeError as exc:
-            if _CLOSED_BEFORE not in str(exc):
-                raise
-            raise ConnectionResetError("the client has left") from exc
+            _check_leaving(exc)
+            raise
+
+
+def _check_leaving(exc: RuntimeError) -> None:
+    """Raise what a failure of the host's `send` means where the client has left."""
+    if _CLOSED_BEFORE in str(exc):
+        raise ConnectionResetError("the client has left") from exc
 
 
 async def cut(exchange: Exchange) -> None:

@@ -44,8 +44,8 @@ class Messages:
         return []
 
     def parse(self, records: Sequence[Any]) -> tuple[list[Any], bool]:
-        values = [self._parsed(record) for record in records]
-        return values, BadLine not in {*map(type, values)}
+        values = [*map(self._parsed, records)]
+        return values, BadLine not in map(type, values)
 
     def _parsed(self, record: Any) -> Any:
         if type(record) is not str:
