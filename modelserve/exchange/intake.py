@@ -53,7 +53,7 @@ def bodies(message: Message) -> tuple[bytes | None, bool]:
 
 def messages(message: Message) -> tuple[Any, bool]:
     """Return what is in a message of a WebSocket, text or bytes; an empty one is the last."""
-    if message["type"] == "http.disconnect":
+    if message["type"] != "websocket.receive":
         return None, False
     data = message.get("text")
     if data is None:
