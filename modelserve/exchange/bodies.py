@@ -1,8 +1,10 @@
 """Results as a body: gathered and sent by the `outbox`, or collected into one document."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from time import monotonic
 from typing import Any, Final
+
+import orjson
 
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge
@@ -12,6 +14,7 @@ from modelserve.exchange.results import Results
 from modelserve.exchange.streams import Streaming, stream_headers
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, Item
+from modelserve.wire.values import to_builtin
 
 __all__ = ["BodyResults"]
 
@@ -56,15 +59,25 @@ class BodyResults(Results):
             await self.put_one(await anext(items))  # which may decide how the others go out
         except StopAsyncIteration:
             return
-        assert self.encoder is not None
-        gather = self._gather if self.encoder.join is None else self._collect_each
-        await gather(items, self.encoder.encode)
+        encoder = self.encoder
+        assert encoder is not None
+        await (self._gather if encoder.join is None else self._collect_each)(items, encoder)
 
-    async def _gather(self, items: AsyncIterator[Item], encode: Callable[[Item], bytes]) -> None:
-        """Encode items as they come; those that come without a pause are handed on together."""
-        gathered = self._gathered
+    async def _gather(self, items: AsyncIterator[Item], encoder: Encoder) -> None:
+        """Encode items as they come; those that come without a pause are handed on together.
+
+        A dict is written here where it can be: most are, and the encoder's call takes long.
+        """
+        gathered, encode, options = self._gathered, encoder.encode, encoder.options
+        usual = None if options is None else dict
         async for item in items:
-            gathered.append(encode(item))
+            if type(item) is usual:
+                try:
+                    gathered.append(orjson.dumps(item, to_builtin, options))
+                except orjson.JSONEncodeError:
+                    gathered.append(encode(item))
+            else:
+                gathered.append(encode(item))
             if len(gathered) >= self._stride:
                 self._hand_on_and_look()
                 if self._outbox.is_full or self._looked_at >= self._turn.ends:
@@ -100,11 +113,9 @@ class BodyResults(Results):
 
     # -- one document of all
 
-    async def _collect_each(
-        self, items: AsyncIterator[Item], encode: Callable[[Item], bytes]
-    ) -> None:
+    async def _collect_each(self, items: AsyncIterator[Item], encoder: Encoder) -> None:
         async for item in items:
-            self._collect(encode(item))
+            self._collect(encoder.encode(item))
             if self._exchange.since >= self._turn.ends:
                 await self.wait_for_room()
 
