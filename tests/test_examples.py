@@ -31,7 +31,7 @@ GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
 
 
 @contextmanager
-def served(target: str) -> Iterator[str]:
+def served(target: str, stdout: int = subprocess.DEVNULL) -> Iterator[str]:
     """Serve a file with the command line; yield where."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ def served(target: str) -> Iterator[str]:
     command = [sys.executable, "-m", "modelserve", target, "--port", str(port)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.DEVNULL
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -153,11 +153,27 @@ def test_mounted() -> None:
         assert answer.json() == {"predictions": ["HELLO"]}
 
 
-def test_opentelemetry() -> None:
+def test_opentelemetry(tmp_path: Path) -> None:
     pytest.importorskip("opentelemetry.instrumentation.asgi")
-    with served("examples/04_opentelemetry.py") as url:
+    printed = tmp_path / "spans"
+    with printed.open("w") as file, served("examples/04_opentelemetry.py", file.fileno()) as url:
         answer = httpx.post(f"{url}/v1/models/double:predict", json={"instances": [21]})
         assert answer.json() == {"predictions": [42]}
+        answer = httpx.post(f"{url}/v1/models/count:predict", json={"instances": [100]})
+        assert len(answer.text.splitlines()) == 100
+    text = printed.read_text().replace("}\n{", "},\n{")
+    spans = [span for span in json.loads(f"[{text}]") if "health" not in span["name"]]
+    assert [span["name"] for span in spans] == [
+        "multiply",
+        "predict",
+        "POST /v1/models/double:predict",
+        "predict",
+        "POST /v1/models/count:predict",
+    ]
+    multiply, predict, post = spans[:3]
+    assert multiply["parent_id"] == predict["context"]["span_id"]
+    assert predict["parent_id"] == post["context"]["span_id"]
+    assert spans[4]["attributes"]["modelserve.items"] == 100
 
 
 def test_images() -> None:

@@ -22,6 +22,7 @@ from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.batching import batched, check_batching, with_room
 from modelserve.models.connecting import connect
+from modelserve.models.followed import new_calls
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
@@ -153,6 +154,8 @@ class Entry:
         series = self.series
         self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
+
+        self.new_call = new_calls(plans, shared.telemetry.followed)
 
         connect(model)
         if not self.needs_loading:

@@ -123,9 +123,10 @@ class Codec:
         format_class: How streams go out.
         always_streams: A value that is no stream is sent as a stream of one item.
         over_socket: The codec of the same over a WebSocket; None where there is no such thing.
+        of_bytes: The codec of the same for hooks that are annotated to take bytes; None for itself.
     """
 
-    protocol: str
+    protocol: str = ""
     takes_binary: bool = False
     takes_forms: bool = False
     takes_lines: bool = False
@@ -137,10 +138,16 @@ class Codec:
         *,
         always_streams: bool = False,
         over_socket: "Codec | None" = None,
+        of_bytes: "Codec | None" = None,
     ) -> None:
         self.format_class = format_class
         self.always_streams = always_streams
         self.over_socket = over_socket
+        self._of_bytes = of_bytes or self
+
+    def taking(self, takes_bytes: bool) -> "Codec":
+        """Return the codec for a hook that is annotated to take bytes, or is not."""
+        return self._of_bytes if takes_bytes else self
 
     def json_length(self, head: Head) -> bytes | None:
         """Return the declared length of the JSON in front of binary tensors.
