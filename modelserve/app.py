@@ -239,8 +239,7 @@ class ModelServer(_Runnable):
     async def ready(self) -> None:
         """Wait until every load has ended, and start the loading where no lifespan does.
 
-        Cancellation leaves the loads running. Raises ModelNotReady, naming the models that have
-        failed to load, or else those whose `healthy` is false: a health check for hosts that ask.
+        Cancellation leaves them running. Raises ModelNotReady for models that fail or are unhealthy.
         """
         await self.serving.loaded()
 

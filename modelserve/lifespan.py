@@ -164,16 +164,9 @@ class Serving:
     async def loaded(self) -> None:
         """Start the loads that are pending, wait until all have ended, and ask each `healthy`.
 
-        Cancellation leaves them running. Raises ModelNotReady, which names the models that failed,
-        or else those that are not healthy.
+        Cancellation leaves them running. Raises ModelNotReady, naming the models that fail.
         """
-        failed = await self.loading.finished()
-        if failed:
-            why = "; ".join(filter(None, (entry.failure for entry in failed)))
-            raise ModelNotReady(", ".join(entry.name for entry in failed), why)
-        unwell = [entry.name for entry in [*self.registry] if not await entry.is_ready()]
-        if unwell:
-            raise ModelNotReady(", ".join(unwell), "It says so itself.")
+        await _check_all(self.registry, await self.loading.finished())
 
     async def check_ready(self) -> None:
         """Return if the whole application can take requests. Raises what a probe is answered."""
@@ -254,6 +247,16 @@ class Serving:
             return
         await _drain(self)
         self._drained = True
+
+
+async def _check_all(registry: Registry, failed: Collection[Entry]) -> None:
+    """Raise ModelNotReady for models that have failed to load, or else are not healthy."""
+    if failed:
+        why = "; ".join(filter(None, (entry.failure for entry in failed)))
+        raise ModelNotReady(", ".join(entry.name for entry in failed), why)
+    unwell = [entry.name for entry in [*registry] if not await entry.is_ready()]
+    if unwell:
+        raise ModelNotReady(", ".join(unwell), "It says so itself.")
 
 
 async def _drain(serving: Serving) -> None:
