@@ -239,7 +239,7 @@ class ModelServer(_Runnable):
     async def ready(self) -> None:
         """Wait until every load has ended, and start the loading where no lifespan does.
 
-        Cancellation leaves them running. Raises ModelNotReady for models that fail or are unhealthy.
+        Cancellation leaves them running. Raises ModelNotReady for those that fail or are not well.
         """
         await self.serving.loaded()
 
