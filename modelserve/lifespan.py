@@ -168,13 +168,7 @@ class Serving:
         Cancellation leaves them running. Raises ModelNotReady, which names the models that failed,
         or else those that are not healthy.
         """
-        failed = await self.loading.finished()
-        if failed:
-            why = "; ".join(filter(None, (entry.failure for entry in failed)))
-            raise ModelNotReady(", ".join(entry.name for entry in failed), why)
-        unwell = [entry.name for entry in [*self.registry] if not await entry.is_ready()]
-        if unwell:
-            raise ModelNotReady(", ".join(unwell), "It says so itself.")
+        await _check_loaded(self.registry, failed=await self.loading.finished())
 
     async def check_ready(self) -> None:
         """Return if the whole application can take requests. Raises what a probe is answered."""
@@ -296,6 +290,16 @@ def _log_loads(states: Mapping[str, State]) -> None:
         others = [f"{name} is {state}" for name, state in states.items() if name not in loading]
         text = "Stopping while models are loading: %s%s"
         logger.warning(text, ", ".join(loading), "".join(f"; {other}" for other in others))
+
+
+async def _check_loaded(registry: Registry, *, failed: Collection[Entry]) -> None:
+    """Raise ModelNotReady for models that have failed to load, else for those not healthy."""
+    if failed:
+        why = "; ".join(filter(None, (entry.failure for entry in failed)))
+        raise ModelNotReady(", ".join(entry.name for entry in failed), why)
+    unwell = [entry.name for entry in [*registry] if not await entry.is_ready()]
+    if unwell:
+        raise ModelNotReady(", ".join(unwell), "It says so itself.")
 
 
 def _statistics(serving: Serving) -> Statistics:
