@@ -24,7 +24,7 @@ __all__ = [
 
 logger = logging.getLogger("modelserve")
 
-PORT_VARIABLES: Final = ("MODELSERVE_PORT", "PORT", "AIP_HTTP_PORT")  # the first that is set counts
+PORT_VARIABLES: Final = ("PORT", "AIP_HTTP_PORT")  # the first that is set counts
 _READY: Final = "/v2/health/ready"
 
 
@@ -44,9 +44,9 @@ class Hosted(Protocol):
 
 
 def port_in(environ: Mapping[str, str]) -> int | None:
-    """Return the port that the environment asks for. Raises ValueError, which names the variable.
+    """Return the port that the platform asks for. Raises ValueError, which names the variable.
 
-    MODELSERVE_PORT comes before PORT (Knative, Cloud Run), and that before AIP_HTTP_PORT.
+    PORT (Knative, Cloud Run) comes before AIP_HTTP_PORT.
     """
     for variable in PORT_VARIABLES:
         text = environ.get(variable, "")

@@ -82,7 +82,8 @@ async def serve(app: Served, flags: Flags) -> None:
         raise RuntimeError("serve() needs asyncio: under trio, use an ASGI server for it") from None
     options = options_of(flags)
     if options.workers > 1 or options.reload:
-        raise ValueError("serve() has one process, this one: workers and reload are for run()")
+        names = " and ".join(options.variables.get(n, n) for n in ("workers", "reload"))
+        raise ValueError(f"serve() has one process, this one: {names} are for run()")
     if "log_format" in flags or "log_level" in flags:
         logging_of(options)()
     settings = settings_of(options, watched=(), set_up_logging=None)

@@ -40,6 +40,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "following",
             "hosting",
             "server",
+            "environment",
             "flags",
             "programs",
             "app",

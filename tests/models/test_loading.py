@@ -956,7 +956,9 @@ async def test_an_unload_does_not_wait_for_one_that_has_left_the_queue() -> None
         await running.wait()
         async with exchange(app, *PREDICT, json=[]) as waiting:
             await anyio.wait_all_tasks_blocked()
-            async with exchange(app, "POST", "/v2/repository/models/m/unload", timeout=10) as taking:
+            async with exchange(
+                app, "POST", "/v2/repository/models/m/unload", timeout=10
+            ) as taking:
                 await anyio.wait_all_tasks_blocked()
                 waiting.hang_up()
                 try:
