@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from starlette.types import Receive, Scope, Send
 
 from modelserve.dispatch import dispatch
+from modelserve.endpoints import Request
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
@@ -24,7 +25,7 @@ from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
 from modelserve.observers import Observer, Observers
 from modelserve.routes import Routes, path_of
-from modelserve.sockets import Request, open_socket
+from modelserve.sockets import open_socket
 
 if TYPE_CHECKING:
     from modelserve.composing import ModelCall
@@ -76,10 +77,30 @@ class _Runnable:
         Cancellation leaves the loads running. Raises ModelNotReady, naming the models that have
         failed to load, or else those whose `healthy` is false: a health check for hosts that ask.
         """
-        await self.serving.loaded()
+        await self.serving.loading.ready()
 
 
-class ModelServer(_Runnable):
+class _Described:
+    """What describes an application to other programs."""
+
+    serving: Serving
+
+    def openapi(self, *, prefix: str = "", into: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the OpenAPI 3.1 document of the application, as `/openapi.json` has it.
+
+        Args:
+            prefix: The path below which a host has mounted it: what all paths begin with, and the
+                names of operations and schemas, so that they are not those of the host.
+            into: The host's own document, which is given the paths, schemas, security schemes and
+                tags, and is returned.
+        """
+        from modelserve.pages.openapi import document_of, merged
+
+        document = document_of(self.serving, prefix=prefix.rstrip("/"))
+        return document if into is None else merged(into, document)
+
+
+class ModelServer(_Described, _Runnable):
     """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
@@ -131,7 +152,7 @@ class ModelServer(_Runnable):
             origins=origins,
             observers=Observers.of(observers),
         )
-        self._routes = Routes(self.serving.registry, prefix=prefix)
+        self._routes = self.serving.table = Routes(self.serving.registry, prefix=prefix)
         if (followed := self.serving.telemetry.followed) is not None:
             self.serving.flights = FollowedFlights(followed, self._routes.find)
         for path, means in (aliases or {}).items():
@@ -156,11 +177,9 @@ class ModelServer(_Runnable):
         Raises ResponseCut where only that can show a failure to the client.
         """
         serving = self.serving
-        if scope["type"] == "http":
-            target = self._routes.find(scope)
-        elif (request := await _other(self, scope, receive, send)) is None:
-            return
-        else:
+        if scope["type"] != "http" or (target := self._routes.find(scope)).opens is not None:
+            if (request := await _other(self, scope, receive, send)) is None:
+                return
             target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
         if Running.note_id is not None:
@@ -267,7 +286,10 @@ def _registered(app: ModelServer, target: F, name: str, verb: str, settings: Mod
 
 
 async def _other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> Request | None:
-    """Run the lifespan; return the request that a WebSocket is."""
+    """Run the lifespan; return the request that a WebSocket or a call of gRPC is."""
+    if scope["type"] == "http":
+        target = app._routes.find(scope)
+        return None if target.opens is None else target.opens(target, scope, receive, send)
     if scope["type"] == "websocket":
         return await open_socket(app.serving, app._routes, scope, receive, send)
     if scope["type"] != "lifespan":

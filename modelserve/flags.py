@@ -87,6 +87,7 @@ class Flags(TypedDict, total=False):
     port: int | None
     uds: str | None
     fd: int | None
+    grpc_port: int | None
     workers: int
     shutdown_delay: float
     head_timeout: float
@@ -205,6 +206,7 @@ def settings_of(
         port=options.port,
         uds=options.uds,
         fd=options.fd,
+        grpc_port=options.grpc_port,
         workers=options.workers,
         shutdown_delay=options.shutdown_delay,
         head_timeout=options.head_timeout,
@@ -377,6 +379,13 @@ def _add_address(parser: ArgumentParser) -> None:
     _also(group, "--http_port", type=_port)
     group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
     group.add_argument("--fd", type=_whole, help="listen on a bound socket, by its file descriptor")
+    group.add_argument(
+        "--grpc-port",
+        type=_port,
+        metavar="PORT",
+        help="serve the Open Inference Protocol over gRPC as well, on this port",
+    )
+    _also(group, "--grpc_port", type=_port)
     group.add_argument(
         "--workers", type=_positive, default=1, help="number of processes; default: %(default)s"
     )

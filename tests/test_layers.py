@@ -30,11 +30,13 @@ ROWS: list[tuple[str, list[str]]] = [
         [
             "lifespan",
             "endpoints",
+            "pages",
             "duplex",
             "dispatch",
             "calls",
             "reading",
             "composing",
+            "grpc",
             "routes",
             "sockets",
             "following",

@@ -17,7 +17,7 @@ from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
-from modelserve.limits import BINARY_BYTES, DEFAULTS, SMALL_BYTES, Limits
+from modelserve.limits import DEFAULTS, SMALL_BYTES, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.batching import batched, check_batching, with_room
@@ -122,8 +122,7 @@ class Entry:
         self.limits = limits.with_defaults(DEFAULTS)
         self.deadlines = self.limits.deadlines()
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
-        is_default = limits.max_body_bytes is None
-        self.max_binary_bytes = BINARY_BYTES if is_default else self.max_body_bytes
+        self.max_binary_bytes = limits.binary_bytes
         self.max_json_values = infinite_if_none(self.limits.max_json_values)
         # Up to this size a body is within all limits, and decoded in no time.
         self.small_bytes = min(self.max_body_bytes, self.max_json_values / MOST_A_BYTE, SMALL_BYTES)
