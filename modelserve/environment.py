@@ -9,7 +9,9 @@ from argparse import SUPPRESS, Action, ArgumentParser, BooleanOptionalAction, Na
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["Repeated", "Switch", "blaming", "fill_in", "show_variables", "spelled"]
+__all__ = [
+    "Repeated", "Switch", "WrongVariable", "fill_in", "show_variables", "spelled", "wrong_option",
+]  # fmt: skip
 
 _PREFIX: Final = "MODELSERVE_"
 _TRUE: Final = ("1", "true", "yes", "on")
@@ -17,6 +19,13 @@ _FALSE: Final = ("0", "false", "no", "off")
 # What Kubernetes sets for a service that is called modelserve, or modelserve-something.
 _OF_SERVICES: Final = ("tcp://", "udp://", "sctp://")
 _UNSET: Final = object()
+
+
+class WrongVariable(ValueError):
+    """An environment variable has a value that cannot be used."""
+
+    def __init__(self, variable: str, problem: object) -> None:
+        super().__init__(f"the environment variable {variable}: {problem}")
 
 
 class Switch(BooleanOptionalAction):
@@ -61,7 +70,7 @@ def fill_in(
     Args:
         read: Parses arguments as well. Raises ValueError.
 
-    Raises ValueError, which names the variable. Unusable arguments are the parser's to tell of.
+    Raises WrongVariable. Unusable arguments are the parser's to tell of.
     """
     found: dict[str, tuple[str, Any]] = {}
     for variable, flag in _flags_of(parser):
@@ -69,7 +78,8 @@ def fill_in(
             try:
                 options = read(_words_of(flag, text))
             except ValueError as exc:
-                raise ValueError(f"the environment variable {variable}: {exc}") from None
+                problem = f"{exc}".removeprefix(f"{flag.option_strings[0]}: ".lstrip("-"))
+                raise WrongVariable(variable, problem) from None
             found[flag.dest] = variable, getattr(options, flag.dest)
     options = parser.parse_args(arguments, Namespace(**dict.fromkeys(found, _UNSET)))
     options.variables = {}
@@ -86,10 +96,10 @@ def spelled(options: Namespace, name: str) -> str:
     return f"--{name.replace('_', '-')}" if variable is None else variable
 
 
-def blaming(options: Namespace, name: str, sentence: object) -> str:
-    """Return what is wrong with an option, after its variable if it comes from one."""
+def wrong_option(options: Namespace, name: str, problem: object) -> ValueError:
+    """Return what is wrong with an option: WrongVariable if it comes from a variable."""
     variable = options.variables.get(name)
-    return f"{sentence}" if variable is None else f"the environment variable {variable}: {sentence}"
+    return ValueError(problem) if variable is None else WrongVariable(variable, problem)
 
 
 def _flags_of(parser: ArgumentParser) -> Iterator[tuple[str, Action]]:

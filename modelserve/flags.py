@@ -24,7 +24,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from modelserve import hosting
-from modelserve.environment import Repeated, Switch, blaming, fill_in, show_variables, spelled
+from modelserve.environment import (
+    Repeated,
+    Switch,
+    WrongVariable,
+    fill_in,
+    show_variables,
+    spelled,
+    wrong_option,
+)
 from modelserve.errors import LoadError
 from modelserve.hosting import Hosted
 from modelserve.lifespan import Serving
@@ -160,7 +168,7 @@ def configure(app: Hosted, options: Namespace) -> None:
         except OSError as exc:
             problem = exc.strerror or exc
             text = f"Cannot read the models in {options.model_dir}: {problem}."
-            raise LoadError(blaming(options, "model_dir", text)) from None
+            raise LoadError(f"{wrong_option(options, 'model_dir', text)}") from None
     try:
         _add_paths(app, options)
     except ValueError as exc:
@@ -173,7 +181,7 @@ def _add_paths(app: Hosted, options: Namespace) -> None:
         try:
             app.add_alias(path, means)
         except ValueError as exc:
-            raise ValueError(blaming(options, "alias", exc)) from None
+            raise wrong_option(options, "alias", exc) from None
     if options.predict_path is not None:
         hosting.predict_at(app, options.predict_path, asked_by=spelled(options, "predict_path"))
     if options.sagemaker:
@@ -235,7 +243,8 @@ class _Raising(ArgumentParser):
 def options_of(flags: Flags) -> Namespace:
     """Return the options for flags that are keyword arguments.
 
-    Raises TypeError for an unknown name, ValueError for a value that the flag does not take.
+    Raises TypeError for an unknown name, ValueError for a value that the flag does not take,
+    WrongVariable for one in the environment.
     """
     words: list[str] = []
     for name, value in flags.items():
@@ -293,6 +302,10 @@ def parse(
         if options.port is None:
             port = hosting.port_in(os.environ)
             options.port = DEFAULT_PORT if port is None else port
+    except WrongVariable as exc:
+        if kind is _Raising:  # no fault of the program's
+            raise
+        parser.error(f"{exc}")
     except ValueError as exc:
         parser.error(f"{exc}")
     if options.target is None and options.model_dir is None:
@@ -331,7 +344,7 @@ def _token_of(options: Namespace) -> str | None:
     try:
         return read_token(options.token_file)
     except ValueError as exc:
-        raise ValueError(blaming(options, "token_file", exc)) from None
+        raise wrong_option(options, "token_file", exc) from None
 
 
 def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
@@ -516,11 +529,13 @@ def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("logging, to stderr")
     group.add_argument(
         "--log-format",
+        type=str.lower,
         choices=("human", "json"),
         help="default: human on a terminal, else one JSON object a line",
     )
     group.add_argument(
         "--log-level",
+        type=str.lower,
         choices=("debug", "info", "warning", "error", "critical"),
         default="info",
         help="default: %(default)s",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 from urllib.parse import quote
 
+from modelserve.environment import WrongVariable
 from modelserve.lifespan import Serving
 from modelserve.routes import is_built_in
 
@@ -44,7 +45,7 @@ class Hosted(Protocol):
 
 
 def port_in(environ: Mapping[str, str]) -> int | None:
-    """Return the port that the platform asks for. Raises ValueError, which names the variable.
+    """Return the port that the platform asks for. Raises WrongVariable.
 
     PORT (Knative, Cloud Run) comes before AIP_HTTP_PORT.
     """
@@ -54,7 +55,7 @@ def port_in(environ: Mapping[str, str]) -> int | None:
             try:
                 return port_number(text)
             except ValueError as exc:
-                raise ValueError(f"the environment variable {variable}: {exc}") from None
+                raise WrongVariable(variable, exc) from None
     return None
 
 

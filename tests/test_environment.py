@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from modelserve import Limits, ModelServer, cli
+from modelserve.environment import WrongVariable
 from modelserve.errors import LoadError
 from modelserve.flags import Flags, options_of, parse
 from modelserve.kserve import model_server as kserve
@@ -53,7 +54,7 @@ def test_the_help_shows_the_variable_of_each_flag(capsys: pytest.CaptureFixture[
         ("SHUTDOWN_DELAY", "0.5", 0.5),
         ("CONCURRENCY", "inf", float("inf")),
         ("MAX_BODY_BYTES", "100", 100),
-        ("LOG_LEVEL", "debug", "debug"),
+        ("LOG_LEVEL", "DEBUG", "debug"),
         ("HTTP", "h11", "h11"),
         ("ROOT_PATH", "/ml", "/ml"),
         ("SSL_KEYFILE_PASSWORD", "--host=x y", "--host=x y"),
@@ -164,8 +165,9 @@ def test_a_target_may_be_left_out_where_a_folder_is_set(
         ("DEBUG", "maybe", "'maybe' is neither true nor false"),
         ("CONTROL", "2", "'2' is neither true nor false"),
         ("CORS_ORIGIN", "* a.org", "'a.org' is not an origin, like https://example.org"),
-        ("CORS_ORIGIN", "https://a.org,https://b.org", "is not an origin"),
+        ("CORS_ORIGIN", "https://a.org,https://b.org", "'https://a.org,https://b.org' is not an"),
         ("ALIAS", "/a", "'/a' is not two paths"),
+        ("LOG_LEVEL", "loud", "invalid choice: 'loud'"),
         ("HTTP", "h3", "invalid choice: 'h3'"),
         ("TOKEN_FILE", "gone", "cannot read the token file gone: No such file or directory"),
         ("TOKEN_FILE", "/dev/null", "the token file /dev/null is empty"),
@@ -182,10 +184,28 @@ def test_a_wrong_value_says_the_name_of_the_variable(
         parsed(monkeypatch, {variable: text})
     assert caught.value.code == 2
     _, error = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"modelserve: error: the environment variable MODELSERVE_{variable}: ")
-    assert problem in error
-    with pytest.raises(ValueError, match=f"the environment variable MODELSERVE_{variable}: "):
+    sentence = f"the environment variable MODELSERVE_{variable}: {problem}"
+    assert error.startswith(f"modelserve: error: {sentence}")
+    with pytest.raises(WrongVariable) as raised:
         options_of({})
+    assert str(raised.value).startswith(sentence)
+
+
+def test_a_program_with_a_wrong_value_says_so_and_exits(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("from modelserve import ModelServer\nModelServer().run()\n")
+    done = subprocess.run(
+        [sys.executable, "app.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MODELSERVE_PORT": "http"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "modelserve: the environment variable MODELSERVE_PORT: 'http' is not a whole number\n"
+    )
 
 
 def test_a_wrong_value_does_not_matter_where_nobody_reads_it(
