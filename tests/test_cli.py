@@ -113,7 +113,7 @@ def test_unusable_arguments(
 def test_port(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], environ: dict[str, str], port: int
 ) -> None:
-    for variable in PORT_VARIABLES:
+    for variable in ("MODELSERVE_PORT", *PORT_VARIABLES):
         monkeypatch.delenv(variable, raising=False)
     for variable, text in environ.items():
         monkeypatch.setenv(variable, text)

@@ -40,6 +40,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "routes",
             "sockets",
             "following",
+            "environment",
             "hosting",
             "server",
             "flags",
