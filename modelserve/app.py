@@ -21,6 +21,7 @@ from modelserve.limits import Limits
 from modelserve.models.functions import with_function
 from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
+from modelserve.pages.playground import pages
 from modelserve.routes import Routes, path_of
 from modelserve.sockets import Request, open_socket
 
@@ -34,7 +35,7 @@ __all__ = ["ModelServer"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Attributes that an application which is unpickled has made itself.
-_REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository"))
+_REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository", "_playground"))
 
 
 class _Runnable:
@@ -69,7 +70,44 @@ class _Runnable:
         await serve(self, flags)
 
 
-class ModelServer(_Runnable):
+class _Addressed:
+    """The paths of an application, beside the built-in ones."""
+
+    serving: Serving
+    _routes: Routes
+    _playground: bool | None
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The application's own paths, each with what it means."""
+        return self._routes.aliases
+
+    def add_alias(self, path: str, means: str) -> None:
+        """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
+
+        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
+        registered later. Raises ValueError for a path that is built in or has another meaning
+        already, and for a meaning that is not built in.
+        """
+        self._routes.add_alias(path, means)
+
+    @property
+    def playground(self) -> bool | None:
+        """Whether `/playground` is a page to try models in; None leaves that to who serves it."""
+        return self._playground
+
+    @playground.setter
+    def playground(self, wanted: bool | None) -> None:
+        self._playground = wanted
+        self.show_playground(bool(wanted))
+
+    def show_playground(self, shown: bool) -> None:
+        """Show the page, or do not, as long as it is served so: what is wanted stays the same."""
+        self.serving.has_playground = shown
+        self._routes.show(pages() if shown else {})
+
+
+class ModelServer(_Addressed, _Runnable):
     """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
@@ -85,6 +123,8 @@ class ModelServer(_Runnable):
         wait_for_load: Let the lifespan start only once every load has ended, a failed one too.
         origins: Web pages of these, `*` for any, may open a WebSocket, beside those of this host.
         aliases: Paths of your own, each with the built-in path that it means.
+        playground: Serve a page to try the models in at `/playground`, and send browsers from `/`
+            there; None is where the command line, or `run`, listens on loopback alone.
 
     It can be pickled, as can a subclass; a copy has the same arguments, models and attributes.
     Raises TypeError or ValueError for a model that cannot be served, or an unusable token.
@@ -105,6 +145,7 @@ class ModelServer(_Runnable):
         wait_for_load: bool = False,
         origins: Collection[str] = (),
         aliases: Mapping[str, str] | None = None,
+        playground: bool | None = None,
     ) -> None:
         self._prefix = prefix
         self._repository = repository
@@ -119,6 +160,7 @@ class ModelServer(_Runnable):
             origins=origins,
         )
         self._routes = Routes(self.serving.registry, prefix=prefix)
+        self.playground = playground
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
         for model in models:
@@ -181,20 +223,6 @@ class ModelServer(_Runnable):
         The settings are attributes that a `Model` has, such as `limits`.
         """
         self.serving.registry.add(model, name, settings)
-
-    @property
-    def aliases(self) -> dict[str, str]:
-        """The application's own paths, each with what it means."""
-        return self._routes.aliases
-
-    def add_alias(self, path: str, means: str) -> None:
-        """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
-
-        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
-        registered later. Raises ValueError for a path that is built in or has another meaning
-        already, and for a meaning that is not built in.
-        """
-        self._routes.add_alias(path, means)
 
     def model(
         self,
@@ -297,6 +325,7 @@ def _state_of(app: ModelServer) -> dict[str, Any]:
         "wait_for_load": app.serving.wait_for_load,
         "origins": app.serving.origins,
         "aliases": app.aliases,
+        "playground": app.playground,
     }
     others = {key: value for key, value in vars(app).items() if key not in _REBUILT}
     return {"options": options, "models": app.serving.registry.models, "others": others}

@@ -16,6 +16,7 @@ from argparse import (
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, TypedDict
 from urllib.parse import urlsplit
@@ -111,6 +112,7 @@ class Flags(TypedDict, total=False):
     predictor_protocol: str | None
     token_file: str | os.PathLike[str] | None
     control: bool | None
+    playground: bool | None
     cors_origin: Sequence[str] | None
     alias: Sequence[str] | None
     predict_path: str | None
@@ -152,6 +154,10 @@ def configure(app: Hosted, options: Namespace) -> None:
         follow_token(options.token_file, serving)
     if options.control is not None:
         serving.control = options.control
+    if options.playground is not None:
+        app.playground = options.playground
+    if app.playground is None:
+        app.show_playground(_is_loopback(options))
     if options.model_dir is not None:
         try:
             serving.use(ModelRepository(options.model_dir, options.model_name))
@@ -162,6 +168,16 @@ def configure(app: Hosted, options: Namespace) -> None:
         _add_paths(app, options)
     except ValueError as exc:
         raise LoadError(f"{exc}.") from None
+
+
+def _is_loopback(options: Namespace) -> bool:
+    """Return whether only this machine can connect, by an address that browsers take."""
+    if options.uds is not None or options.fd is not None:
+        return False
+    try:
+        return options.host == "localhost" or ip_address(options.host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _add_paths(app: Hosted, options: Namespace) -> None:
@@ -245,9 +261,14 @@ _SWITCHES: Final = (
     "reload",
     "exit_on_load_failure",
     "control",
+    "playground",
     "sagemaker",
     "ws_per_message_deflate",
 )
+
+
+# Of these, not given is not the same as False.
+_UNSET: Final = ("control", "playground")
 
 
 def _words_of(name: str, value: Any) -> list[str]:
@@ -258,7 +279,7 @@ def _words_of(name: str, value: Any) -> list[str]:
     if name in _SWITCHES:
         if not isinstance(value, bool):
             raise ValueError(f"{flag}: {value!r} is neither True nor False")
-        off = [f"--no-{flag}"] if name == "control" else []
+        off = [f"--no-{flag}"] if name in _UNSET else []
         return [f"--{flag}"] if value else off
     if isinstance(value, list | tuple):
         return [word for each in value for word in _words_of(name, each)]
@@ -416,6 +437,11 @@ def _add_application(parser: ArgumentParser) -> None:
         "--control",
         action=BooleanOptionalAction,
         help="let clients load and unload models; default: where there is a --model-dir",
+    )
+    group.add_argument(
+        "--playground",
+        action=BooleanOptionalAction,
+        help="serve a page to try the models in at /playground; default: on a loopback address",
     )
     group.add_argument(
         "--cors-origin",

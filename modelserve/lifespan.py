@@ -92,6 +92,7 @@ class Serving:
         self.control = control
         self.wait_for_load = wait_for_load
         self.origins = frozenset(origins)
+        self.has_playground = False
         self.telemetry = Telemetry()
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.

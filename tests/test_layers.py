@@ -30,6 +30,7 @@ ROWS: list[tuple[str, list[str]]] = [
         [
             "lifespan",
             "endpoints",
+            "pages",
             "duplex",
             "dispatch",
             "calls",

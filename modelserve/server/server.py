@@ -81,6 +81,7 @@ class Server(uvicorn.Server):
         before_exit: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(config)
+        self._app = app
         self._servings = find_drainables(app)
         self.drain_seconds = _drain_seconds(self._servings)
         self._check_connections = watch(
@@ -158,9 +159,15 @@ class Server(uvicorn.Server):
             sys.exit(CANNOT_START)
         if self.should_exit:
             return
-        logger.info("Serving on %s (process %d)", _url(self, sockets or ()), os.getpid())
+        url = _url(self, sockets or ())
+        logger.info("Serving on %s (process %d)%s", url, os.getpid(), self._page(url))
         if self._on_start is not None:
             self._on_start(self._shutdown_delay + self.drain_seconds)
+
+    def _page(self, url: str) -> str:
+        """Return where the page for people is, in words; nothing where it may be below a mount."""
+        has_page = [serving.has_playground for serving in find_drainables(self._app, mounted=False)]
+        return f"; playground: {url}/playground" if any(has_page) else ""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, each connection after its response, and the application."""

@@ -1,0 +1,1 @@
+"""What people read in a browser, and what programs read of the API."""
