@@ -28,7 +28,7 @@ __all__ = ["PLAYGROUND", "Page", "pages", "policy_of", "read_page"]
 PLAYGROUND: Final = "/playground"
 _FILE: Final = Path(__file__).with_name("playground.html")
 _HTML: Final = ("text/html", "application/xhtml+xml")
-_ELEMENT: Final = "<{0}>(.*?)</{0}>"
+_ELEMENT: Final = r"<{0}(?:\s[^>]*)?>(.*?)</{0}>"
 
 
 @dataclass(frozen=True, slots=True)
