@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from modelserve.exchange.coalescing import Coalesced
     from modelserve.exchange.uploads import Upload
     from modelserve.limits import Limits
-    from modelserve.models.batching import Batching
     from modelserve.models.checks import instances
     from modelserve.models.model import Model
+    from modelserve.models.policies import Batching, Stepping
     from modelserve.models.repository import ModelRepository
-    from modelserve.models.stepping import Stepping
     from modelserve.tensors import (
         InferInput,
         InferOutput,
@@ -58,7 +57,7 @@ __all__ = [
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
 _MODULES: Final = {
-    "Batching": "models.batching",
+    "Batching": "models.policies",
     "Coalesced": "exchange.coalescing",
     "InferInput": "tensors",
     "InferOutput": "tensors",
@@ -78,7 +77,7 @@ _MODULES: Final = {
     "Upload": "exchange.uploads",
     "instances": "models.checks",
     "Slot": "concurrency.steps",
-    "Stepping": "models.stepping",
+    "Stepping": "models.policies",
 }
 
 if not TYPE_CHECKING:  # a type checker would believe that every name exists

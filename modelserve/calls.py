@@ -18,10 +18,10 @@ from typing import Any, Final
 import anyio
 from starlette.types import Message, Receive
 
-from modelserve.concurrency.admission import Gate
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, Phase
+from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
 from modelserve.dispatch import dispatch
 from modelserve.errors import (

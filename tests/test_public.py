@@ -25,6 +25,7 @@ WITHOUT_ALL = {
     "modelserve.models",
     "modelserve.protocols",
     "modelserve.server",
+    "modelserve.server.connections",
     "modelserve.wire",
 }
 KSERVE_ERRORS = {

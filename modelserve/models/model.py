@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, get_origin
 from modelserve.errors import HookMissing
 from modelserve.limits import Limits
 from modelserve.models.connecting import connect
+from modelserve.models.policies import Batching, Stepping
 from modelserve.models.predictor import PredictorConfig, config_of
+from modelserve.models.stepped import Stepped
 
 if TYPE_CHECKING:
-    from modelserve.models.batching import Batching
     from modelserve.models.remote import Remote
-    from modelserve.models.stepping import Stepped, Stepping
 
 __all__ = [
     "ANSWERS",
@@ -53,8 +53,8 @@ class ModelSettings(TypedDict, total=False):
     engine: bool
     own_thread: bool | None
     limits: Limits | None
-    batching: "Batching | None"
-    stepping: "Stepping | None"
+    batching: Batching | None
+    stepping: Stepping | None
     coalesce: bool | None
     heartbeat: float | None
     heartbeat_before_first: bool
@@ -125,8 +125,8 @@ class Model:
     engine: bool = False
     own_thread: bool | None = None
     limits: Limits | None = None
-    batching: "Batching | None" = None
-    stepping: "Stepping | None" = None
+    batching: Batching | None = None
+    stepping: Stepping | None = None
     coalesce: bool | None = None
     heartbeat: float | None = None
     heartbeat_before_first: bool = False
@@ -143,7 +143,7 @@ class Model:
     retries: int = 0
     # Set when the model is registered: what calls the predictor, and what calls `step`.
     _remote: "Remote | None" = None
-    _stepped: "Stepped | None" = None
+    _stepped: Stepped | None = None
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name

@@ -11,8 +11,9 @@ from typing import Any
 
 import anyio
 
-from modelserve.concurrency.admission import Admission, Gate
+from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming

@@ -20,7 +20,8 @@ from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
 from modelserve.metrics.shared import DIRECTORY_VARIABLE
 from modelserve.metrics.shared_directory import remove_abandoned
-from modelserve.server.connections import LONGEST_HEAD, mended
+from modelserve.server.connections.mending import mended
+from modelserve.server.connections.refusals import LONGEST_HEAD
 from modelserve.server.logs import print_error
 from modelserve.server.server import Server
 from modelserve.server.settings import CANNOT_LOAD, Settings

@@ -31,7 +31,7 @@ from uvicorn.server import ServerState
 from modelserve.lifespan import CLEANUP_AFTER_DRAIN
 from modelserve.limits import DEFAULTS
 from modelserve.server.application import Drainable, find_drainables
-from modelserve.server.connections import has_request, new_protocol, watch
+from modelserve.server.connections.mending import has_request, new_protocol, watch
 from modelserve.server.listener import accept_waiting
 from modelserve.server.settings import CANNOT_LOAD_MODELS, CANNOT_START, HEAD_TIMEOUT
 from modelserve.server.signals import Impatience, stop_signals

@@ -10,8 +10,9 @@ import anyio.lowlevel
 import pytest
 
 from modelserve import Limits, Model, ModelServer
-from modelserve.concurrency import admission
-from modelserve.concurrency.admission import Admission, Gate
+from modelserve.concurrency import gate as gates
+from modelserve.concurrency.admission import Admission
+from modelserve.concurrency.gate import Gate
 from modelserve.errors import Overloaded, ServerShuttingDown
 from modelserve.limits import DEFAULTS
 from modelserve.testing import Exchange, exchange, lifespan, request
@@ -366,7 +367,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(admission, "monotonic", lambda: self.now)
+        monkeypatch.setattr(gates, "monotonic", lambda: self.now)
 
 
 @pytest.mark.anyio
