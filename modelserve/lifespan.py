@@ -89,8 +89,7 @@ class Serving:
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = debug
         self.token = None if token is None else valid_token(token)
-        self.control = control
-        self.wait_for_load = wait_for_load
+        self.control, self.wait_for_load = control, wait_for_load
         self.origins = frozenset(origins)
         self.has_playground = False
         self.telemetry = Telemetry()

@@ -165,9 +165,13 @@ class Server(uvicorn.Server):
             self._on_start(self._shutdown_delay + self.drain_seconds)
 
     def _page(self, url: str) -> str:
-        """Return where the page for people is, in words; nothing where it may be below a mount."""
-        has_page = [serving.has_playground for serving in find_drainables(self._app, mounted=False)]
-        return f"; playground: {url}/playground" if any(has_page) else ""
+        """Return where the page for people is, in words.
+
+        Nothing where no browser gets to it, or where it may be below a mount.
+        """
+        servings = find_drainables(self._app, mounted=False)
+        has_page = any(serving.has_playground for serving in servings)
+        return f"; playground: {url}/playground" if has_page and url.startswith("http") else ""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, each connection after its response, and the application."""
