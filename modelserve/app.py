@@ -107,7 +107,27 @@ class _Addressed:
         self._routes.show(pages() if shown else {})
 
 
-class ModelServer(_Addressed, _Runnable):
+class _Described:
+    """What describes an application to other programs."""
+
+    serving: Serving
+
+    def openapi(self, *, prefix: str = "", into: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the OpenAPI 3.1 document of the application, as `/openapi.json` has it.
+
+        Args:
+            prefix: The path below which a host has mounted it: what all paths begin with, and the
+                names of operations and schemas, so that they are not those of the host.
+            into: The host's own document, which is given the paths, schemas, security schemes and
+                tags, and is returned.
+        """
+        from modelserve.pages.openapi import document_of, merged
+
+        document = document_of(self.serving, prefix=prefix.rstrip("/"))
+        return document if into is None else merged(into, document)
+
+
+class ModelServer(_Addressed, _Described, _Runnable):
     """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
@@ -159,7 +179,7 @@ class ModelServer(_Addressed, _Runnable):
             wait_for_load=wait_for_load,
             origins=origins,
         )
-        self._routes = Routes(self.serving.registry, prefix=prefix)
+        self._routes = self.serving.table = Routes(self.serving.registry, prefix=prefix)
         self.playground = playground
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)

@@ -6,12 +6,12 @@ can be made anywhere, pickled, and mounted.
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import anyio
@@ -28,8 +28,9 @@ from modelserve.models.repository import ModelRepository
 from modelserve.models.telling import not_ready, states_of
 from modelserve.protocols.cloudevents import EventSettings
 from modelserve.wire.bearer import valid_token
+from modelserve.wire.head import Scope
 
-__all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics"]
+__all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics", "Table"]
 
 logger = logging.getLogger("modelserve")
 
@@ -38,6 +39,21 @@ CLEANUP_AFTER_DRAIN: Final = 1.5
 _DECODERS: Final = 2
 
 _EVENTS: Final = EventSettings(uuid4, partial(datetime.now, UTC))
+
+
+class Table(Protocol):
+    """The paths of an application, for what describes them."""
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """The table of routes: `routes.Route`."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The application's own paths, each with what it means."""
+
+    def base_of(self, scope: Scope) -> str:
+        """Return the path that a request was sent to as far as it is the mount's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +111,17 @@ class Serving:
         self.telemetry = Telemetry()
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
-        self.scraper = Workers(1)
-        self.decoders = Workers(_DECODERS)
+        self.scraper, self.decoders = Workers(1), Workers(_DECODERS)
         self.admission = Admission(self.limits)
-        self.flights = Flights()
-        self.unattended = Flights()
+        self.flights, self.unattended = Flights(), Flights()
         self.registry = Registry(
             Shared(limits, self.workers, self.telemetry, self.admission, coalesce, self.unattended)
         )
         self.loading = Loading(self.registry)
         self.events = _EVENTS.with_variables(os.environ)
-        self.stopping = self.draining = self._drained = False
-        self._has_repository = self.hosted = False
+        self.stopping = self.draining = self._drained = self._has_repository = self.hosted = False
+        self.table: Table  # given by the application
+        self.documents: Any = None  # what has described the API keeps here what it has made
         self._stop_announced: anyio.Event | None = None
 
     # -- before it serves

@@ -15,6 +15,7 @@ __all__ = [
     "MSGSPEC",
     "PLAIN_CLASS",
     "PYDANTIC",
+    "UNIONS",
     "as_list",
     "bare",
     "element_of",
@@ -51,7 +52,7 @@ _ITERATORS: Final = (
     abc.Iterator,
 )
 _JSON: Final = (bool, dict, float, int, list, set, str, tuple, types.NoneType)
-_UNIONS: Final = (Union, types.UnionType)
+UNIONS: Final = (Union, types.UnionType)
 _SAY_NOTHING: Final = (Any, object, UNKNOWN)
 
 
@@ -91,7 +92,7 @@ def element_of(annotation: Any, *, iterates: bool = False) -> Any:
     UNKNOWN where the annotation is of another kind or does not tell.
     """
     annotation = bare(annotation)
-    if get_origin(annotation) in _UNIONS:
+    if get_origin(annotation) in UNIONS:
         members = [member for member in get_args(annotation) if member is not types.NoneType]
         return element_of(members[0], iterates=iterates) if len(members) == 1 else UNKNOWN
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -115,7 +116,7 @@ def passed_and_rest(annotation: Any) -> tuple[tuple[type, ...], Any]:
     nothing is declared.
     """
     union = bare(annotation)
-    members = get_args(union) if get_origin(union) in _UNIONS else (annotation,)
+    members = get_args(union) if get_origin(union) in UNIONS else (annotation,)
     passed = tuple(m for m in members if _is_taken_as_it_is(m))
     rest = tuple(m for m in members if m not in passed)
     if any(m in _SAY_NOTHING for m in members) or not any(map(libraries_of, rest)):

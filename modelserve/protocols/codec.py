@@ -125,7 +125,7 @@ class Codec:
         over_socket: The codec of the same over a WebSocket; None where there is no such thing.
     """
 
-    protocol: str
+    protocol: str = ""
     takes_binary: bool = False
     takes_forms: bool = False
     takes_lines: bool = False
