@@ -8,6 +8,7 @@ and a drain ends it.
 """
 
 from collections.abc import AsyncIterator
+from copy import copy
 from typing import Any, Final
 
 import anyio.lowlevel
@@ -153,7 +154,9 @@ class _Answer:
         self._exchange = stream._exchange
         self._responses = stream.responses
         self._streaming = entry.streaming
-        self._request = request if entry.plans["predict"].iterates is None else None
+        self._request = request
+        if entry.plans["predict"].iterates is not None:
+            self._request = _without_payload(request)
         self._call = call
 
     async def send(self, item: Any, *, final: bool) -> None:
@@ -174,7 +177,7 @@ class _Answer:
                 exchange.enter(Phase.ITEM)
         finally:
             mark.leave()
-        if self._request is not None and wants_ending(self._request):
+        if wants_ending(self._request):
             await self.send(_NO_OUTPUTS, final=True)
 
 
@@ -183,6 +186,13 @@ def _deadline(exchange: Exchange) -> float | None:
     requested = exchange.headers.get(b"x-request-timeout-seconds")
     seconds = None if requested is None else shortened(Deadlines(), requested).timeout
     return None if seconds is None else exchange.arrived + seconds
+
+
+def _without_payload(request: InferRequest) -> InferRequest:
+    """Return what the first of some requests says of the form of all responses."""
+    form = copy(request)
+    form.id, form.parameters, form.inputs = None, None, []
+    return form
 
 
 def _no_check(payload: Any) -> None:

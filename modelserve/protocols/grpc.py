@@ -150,17 +150,15 @@ def wants_ending(request: InferRequest) -> bool:
     return bool((request.parameters or {}).get(_WANTS_ENDING))
 
 
-def stream_response(
-    value: Any, request: InferRequest | None, ref: ModelRef, *, final: bool
-) -> bytes:
+def stream_response(value: Any, request: InferRequest, ref: ModelRef, *, final: bool) -> bytes:
     """Return what a hook gives as one message of the stream, in a frame.
 
     Args:
-        request: What it answers, if it is one request.
+        request: What it answers.
         final: No other response to it will follow.
     """
     response = _message(_data(value), request, ref)
-    if request is not None and wants_ending(request):
+    if wants_ending(request):
         response.parameters[_FINAL].bool_param = final
     message = classes()[_STREAM_RESPONSE](
         infer_response=response if type(response) is classes()[_RESPONSE] else None
