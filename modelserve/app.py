@@ -17,11 +17,13 @@ from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
 from modelserve.exchange.running import Running
 from modelserve.exchange.websocket import cut
+from modelserve.following import FollowedFlights
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.functions import with_function
 from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
+from modelserve.observers import Observer, Observers
 from modelserve.routes import Routes, path_of
 from modelserve.sockets import open_socket
 
@@ -69,8 +71,36 @@ class _Runnable:
 
         await serve(self, flags)
 
+    async def ready(self: "Served") -> None:
+        """Wait until every load has ended, and start the loading where no lifespan does.
 
-class ModelServer(_Runnable):
+        Cancellation leaves the loads running. Raises ModelNotReady, naming the models that have
+        failed to load, or else those whose `healthy` is false: a health check for hosts that ask.
+        """
+        await self.serving.loading.ready()
+
+
+class _Described:
+    """What describes an application to other programs."""
+
+    serving: Serving
+
+    def openapi(self, *, prefix: str = "", into: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the OpenAPI 3.1 document of the application, as `/openapi.json` has it.
+
+        Args:
+            prefix: The path below which a host has mounted it: what all paths begin with, and the
+                names of operations and schemas, so that they are not those of the host.
+            into: The host's own document, which is returned with the paths, schemas, security
+                schemes and tags of this one added; it is not changed.
+        """
+        from modelserve.pages.openapi import document_of, merged
+
+        document = document_of(self.serving, prefix=prefix.rstrip("/"))
+        return document if into is None else merged(into, document)
+
+
+class ModelServer(_Described, _Runnable):
     """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
@@ -86,6 +116,7 @@ class ModelServer(_Runnable):
         wait_for_load: Let the lifespan start only once every load has ended, a failed one too.
         origins: Web pages of these, `*` for any, may open a WebSocket, beside those of this host.
         aliases: Paths of your own, each with the built-in path that it means.
+        observers: Functions to call, on the event loop, with the record of each ended request.
 
     It can be pickled, as can a subclass; a copy has the same arguments, models and attributes.
     Raises TypeError or ValueError for a model that cannot be served, or an unusable token.
@@ -106,6 +137,7 @@ class ModelServer(_Runnable):
         wait_for_load: bool = False,
         origins: Collection[str] = (),
         aliases: Mapping[str, str] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self._prefix = prefix
         self._repository = repository
@@ -118,8 +150,11 @@ class ModelServer(_Runnable):
             control=control,
             wait_for_load=wait_for_load,
             origins=origins,
+            observers=Observers.of(observers),
         )
-        self._routes = Routes(self.serving.registry, prefix=prefix)
+        self._routes = self.serving.table = Routes(self.serving.registry, prefix=prefix)
+        if (followed := self.serving.telemetry.followed) is not None:
+            self.serving.flights = FollowedFlights(followed, self._routes.find)
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
         for model in models:
@@ -235,13 +270,6 @@ class ModelServer(_Runnable):
 
         return ModelCall(self.serving, name, payload, verb, headers)
 
-    async def ready(self) -> None:
-        """Wait until every load has ended, and start the loading where no lifespan does.
-
-        Cancellation leaves the loads running. Raises ModelNotReady, naming those that have failed.
-        """
-        await self.serving.loaded()
-
     def lifespan(self, app: Any = None) -> AbstractAsyncContextManager[None]:
         """Load the models and, on the way out, drain and stop them.
 
@@ -287,6 +315,7 @@ async def _run_lifespan(app: ModelServer, receive: Receive, send: Send) -> None:
 
 def _state_of(app: ModelServer) -> dict[str, Any]:
     shared = app.serving.registry.shared
+    observers = app.serving.telemetry.observers
     options = {
         "limits": shared.limits,
         "threads": shared.workers.limit,
@@ -299,6 +328,7 @@ def _state_of(app: ModelServer) -> dict[str, Any]:
         "wait_for_load": app.serving.wait_for_load,
         "origins": app.serving.origins,
         "aliases": app.aliases,
+        "observers": () if observers is None else observers.given,
     }
     others = {key: value for key, value in vars(app).items() if key not in _REBUILT}
     return {"options": options, "models": app.serving.registry.models, "others": others}

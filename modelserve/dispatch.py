@@ -76,7 +76,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         if share is None:  # the body has not been read
             limit, plan = entry.max_body_bytes, entry.plans[target.hook]
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
-                codec = codec_for(codec, exchange, serving.events)
+                codec = codec_for(codec.taking(plan.takes_bytes), exchange, serving.events)
                 if not plan.forwards or codec.is_socket:
                     if duplex := duplex_for(serving, entry, plan, codec, ref, exchange):
                         await duplex.answer()
@@ -113,7 +113,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         del body  # it may be large, and the answer may take long
         if share is not None or not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
-            await serving.admission.acquire(entry.gate, size, share)
+            await serving.admission.acquire(entry.gate, size, share, who=exchange)
         exchange.admitted = True
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
@@ -341,7 +341,9 @@ async def _respond(
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
-            call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
+            call = entry.new_call(
+                entry.name, entry.workers, headers, response_headers, exchange.id, exchange
+            )
             exchange.seconds = call.seconds
             if plan.is_direct:
                 result = await call.take_over(plan.main, exchange.since, result)

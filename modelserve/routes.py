@@ -18,6 +18,7 @@ from modelserve.grpc import methods
 from modelserve.grpc.opening import open_call
 from modelserve.grpc.streams import stream_infer
 from modelserve.models.registry import Registry
+from modelserve.pages.openapi import openapi
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
 from modelserve.protocols.grpc import GRPC, GRPC_INFER
@@ -26,7 +27,7 @@ from modelserve.protocols.v1 import V1
 from modelserve.protocols.v2 import INFER, INFER_STREAM
 from modelserve.wire.grpc import HEALTH, SERVICE
 from modelserve.wire.head import Scope
-from modelserve.wire.paths import segments_below, segments_of
+from modelserve.wire.paths import base_of, segments_below, segments_of
 
 __all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match", "path_of"]
 
@@ -131,6 +132,7 @@ def _grpc() -> Iterable[Route]:
 ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/", endpoints.alive, always=True, public=True),
     Route("GET", "/metrics", endpoints.metrics, always=True),
+    Route("GET", "/openapi.json", openapi),
     Route("GET", "/v1/models", endpoints.v1_models),
     Route("GET", "/v1/models/{model}", endpoints.v1_model, public=True),
     _model("/v1/models/{model}:predict", V1, "predict"),
@@ -186,6 +188,10 @@ class Routes:
     def aliases(self) -> dict[str, str]:
         """The application's own paths, each with what it means, as they were given."""
         return {alias.path: alias.means for alias in self._aliases.values()}
+
+    def base_of(self, scope: Scope) -> str:
+        """Return the path that a request was sent to as far as it is the mount's, encoded."""
+        return base_of(scope, self._prefix)
 
     def add_alias(self, path: str, means: str) -> None:
         """Let a path mean what a built-in one does; where that takes POST, it takes PUT as well.

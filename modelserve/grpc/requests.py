@@ -1,5 +1,6 @@
 """The requests of a stream as they come: read ahead as bytes, each parsed when it is its turn."""
 
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
@@ -17,9 +18,9 @@ from modelserve.protocols.codec import ModelRef
 from modelserve.protocols.grpc import GRPC_INFER
 from modelserve.tensors import InferRequest
 from modelserve.wire.grpc import Calls, Compressed, Unreadable
-from modelserve.wire.lines import BadLine as Bad
+from modelserve.wire.lines import BadLine
 
-__all__ = ["Bad", "Requests", "Run"]
+__all__ = ["Requests", "Run"]
 
 _DRAIN_SECONDS: Final = 0.5  # between two looks, while nothing comes
 
@@ -33,13 +34,15 @@ class Requests:
     """
 
     def __init__(self, serving: Serving, exchange: Exchange) -> None:
-        self.next: InferRequest | Bad | None = None
+        self.next: InferRequest | BadLine | None = None
         self.size = 0
         self._serving = serving
         self._exchange = exchange
         self._limit = serving.max_binary_bytes
         self._intake = Intake(exchange, Calls(self._limit))
         self._intake.note_admitted()
+        self._records: deque[bytes] = deque()
+        self._has_ended = False
 
     async def receive(self) -> None:
         """Receive until the client leaves; to be a companion of the flight."""
@@ -50,34 +53,36 @@ class Requests:
 
         Raises ServerShuttingDown once the server drains.
         """
-        records: list[bytes] | None = None
-        while self.next is None and records is None:
-            if self._serving.draining:
-                raise ServerShuttingDown
+        while not self._serving.draining:
+            if self.next or self._records or self._has_ended:
+                return await self.look()
             with anyio.move_on_after(_DRAIN_SECONDS):
-                _, records = await self._intake.take(1)
-        return await self._read_first(records or ())
+                await self._wait()
+        raise ServerShuttingDown
 
     async def look(self) -> bool:
         """Wait for the next request, even during a drain; return whether there is one."""
-        records: Sequence[bytes] = ()
         if self.next is None:
-            _, records = await self._intake.take(1)
-        return await self._read_first(records)
+            if not self._records:
+                await self._wait()
+            if self._records:
+                self.next = await self._read(self._records.popleft())
+        return self.next is not None
 
-    def take(self) -> InferRequest | Bad | None:
+    async def _wait(self) -> None:
+        """Wait for records, and keep them."""
+        _, records = await self._intake.take()
+        self._records.extend(records)
+        self._has_ended = not records
+
+    def take(self) -> InferRequest | BadLine | None:
         """Return the next request, and let another be the next."""
         found, self.next = self.next, None
         return found
 
-    async def _read_first(self, records: Sequence[bytes]) -> bool:
-        if records:
-            self.next = await self._read(records[0])
-        return self.next is not None
-
-    async def _read(self, record: bytes) -> InferRequest | Bad:
+    async def _read(self, record: bytes) -> InferRequest | BadLine:
         if isinstance(record, Unreadable):
-            return Bad(record.decode())
+            return BadLine(record.decode())
         coding = self._exchange.get(b"grpc-encoding") if isinstance(record, Compressed) else b""
         threads = self._serving.decoders
         share = self._serving.admission.budget.hold(0)
@@ -91,7 +96,7 @@ class Requests:
             )
             return opened
         except ServingError as exc:
-            return Bad(exc.reason)
+            return BadLine(exc.reason)
         finally:
             share.close()
 
@@ -115,7 +120,7 @@ class Run:
     def cutter(self) -> "Run":
         return self
 
-    async def take(self, most: int) -> tuple[int, list[Any]]:
+    async def take(self) -> tuple[int, list[Any]]:
         """Return the number of the next request, and the request; none at the end of the run."""
         requests = self._requests
         if not await requests.look() or not self._is_ours(requests.next):
@@ -124,9 +129,9 @@ class Run:
         return self._number, [requests.take()]
 
     def parse(self, records: Sequence[Any]) -> tuple[list[Any], bool]:
-        return [*records], Bad not in {*map(type, records)}
+        return [*records], BadLine not in {*map(type, records)}
 
     def _is_ours(self, request: Any) -> bool:
-        if isinstance(request, Bad):
+        if isinstance(request, BadLine):
             return True
         return ModelRef(request.model_name, request.model_version) == self._ref

@@ -21,7 +21,7 @@ from modelserve.errors import ClientGone, InvalidInput
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.sending import SendFailed
 from modelserve.grpc.clock import Clock
-from modelserve.grpc.requests import Bad, Requests, Run
+from modelserve.grpc.requests import Requests, Run
 from modelserve.grpc.responses import Answered, Responses
 from modelserve.lifespan import Serving
 from modelserve.limits import Deadlines, shortened
@@ -35,6 +35,7 @@ from modelserve.protocols.grpc import stream_response, wants_ending
 from modelserve.tensors import InferRequest
 from modelserve.wire.coding import too_large
 from modelserve.wire.head import HookHeaders
+from modelserve.wire.lines import BadLine
 
 __all__ = ["stream_infer"]
 
@@ -71,7 +72,7 @@ class _Stream:
         answered, request = Answered(self._serving.telemetry.unknown), requests.next
         try:
             if not isinstance(request, InferRequest):
-                raise InvalidInput(request.error if isinstance(request, Bad) else "")
+                raise InvalidInput(request.error if isinstance(request, BadLine) else "")
             await self._answer(request, answered)
         except BaseException as exc:
             answered.note_failure(exchange.reason or exc)

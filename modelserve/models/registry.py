@@ -22,17 +22,18 @@ from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.batching import batched, check_batching, with_room
 from modelserve.models.connecting import connect
+from modelserve.models.followed import new_calls
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import (
     HOOKS,
-    LIFECYCLE,
     Model,
     as_model,
     check_answers,
     configure,
     defines,
+    misspelt_answer,
 )
 from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
 from modelserve.wire.cost import MOST_A_BYTE
@@ -153,6 +154,8 @@ class Entry:
         self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
+        self.new_call = new_calls(plans, shared.telemetry.followed)
+
         connect(model)
         if not self.needs_loading:
             model.ready = True
@@ -205,12 +208,12 @@ def _has_own_thread(model: Any) -> bool:
 
 
 def _check_answers(model: Any) -> None:
-    """Raise TypeError for a model that answers nothing, unless what it does may change that.
+    """Raise TypeError for a model that answers nothing, unless a predictor may still be named.
 
-    The `load` of one that prepares payloads, for example, may set `predictor_host`.
+    That of one that prepares payloads is named by its `load`, or by `--predictor-host`.
     """
     prepares = defines(model, "preprocess") or defines(model, "postprocess")
-    if not model.engine and not (prepares and any(defines(model, hook) for hook in LIFECYCLE)):
+    if not model.engine and not (prepares and misspelt_answer(model) is None):
         check_answers(model)
 
 

@@ -10,6 +10,7 @@ stream, `stream_format`. A failure before the response has started becomes what 
 later one the last record of the encoder.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from starlette.datastructures import MutableHeaders
@@ -74,10 +75,13 @@ class StreamFormat:
         ref: The model.
 
     Attributes:
-        fixed: The encoder, where neither an item nor the client has a say in it.
+        default: The media type of a stream where the client has no preference; None for one that
+            its first item decides.
+        as_message: Makes the text or the bytes of a message, where each item is one.
     """
 
-    fixed: Encoder | None = None
+    default: str | None = None
+    as_message: Callable[[Item], str | bytes] | None = None
 
     def __init__(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
@@ -124,9 +128,10 @@ class Codec:
         format_class: How streams go out.
         always_streams: A value that is no stream is sent as a stream of one item.
         over_socket: The codec of the same over a WebSocket; None where there is no such thing.
+        of_bytes: The codec of the same for hooks that are annotated to take bytes; None for itself.
     """
 
-    protocol: str
+    protocol: str = ""
     takes_binary: bool = False
     takes_forms: bool = False
     takes_lines: bool = False
@@ -138,10 +143,16 @@ class Codec:
         *,
         always_streams: bool = False,
         over_socket: "Codec | None" = None,
+        of_bytes: "Codec | None" = None,
     ) -> None:
         self.format_class = format_class
         self.always_streams = always_streams
         self.over_socket = over_socket
+        self._of_bytes = of_bytes or self
+
+    def taking(self, takes_bytes: bool) -> "Codec":
+        """Return the codec for a hook that is annotated to take bytes, or is not."""
+        return self._of_bytes if takes_bytes else self
 
     def json_length(self, head: Head) -> bytes | None:
         """Return the declared length of the JSON in front of binary tensors.
