@@ -16,6 +16,7 @@ from modelserve import endpoints
 from modelserve.endpoints import NO_CODEC, NO_MODEL, Endpoint, Open, Target
 from modelserve.grpc import methods
 from modelserve.grpc.opening import open_call
+from modelserve.grpc.streams import stream_infer
 from modelserve.models.registry import Registry
 from modelserve.pages.openapi import openapi
 from modelserve.protocols.codec import Codec, ModelRef
@@ -124,6 +125,7 @@ def _grpc() -> Iterable[Route]:
         yield Route("POST", name, endpoint, GRPC, always=True, public=True, opens=open_call)
     for name, endpoint in methods.OTHERS.items():
         yield Route("POST", name, endpoint, GRPC, opens=open_call)
+    yield Route("POST", f"{SERVICE}/ModelStreamInfer", stream_infer, GRPC, opens=open_call)
     yield Route("POST", f"{SERVICE}/ModelInfer", None, GRPC_INFER, "infer", opens=open_call)
 
 
