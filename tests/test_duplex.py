@@ -1,6 +1,7 @@
 """Requests that are answered while they come in."""
 
 import logging
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import Any
 
@@ -257,6 +258,37 @@ async def test_a_bad_line_may_end_the_stream(function: Any) -> None:
         *results, last = (await read(client)).splitlines()
         assert results in ([b"4"], [])  # a thread may not have made it yet
         assert last.startswith(b'{"error":"line 3: not JSON: ')
+
+
+async def test_a_bad_line_waits_for_what_a_thread_has_yielded_before_it() -> None:
+    class Held(Model):
+        """Its items are held, one after the other, where they have left the thread."""
+
+        release = anyio.Semaphore(0)
+        has_run_ahead = threading.Event()
+
+        def predict(self, instances: Iterator[Any]) -> Iterator[Any]:
+            for number, x in enumerate(instances, 1):
+                yield x
+                if number == 3:
+                    self.has_run_ahead.set()
+
+        async def postprocess(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async for item in items:
+                await self.release.acquire()
+                yield item
+
+    app = ModelServer([model := Held("m")])
+    async with sending(app) as client:
+        client.send_body(b"1\n2\n3\nnope\n4\n")
+        await anyio.to_thread.run_sync(model.has_run_ahead.wait)
+        for _ in range(4):
+            await anyio.wait_all_tasks_blocked()
+            model.release.release()
+        found = (await client.response()).body.splitlines()
+        bad = found.pop(3)
+        assert found == [b"1", b"2", b"3", b"4"]
+        assert bad.startswith(b'{"error":"not JSON')
 
 
 @pytest.mark.parametrize("function", ITERATORS + LISTS)

@@ -133,6 +133,7 @@ class ThreadCall:
         # written by the event loop
         self._returned = anyio.Event()
         self._item_arrived = anyio.Event()
+        self._all_taken = anyio.Event()
         self._ended = anyio.Event()
         self._interruptions = _Interruptions()
         self.bytes_out = 0
@@ -184,8 +185,22 @@ class ThreadCall:
         """Return once there is an item, or no more will come."""
         self._item_arrived = anyio.Event()
         self.reader_waits = True
+        self._all_taken.set()
         if not (self.items or self.finished):
             await self._item_arrived.wait()
+
+    async def all_taken(self) -> None:
+        """Wait until whoever reads the items has taken all, and is done with them.
+
+        The thread must not add any meanwhile. Returns at once where it yields none.
+        """
+        while self._is_stream and not (self.stop_requested or self._is_read_up):
+            self._all_taken = anyio.Event()
+            await self._all_taken.wait()
+
+    @property
+    def _is_read_up(self) -> bool:
+        return self.reader_waits and not self.items
 
     def run_between_items(self, call: "ThreadCall") -> bool:
         """Have the thread run another call before the next item; False if it has finished."""
@@ -204,6 +219,7 @@ class ThreadCall:
         """Ask the thread to stop and wait until it has; cancellation does not shorten the wait."""
         self.stop_requested = True
         self.room.set()
+        self._all_taken.set()
         _call_each(self.when_stopped)
         while not self._ended.is_set():
             try:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import anyio
 
@@ -18,8 +18,6 @@ from modelserve.errors import ClientGone, InvalidInput
 from modelserve.wire.lines import BLANK, BadLine, Cutter
 
 __all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
-
-_LONGEST_PAUSE: Final = 0.02
 
 # Makes an instance of a record, found at an index. Raises InvalidInput.
 Convert: TypeAlias = Callable[[Any, int], Any]
@@ -183,10 +181,8 @@ class SyncInstances:
         self, call: ThreadCall | None, number: int, failure: InvalidInput
     ) -> None:
         """Say what is wrong with a record, after what the hook has yielded before it."""
-        pause = 0.0
-        while call is not None and call.items and not call.stop_requested:
-            await anyio.sleep(pause)
-            pause = min(pause + 0.001, _LONGEST_PAUSE)
+        if call is not None:
+            await call.all_taken()
         await self.instances.fail(number, failure)
 
     def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:
