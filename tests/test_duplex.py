@@ -620,6 +620,84 @@ async def test_a_time_limit_of_the_hooks_own_loses_no_instance() -> None:
         assert (await read(client)).endswith(b"[3]\n")
 
 
+# --- heartbeats ----------------------------------------------------------------------------------
+
+
+def beating(function: Any, *, before_first: bool = False) -> ModelServer:
+    return served(function, heartbeat=0.01, heartbeat_before_first=before_first)
+
+
+@pytest.mark.parametrize("function", ITERATORS + LISTS)
+async def test_a_heart_beats_while_neither_side_has_anything_to_say(function: Any) -> None:
+    async with sending(beating(function), accept=LINES["content-type"]) as client:
+        client.send_body(b"1\n", more=True)
+        await client.head()
+        assert await client.chunk() == b"2\n"
+        assert [await client.chunk(), await client.chunk()] == [b"\n", b"\n"]
+        client.send_body(b"2\n")
+        assert (await read(client)).strip() == b"4"
+        await client.ended()
+
+
+@pytest.mark.parametrize("function", [doubled, doubled_in_thread, lists])
+async def test_a_heart_may_beat_before_the_first_line(function: Any) -> None:
+    app = beating(function, before_first=True)
+    async with sending(app, accept="text/event-stream") as client:
+        assert (await client.head()).status == 200
+        assert [await client.chunk(), await client.chunk()] == [b":\n\n", b":\n\n"]
+        client.send_body(b"1\n")
+        assert b"data: 2\n\n" in await read(client)
+
+
+async def test_a_model_that_fails_after_a_heartbeat_ends_with_a_record() -> None:
+    async def fails(payload: Any) -> Any:
+        raise ValueError("secret")
+
+    async with sending(beating(fails, before_first=True), accept=LINES["content-type"]) as client:
+        await client.head()
+        client.send_body(b"1\n")
+        last = (await read(client)).splitlines()[-1]
+        assert last == b'{"error":"Internal Server Error","line":1}'
+
+
+async def test_only_a_client_that_asks_for_lines_hears_the_heart() -> None:
+    async with sending(beating(doubled, before_first=True)) as client:
+        client.send_body(b"1\n", more=True)
+        await client.head()
+        assert await client.chunk() == b"2\n"
+        await anyio.sleep(0.1)
+        client.send_body(b"2\n")
+        assert await read(client) == b"4\n"
+
+
+async def test_heartbeats_do_not_make_a_quiet_stream_look_busy() -> None:
+    app = served(doubled, heartbeat=0.01, limits=Limits(idle_timeout=0.2))
+    async with sending(app, accept=LINES["content-type"]) as client:
+        client.send_body(b"1\n", more=True)
+        await client.head()
+        assert b"idle_timeout" in (await read(client)).splitlines()[-1]
+
+
+async def test_a_client_that_leaves_between_heartbeats_ends_the_hook() -> None:
+    ended = anyio.Event()
+
+    async def hook(instances: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        try:
+            async for x in instances:
+                yield x
+        finally:
+            ended.set()
+
+    async with sending(beating(hook), accept=LINES["content-type"]) as client:
+        client.send_body(b"1\n", more=True)
+        await client.head()
+        while await client.chunk() != b"\n":
+            pass
+        client.hang_up()
+        await client.ended()
+    assert ended.is_set()
+
+
 # --- what is settled at registration -------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import orjson
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.heartbeat import start_heartbeat
 from modelserve.exchange.outbox import EVENT_BYTES, Outbox
 from modelserve.exchange.results import Results
 from modelserve.exchange.streams import Streaming, stream_headers
@@ -35,9 +36,21 @@ class BodyResults(Results):
         self._looked_at = 0.0
         self._collected: list[bytes] = []
         self._collected_bytes = 0
+        if streaming.heartbeat_before_first and (framed := format.framed_encoder()) is not None:
+            self.encoder = framed
+            self._outbox.put(b"", 0)  # which starts the answer
 
     async def send(self) -> None:
         await self._outbox.send()
+
+    async def start(self) -> None:
+        if self._exchange.status:
+            return
+        await super().start()
+        seconds = self._streaming.heartbeat
+        if seconds is not None and self._format.framed_encoder() is not None:
+            assert self.encoder is not None
+            start_heartbeat(self._exchange, self.encoder.idle or b"", seconds)
 
     async def emptied(self) -> None:
         await self._outbox.emptied()
