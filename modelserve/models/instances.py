@@ -12,7 +12,12 @@ from typing import Any, Protocol, Self, TypeAlias
 
 import anyio
 
-from modelserve.concurrency.bridge import ThreadCall, call_of_this_thread, stopping
+from modelserve.concurrency.bridge import (
+    ThreadCall,
+    call_of_this_thread,
+    stopping,
+    wait_until_taken,
+)
 from modelserve.concurrency.loops import event_loop
 from modelserve.errors import ClientGone, InvalidInput
 from modelserve.wire.lines import BLANK, BadLine, Cutter
@@ -182,7 +187,7 @@ class SyncInstances:
     ) -> None:
         """Say what is wrong with a record, after what the hook has yielded before it."""
         if call is not None:
-            await call.all_taken()
+            await wait_until_taken(call)
         await self.instances.fail(number, failure)
 
     def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:
