@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from modelserve.exchange.coalescing import Coalesced
     from modelserve.exchange.uploads import Upload
     from modelserve.limits import Limits
-    from modelserve.models.batching import Batching
     from modelserve.models.checks import instances
     from modelserve.models.model import Model
+    from modelserve.models.policies import Batching, Stepping
     from modelserve.models.repository import ModelRepository
-    from modelserve.models.stepping import Stepping
+    from modelserve.observers import RequestRecord
     from modelserve.tensors import (
         InferInput,
         InferOutput,
@@ -47,6 +47,7 @@ __all__ = [
     "ModelNotReady",
     "ModelRepository",
     "ModelServer",
+    "RequestRecord",
     "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
@@ -58,7 +59,7 @@ __all__ = [
 
 # Where each name is defined; it is imported when it is first asked for (PEP 562).
 _MODULES: Final = {
-    "Batching": "models.batching",
+    "Batching": "models.policies",
     "Coalesced": "exchange.coalescing",
     "InferInput": "tensors",
     "InferOutput": "tensors",
@@ -72,13 +73,14 @@ _MODULES: Final = {
     "ModelNotReady": "errors",
     "ModelRepository": "models.repository",
     "ModelServer": "app",
+    "RequestRecord": "observers",
     "RequestedOutput": "tensors",
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",
     "Upload": "exchange.uploads",
     "instances": "models.checks",
     "Slot": "concurrency.steps",
-    "Stepping": "models.stepping",
+    "Stepping": "models.policies",
 }
 
 if not TYPE_CHECKING:  # a type checker would believe that every name exists

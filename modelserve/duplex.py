@@ -24,7 +24,7 @@ from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
 from modelserve.models.chunks import Chunks
 from modelserve.models.hooks import Plan
-from modelserve.models.inference import Call, infer
+from modelserve.models.inference import Call, NewCall, infer
 from modelserve.models.instances import Instances, SyncInstances
 from modelserve.models.iterating import Iterates
 from modelserve.models.registry import Entry
@@ -123,7 +123,7 @@ class Duplex:
             begin()
         else:
             exchange.enter(Phase.QUEUE)
-            await admission.acquire(gate, QUEUED_BYTES, on_wait=begin)
+            await admission.acquire(gate, QUEUED_BYTES, who=exchange, on_wait=begin)
         exchange.admitted = True
         exchange.enter(Phase.FIRST)
         try:
@@ -155,10 +155,10 @@ class Duplex:
         exchange.flight.start_companion(results.send())
         return results
 
-    def _call(self) -> Call:
+    def _call(self, new_call: NewCall) -> Call:
         exchange, entry = self._exchange, self._entry
         headers = self._headers
-        return Call(
+        return new_call(
             entry.name, entry.workers, headers, self._response_headers, exchange.id, exchange
         )
 
@@ -173,7 +173,7 @@ class Duplex:
             self._intake,
             results,
             self._exchange,
-            make_call=self._call,
+            make_call=partial(self._call, Call),
             check=self._codec.check,
             seconds=seconds,
         )
@@ -191,7 +191,7 @@ class Duplex:
         if how is Iterates.SYNC:
             payload = SyncInstances(instances)
             exchange.flight.start_companion(payload.serve())
-        call = self._call()
+        call = self._call(self._entry.new_call)
         exchange.seconds = call.seconds
         try:
             result = await infer(self._plan, payload, call, self._codec.check)

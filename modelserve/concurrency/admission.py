@@ -6,93 +6,17 @@ other. A slot that becomes free goes to the request that has waited longest amon
 use it.
 """
 
-import math
-from collections import deque
 from collections.abc import Callable
 from itertools import count
 from time import monotonic
-from typing import Any, Final
-
-import anyio
 
 from modelserve.concurrency.budget import Budget, Share
+from modelserve.concurrency.gate import Gate, Ticket, Waits
 from modelserve.concurrency.nesting import Nesting
-from modelserve.errors import Overloaded, ServingError
+from modelserve.errors import ServingError
 from modelserve.limits import Limits
-from modelserve.metrics.cells import Counter, Gauge
 
-__all__ = ["Admission", "Gate"]
-
-
-class Gate:
-    """The slots and the queue of one model, or of the application.
-
-    Attributes:
-        concurrency, queue: The limits: how many requests may run, and how many may wait.
-        running, waiting: How many do.
-    """
-
-    def __init__(
-        self,
-        limits: Limits,
-        in_flight: Gauge | None = None,
-        queued: Gauge | None = None,
-        waited: Counter | None = None,
-    ) -> None:
-        assert limits.concurrency is not None and limits.queue is not None
-        self._in_flight = in_flight or Gauge()
-        self._queued = queued or Gauge()
-        self._waited = waited or Counter()
-        self.concurrency = limits.concurrency
-        self.queue = limits.queue
-        self.running = 0
-        self.waiting = 0
-        self._tickets: deque[_Ticket] = deque()
-        self.nested: deque[Any] = deque()  # calls inside of requests that wait, see `nesting`
-        self._rate = _DrainRate()
-        self._emptied: anyio.Event | None = None
-
-    @property
-    def has_room(self) -> bool:
-        return self.running < self.concurrency
-
-    @property
-    def is_waited_for(self) -> bool:
-        return bool(self._tickets or self.nested)
-
-    def add_running(self, count: int) -> None:
-        """Count calls inside of requests that run, or do no longer."""
-        self.running += count
-        self._in_flight.add(count)
-
-    def add_waiting(self, count: int) -> None:
-        """Count calls inside of requests that wait, or do no longer."""
-        self.waiting += count
-        self._queued.add(count)
-
-    def note_wait(self, since: float) -> None:
-        """Count for how long a request, or a call inside of one, has waited until now."""
-        self._waited.cells[0] += monotonic() - since
-
-    async def emptied(self) -> None:
-        """Wait until no request runs or waits."""
-        while self.running or self.waiting:
-            if self._emptied is None:
-                self._emptied = anyio.Event()
-            await self._emptied.wait()
-
-    def refusal(self) -> Overloaded:
-        """Build the error; `retry_after` estimates when the current queue will have drained."""
-        return Overloaded(
-            "The server is busy and its queue is full.",
-            retry_after=self._rate.seconds_to_drain(self.waiting),
-        )
-
-    def notify_if_empty(self) -> None:
-        """Let those go on that wait for the last request, if there is none."""
-        if self._emptied is not None and not (self.running or self.waiting):
-            emptied, self._emptied = self._emptied, None
-            emptied.set()
+__all__ = ["Admission"]
 
 
 class Admission:
@@ -119,11 +43,11 @@ class Admission:
         """
         outer = self.gate
         free = gate.running < gate.concurrency and outer.running < outer.concurrency
-        if gate._tickets or not free:
+        if gate.tickets or not free:
             return False
         gate.running += 1
         outer.running += 1
-        gate._in_flight.cells[0] += 1.0
+        gate.in_flight.cells[0] += 1.0
         return True
 
     async def acquire(
@@ -132,6 +56,7 @@ class Admission:
         size: int = 0,
         share: Share | None = None,
         *,
+        who: Waits | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> None:
         """Acquire a slot of the model and one of the application, waiting in turn.
@@ -139,6 +64,7 @@ class Admission:
         Args:
             size: The bytes that the request holds while it waits.
             share: What counts them, if it has one already; closed once it is admitted.
+            who: Is told for how long it has waited, if it had to.
             on_wait: Called if it has to wait, once it has its place.
 
         Raises Overloaded if a queue or the budget is full, or what `refuse_waiting` was given. A
@@ -154,7 +80,7 @@ class Admission:
             if level.waiting >= level.queue:
                 raise level.refusal()
         share = self.budget.hold(size, share)
-        ticket = _Ticket(next(self._numbers))
+        ticket = Ticket(next(self._numbers))
         self._enqueue(gate, ticket)
         since = monotonic()
         try:
@@ -169,7 +95,7 @@ class Admission:
             raise
         finally:
             share.close()
-            gate.note_wait(since)
+            gate.note_wait(since, who)
         if ticket.refusal is not None:
             raise ticket.refusal
 
@@ -177,7 +103,7 @@ class Admission:
         """Release both slots, and admit the request that has waited longest."""
         gate.running -= 1
         self.gate.running -= 1
-        gate._in_flight.cells[0] -= 1.0
+        gate.in_flight.cells[0] -= 1.0
         if self._queues:
             self._admit_waiting()
         if gate._emptied is not None:
@@ -199,82 +125,42 @@ class Admission:
         self.nesting.refuse(gate, refusal)
 
     def _refuse_queued(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
-        for ticket in list(gate._tickets):
+        for ticket in list(gate.tickets):
             ticket.refusal = refusal()
             self._dequeue(gate, ticket)
             ticket.settled.set()
 
-    def _enqueue(self, gate: Gate, ticket: "_Ticket") -> None:
+    def _enqueue(self, gate: Gate, ticket: Ticket) -> None:
         for level in (gate, self.gate):
             if not level.waiting:
-                level._rate.restart()
-        gate._tickets.append(ticket)
+                level.rate.restart()
+        gate.tickets.append(ticket)
         self._queues[gate] = None
         gate.waiting += 1
         self.gate.waiting += 1
-        gate._queued.add(1)
+        gate.queued.add(1)
 
-    def _dequeue(self, gate: Gate, ticket: "_Ticket") -> None:
-        gate._tickets.remove(ticket)
+    def _dequeue(self, gate: Gate, ticket: Ticket) -> None:
+        gate.tickets.remove(ticket)
         if not gate.is_waited_for:
             del self._queues[gate]
         gate.waiting -= 1
         self.gate.waiting -= 1
-        gate._queued.add(-1)
+        gate.queued.add(-1)
         gate.notify_if_empty()
 
     def _admit_waiting(self) -> None:
         self.nesting.admit()
         while self.gate.has_room:
-            gates = [gate for gate in self._queues if gate._tickets and gate.has_room]
+            gates = [gate for gate in self._queues if gate.tickets and gate.has_room]
             if not gates:
                 return
-            gate = min(gates, key=lambda g: g._tickets[0].number)
-            ticket = gate._tickets[0]
+            gate = min(gates, key=lambda g: g.tickets[0].number)
+            ticket = gate.tickets[0]
             self._dequeue(gate, ticket)
             for level in (gate, self.gate):
                 level.running += 1
-                level._rate.count_admission()
-            gate._in_flight.add(1)
+                level.rate.count_admission()
+            gate.in_flight.add(1)
             ticket.admitted = True
             ticket.settled.set()
-
-
-class _Ticket:
-    """A request's place in a queue; `settled` is set once it was admitted or refused."""
-
-    __slots__ = ("admitted", "number", "refusal", "settled")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.settled = anyio.Event()
-        self.admitted = False
-        self.refusal: ServingError | None = None
-
-
-class _DrainRate:
-    """How fast a queue drains: a moving average of the seconds between two admissions."""
-
-    _WEIGHT: Final = 0.2
-    _LONGEST: Final = 120.0
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self._seconds: float | None = None
-
-    def restart(self) -> None:
-        """Count from now, as a queue has just formed: the time without one says nothing."""
-        self._last = monotonic()
-
-    def count_admission(self) -> None:
-        now = monotonic()
-        if self._last is not None:
-            gap = now - self._last
-            mean = gap if self._seconds is None else self._seconds
-            self._seconds = mean + self._WEIGHT * (gap - mean)
-        self._last = now
-
-    def seconds_to_drain(self, waiting: int) -> int:
-        seconds = self._seconds if self._seconds is not None else 1.0
-        wait = min(max(waiting, 1) * seconds, self._LONGEST)
-        return math.ceil(max(wait, 1.0))

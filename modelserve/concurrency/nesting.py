@@ -8,14 +8,11 @@ other calls, is refused: nothing else would ever end it.
 
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import anyio
 
+from modelserve.concurrency.gate import Gate, Waits
 from modelserve.errors import Overloaded, ServingError
-
-if TYPE_CHECKING:
-    from modelserve.concurrency.admission import Gate
 
 __all__ = ["Nesting"]
 
@@ -28,15 +25,16 @@ class Nesting:
         admit_waiting: Called where there may be room for one that waits.
     """
 
-    def __init__(self, queues: "dict[Gate, None]", admit_waiting: Callable[[], None]) -> None:
+    def __init__(self, queues: dict[Gate, None], admit_waiting: Callable[[], None]) -> None:
         self._queues = queues
         self._admit_waiting = admit_waiting
 
-    async def acquire(self, gate: "Gate", held: "Sequence[Gate]") -> None:
+    async def acquire(self, gate: Gate, held: Sequence[Gate], who: Waits | None = None) -> None:
         """Acquire a slot of a model.
 
         Args:
             held: The models that the request has slots of, each as often as it has.
+            who: Is told for how long it has waited, if it had to.
 
         Raises Overloaded if the queue is full, or if the call would wait for itself, and what
         `refuse` was given. A cancelled wait gives up its place.
@@ -60,11 +58,11 @@ class Nesting:
                 self._dequeue(gate, call)
             raise
         finally:
-            gate.note_wait(since)
+            gate.note_wait(since, who)
         if call.refusal is not None:
             raise call.refusal
 
-    def release(self, gate: "Gate") -> None:
+    def release(self, gate: Gate) -> None:
         """Release a slot, and admit who has waited longest."""
         gate.add_running(-1)
         if self._queues:
@@ -81,26 +79,26 @@ class Nesting:
                 call.admitted = True
                 call.settled.set()
 
-    def refuse(self, gate: "Gate", refusal: Callable[[], ServingError]) -> None:
+    def refuse(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
         """Refuse the calls that wait for one model now."""
         for call in list(gate.nested):
             call.refusal = refusal()
             self._dequeue(gate, call)
             call.settled.set()
 
-    def _enqueue(self, gate: "Gate", call: "_Waiting") -> None:
+    def _enqueue(self, gate: Gate, call: "_Waiting") -> None:
         gate.nested.append(call)
         self._queues[gate] = None
         gate.add_waiting(1)
 
-    def _dequeue(self, gate: "Gate", call: "_Waiting") -> None:
+    def _dequeue(self, gate: Gate, call: "_Waiting") -> None:
         gate.nested.remove(call)
         if not gate.is_waited_for:
             del self._queues[gate]
         gate.add_waiting(-1)
         gate.notify_if_empty()
 
-    def _would_never_end(self, gate: "Gate", held: "Sequence[Gate]") -> bool:
+    def _would_never_end(self, gate: Gate, held: Sequence[Gate]) -> bool:
         """Return whether all that have a slot of the model wait, at last for one that is held."""
         waiting = [(wanted, call.held) for wanted in self._queues for call in wanted.nested]
         seen: set[Gate] = set()
@@ -121,7 +119,7 @@ class _Waiting:
 
     __slots__ = ("admitted", "held", "refusal", "settled")
 
-    def __init__(self, held: "Sequence[Gate]") -> None:
+    def __init__(self, held: Sequence[Gate]) -> None:
         self.held = held
         self.settled = anyio.Event()
         self.admitted = False

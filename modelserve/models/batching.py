@@ -9,7 +9,7 @@ results divided; `concurrency.batches` decides when a call is made.
 import logging
 import math
 from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
 from itertools import chain
@@ -29,47 +29,15 @@ from modelserve.metrics.batches import BatchSeries
 from modelserve.models.declared import Form
 from modelserve.models.hooks import Hook, Plan
 from modelserve.models.inference import PLAIN
+from modelserve.models.policies import Batching
 from modelserve.models.predictions import as_rows, first_error, predictions_of
 from modelserve.tensors import InferInput, InferOutput, InferRequest, InferResponse
 from modelserve.tensors.rows import count_rows, divide_rows, join_rows, row_type
 from modelserve.tensors.tensor import without_size
 
-__all__ = ["Batching", "batched", "check_batching", "with_room"]
+__all__ = ["batched", "check_batching", "with_room"]
 
 logger = logging.getLogger("modelserve")
-
-
-@dataclass(frozen=True, slots=True)
-class Batching:
-    """How the requests of one model are batched.
-
-    An item is one of V1's `instances`, or one row of V2's tensors. While the model is free, a
-    request goes at once, alone. While it is busy, requests wait, and when a call ends those that
-    have waited longest go together.
-
-    Args:
-        max_size: Items in one call; a larger request is divided over several.
-        max_wait: Seconds for which a request waits for others although the model is free.
-        concurrency: Calls of `predict` at the same time, in each event loop that serves the model.
-        isolate: If a call for several requests raises, make it again once for each of them, so that
-            one bad input fails its own request only.
-
-    Raises ValueError for a meaningless number.
-    """
-
-    max_size: int = 32
-    max_wait: float = 0.0
-    concurrency: int = 1
-    isolate: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("max_size", "concurrency"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} of Batching must be an integer above 0, not {value!r}")
-        wait = self.max_wait
-        if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
-            raise ValueError(f"max_wait of Batching must be a number of seconds, not {wait!r}")
 
 
 def check_batching(model: Any, plan: Plan) -> None:
@@ -412,7 +380,7 @@ def _response(
         like.model_name,
         outputs,
         like.model_version,
-        from_grpc=like.from_grpc,
+        from_grpc=bool(like.from_grpc),
         parameters=like.parameters,
         use_binary_outputs=like.use_binary_outputs,
         requested_outputs=like.requested_outputs,

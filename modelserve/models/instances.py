@@ -20,7 +20,7 @@ from modelserve.concurrency.bridge import (
 )
 from modelserve.concurrency.loops import event_loop
 from modelserve.errors import ClientGone, InvalidInput
-from modelserve.wire.lines import BLANK, BadLine, Cutter
+from modelserve.wire.lines import BLANK, BadLine, Parser
 
 __all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
 
@@ -34,9 +34,9 @@ class Incoming(Protocol):
     """Where records come from; `Intake` is one."""
 
     @property
-    def cutter(self) -> Cutter: ...
+    def cutter(self) -> Parser: ...
 
-    async def take(self) -> tuple[int, list[bytes]]:
+    async def take(self) -> tuple[int, list[Any]]:
         """Return the number of the next record, and some records; none only at the end."""
 
 

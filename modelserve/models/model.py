@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, get_origin
 from modelserve.errors import HookMissing
 from modelserve.limits import Limits
 from modelserve.models.connecting import connect
+from modelserve.models.policies import Batching, Stepping
 from modelserve.models.predictor import PredictorConfig, config_of
+from modelserve.models.stepped import Stepped
 
 if TYPE_CHECKING:
-    from modelserve.models.batching import Batching
     from modelserve.models.remote import Remote
-    from modelserve.models.stepping import Stepped, Stepping
 
 __all__ = [
     "ANSWERS",
@@ -33,6 +33,7 @@ __all__ = [
     "configure",
     "defines",
     "is_function",
+    "misspelt_answer",
 ]
 
 # Looked for on subclasses of `Model` only: a helper of another object that happens to be called so
@@ -53,8 +54,8 @@ class ModelSettings(TypedDict, total=False):
     engine: bool
     own_thread: bool | None
     limits: Limits | None
-    batching: "Batching | None"
-    stepping: "Stepping | None"
+    batching: Batching | None
+    stepping: Stepping | None
     coalesce: bool | None
     heartbeat: float | None
     heartbeat_before_first: bool
@@ -125,8 +126,8 @@ class Model:
     engine: bool = False
     own_thread: bool | None = None
     limits: Limits | None = None
-    batching: "Batching | None" = None
-    stepping: "Stepping | None" = None
+    batching: Batching | None = None
+    stepping: Stepping | None = None
     coalesce: bool | None = None
     heartbeat: float | None = None
     heartbeat_before_first: bool = False
@@ -143,7 +144,7 @@ class Model:
     retries: int = 0
     # Set when the model is registered: what calls the predictor, and what calls `step`.
     _remote: "Remote | None" = None
-    _stepped: "Stepped | None" = None
+    _stepped: Stepped | None = None
 
     def __init__(self, name: str, return_response_headers: bool = False) -> None:
         self.name = name
@@ -271,11 +272,10 @@ class _ReadyAsServed(ServedObject):
 def as_model(target: Any, name: str | None = None) -> Any:
     """Return a model made of a function, a class, or any object with a `predict`.
 
-    Raises TypeError where there is nothing to call, or a class that answers nothing.
+    Raises TypeError where there is nothing to call.
     """
     if isinstance(target, type):
         target = _instance(target, name) if issubclass(target, Model) else target()
-        check_answers(target)
     if isinstance(target, Model):
         if name is not None and getattr(target, "name", None) is None:
             target.name = name
@@ -300,13 +300,18 @@ def check_answers(model: Any) -> None:
     answers = any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
     if answers or model.predictor_host or model.explainer_host:
         return
-    own = [name for name in dir(kind) if not hasattr(Model, name)]
-    similar = [name for name in own if get_close_matches(name.lower(), ANSWERS)]
-    hint = f" (it has {similar[0]!r})" if similar else ""
+    misspelt = misspelt_answer(model)
+    hint = "" if misspelt is None else f" (it has {misspelt!r})"
     raise TypeError(
         f"The class {kind.__name__} has no predict{hint}: define it, or set predictor_host "
         "before the model is registered"
     )
+
+
+def misspelt_answer(model: Any) -> str | None:
+    """Return what a model's class has that is spelt almost like predict or explain."""
+    own = [name for name in dir(type(model)) if not hasattr(Model, name)]
+    return next((name for name in own if get_close_matches(name.lower(), ANSWERS)), None)
 
 
 def configure(model: Any, settings: Mapping[str, Any]) -> None:

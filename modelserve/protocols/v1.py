@@ -44,7 +44,8 @@ __all__ = ["V1", "V1_SOCKET"]
 # What may hold anything: requests and others send bytes as they are, without a type.
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"  # curl -d says so of JSON, too
 _MULTIPART: Final = "multipart/form-data"
-_OPEN_TYPES: Final = frozenset(("", "application/octet-stream", _FORM_TYPE))
+_OCTETS: Final = "application/octet-stream"
+_OPEN_TYPES: Final = frozenset(("", _OCTETS, _FORM_TYPE))
 _USUAL_TYPES: Final = {name.encode(): name for name in _OPEN_TYPES}
 _OPENING: Final = re.compile(rb"[ \t\r\n]*[{\[]")
 _NO_INSTANCES: Final[list[Any]] = []
@@ -153,6 +154,21 @@ def _is_meant_as_json(body: bytes | bytearray) -> bool:
     return True
 
 
+class V1BytesCodec(V1Codec):
+    """The same for a hook that is annotated to take bytes, which octets are for it."""
+
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        if not _is_octets(head):
+            super().check_cost(body, head, limit)
+
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
+        return bytes(body) if _is_octets(head) else super().decode(body, head, ref)
+
+
+def _is_octets(head: Head) -> bool:
+    return media_type(head.get(b"content-type").decode("latin-1")) == _OCTETS
+
+
 class V1SocketFormat(StreamFormat):
     """Items as messages, whatever the client accepts; it is too late for headers."""
 
@@ -179,4 +195,4 @@ class V1SocketCodec(V1Codec):
 
 
 V1_SOCKET: Final = V1SocketCodec(V1SocketFormat, always_streams=True)
-V1: Final = V1Codec(V1StreamFormat, over_socket=V1_SOCKET)
+V1: Final = V1Codec(V1StreamFormat, over_socket=V1_SOCKET, of_bytes=V1BytesCodec(V1StreamFormat))

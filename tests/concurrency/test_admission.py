@@ -10,8 +10,9 @@ import anyio.lowlevel
 import pytest
 
 from modelserve import Limits, Model, ModelServer
-from modelserve.concurrency import admission
-from modelserve.concurrency.admission import Admission, Gate
+from modelserve.concurrency import gate as gates
+from modelserve.concurrency.admission import Admission
+from modelserve.concurrency.gate import Gate
 from modelserve.errors import Overloaded, ServerShuttingDown
 from modelserve.limits import DEFAULTS
 from modelserve.testing import Exchange, exchange, lifespan, request
@@ -366,7 +367,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(admission, "monotonic", lambda: self.now)
+        monkeypatch.setattr(gates, "monotonic", lambda: self.now)
 
 
 @pytest.mark.anyio
@@ -605,7 +606,7 @@ async def test_during_a_drain_no_request_starts_to_wait() -> None:
     app = serve(predict, limits=Limits(concurrency=1))
     async with (
         exchange(app, *PREDICT, json=1) as first,
-        exchange(app, *PREDICT, body=None, timeout=1) as late,
+        exchange(app, *PREDICT, body=None, timeout=10) as late,
     ):
         await anyio.wait_all_tasks_blocked()
         app.serving.refuse_new()

@@ -4,7 +4,8 @@ import anyio
 import pytest
 
 from modelserve import Limits
-from modelserve.concurrency.admission import Admission, Gate
+from modelserve.concurrency.admission import Admission
+from modelserve.concurrency.gate import Gate
 from modelserve.errors import ModelNotFound, Overloaded, ServerShuttingDown
 from modelserve.limits import DEFAULTS
 

@@ -17,7 +17,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from modelserve.server.connections import LONGEST_HEAD, SilentConnections, mended
+from modelserve.server.connections.mending import mended
+from modelserve.server.connections.refusals import LONGEST_HEAD
+from modelserve.server.connections.silent import SilentConnections
 
 pytestmark = pytest.mark.anyio
 

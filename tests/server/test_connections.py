@@ -17,7 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from modelserve import ModelServer
-from modelserve.server.connections import StalledConnections, mended
+from modelserve.server.connections.mending import mended
+from modelserve.server.connections.stalled import StalledConnections
 
 pytestmark = pytest.mark.anyio
 
