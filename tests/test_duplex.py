@@ -413,6 +413,21 @@ async def test_an_iterator_that_fails_later_ends_with_a_record() -> None:
     assert answer.body == b'1\n2\n{"error":"No threes."}\n'
 
 
+@pytest.mark.parametrize("body", [b"1\n", b'"%d"\n' % 10**99 * 2000])
+async def test_a_header_that_cannot_be_sent_is_a_500(body: bytes) -> None:
+    class Unsendable(Model):
+        async def predict(
+            self, instances: AsyncIterator[Any], headers: Any = None, response_headers: Any = None
+        ) -> AsyncIterator[Any]:
+            response_headers["x-bad"] = "a\r\nb: c"
+            async for x in instances:
+                yield x
+
+    app = ModelServer([Unsendable("m")])
+    response = await request(app, "POST", PATH, headers=LINES, body=body)
+    assert response.status == 500
+
+
 async def test_another_number_of_results_fails_the_request() -> None:
     async def one(payload: Any) -> Any:
         return {"predictions": [1]}
