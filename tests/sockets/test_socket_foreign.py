@@ -1,12 +1,11 @@
 """Streamed requests and WebSockets with the clients of other people, on every host.
 
-Each test is skipped without its client: pip install aiohttp daphne playwright; for node, in the
-environment's folder: npm install ws; curl and chromium are Debian's. aiohttp, curl and node's fetch
-read while they send; the browser sends first.
+They are skipped without aiohttp, others without their client: pip install aiohttp daphne playwright;
+for node, in the environment's folder: npm install ws; curl and chromium are Debian's. aiohttp, curl
+and node's fetch read while they send; the browser sends first.
 """
 
 import asyncio
-import importlib.util
 import json
 import re
 import shutil
@@ -27,6 +26,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # theirs
 ]
 
+aiohttp = pytest.importorskip("aiohttp")
+
 SCRIPTS = Path(__file__).parent / "foreign"
 NDJSON = {"content-type": "application/x-ndjson"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -37,11 +38,6 @@ full_duplex = hosts("httptools", "h11", "hypercorn", "trio", "granian-ws", "mode
 every_host = hosts("httptools", "wsproto", "hypercorn", "trio", "granian-ws", "daphne")
 models = pytest.mark.parametrize("model", ["rows", "async", "sync"])
 iterators = pytest.mark.parametrize("model", ["async", "sync"])
-
-
-def needs(*modules: str) -> pytest.MarkDecorator:
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} not installed")
 
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -105,14 +101,11 @@ class Sent:
             yield piece
 
 
-@needs("aiohttp")
 @full_duplex
 @models
 def test_aiohttp_reads_each_result_before_it_sends_the_next_row(
     start: Start, key: str, host: str, model: str
 ) -> None:
-    import aiohttp
-
     server = start(host, "lines")
 
     async def main() -> list[Any]:
@@ -132,13 +125,10 @@ def test_aiohttp_reads_each_result_before_it_sends_the_next_row(
     until_nothing_runs(server)
 
 
-@needs("aiohttp")
 @full_duplex
 @iterators
 @pytest.mark.parametrize("stage", ["sending", "head", "item"])
 def test_aiohttp_leaves(start: Start, key: str, host: str, model: str, stage: str) -> None:
-    import aiohttp
-
     server = start(host, "lines")
 
     async def call() -> None:
@@ -164,12 +154,9 @@ def test_aiohttp_leaves(start: Start, key: str, host: str, model: str, stage: st
     until_nothing_runs(server)
 
 
-@needs("aiohttp")
 @full_duplex
 @pytest.mark.parametrize("slow", ["reader", "writer", "half duplex"])
 def test_aiohttp_at_its_own_pace(start: Start, key: str, host: str, slow: str) -> None:
-    import aiohttp
-
     server, count = start(host, "lines"), 20_000
     rows = [row(key, x) for x in range(count)]
 
