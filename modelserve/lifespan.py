@@ -103,14 +103,14 @@ class Serving:
         origins: Collection[str] = (),
         observers: Observers | None = None,
     ) -> None:
-        self.limits = limits.with_defaults(DEFAULTS)
+        self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = debug
         self.token = None if token is None else valid_token(token)
-        self.control = control
-        self.wait_for_load = wait_for_load
+        self.control, self.wait_for_load = control, wait_for_load
         self.origins = frozenset(origins)
         self.telemetry = Telemetry(observers=observers)
+        self.has_playground = False
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
         self.scraper, self.decoders = Workers(1), Workers(_DECODERS)
@@ -132,7 +132,7 @@ class Serving:
         """Apply command-line settings, which take precedence over the application's."""
         before = self.registry.shared
         limits = limits.with_defaults(before.limits)
-        self.limits = limits.with_defaults(DEFAULTS)
+        self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
