@@ -1,8 +1,8 @@
 """Streamed requests and WebSockets with the clients of other people, on every host.
 
-They are skipped without aiohttp, others without their client: pip install aiohttp daphne playwright;
-for node, in the environment's folder: npm install ws; curl and chromium are Debian's. aiohttp, curl
-and node's fetch read while they send; the browser sends first.
+Run by `pytest -m foreign`, after pip install aiohttp daphne playwright and, in the environment's
+folder, npm install ws; curl and chromium are Debian's. A test is skipped without its client. aiohttp,
+curl and node's fetch read while they send; the browser sends first.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import realserver
 from realserver import Server, Start, hosts
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.foreign,
     pytest.mark.timeout(120),
     pytest.mark.filterwarnings("ignore"),  # theirs
 ]
