@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections.abc import Sequence
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
@@ -16,6 +18,8 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 __all__ = ["BROKEN", "connect"]
+
+_NEXT_SECONDS: Final = 0.25
 
 # What a stream raises where its connection is at an end.
 BROKEN = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -27,15 +31,7 @@ async def connect(host: str, port: int, trusted: ssl.SSLContext | None) -> ByteS
     Each address of the host is tried. Raises one of `BROKEN`.
     """
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    problem: OSError | None = None
-    for family, kind, protocol, _, address in found:
-        try:
-            stream = _Socket(await _connected(socket.socket(family, kind, protocol), address))
-            break
-        except OSError as exc:
-            problem = exc
-    else:
-        raise problem or OSError("the name has no address")
+    stream = _Socket(await _first_connected(found))
     if trusted is None:
         return stream
     try:
@@ -45,6 +41,35 @@ async def connect(host: str, port: int, trusted: ssl.SSLContext | None) -> ByteS
     except BaseException:
         await anyio.aclose_forcefully(stream)
         raise
+
+
+async def _first_connected(addresses: Sequence[tuple[Any, ...]]) -> socket.socket:
+    """Try one address after the other, and not for long before the next (RFC 8305)."""
+    connected: list[socket.socket] = []
+    problem = OSError("the name has no address")
+
+    async def attempt(kind: tuple[int, int, int], address: Any, failed: anyio.Event) -> None:
+        nonlocal problem
+        try:
+            connected.append(await _connected(socket.socket(*kind), address))
+            tasks.cancel_scope.cancel()
+        except OSError as exc:
+            problem = exc
+            failed.set()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for family, kind, protocol, _, address in addresses:
+                failed = anyio.Event()
+                tasks.start_soon(attempt, (family, kind, protocol), address, failed)
+                with anyio.move_on_after(_NEXT_SECONDS):
+                    await failed.wait()
+        if not connected:
+            raise problem
+        return connected.pop(0)
+    finally:
+        for raw in connected:
+            raw.close()
 
 
 async def _connected(raw: socket.socket, address: tuple[str | int, ...]) -> socket.socket:
