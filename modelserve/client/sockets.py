@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 
-__all__ = ["BROKEN", "connect"]
+__all__ = ["BROKEN", "connect", "secured"]
 
 _NEXT_SECONDS: Final = 0.25
 
@@ -32,8 +32,11 @@ async def connect(host: str, port: int, trusted: ssl.SSLContext | None) -> ByteS
     """
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     stream = _Socket(await _first_connected(found))
-    if trusted is None:
-        return stream
+    return stream if trusted is None else await secured(stream, host, trusted)
+
+
+async def secured(stream: ByteStream, host: str | None, trusted: ssl.SSLContext) -> ByteStream:
+    """Begin TLS on a connection, which is closed where that fails. Raises one of `BROKEN`."""
     try:
         return await TLSStream.wrap(
             stream, hostname=host, ssl_context=trusted, standard_compatible=False
@@ -89,10 +92,14 @@ async def _connected(raw: socket.socket, address: tuple[str | int, ...]) -> sock
 
 
 class _Socket(ByteStream):
-    """A connected socket. Nobody may be reading or writing when it is closed."""
+    """A connected socket. Closing it wakes who reads or writes, if anyio can do so."""
 
     def __init__(self, raw: socket.socket) -> None:
         self._raw = raw
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {SocketAttribute.raw_socket: lambda: self._raw}
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         await anyio.lowlevel.checkpoint()
@@ -123,4 +130,6 @@ class _Socket(ByteStream):
         self._raw.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
+        if self._raw.fileno() >= 0 and hasattr(anyio, "notify_closing"):  # not in anyio 4.8
+            anyio.notify_closing(self._raw)
         self._raw.close()
