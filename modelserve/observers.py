@@ -31,7 +31,8 @@ class RequestRecord:
     Attributes:
         protocol: `v1`, `v2`, `generate`, `openai`, or `call` where another model has called; as in
             the metrics.
-        model: The model's name; empty where there is no such model.
+        model: The model's name; empty where there is no such model, and for what was refused before
+            that was known, by a wrong token for example.
         verb: What was asked for: `predict`, `explain`, `infer`, `chat` and so on, as in the
             metrics.
         status: The HTTP status that was sent; 499 if the client left before.

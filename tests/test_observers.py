@@ -161,6 +161,31 @@ async def test_a_model_that_is_not_there() -> None:
     assert seen.ends == [("v1", "", 404, "error")]
 
 
+async def test_what_is_refused_before_the_model_is_known() -> None:
+    seen = Seen()
+    app = ModelServer(token="secret", observers=[seen])
+    app.add_model(echo, "m")
+    await request(app, *PREDICT, json={})
+    headers = {"authorization": "Bearer secret"}
+    await request(app, "DELETE", PREDICT[1], headers=headers)
+    async with lifespan(app):
+        pass
+    await request(app, *PREDICT, json={}, headers=headers)
+    assert seen.ends == [
+        ("v1", "", 401, "error"),
+        ("v1", "", 405, "error"),
+        ("v1", "", 503, "refused"),
+    ]
+
+
+async def test_a_body_that_is_no_payload() -> None:
+    seen = Seen()
+    app = served(echo, seen, limits=Limits(max_body_bytes=10))
+    await request(app, *PREDICT, body=b"{")
+    await request(app, *PREDICT, body=b'{"instances": [1, 2, 3]}')
+    assert seen.ends == [("v1", "m", 400, "error"), ("v1", "m", 413, "error")]
+
+
 @pytest.mark.parametrize(
     ("raised", "status"), [(InvalidInput("no"), 400), (ValueError("a secret"), 500)]
 )
