@@ -91,8 +91,8 @@ class _Described:
         Args:
             prefix: The path below which a host has mounted it: what all paths begin with, and the
                 names of operations and schemas, so that they are not those of the host.
-            into: The host's own document, which is given the paths, schemas, security schemes and
-                tags, and is returned.
+            into: The host's own document, which is returned with the paths, schemas, security
+                schemes and tags of this one added; it is not changed.
         """
         from modelserve.pages.openapi import document_of, merged
 

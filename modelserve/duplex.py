@@ -16,8 +16,10 @@ import anyio.lowlevel
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
+from modelserve.exchange.bodies import BodyResults
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.intake import QUEUED_BYTES, Intake
+from modelserve.exchange.intake import QUEUED_BYTES, Intake, bodies, messages
+from modelserve.exchange.messages import MessageResults
 from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
 from modelserve.models.chunks import Chunks
@@ -89,7 +91,12 @@ class Duplex:
         self._ref = ref
         self._exchange = exchange
         self._stops = stops
-        self._intake = Intake(exchange, cutter, timeout=exchange.deadlines.input_timeout)
+        self._intake = Intake(
+            exchange,
+            cutter,
+            timeout=exchange.deadlines.input_timeout,
+            reader=messages if codec.is_socket else bodies,
+        )
         self._headers = HookHeaders.of(exchange) if plan.wants_headers else None
         self._response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
 
@@ -98,8 +105,8 @@ class Duplex:
         format = self._codec.stream_format(
             self._exchange, payload, self._response_headers, self._ref
         )
-        if isinstance(self._intake.cutter, Lines) and (format.accept or "*/*") == "*/*":
-            format.accept = LINE_TYPES[0]
+        if isinstance(self._intake.cutter, Lines):
+            format.default = LINE_TYPES[0]
         return format
 
     async def answer(self) -> None:
@@ -134,16 +141,17 @@ class Duplex:
         flight.start_companion(self._intake.receive())
 
     def _start_results(self) -> Results:
-        exchange = self._exchange
-        assert exchange.flight is not None
-        results = Results(
-            exchange,
+        exchange, format, streaming = (
+            self._exchange,
             self.stream_format(None),
             self._entry.streaming,
-            stops=self._stops,
-            noun=self._intake.cutter.noun,
-            debug=self._serving.debug,
         )
+        assert exchange.flight is not None
+        noun, debug = self._intake.cutter.noun, self._serving.debug
+        settings = {"stops": self._stops, "noun": noun, "debug": debug}
+        if format.as_message is not None:
+            return MessageResults(exchange, format, streaming, format.as_message, **settings)
+        results = BodyResults(exchange, format, streaming, **settings)
         exchange.flight.start_companion(results.send())
         return results
 

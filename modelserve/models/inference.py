@@ -98,9 +98,11 @@ class Call:
             result = await call(*arguments)
         else:
             result = await self._call_in_thread(hook, call, arguments)
+        if type(result) in PLAIN:
+            return self._stop_clock(result)
         if hook.may_stream:
             return await self.resolve(result)
-        return self._stop_clock(result if type(result) in PLAIN else await self._value_of(result))
+        return self._stop_clock(await self._value_of(result))
 
     async def _call_in_thread(
         self, hook: Hook, call: Callable[..., Any], arguments: tuple[Any, ...]

@@ -28,12 +28,12 @@ from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import (
     HOOKS,
-    LIFECYCLE,
     Model,
     as_model,
     check_answers,
     configure,
     defines,
+    misspelt_answer,
 )
 from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
 from modelserve.wire.cost import MOST_A_BYTE
@@ -208,12 +208,12 @@ def _has_own_thread(model: Any) -> bool:
 
 
 def _check_answers(model: Any) -> None:
-    """Raise TypeError for a model that answers nothing, unless what it does may change that.
+    """Raise TypeError for a model that answers nothing, unless a predictor may still be named.
 
-    The `load` of one that prepares payloads, for example, may set `predictor_host`.
+    That of one that prepares payloads is named by its `load`, or by `--predictor-host`.
     """
     prepares = defines(model, "preprocess") or defines(model, "postprocess")
-    if not model.engine and not (prepares and any(defines(model, hook) for hook in LIFECYCLE)):
+    if not model.engine and not (prepares and misspelt_answer(model) is None):
         check_answers(model)
 
 

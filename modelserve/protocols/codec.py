@@ -10,6 +10,7 @@ stream, `stream_format`. A failure before the response has started becomes what 
 later one the last record of the encoder.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from starlette.datastructures import MutableHeaders
@@ -74,10 +75,13 @@ class StreamFormat:
         ref: The model.
 
     Attributes:
-        fixed: The encoder, where neither an item nor the client has a say in it.
+        default: The media type of a stream where the client has no preference; None for one that
+            its first item decides.
+        as_message: Makes the text or the bytes of a message, where each item is one.
     """
 
-    fixed: Encoder | None = None
+    default: str | None = None
+    as_message: Callable[[Item], str | bytes] | None = None
 
     def __init__(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef

@@ -81,9 +81,8 @@ class Lines:
         return [self._closed(b"")] if self._size else []
 
     def parse(self, records: Sequence[bytes]) -> tuple[list[Any], bool]:
-        loads = orjson.loads
         try:
-            return [loads(line) for line in records], True
+            return [*map(orjson.loads, records)], True
         except orjson.JSONDecodeError:
             return [self._parsed(line) for line in records], False
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 HERE = Path(__file__).parent
 PROGRAMS = Path(sys.executable).parent
@@ -75,6 +76,13 @@ def test_schemathesis_finds_nothing(name: str, examples: int, tmp_path: Path) ->
         target = (f"{base}/openapi.json", *TOKEN[name])
         said = run(checker, *config, *target, *limits, cwd=tmp_path)
     assert re.search(r"Selected: (\d+)/\1\n +Tested: \1\n", said), said
+
+
+@pytest.mark.parametrize("name", TOKEN)
+def test_the_document_is_valid(name: str, tmp_path: Path) -> None:
+    with serving(name, tmp_path) as base:
+        path = saved(name, base, tmp_path)
+    OpenAPIV31SpecValidator(json.loads(path.read_text())).validate()
 
 
 @pytest.mark.parametrize("name", TOKEN)
