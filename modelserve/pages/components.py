@@ -4,6 +4,7 @@ A schema of a protocol says what is enforced, no more: whether shape and data of
 example, is not something that a schema can say.
 """
 
+import math
 import re
 from typing import Any, Final
 
@@ -203,7 +204,10 @@ class Components:
             if not isinstance(node, dict):
                 return node
             limits = _RANGE if start == _DEFINITION and node.get("type") == "integer" else {}
-            return {**limits, **{key: member(key, value) for key, value in node.items()}}
+            return {
+                **limits,
+                **{key: member(key, node[key]) for key in node if _is_true(key, node)},
+            }
 
         def member(key: str, value: Any) -> Any:
             if key in _DATA:
@@ -220,6 +224,16 @@ class Components:
             return _REFERENCE + key_of(_unescaped(text.removeprefix(start)))
 
         return moved(schema)
+
+
+def _is_true(key: str, schema: Schema) -> bool:
+    """Return False for a default that its own schema refuses: `x: int = None`, and infinities."""
+    if key != "default":
+        return True
+    default = schema[key]
+    if isinstance(default, float):
+        return math.isfinite(default)
+    return default is not None or schema.get("type", "null") == "null"
 
 
 def _named_by_title(schema: Schema) -> Schema:

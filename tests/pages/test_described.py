@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 PROGRAMS = Path(sys.executable).parent
 TOKEN = {"app": (), "guarded": ("--header", "Authorization: Bearer secret")}
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @contextmanager

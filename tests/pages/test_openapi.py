@@ -344,3 +344,68 @@ async def test_a_schema_that_nobody_checks_is_told_and_not_promised() -> None:
     predict = document["paths"]["/v1/models/m:predict"]["post"]
     assert "One x." in predict["description"]
     assert "required" not in str(predict["requestBody"]["content"])
+
+
+@pytest.mark.parametrize(
+    "example", [{"instances": [b"x"]}, {"instances": [{1, 2}]}, {(1, 2): 3}, "\ud800", [object()]]
+)
+async def test_an_example_that_is_no_json_is_left_out(example: Any, caplog: Any) -> None:
+    class Odd(Model):
+        input_schema = {(1,): 2}  # noqa: RUF012
+
+        async def predict(self, payload: Any) -> Any: ...
+
+    odd = Odd("odd")
+    odd.example = example
+    app = serve("m")
+    app.add_model(odd)
+    document = await document_of(app)
+    assert "example" not in body_of(document, "odd")["application/json"]
+    assert "The example of model 'odd' is not in the document" in caplog.text
+
+
+async def test_defaults_that_are_none_of_their_type_are_left_out() -> None:
+    class Loose(pydantic.BaseModel):
+        text: str = None  # type: ignore[assignment]
+        most: float = float("inf")
+        either: int | None = None
+        number: int = 3
+
+    async def hook(payload: Loose) -> Any: ...
+
+    app = ModelServer()
+    app.add_model(hook, "m")
+    document = await valid_document_of(app)
+    fields = document["components"]["schemas"]["Loose"]["properties"]
+    defaults = {name: field["default"] for name, field in fields.items() if "default" in field}
+    assert defaults == {"either": None, "number": 3}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "verbs"),
+    [
+        ({}, {"predict"}),
+        ({"platform": "onnx"}, {"predict", "infer", "infer_stream"}),
+        ({"example": {"text_input": "a"}}, {"predict", "generate", "generate_stream"}),
+        (
+            {"example": {"inputs": [{"name": "x", "shape": [0], "datatype": "FP32", "data": []}]}},
+            {"infer", "infer_stream"},
+        ),
+        ({"example": {"inputs": [{"columnar": 1}]}}, {"predict"}),
+    ],
+)
+async def test_what_speaks_for_a_verb(attributes: dict[str, Any], verbs: set[str]) -> None:
+    app = ModelServer()
+    app.add_model(echo_of_anything, "m", **attributes)
+    document = await document_of(app)
+    found = {
+        operation["x-modelserve"]["verb"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        if "x-modelserve" in operation
+    }
+    assert found == verbs
+
+
+async def echo_of_anything(payload):  # type: ignore[no-untyped-def]
+    return payload
