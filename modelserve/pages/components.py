@@ -204,10 +204,8 @@ class Components:
             if not isinstance(node, dict):
                 return node
             limits = _RANGE if start == _DEFINITION and node.get("type") == "integer" else {}
-            return {
-                **limits,
-                **{key: member(key, node[key]) for key in node if _is_true(key, node)},
-            }
+            kept = (key for key in node if _is_true(key, node))
+            return {**limits, **{key: member(key, node[key]) for key in kept}}
 
         def member(key: str, value: Any) -> Any:
             if key in _DATA:
