@@ -36,7 +36,7 @@ from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json
 from modelserve.wire.lines import Cutter, Lines, Pieces
 from modelserve.wire.media import LINE_TYPES, is_json, media_type
-from modelserve.wire.messages import MESSAGES, Messages
+from modelserve.wire.messages import MESSAGES, Messages, as_message
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["V1", "V1_SOCKET"]
@@ -58,9 +58,12 @@ class V1StreamFormat(StreamFormat):
         content_type = self._content_type()
         if content_type is not None:
             return encoder_for_type(content_type)
-        if self.accept is None and not empty:
+        accept = self.accept
+        if self.default is not None and (accept or "*/*") == "*/*":
+            accept = self.default
+        elif accept is None and not empty:
             return natural_encoder(first)
-        encoder = choose_encoder(self.accept, first, empty=empty)
+        encoder = choose_encoder(accept, first, empty=empty)
         if encoder is None:
             raise NotAcceptable(NOT_ACCEPTABLE)
         return encoder
@@ -169,7 +172,7 @@ def _is_octets(head: Head) -> bool:
 class V1SocketFormat(StreamFormat):
     """Items as messages, whatever the client accepts; it is too late for headers."""
 
-    fixed = MESSAGES
+    as_message = staticmethod(as_message)
 
     def headers(self) -> list[Header]:
         return []

@@ -4,6 +4,7 @@ A cutter makes records of pieces of bytes: lines of JSON, or the pieces as they 
 counted, the blank ones too, so that an error can name its line.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -80,9 +81,8 @@ class Lines:
         return [self._closed(b"")] if self._size else []
 
     def parse(self, records: Sequence[bytes]) -> tuple[list[Any], bool]:
-        loads = orjson.loads
         try:
-            return [loads(line) for line in records], True
+            return [*map(orjson.loads, records)], True
         except orjson.JSONDecodeError:
             return [self._parsed(line) for line in records], False
 
@@ -98,6 +98,8 @@ class Lines:
         return _TOO_LONG if len(line) > self._limit else line
 
     def _parsed(self, line: bytes) -> Any:
+        if line.startswith(BOM_UTF8):  # as files of Windows begin
+            line = line.removeprefix(BOM_UTF8)
         try:
             return orjson.loads(line)
         except orjson.JSONDecodeError as exc:
