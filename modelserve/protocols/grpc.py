@@ -50,8 +50,13 @@ __all__ = [
     "GRPC",
     "GRPC_INFER",
     "GrpcCodec",
+    "answer_headers",
     "classes",
     "read_call",
+    "stream_ending",
+    "stream_error",
+    "stream_response",
+    "wants_ending",
     "write_answer",
 ]
 
@@ -78,8 +83,7 @@ class GrpcCodec(Codec):
     ) -> tuple[int, list[Header], bytes]:
         """Return an error as headers alone; the status is HTTP's, for the log and the metrics."""
         headers = [CONTENT, (STATUS, b"%d" % _code_of(status, error))]
-        text = detail if isinstance(detail, str) else to_json(detail).decode()
-        if text:
+        if text := _text(detail):
             headers.append((MESSAGE, quoted(text)))
         if status == 415:
             headers.append(_ACCEPTED)
@@ -96,7 +100,7 @@ class MergedFormat(StreamFormat):
         self._payload = payload
 
     def headers(self) -> list[Header]:
-        return _headers(self.response_headers)[1:]
+        return answer_headers(self.response_headers)[1:]
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
         responses: list[InferResponse] = []
@@ -130,7 +134,63 @@ class InferCodec(GrpcCodec):
         self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> Encoded:
         message = _serialized(value, payload, ref)
-        return _headers(response_headers), [frame(message) + DONE]
+        return answer_headers(response_headers), [frame(message) + DONE]
+
+
+# --- ModelStreamInfer ---------------------------------------------------------------------------
+
+_STREAM_RESPONSE: Final = "ModelStreamInferResponse"
+# Triton's names, for clients that want to know where the responses to a request end.
+_WANTS_ENDING: Final = "triton_enable_empty_final_response"
+_FINAL: Final = "triton_final_response"
+
+
+def wants_ending(request: InferRequest) -> bool:
+    """Return whether the client wants to be told of the last response to a request."""
+    return bool((request.parameters or {}).get(_WANTS_ENDING))
+
+
+def stream_response(value: Any, request: InferRequest, ref: ModelRef, *, final: bool) -> bytes:
+    """Return what a hook gives as one message of the stream, in a frame.
+
+    Args:
+        request: What it answers.
+        final: No other response to it will follow.
+    """
+    response = _message(_data(value), request, ref)
+    if wants_ending(request):
+        response.parameters[_FINAL].bool_param = final
+    message = classes()[_STREAM_RESPONSE](
+        infer_response=response if type(response) is classes()[_RESPONSE] else None
+    )
+    if not message.HasField("infer_response"):  # it is of generated code
+        message.infer_response.MergeFromString(response.SerializeToString())
+    return frame(message.SerializeToString())
+
+
+def stream_error(detail: Any, request: InferRequest | None) -> bytes:
+    """Return an error as one message of the stream; its id is that of the request."""
+    message = classes()[_STREAM_RESPONSE](error_message=_text(detail))
+    if request is not None:
+        message.infer_response.id = request.id or ""
+        message.infer_response.model_name = request.model_name
+        if wants_ending(request):
+            message.infer_response.parameters[_FINAL].bool_param = True
+    return frame(message.SerializeToString())
+
+
+def stream_ending(status: int, detail: Any) -> bytes:
+    """Return the status of a stream that has failed."""
+    return trailers(code_of_http(status), _text(detail))
+
+
+def answer_headers(response_headers: SetHeaders) -> list[Header]:
+    """Return the headers of an answer: the content type first, then what the model has set."""
+    if not response_headers:
+        return [CONTENT]
+    pairs = sendable_headers(response_headers)
+    others = [p for p in pairs if p[0] != b"content-type" and not p[0].startswith(b"grpc-")]
+    return [CONTENT, *others]
 
 
 # --- methods that run no model ------------------------------------------------------------------
@@ -163,28 +223,26 @@ def _code_of(status: int, error: BaseException | None) -> int:
     return code_of_http(status)
 
 
-def _headers(response_headers: SetHeaders) -> list[Header]:
-    """Return the headers of an answer: the content type first, then what the model has set."""
-    if not response_headers:
-        return [CONTENT]
-    pairs = sendable_headers(response_headers)
-    others = [p for p in pairs if p[0] != b"content-type" and not p[0].startswith(b"grpc-")]
-    return [CONTENT, *others]
-
-
 def _serialized(value: Any, payload: Payload, ref: ModelRef) -> bytes:
-    """Return what a hook gives as the bytes of a ModelInferResponse.
+    return bytes(_message(value, payload, ref).SerializeToString())
+
+
+def _message(value: Any, payload: Payload, ref: ModelRef) -> Any:
+    """Return what a hook gives as a ModelInferResponse.
 
     It may be such a message itself, of generated code too.
     """
     if not isinstance(value, InferResponse):
         if is_message(value, _RESPONSE):
-            return bytes(value.SerializeToString())
+            return value
         value = as_response(value, payload, ref)
     elif ref.version is not None:
         value = as_response(value, payload, ref)
-    request = payload if isinstance(payload, InferRequest) else None
-    return bytes(grpc_response(value, request).SerializeToString())
+    return grpc_response(value, payload if isinstance(payload, InferRequest) else None)
+
+
+def _text(detail: Any) -> str:
+    return detail if isinstance(detail, str) else to_json(detail).decode()
 
 
 def _data(item: Item) -> Any:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -283,7 +283,13 @@ class _Stream:
                 if is_trailers(flags):
                     self._pairs += read_trailers(payload)
                 else:
-                    await self._context.write(payload)
+                    await self._sent(self._context.write(payload))
+
+    async def _sent(self, sending: Awaitable[None]) -> None:
+        try:
+            await sending
+        except Exception as exc:  # grpcio has several for it, which are not public
+            raise ConnectionResetError("the client has left") from exc
 
     async def _start(self, message: Message) -> None:
         self._status = message["status"]
@@ -292,7 +298,7 @@ class _Stream:
             self._pairs = headers
             return
         self._frames = Frames(float("inf"))
-        await self._context.send_initial_metadata(_metadata(headers))
+        await self._sent(self._context.send_initial_metadata(_metadata(headers)))
 
     def note_failure(self, error: BaseException) -> None:
         """Note that the application has failed: the answer is incomplete."""

@@ -7,7 +7,7 @@ https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-WEB.md
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Final
 from urllib.parse import quote, unquote
@@ -24,7 +24,10 @@ __all__ = [
     "STATUS",
     "STREAMS",
     "UNIMPLEMENTED",
+    "Calls",
+    "Compressed",
     "Frames",
+    "Unreadable",
     "code_of_host",
     "code_of_http",
     "frame",
@@ -145,6 +148,69 @@ class Frames:
             del self._rest[:start]
         else:
             self._rest += data[start:]
+
+
+class Compressed(bytes):
+    """A message that is compressed."""
+
+
+class Unreadable(bytes):
+    """A sentence that stands in the place of a message."""
+
+
+class Calls:
+    """The messages of a stream of requests. One over the limit is skipped without being kept.
+
+    Args:
+        limit: The most bytes that a message may have.
+    """
+
+    noun = "message"
+    at_a_time = 1
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+        self._skipped = 0  # bytes to come that nobody reads
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Return the messages that the next piece completes."""
+        found: list[bytes] = []
+        self._rest += piece
+        while (message := self._next()) is not None:
+            found.append(message)
+        return found
+
+    def finish(self) -> list[bytes]:
+        """Return what stands in the place of a message that has not come whole."""
+        if not (self._rest or self._skipped):
+            return []
+        return [Unreadable(b"The stream ends within a message.")]
+
+    def parse(self, records: Sequence[bytes]) -> tuple[list[bytes], bool]:
+        return [*records], True
+
+    def _next(self) -> bytes | None:
+        rest = self._rest
+        if self._skipped:
+            count = min(self._skipped, len(rest))
+            del rest[:count]
+            self._skipped -= count
+        if self._skipped or len(rest) < _HEAD.size:
+            return None
+        flags, size = _HEAD.unpack_from(rest)
+        end = _HEAD.size + size
+        if size <= self._limit and flags in (0, _COMPRESSED):
+            if len(rest) < end:
+                return None
+            message = bytes(memoryview(rest)[_HEAD.size : end])
+            del rest[:end]
+            return Compressed(message) if flags else message
+        del rest[: _HEAD.size]
+        self._skipped = size
+        if size > self._limit:
+            return Unreadable(b"The message is larger than %.0f bytes." % self._limit)
+        return Unreadable(b"The message is not in a frame of gRPC.")
 
 
 def is_trailers(flags: int) -> bool:

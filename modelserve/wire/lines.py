@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-__all__ = ["BLANK", "MOST_AT_ONCE", "BadLine", "Cutter", "Lines", "Pieces"]
+__all__ = ["BLANK", "MOST_AT_ONCE", "BadLine", "Cutter", "Lines", "Parser", "Pieces"]
 
 MOST_AT_ONCE: Final = 256  # records that are parsed, and answered, together
 
@@ -29,8 +29,8 @@ BLANK: Final = BadLine("blank")  # in the place of a line that is skipped
 _TOO_LONG: Final = _TooLong()
 
 
-class Cutter(Protocol):
-    """Cuts what arrives into records, and parses those.
+class Parser(Protocol):
+    """Parses records.
 
     Attributes:
         noun: What a record is called in an error.
@@ -40,14 +40,18 @@ class Cutter(Protocol):
     noun: str
     at_a_time: int
 
+    def parse(self, records: Sequence[Any]) -> tuple[list[Any], bool]:
+        """Return what the records are, with BadLine in places, and whether there is none."""
+
+
+class Cutter(Parser, Protocol):
+    """Cuts what arrives into records, and parses those."""
+
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the records that the next piece completes."""
 
     def finish(self) -> list[bytes]:
         """Return the record that the end completes, if there is one."""
-
-    def parse(self, records: Sequence[bytes]) -> tuple[list[Any], bool]:
-        """Return what the records are, with BadLine in places, and whether there is none."""
 
 
 class Lines:
