@@ -93,6 +93,8 @@ def _described(
 ) -> Iterator[tuple[Any, _Row]]:
     by_endpoint = {(row.endpoint, row.method): row for row in reversed(rows) if not row.means}
     for row in rows:
+        if row.codec.protocol == "grpc":
+            continue  # a .proto describes it
         if not row.verb:
             template = row
             if row.means:

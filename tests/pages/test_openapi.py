@@ -54,11 +54,14 @@ def validate(document: str) -> None:
 
 
 async def test_it_has_the_names_of_the_models_filled_in() -> None:
-    document = await valid_document_of(serve("m", "a b"))
+    app = serve("m", "a b")
+    app.add_model(echo_of_anything, "tensors", platform="onnx")
+    document = await valid_document_of(app)
     assert document["openapi"] == "3.1.0"
     assert {"/v1/models/m:predict", "/v1/models/a%20b:predict"} < set(document["paths"])
     assert not any("{" in path for path in document["paths"])
     assert "servers" not in document
+    assert not any("grpc" in path.lower() for path in document["paths"])
 
 
 async def test_it_is_made_again_where_what_it_says_has_changed() -> None:
