@@ -147,7 +147,8 @@ def example_of(model: Any) -> Any:
     A method of that name is something else.
     """
     try:
-        return None if callable(model.example) else as_json(model.example)
+        example = model.example
+        return None if callable(example) else as_json(example)
     except Exception as exc:
         logger.warning("The example of model %r is not in the document: %s", model.name, exc)
         return None

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypedDict
 
+import anyio
 import msgspec
 import pydantic
 import pytest
@@ -74,6 +75,25 @@ async def test_it_is_made_again_where_what_it_says_has_changed() -> None:
     assert {"post", "put"} == set((await document_of(app))["paths"]["/score"])
     app.serving.registry.remove("n")
     assert "/v1/models/n:predict" not in (await document_of(app))["paths"]
+
+
+async def test_it_is_made_once_for_all_who_ask_at_the_same_time() -> None:
+    reads = []
+
+    class Counting(Model):
+        @property
+        def example(self) -> Any:
+            reads.append(None)
+            return {"instances": []}
+
+        async def predict(self, payload: Any) -> Any: ...
+
+    app = ModelServer([Counting("m")])
+    reads.clear()
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(document_of, app)
+    assert len(reads) == 1
 
 
 async def test_it_is_behind_the_token_and_says_so() -> None:
