@@ -225,9 +225,13 @@ class Components:
 
 
 def _is_true(key: str, schema: Schema) -> bool:
-    """Return False for a default that its own schema refuses: `x: int = None`, and infinities."""
+    """Return False for what a library's schema says and does not enforce.
+
+    A set may be sent with an element twice. A default may be one that its own schema refuses:
+    `x: int = None`, and infinities, which are null.
+    """
     if key != "default":
-        return True
+        return key != "uniqueItems"
     default = schema[key]
     if isinstance(default, float):
         return math.isfinite(default)

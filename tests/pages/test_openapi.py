@@ -387,6 +387,23 @@ async def test_an_example_that_is_no_json_is_left_out(example: Any, caplog: Any)
     assert "The example of model 'odd' is not in the document" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [pydantic.BaseModel, msgspec.Struct])
+async def test_a_set_may_be_sent_with_an_element_twice(kind: Any) -> None:
+    class Many(kind):  # type: ignore[misc]
+        many: set[int]
+        uniqueItems: bool = True
+
+    async def hook(payload: Many) -> Any: ...
+
+    app = ModelServer()
+    app.add_model(hook, "m")
+    assert (await request(app, "POST", "/v1/models/m:predict", json={"many": [1, 1]})).status == 200
+    document = await document_of(app)
+    fields = document["components"]["schemas"]["Many"]["properties"]
+    assert set(fields) == {"many", "uniqueItems"}
+    assert "uniqueItems" not in fields["many"]
+
+
 async def test_defaults_that_are_none_of_their_type_are_left_out() -> None:
     class Loose(pydantic.BaseModel):
         text: str = None  # type: ignore[assignment]
