@@ -8,7 +8,7 @@ access log as a client's request has, and the id of the request that has called.
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from time import monotonic
@@ -43,7 +43,7 @@ from modelserve.lifespan import Serving
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries, Tick
 from modelserve.models.hooks import Plan
-from modelserve.models.inference import Call, infer
+from modelserve.models.inference import infer
 from modelserve.models.registry import Entry
 from modelserve.wire.head import NEW_IDS, HookHeaders, valid_id
 
@@ -52,7 +52,6 @@ __all__ = ["CallRequest", "caller_here"]
 _PROTOCOL: Final = "call"  # in metrics and in the access log
 _PIPELINE: Final = dispatch.__code__
 _DEEPEST: Final = 64
-_AHEAD: Final = 1  # items that wait for the caller
 
 
 class _Streamed:
@@ -79,10 +78,15 @@ class CallRequest:
         caller: The request whose hook has called.
         from_thread: A thread waits for it.
         items: What the caller has not read yet, the result too.
+        ahead: So many items may wait for the caller.
+        waits_for_room: So many do; `make_room` is to be called once half of them are read.
         streams: The model streams.
         ended: The model has cleaned up, its slot is free, and nothing more will come.
         notify: Called on the event loop when there is something to read, or no more to come.
+        waited: As in `concurrency.gate.Waits`; unset where it had not to wait.
     """
+
+    waited: tuple[float, float]
 
     def __init__(
         self,
@@ -117,10 +121,9 @@ class CallRequest:
         self.seconds: Mapping[str, float] = {}
         # what it gives
         self.items: deque[Any] = deque()
+        self.ahead, self.waits_for_room = 1, False
         self.streams = self.begun = self.ended = self.left = False
         self.notify: Callable[[], object] = _nothing
-        self.room, self._gone = anyio.Event(), anyio.Event()
-        self.receive: Receive = partial(_wait_for_leave, self._gone)
 
     def _chosen_id(self) -> bytes:
         given = self.headers.get("x-request-id")
@@ -135,16 +138,30 @@ class CallRequest:
         if self.begun:
             return
         self.begun = True
+        self.room, self._gone = anyio.Event(), anyio.Event()
+        self.receive: Receive = partial(_wait_for_leave, self._gone)
         self.arrived = self.since = monotonic()
-        _spawn(self, self.context)
+        observers, run = self.serving.telemetry.followed, self.run
+        _spawn(
+            partial(observers.run_step, self.name, "call", run) if observers else run, self.context
+        )
 
     def make_room(self) -> None:
         """Let the model go on, as an item has been read."""
         self.room.set()
 
+    def whole(self, items: list[Any]) -> Any:
+        """Return what the model has given: its items, or its one result."""
+        return items if self.streams else items[0]
+
     def leave(self) -> None:
-        """Cancel the model: the caller reads no more."""
-        self.left = self.begun = True
+        """Cancel the model: the caller reads no more. A call that has not begun never will."""
+        self.left = True
+        if not self.begun:
+            self.begun = self.ended = True
+            self.error = ClientGone()
+            self.notify()
+            return
         self._gone.set()
         if self.flight is not None:
             self.flight.cancel(ClientGone())
@@ -193,7 +210,7 @@ async def _answer(request: CallRequest) -> None:
         if request.left:
             raise ClientGone
         request.entry = entry = await _usable_entry(request)
-        await request.serving.admission.nesting.acquire(entry.gate, _held(request))
+        await request.serving.admission.nesting.acquire(entry.gate, _held(request), request)
         request.admitted = True
         await _run_hooks(request, entry, entry.plans[request.verb])
         request.status = 200
@@ -275,7 +292,7 @@ async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
     if plan.wants_response_headers:
         response_headers = HookHeaders(raw=[])
     workers = _workers_for(request, entry)
-    call = Call(entry.name, workers, headers, response_headers, request.id, request)
+    call = entry.new_call(entry.name, workers, headers, response_headers, request.id, request)
     request.seconds = call.seconds
     _enter(request, Phase.FIRST)
     payload, request.payload = request.payload, None
@@ -301,9 +318,11 @@ async def _hand_on(request: CallRequest, streamed: _Streamed, items: AsyncIterat
     async for item in items:
         _record(request, streamed, monotonic())
         _enter(request, Phase.SEND)
-        while len(request.items) >= _AHEAD:
-            request.room = anyio.Event()
-            await request.room.wait()
+        while len(request.items) >= request.ahead:
+            request.room, request.waits_for_room = anyio.Event(), True
+            if len(request.items) >= request.ahead:  # nobody has read meanwhile, in another thread
+                await request.room.wait()
+        request.waits_for_room = False
         request.items.append(item)
         request.notify()
         _enter(request, Phase.ITEM)
@@ -348,15 +367,15 @@ def caller_here() -> Caller | None:
 _tasks: Final[set["asyncio.Task[None]"]] = set()  # the loop holds its tasks weakly only
 
 
-def _spawn(request: CallRequest, context: Context) -> None:
+def _spawn(run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         import trio  # only ever reached under trio
 
-        trio.lowlevel.spawn_system_task(request.run, context=context)
+        trio.lowlevel.spawn_system_task(run, context=context)
     else:
-        task = loop.create_task(request.run(), context=context)
+        task = loop.create_task(run(), context=context)
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
 

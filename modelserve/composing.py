@@ -4,16 +4,17 @@ A call is read by its caller on the event loop, or in a worker thread.
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import Any, Self
 
 import anyio
 
 from modelserve.calls import CallRequest, caller_here
-from modelserve.concurrency.bridge import ThreadCall, call_of_this_thread, stopping
+from modelserve.concurrency.bridge import call_of_this_thread
 from modelserve.lifespan import Serving
 from modelserve.models.hooks import VERBS
+from modelserve.reading import items_in_thread
 
 __all__ = ["ModelCall"]
 
@@ -64,11 +65,10 @@ class ModelCall:
         return self._one_or_all([item async for item in self._reader])
 
     def _one_or_all(self, items: list[Any]) -> Any:
-        if self._reader.request.streams:
-            return items
-        if not items:
+        request = self._reader.request
+        if not (items or request.streams):
             raise RuntimeError("This call has been waited for already: call the model again")
-        return items[0]
+        return request.whole(items)
 
     # -- in a worker thread
 
@@ -81,7 +81,9 @@ class ModelCall:
             raise RuntimeError(
                 "A model can be called without await only by a sync hook, in its thread: use await"
             )
-        return _items_in_thread(self._reader.request, self._thread)
+        request, call_soon = self._reader.request, self._thread.call_soon
+        begin = partial(call_soon, request.begin)
+        return items_in_thread(request, call_soon, begin, request.leave)
 
 
 class _Bell:
@@ -153,34 +155,6 @@ class _Reader:
     def __del__(self) -> None:
         if self._hang_up is not None and not self.request.ended:  # abandoned before its last item
             self._hang_up()
-
-
-def _items_in_thread(request: CallRequest, thread: ThreadCall) -> Iterator[Any]:
-    """Yield what a call gives in the thread of the hook that has called."""
-    changed = threading.Event()
-    request.notify = changed.set
-    with stopping(thread, request.leave):
-        thread.call_soon(request.begin)
-        try:
-            while True:
-                is_over = request.ended  # read first: nothing is added afterwards
-                if request.items and (is_over or request.streams):
-                    item = request.items.popleft()
-                    thread.call_soon(request.make_room)
-                    yield item
-                elif is_over:
-                    break
-                else:
-                    changed.wait()
-                    changed.clear()
-        finally:
-            if not request.ended:
-                thread.call_soon(request.leave)
-                while not request.ended:
-                    changed.wait()
-                    changed.clear()
-    if request.error is not None:
-        raise request.error
 
 
 def _soon(function: Callable[[], None]) -> Callable[[], object]:

@@ -43,6 +43,7 @@ written for it and raised nowhere here: ServerNotLive, NoModelReady, ModelMissin
 WorkersShouldBeLessThanMaxWorkersError.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
@@ -87,6 +88,8 @@ __all__ = [
 ]
 
 
+_OF_BACK_PRESSURE: Final = (429, 503)
+_CALLED_IS_BUSY: Final = "What this model calls is busy and its queue is full."
 _MOST_DETAILS: Final = 2000  # letters of another library's exception
 
 
@@ -395,9 +398,24 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapp
     if isinstance(exc, HTTPException):
         status = exc.status_code if 400 <= exc.status_code <= 599 else 500
         return status, exc.detail, exc.headers or {}
+    if (refusal := _refusal_by_ray(exc)) is not None:
+        return refusal.status, refusal.reason, refusal.headers
     if debug:
         return 500, f"{type(exc).__name__} : {exc}", {}
     return 500, "Internal Server Error", {}
+
+
+def _refusal_by_ray(exc: BaseException) -> Overloaded | None:
+    """Return what BackPressureError of Ray Serve says, which a deployment's handle raises.
+
+    It is known by its two attributes, since Ray is not imported here.
+    """
+    status, seconds = getattr(exc, "status_code", 0), getattr(exc, "retry_after_s", "")
+    if status not in _OF_BACK_PRESSURE or isinstance(seconds, str):
+        return None
+    refusal = Overloaded(_CALLED_IS_BUSY, retry_after=math.ceil(seconds or 0))
+    refusal.status = int(status)
+    return refusal
 
 
 def is_expected(exc: BaseException) -> bool:

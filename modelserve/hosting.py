@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 from urllib.parse import quote
 
+from modelserve.environment import WrongVariable
 from modelserve.lifespan import Serving
 from modelserve.routes import is_built_in
 
@@ -24,7 +25,7 @@ __all__ = [
 
 logger = logging.getLogger("modelserve")
 
-PORT_VARIABLES: Final = ("MODELSERVE_PORT", "PORT", "AIP_HTTP_PORT")  # the first that is set counts
+PORT_VARIABLES: Final = ("PORT", "AIP_HTTP_PORT")  # the first that is set counts
 _READY: Final = "/v2/health/ready"
 
 
@@ -53,9 +54,9 @@ class Hosted(Protocol):
 
 
 def port_in(environ: Mapping[str, str]) -> int | None:
-    """Return the port that the environment asks for. Raises ValueError, which names the variable.
+    """Return the port that the platform asks for. Raises WrongVariable.
 
-    MODELSERVE_PORT comes before PORT (Knative, Cloud Run), and that before AIP_HTTP_PORT.
+    PORT (Knative, Cloud Run) comes before AIP_HTTP_PORT.
     """
     for variable in PORT_VARIABLES:
         text = environ.get(variable, "")
@@ -63,7 +64,7 @@ def port_in(environ: Mapping[str, str]) -> int | None:
             try:
                 return port_number(text)
             except ValueError as exc:
-                raise ValueError(f"the environment variable {variable}: {exc}") from None
+                raise WrongVariable(variable, exc) from None
     return None
 
 

@@ -19,13 +19,14 @@ import anyio
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotReady, ServerNotReady, ServerShuttingDown
+from modelserve.errors import ServerNotReady, ServerShuttingDown
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.loading import Loading
 from modelserve.models.registry import Entry, Registry, Shared, State, infinite_if_none
 from modelserve.models.repository import ModelRepository
 from modelserve.models.telling import not_ready, states_of
+from modelserve.observers import Observers
 from modelserve.protocols.cloudevents import EventSettings
 from modelserve.wire.bearer import valid_token
 from modelserve.wire.head import Scope
@@ -100,15 +101,16 @@ class Serving:
         control: bool | None = None,
         wait_for_load: bool = False,
         origins: Collection[str] = (),
+        observers: Observers | None = None,
     ) -> None:
-        self.limits = limits.with_defaults(DEFAULTS)
+        self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = debug
         self.token = None if token is None else valid_token(token)
         self.control, self.wait_for_load = control, wait_for_load
         self.origins = frozenset(origins)
+        self.telemetry = Telemetry(observers=observers)
         self.has_playground = False
-        self.telemetry = Telemetry()
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
         self.scraper, self.decoders = Workers(1), Workers(_DECODERS)
@@ -130,7 +132,7 @@ class Serving:
         """Apply command-line settings, which take precedence over the application's."""
         before = self.registry.shared
         limits = limits.with_defaults(before.limits)
-        self.limits = limits.with_defaults(DEFAULTS)
+        self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
@@ -175,16 +177,6 @@ class Serving:
         ready = await entry.is_ready() if entry.checks_health else entry.model.ready
         if not ready:
             raise not_ready(self.registry, entry, debug=self.debug)
-
-    async def loaded(self) -> None:
-        """Start the loads that are pending, and wait until all have ended.
-
-        Cancellation leaves them running. Raises ModelNotReady, which names the models that failed.
-        """
-        failed = await self.loading.finished()
-        if failed:
-            why = "; ".join(filter(None, (entry.failure for entry in failed)))
-            raise ModelNotReady(", ".join(entry.name for entry in failed), why)
 
     async def check_ready(self) -> None:
         """Return if the whole application can take requests. Raises what a probe is answered."""

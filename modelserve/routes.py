@@ -13,14 +13,19 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from modelserve import endpoints
-from modelserve.endpoints import NO_CODEC, NO_MODEL, Endpoint, Target
+from modelserve.endpoints import NO_CODEC, NO_MODEL, Endpoint, Open, Target
+from modelserve.grpc import methods
+from modelserve.grpc.opening import open_call
+from modelserve.grpc.streams import stream_infer
 from modelserve.models.registry import Registry
 from modelserve.pages.openapi import openapi
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
+from modelserve.protocols.grpc import GRPC, GRPC_INFER
 from modelserve.protocols.openai import ChatCodec, EmbeddingsCodec, OpenAICodec, TextCodec
 from modelserve.protocols.v1 import V1
 from modelserve.protocols.v2 import INFER, INFER_STREAM
+from modelserve.wire.grpc import HEALTH, SERVICE
 from modelserve.wire.head import Scope
 from modelserve.wire.paths import base_of, segments_below, segments_of
 
@@ -39,6 +44,8 @@ _TEXT: Final = TextCodec(clock=time)
 _EMBEDDINGS: Final = EmbeddingsCodec()
 _OPENAI: Final = OpenAICodec()  # of the other paths there: it writes errors alone
 _OPENAI_NOT_FOUND: Final = Target({}, codec=_OPENAI)
+_GRPC_SERVICES: Final = frozenset((SERVICE.strip("/"), HEALTH.strip("/")))
+_GRPC_NOT_FOUND: Final = Target({}, codec=GRPC, opens=open_call)
 # What OpenAI has below /v1: its clients read that it does not exist here only in their own form.
 _OPENAI_NAMES: Final = frozenset(
     [
@@ -74,7 +81,7 @@ class Route:
         method: HEAD goes with GET.
         path: A template; a segment is literal, `{model}`, `{version}`, or one of these and `:verb`.
         endpoint: What answers; None for a model.
-        codec, verb, hook, always, public: As for `endpoints.Target`.
+        codec, verb, hook, always, public, opens: As for `endpoints.Target`.
         ref: The model that a path without parameters means.
         means: Of an application's own path, the built-in one.
     """
@@ -89,6 +96,7 @@ class Route:
     public: bool = False
     ref: ModelRef = NO_MODEL
     means: str = ""
+    opens: Open | None = None
 
 
 def _model(path: str, codec: Codec, verb: str, hook: str = "predict") -> Route:
@@ -110,6 +118,15 @@ def _openai(path: str) -> Iterable[Route]:
     yield Route("POST", f"{path}/chat/completions", None, _CHAT, "chat", "chat")
     yield Route("POST", f"{path}/completions", None, _TEXT, "completions", "complete")
     yield Route("POST", f"{path}/embeddings", None, _EMBEDDINGS, "embeddings", "embed")
+
+
+def _grpc() -> Iterable[Route]:
+    for name, endpoint in methods.PUBLIC.items():
+        yield Route("POST", name, endpoint, GRPC, always=True, public=True, opens=open_call)
+    for name, endpoint in methods.OTHERS.items():
+        yield Route("POST", name, endpoint, GRPC, opens=open_call)
+    yield Route("POST", f"{SERVICE}/ModelStreamInfer", stream_infer, GRPC, opens=open_call)
+    yield Route("POST", f"{SERVICE}/ModelInfer", None, GRPC_INFER, "infer", opens=open_call)
 
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -139,6 +156,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("POST", "/v2/repository/index", endpoints.index),
     Route("POST", "/v2/repository/models/{model}/load", endpoints.load),
     Route("POST", "/v2/repository/models/{model}/unload", endpoints.unload),
+    *_grpc(),
 )
 
 
@@ -292,6 +310,7 @@ class _Alias(NamedTuple):
             target.public,
             target.ref,
             self.means,
+            target.opens,
         )
         methods = ((m, e) for m, e in target.endpoints.items() if m != "HEAD")
         return [replace(row, method=method, endpoint=endpoint) for method, endpoint in methods]
@@ -321,6 +340,8 @@ def match(segments: list[str]) -> Target:
         found = template.match(segments)
         if found is not None:
             return target if not found else _with_ref(target, found)
+    if segments[0] in _GRPC_SERVICES:
+        return _GRPC_NOT_FOUND
     return _OPENAI_NOT_FOUND if _is_openai(segments) else NOT_FOUND
 
 
@@ -407,6 +428,7 @@ def _targets(routes: Iterable[Route]) -> dict[int, list[tuple[_Template, Target]
             hook=row.hook,
             always=row.always,
             public=row.public,
+            opens=row.opens,
         )
         template = _compiled(path, by_path)
         found.setdefault(len(template.segments), []).append((template, target))

@@ -11,6 +11,8 @@ import anyio
 import pytest
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
+from modelserve.concurrency.bridge import call_of_this_thread
+from modelserve.concurrency.loops import event_loop
 from modelserve.exchange.running import Running
 from modelserve.testing import exchange, lifespan, request
 
@@ -379,6 +381,38 @@ async def test_a_call_is_cancelled_with_its_caller(caller: str) -> None:
     statistics = app.serving.statistics()
     assert (statistics.running, statistics.in_flight) == (0, 0)
     assert all(one.running == 0 for one in statistics.models.values())
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_sync_hook_whose_client_has_left_calls_no_model(streams: bool) -> None:
+    app = ModelServer()
+    began, ended, called = anyio.Event(), anyio.Event(), list[Any]()
+    notify = event_loop().call_from_thread
+
+    @app.model("called")
+    async def called_model(payload: Any) -> Any:
+        called.append(payload)
+
+    @app.model("caller")
+    def caller(payload: Any) -> Any:
+        notify(began.set)
+        thread = call_of_this_thread()
+        while thread is not None and not thread.stop_requested:
+            time.sleep(0.001)
+        try:
+            call = app.call("called", payload)
+            return [*call] if streams else call.result()
+        finally:
+            notify(ended.set)
+
+    async with exchange(app, "POST", "/v1/models/caller:predict", json=1) as client:
+        with anyio.fail_after(5):
+            await began.wait()
+            client.hang_up()
+            await ended.wait()
+        await client.ended()
+    assert called == []
+    assert app.serving.statistics().running == 0
 
 
 @pytest.mark.parametrize("caller", ["async", "sync"])

@@ -57,6 +57,30 @@ class Broken(ServingError):
         return {"bad name": "x"}
 
 
+class BackPressureError(Exception):
+    """As Ray Serve's (ray.serve.exceptions)."""
+
+    def __init__(self, status_code: int, retry_after_s: float | None) -> None:
+        self._status_code, self._retry_after_s = status_code, retry_after_s
+        super().__init__("secret")
+
+    @property
+    def status_code(self) -> int:
+        return self._status_code
+
+    @property
+    def retry_after_s(self) -> float | None:
+        return self._retry_after_s
+
+
+class UpstreamError(Exception):
+    """As those of clients that name the status of another server's answer."""
+
+    status_code = 503
+
+
+BUSY = "What this model calls is busy and its queue is full."
+
 TABLE: list[tuple[BaseException, int, str, dict[str, str]]] = [
     (ServingError("x"), 500, "x", {}),
     (ServingError(), 500, "", {}),
@@ -107,6 +131,11 @@ TABLE: list[tuple[BaseException, int, str, dict[str, str]]] = [
     (ExceptionGroup("g", [ExceptionGroup("h", [InvalidInput("x")])]), 400, "x", {}),
     (ExceptionGroup("g", [InvalidInput("x"), KeyError()]), 500, "Internal Server Error", {}),
     (BaseExceptionGroup("g", [SystemExit(1)]), 500, "Internal Server Error", {}),
+    (BackPressureError(503, 2.5), 503, BUSY, {"retry-after": "3"}),
+    (BackPressureError(429, None), 429, BUSY, {"retry-after": "1"}),
+    (ExceptionGroup("g", [BackPressureError(503, 9)]), 503, BUSY, {"retry-after": "9"}),
+    (BackPressureError(200, 1), 500, "Internal Server Error", {}),
+    (UpstreamError("secret"), 500, "Internal Server Error", {}),
 ]
 
 

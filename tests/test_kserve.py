@@ -686,6 +686,7 @@ def test_a_program_serves_until_it_is_stopped(program: Path, loaded: bool) -> No
     assert ("grpc_port means nothing to modelserve and is ignored" in messages) is not loaded
 
 
+@pytest.mark.slow
 def test_models_go_to_worker_processes(program: Path) -> None:
     with running(program, "--loaded", "--workers", "2", servers=2) as served:
         pids = {

@@ -131,6 +131,24 @@ async def test_ready_names_the_models_that_failed() -> None:
     assert (await request(app, "GET", "/v1/models/b")).status == 200
 
 
+async def test_ready_asks_the_models_whether_they_are_healthy() -> None:
+    class Checked(Loaded):
+        is_well = True
+
+        def healthy(self) -> bool:
+            return self.is_well
+
+    model = Checked("checked")
+    app = ModelServer([Loaded("a"), model])
+    async with lifespan(app):
+        await app.ready()
+        model.is_well = False
+        with pytest.raises(ModelNotReady, match=r"checked is not ready\. It says so itself\."):
+            await app.ready()
+        model.is_well = True
+        await app.ready()
+
+
 async def test_a_wait_for_the_load_that_is_given_up_leaves_it_running() -> None:
     began, go_on = anyio.Event(), anyio.Event()
 

@@ -204,7 +204,7 @@ async def test_run_is_refused_in_a_running_event_loop() -> None:
 
 def test_each_flag_is_an_argument() -> None:
     options = vars(parse(["app.py"]))
-    made_of_others = {"target", "limits", "token", "log_format"}
+    made_of_others = {"target", "limits", "token", "log_format", "variables"}
     assert set(Flags.__annotations__) - {"log_format"} == set(options) - made_of_others
 
 

@@ -24,14 +24,15 @@ __all__ = ["ExtraThreads", "OwnThread", "Workers", "let_threads_run", "start_thr
 logger = logging.getLogger("modelserve")
 
 
-def start_thread(name: str, function: Callable[..., object], *args: Any) -> None:
-    """Start a daemon thread. Raises NoThread where the system does not let it start."""
+def start_thread(name: str, function: Callable[..., object], *args: Any) -> threading.Thread:
+    """Start a daemon thread and return it. Raises NoThread where the system does not let it."""
     thread = threading.Thread(target=function, args=args, name=name, daemon=True)
     try:
         thread.start()
     except (RuntimeError, MemoryError, OSError) as exc:
         logger.error("A thread cannot be started (%s): %s", name, exc)
         raise NoThread from exc
+    return thread
 
 
 class Workers:

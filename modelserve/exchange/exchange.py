@@ -69,13 +69,15 @@ class Exchange(Head):
         sending: A `send` has begun and not returned.
         cut: The answer must not look complete: the host has to cut the connection.
         closes_connection: The answer asks the client to close the connection.
+        waited: As in `concurrency.gate.Waits`; unset where it had not to wait.
     """
 
     __slots__ = (
         "admitted", "answered", "arrived", "body_read", "closes_connection", "codec", "cut",
         "deadlines", "error", "flight", "headers_only", "payload", "phase", "reason", "receive",
-        "seconds", "send", "sending", "series", "since", "status", "stream",
+        "seconds", "send", "sending", "series", "since", "status", "stream", "waited",
     )  # fmt: skip
+    waited: tuple[float, float]
 
     def __init__(
         self, codec: Codec, scope: Scope, receive: Receive, send: Send, arrived: float

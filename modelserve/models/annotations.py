@@ -16,6 +16,7 @@ __all__ = [
     "PLAIN_CLASS",
     "PYDANTIC",
     "UNIONS",
+    "are_bytes",
     "as_list",
     "bare",
     "element_of",
@@ -52,6 +53,7 @@ _ITERATORS: Final = (
     abc.Iterator,
 )
 _JSON: Final = (bool, dict, float, int, list, set, str, tuple, types.NoneType)
+_BYTES: Final = (bytes, bytearray, memoryview)
 UNIONS: Final = (Union, types.UnionType)
 _SAY_NOTHING: Final = (Any, object, UNKNOWN)
 
@@ -101,6 +103,13 @@ def element_of(annotation: Any, *, iterates: bool = False) -> Any:
     if origin is tuple and arguments[1:] != (...,):
         return UNKNOWN
     return UNKNOWN if arguments[0] in _SAY_NOTHING else arguments[0]
+
+
+def are_bytes(annotation: Any) -> bool:
+    """Return whether an annotation is of bytes, or a union with them."""
+    union = bare(annotation)
+    members = get_args(union) if get_origin(union) in UNIONS else (union,)
+    return any(isinstance(m, type) and issubclass(m, _BYTES) for m in map(bare, members))
 
 
 def as_list(annotation: Any) -> Any:

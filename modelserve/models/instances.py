@@ -15,7 +15,7 @@ import anyio
 from modelserve.concurrency.bridge import ThreadCall, call_of_this_thread, stopping
 from modelserve.concurrency.loops import event_loop
 from modelserve.errors import ClientGone, InvalidInput
-from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine, Cutter
+from modelserve.wire.lines import BLANK, BadLine, Parser
 
 __all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
 
@@ -31,9 +31,9 @@ class Incoming(Protocol):
     """Where records come from; `Intake` is one."""
 
     @property
-    def cutter(self) -> Cutter: ...
+    def cutter(self) -> Parser: ...
 
-    async def take(self, most: int) -> tuple[int, list[bytes]]:
+    async def take(self) -> tuple[int, list[Any]]:
         """Return the number of the next record, and some records; none only at the end."""
 
 
@@ -99,7 +99,7 @@ class Instances:
         """
         if self.error is not None:
             raise self.error
-        number, records = await self._incoming.take(MOST_AT_ONCE)
+        number, records = await self._incoming.take()
         values, is_regular = self._incoming.cutter.parse(records)
         return number, values, is_regular and self.convert is None
 

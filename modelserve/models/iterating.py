@@ -11,6 +11,7 @@ from collections.abc import AsyncIterable, Callable, Iterator
 from enum import Enum
 from typing import Any, Final, get_origin
 
+from modelserve.concurrency.feeding import Feed
 from modelserve.errors import InvalidInput
 from modelserve.models.annotations import bare
 from modelserve.models.checks import instances
@@ -58,7 +59,7 @@ def as_iterator(payload: Any, how: Iterates, declared: Declared | None) -> Any:
     convert = None
     if declared is not None and declared.form is Form.ITERATOR:
         convert = declared.convert_instance
-    if isinstance(payload, Instances):
+    if isinstance(payload, Instances | Feed):
         payload.convert = convert
         return payload
     if isinstance(payload, SyncInstances):

@@ -19,6 +19,8 @@ _DEFINITION: Final = "#/$defs/"
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 # Keywords that hold data, in which nothing is a schema, and those that hold schemas by name.
 _DATA: Final = frozenset({"const", "default", "enum", "example", "examples"})
+# Of integers that models declare: JSON with more digits is read as a float.
+_RANGE: Final[Schema] = {"minimum": -(2**63), "maximum": 2**64 - 1}
 _NAMED: Final = frozenset({"$defs", "dependentSchemas", "patternProperties", "properties"})
 
 
@@ -33,7 +35,7 @@ def record(required: Schema, optional: Schema | None = None) -> Schema:
 
 def array(items: Schema, **limits: int) -> Schema:
     """Return the schema of a list."""
-    return {"type": "array", **limits, **({"items": items} if items else {})}
+    return {"type": "array", **limits, "items": items}
 
 
 def string(description: str = "") -> Schema:
@@ -166,6 +168,7 @@ class Components:
 
     def declared(self, schema: Schema) -> Schema:
         """Return what a model has declared, the classes in it as references to their schemas."""
+        schema = _named_by_title(schema)
         definitions: dict[str, Schema] = schema.get("$defs", {})
         names = {name: self._reserve(name, definitions) for name in definitions}
         for name, key in names.items():
@@ -199,7 +202,8 @@ class Components:
                 return [moved(item) for item in node]
             if not isinstance(node, dict):
                 return node
-            return {key: member(key, value) for key, value in node.items()}
+            limits = _RANGE if start == _DEFINITION and node.get("type") == "integer" else {}
+            return {**limits, **{key: member(key, value) for key, value in node.items()}}
 
         def member(key: str, value: Any) -> Any:
             if key in _DATA:
@@ -216,6 +220,16 @@ class Components:
             return _REFERENCE + key_of(_unescaped(text.removeprefix(start)))
 
         return moved(schema)
+
+
+def _named_by_title(schema: Schema) -> Schema:
+    """Return a schema in which the class that it is of, pydantic's, is among the definitions."""
+    rest = {key: value for key, value in schema.items() if key != "$defs"}
+    definitions: dict[str, Schema] = schema.get("$defs", {})
+    title = schema.get("title")
+    if not title or "properties" not in schema or definitions.get(title, rest) != rest:
+        return schema
+    return {"$ref": _DEFINITION + _escaped(title), "$defs": {**definitions, title: rest}}
 
 
 def _closure(name: str, definitions: dict[str, Schema]) -> bytes:

@@ -7,6 +7,8 @@ out, or anything else changes that it says. What makes it is imported then.
 from collections.abc import Sequence
 from typing import Any, Final
 
+import orjson
+
 from modelserve.endpoints import Target
 from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
@@ -37,20 +39,23 @@ def document_of(serving: Serving, *, base: str = "", prefix: str = "") -> dict[s
         base: The path below which it is asked for, which is in `servers`.
         prefix: What all paths begin with instead, for a document of several applications.
     """
-    from modelserve.pages.description import describe
-
-    return describe(serving, serving.table.rows, _models(serving), base=base, prefix=prefix)
+    document: dict[str, Any] = orjson.loads(_written(serving, base=base, prefix=prefix))
+    return document
 
 
 def merged(host: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    """Add a document to that of a host, and return the host's."""
-    host.setdefault("paths", {}).update(document["paths"])
+    """Return the document of a host with another one added."""
+    components = dict(host.get("components", {}))
     for kind, parts in document["components"].items():
-        host.setdefault("components", {}).setdefault(kind, {}).update(parts)
+        components[kind] = {**components.get(kind, {}), **parts}
     known = {tag["name"] for tag in host.get("tags", ())}
     tags = [tag for tag in document["tags"] if tag["name"] not in known]
-    host["tags"] = [*host.get("tags", ()), *tags]
-    return host
+    return {
+        **host,
+        "paths": {**host.get("paths", {}), **document["paths"]},
+        "components": components,
+        "tags": [*host.get("tags", ()), *tags],
+    }
 
 
 class KeptDocuments:
@@ -84,7 +89,13 @@ class KeptDocuments:
         return [*models, *serving.table.aliases.items(), control, has_token]
 
     def _make(self, base: str) -> bytes:
-        return to_json(document_of(self._serving, base=base))
+        return _written(self._serving, base=base)
+
+
+def _written(serving: Serving, **where: str) -> bytes:
+    from modelserve.pages.description import describe
+
+    return to_json(describe(serving, serving.table.rows, _models(serving), **where))
 
 
 def _models(serving: Serving) -> Sequence[tuple[str, Entry]]:

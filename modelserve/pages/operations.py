@@ -22,6 +22,10 @@ _EVENTS: Final = "text/event-stream"
 _TEXT: Final = "text/plain"
 _OCTETS: Final = "application/octet-stream"
 _STRING: Final = string()
+_BINARY: Final[Schema] = {_OCTETS: {"schema": {"type": "string", "format": "binary"}}}
+# A stream as one text, and as events: 3.1 does not tell whether a schema is of one or of all.
+_SERVER_SENT: Final[Schema] = {_EVENTS: {}}
+_FRAMED: Final[Schema] = {_LINES: {"schema": _STRING}, **_SERVER_SENT}
 # What a request for a model may be answered with instead; 406 and 401 where they can come.
 _RUN: Final = (400, 404, 408, 413, 415, 500, 501, 503, 504)
 _ID: Final = {"x-request-id": {"schema": _STRING, "description": "As sent, or a new one."}}
@@ -93,12 +97,12 @@ def infer(components: Components, verb: str, entry: Entry, given: Given) -> Oper
     schema: Schema = components.protocol(answer) if answer else ANY
     if not is_text and (given.streams or given.tensors):
         schema = components.protocol("InferResponse")
-    content: Schema = {_EVENTS: {"schema": _STRING}} if is_stream else {_JSON: {"schema": schema}}
+    content: Schema = dict(_SERVER_SENT) if is_stream else {_JSON: {"schema": schema}}
     if not is_text:
         if not is_stream and given.may_stream:
-            content |= {name: {"schema": _STRING} for name in (_LINES, _EVENTS)}
+            content |= _FRAMED
         if not is_stream:
-            content |= {_OCTETS: {}}
+            content |= _BINARY
     has_406 = not is_text and not is_stream and given.may_stream
     example = example_of(entry.model)
     key = "text_input" if is_text else "inputs"
@@ -138,7 +142,7 @@ def openai_verb(
     streams = any(entry.plans[hook].streams for _, entry in models)
     content: Schema = {_JSON: {"schema": components.protocol(answer)}}
     if hook != "embed":
-        content[_EVENTS] = {"schema": _STRING}
+        content |= _SERVER_SENT
     examples = {
         name: {"value": {"model": name, **_sample(entry.model, hook)}} for name, entry in models
     }
@@ -186,7 +190,7 @@ def _taken_content(components: Components, entry: Entry, taken: Taken) -> dict[s
     if taken.rows:
         content[_LINES] = {"schema": _STRING}
     if taken.bytes:
-        content[_OCTETS] = {}
+        content |= _BINARY
     if taken.form:
         content["multipart/form-data"] = {"schema": {"type": "object"}}
     return content
@@ -214,11 +218,11 @@ def _given_content(components: Components, taken: Taken, given: Given) -> dict[s
     if given.json or given.streams or taken.rows:
         content[_JSON] = {"schema": _given_schema(components, given)}
     if given.may_stream or taken.rows:
-        content |= {name: {"schema": _STRING} for name in (_LINES, _EVENTS)}
+        content |= _FRAMED
     if given.text:
         content[_TEXT] = {"schema": _STRING}
     if given.bytes:
-        content[_OCTETS] = {}
+        content |= _BINARY
     if given.anything:
         content["*/*"] = {}
     return content

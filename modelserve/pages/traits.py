@@ -86,8 +86,8 @@ def taken_by(model: Any, plan: Plan) -> Taken | None:
     main = plan.main
     if main.is_default and not getattr(model, _HOSTS.get(main.name, ""), None):
         return None
-    kinds = _kinds_taken(_annotation(model, plan))
     iterates = plan.iterates is not None
+    kinds = set() if iterates else _kinds_taken(_annotation(model, plan))
     pieces = iterates and _is_of_bytes(element_of(_annotation(model, plan), iterates=True))
     tensors = _takes_tensors(model, plan, kinds)
     is_unknown = not kinds and not iterates

@@ -27,6 +27,10 @@ class Drainable(Protocol):
         """The limits, defaults filled in."""
 
     @property
+    def max_binary_bytes(self) -> float:
+        """The most bytes that a body of tensors may have."""
+
+    @property
     def flights(self) -> Sized:
         """The requests that are running."""
 

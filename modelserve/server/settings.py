@@ -26,7 +26,8 @@ class Settings:
     to watch, one worker serves, and is replaced when a Python file in them changes. For
     `shutdown_delay` seconds after a signal to stop, requests are still served. A client has
     `head_timeout` seconds to send a head, and as many from one part of a body to the next. With
-    `exit_on_load_failure`, a model that cannot be loaded ends the process. Unless the server's end
+    `exit_on_load_failure`, a model that cannot be loaded ends the process. gRPC is served beside
+    HTTP if there is a `grpc_port`; 0 is any. Unless the server's end
     is to be that of its process, what the process does afterwards may take its time.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     port: int = 8080
     uds: str | None = None
     fd: int | None = None
+    grpc_port: int | None = None
     workers: int = 1
     shutdown_delay: float = 0.0
     head_timeout: float = HEAD_TIMEOUT
@@ -50,6 +52,8 @@ class Settings:
             return "--uds needs Unix domain sockets, which this system does not have."
         if self.workers > 1 and not all(hasattr(signal, name) for name in _FOR_WORKERS):
             return "More than one worker needs Unix signals, which this system does not have."
+        if self.grpc_port is not None and not (find_spec("grpc") and find_spec("google.protobuf")):
+            return "gRPC needs grpcio and protobuf: pip install 'modelserve[grpc]'."
         if self.watched and find_spec("watchfiles") is None:
             return "--reload needs the package watchfiles, which comes with uvicorn[standard]."
         return None

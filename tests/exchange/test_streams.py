@@ -479,6 +479,7 @@ async def test_what_takes_five_rounds_of_the_event_loop_waits_for_one_turn(
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+@pytest.mark.slow
 async def test_a_thread_gets_its_share_beside_a_restless_stream(accept: str) -> None:
     app, going = ModelServer(), threading.Event()
     used = []

@@ -45,6 +45,7 @@ def test_end_of_the_drain(serve: Serve, accept: str, last: bytes) -> None:
     assert "Traceback" not in running.log
 
 
+@pytest.mark.slow
 def test_handler_that_blocks(serve: Serve) -> None:
     running = serve("served.py", "--drain-timeout", "0.5")
     connection = running.start_asking("block")
@@ -67,6 +68,7 @@ def test_handler_that_blocks_the_event_loop(serve: Serve) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_log_that_nobody_reads(start: Serve, tmp_path: Path) -> None:
     source = "import logging\n" + SERVED.replace(
         "async def block_loop(payload):\n    block(payload)",

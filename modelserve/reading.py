@@ -1,0 +1,68 @@
+"""Read what a call gives in a thread that waits for it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from threading import get_ident
+from typing import Any
+
+from modelserve.calls import CallRequest
+from modelserve.concurrency.bridge import call_of_this_thread, stopping
+from modelserve.concurrency.feeding import Feed
+
+__all__ = ["items_in_thread"]
+
+
+def items_in_thread(
+    request: CallRequest,
+    call_soon: Callable[[Callable[[], object]], object],
+    begin: Callable[[], object],
+    leave: Callable[[], object],
+    feed: Feed | None = None,
+) -> Iterator[Any]:
+    """Yield what a call gives; if closed before its end, cancel it and wait for its clean-up.
+
+    Where this thread runs a hook, the call ends with that. Closed by another thread than the one
+    that has read last, as a garbage collection may do, it does not wait.
+
+    Args:
+        call_soon: Has the event loop of the call call a function.
+        begin: Has it begin the call.
+        leave: Has it cancel the call; called by the event loop of the hook that this thread runs.
+        feed: What this thread has to read for the call.
+
+    Raises what has ended the call.
+    """
+    changed, thread, reader = threading.Event(), call_of_this_thread(), get_ident()
+    request.notify = changed.set
+    if feed is not None:
+        feed.notify = changed.set
+    with nullcontext() if thread is None else stopping(thread, leave):
+        begin()
+        try:
+            while True:
+                is_over = request.ended  # read first: nothing is added afterwards
+                if request.items and (is_over or request.streams):
+                    item = request.items.popleft()
+                    if request.waits_for_room and len(request.items) <= request.ahead // 2:
+                        call_soon(request.make_room)
+                    yield item
+                    reader = get_ident()
+                elif is_over:
+                    break
+                elif feed is not None and feed.is_wanted:
+                    feed.read()
+                else:
+                    changed.wait()
+                    changed.clear()
+        finally:
+            if not request.ended:
+                call_soon(request.leave)
+                while not request.ended and reader == get_ident():
+                    changed.wait()
+                    changed.clear()
+    error, request.error = request.error, None
+    if error is None and feed is not None:
+        error = feed.error  # the model has kept it to itself
+    if error is not None:
+        raise error
