@@ -176,7 +176,9 @@ class Server(uvicorn.Server):
         if self.should_exit:
             return
         url = _url(self, sockets or ())
-        logger.info("Serving on %s (process %d)%s", url, os.getpid(), _page(self._app, url))
+        logger.info("Serving on %s (process %d)", url, os.getpid())
+        if _has_page(self._app) and url.startswith("http"):
+            logger.info("A page to try the models in: %s/playground", url)
         if self._on_start is not None:
             self._on_start(self._shutdown_delay + self.drain_seconds)
 
@@ -235,14 +237,9 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def _page(app: ASGIApp, url: str) -> str:
-    """Return where the page for people is, in words.
-
-    Nothing where no browser gets to it, or where it may be below a mount.
-    """
-    servings = find_drainables(app, mounted=False)
-    has_page = any(serving.has_playground for serving in servings)
-    return f"; playground: {url}/playground" if has_page and url.startswith("http") else ""
+def _has_page(app: ASGIApp) -> bool:
+    """Return whether there is a page for people; nobody knows where a mounted one is."""
+    return any(serving.has_playground for serving in find_drainables(app, mounted=False))
 
 
 async def _answer_late_requests(
