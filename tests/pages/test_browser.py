@@ -183,6 +183,18 @@ def test_a_prompt_and_the_body_are_one(visit: Any) -> None:
     assert figure(page, "Items") == "3"
 
 
+def test_tensors_begin_as_they_are_declared(visit: Any) -> None:
+    page = visit()
+    choose(page, "sums")
+    page.wait_for_function("() => document.getElementById('body').value.includes('rows')")
+    (tensor,) = json.loads(body(page).input_value())["inputs"]
+    assert tensor == {"name": "rows", "shape": [1, 2], "datatype": "INT32", "data": [0, 0]}
+    body(page).fill(json.dumps({"inputs": [tensor | {"data": [20, 22]}]}))
+    send(page)
+    assert "42" in response(page).inner_text()
+    assert "/v2/models/sums/infer'" in sent(page)
+
+
 def test_a_form_is_made_of_the_declared_input(visit: Any) -> None:
     page = visit()
     choose(page, "prices")
