@@ -673,10 +673,10 @@ def test_the_keyboard_is_enough(visit: Any) -> None:
 def test_a_phone_scrolls_down_alone(visit: Any, model: str) -> None:
     page = visit(**PHONE)
     choose(page, model)
-    page.get_by_role("button", name="Send").click()
-    page.wait_for_timeout(300)
-    wide = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
-    assert wide[0] <= wide[1] == 390
+    if model != "loud":  # it waits for a file
+        send(page, "Failed" if model == "breaks" else "Complete")
+    width, shown = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert width <= shown == 390
 
 
 def test_a_screen_reader_is_told_how_it_went(visit: Any) -> None:
