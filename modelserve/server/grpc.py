@@ -80,24 +80,31 @@ class GrpcPort:
         self._server: Any = None
 
     async def start(self, state: Mapping[str, Any]) -> None:
-        """Listen; `state` is the lifespan's. Raises OSError."""
+        """Listen; `state` is the lifespan's. Raises OSError, unless the port is optional."""
         settings = self._settings
-        most = int(self._limit) if self._limit < 1 << 31 else -1
-        options = (
-            ("grpc.max_receive_message_length", most),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(settings.workers > 1)),
-        )
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=self._options())
         server.add_generic_rpc_handlers((_Methods(self._app, state, self._credentials),))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             port = _listen(server, f"{host}:{settings.grpc_port}", self._credentials)
         except RuntimeError:  # without a reason
-            raise OSError(f"gRPC's port {settings.grpc_port} of {host} cannot be used") from None
+            text = f"gRPC's port {settings.grpc_port} of {host} cannot be used"
+            if not settings.grpc_is_optional:
+                raise OSError(text) from None
+            logger.warning("%s: gRPC is not served", text)
+            return
         await server.start()
         self._server = server
         logger.info("gRPC is served on %s:%d", host, port)
+
+    def _options(self) -> list[tuple[str, int]]:
+        most = int(self._limit) if self._limit < 1 << 31 else -1
+        options = {
+            "grpc.max_receive_message_length": most,
+            "grpc.max_send_message_length": -1,
+            "grpc.so_reuseport": int(self._settings.workers > 1),
+        }
+        return [*(options | dict(self._settings.grpc_options)).items()]
 
     async def stop(self, seconds: float) -> None:
         """Take no more calls, and end after some seconds those that are left."""
