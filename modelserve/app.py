@@ -24,6 +24,7 @@ from modelserve.models.functions import with_function
 from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
 from modelserve.observers import Observer, Observers
+from modelserve.pages.playground import pages
 from modelserve.routes import Routes, path_of
 from modelserve.sockets import open_socket
 
@@ -37,7 +38,7 @@ __all__ = ["ModelServer"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Attributes that an application which is unpickled has made itself.
-_REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository"))
+_REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository", "_playground"))
 
 
 class _Runnable:
@@ -80,6 +81,43 @@ class _Runnable:
         await self.serving.loading.ready()
 
 
+class _Addressed:
+    """The paths of an application, beside the built-in ones."""
+
+    serving: Serving
+    _routes: Routes
+    _playground: bool | None
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The application's own paths, each with what it means."""
+        return self._routes.aliases
+
+    def add_alias(self, path: str, means: str) -> None:
+        """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
+
+        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
+        registered later. Raises ValueError for a path that is built in or has another meaning
+        already, and for a meaning that is not built in.
+        """
+        self._routes.add_alias(path, means)
+
+    @property
+    def playground(self) -> bool | None:
+        """Whether `/playground` is a page to try models in; None leaves that to who serves it."""
+        return self._playground
+
+    @playground.setter
+    def playground(self, wanted: bool | None) -> None:
+        self._playground = wanted
+        self.show_playground(bool(wanted))
+
+    def show_playground(self, shown: bool) -> None:
+        """Show the page, or do not, as long as it is served so: what is wanted stays the same."""
+        self.serving.has_playground = shown
+        self._routes.show(pages() if shown else {})
+
+
 class _Described:
     """What describes an application to other programs."""
 
@@ -100,7 +138,7 @@ class _Described:
         return document if into is None else merged(into, document)
 
 
-class ModelServer(_Described, _Runnable):
+class ModelServer(_Addressed, _Described, _Runnable):
     """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
@@ -117,6 +155,8 @@ class ModelServer(_Described, _Runnable):
         origins: Web pages of these, `*` for any, may open a WebSocket, beside those of this host.
         aliases: Paths of your own, each with the built-in path that it means.
         observers: Functions to call, on the event loop, with the record of each ended request.
+        playground: Serve a page to try the models in at `/playground`, and send browsers from `/`
+            there; None is where the command line, or `run`, listens on loopback alone.
 
     It can be pickled, as can a subclass; a copy has the same arguments, models and attributes.
     Raises TypeError or ValueError for a model that cannot be served, or an unusable token.
@@ -138,6 +178,7 @@ class ModelServer(_Described, _Runnable):
         origins: Collection[str] = (),
         aliases: Mapping[str, str] | None = None,
         observers: Iterable[Observer] = (),
+        playground: bool | None = None,
     ) -> None:
         self._prefix = prefix
         self._repository = repository
@@ -155,6 +196,7 @@ class ModelServer(_Described, _Runnable):
         self._routes = self.serving.table = Routes(self.serving.registry, prefix=prefix)
         if (followed := self.serving.telemetry.followed) is not None:
             self.serving.flights = FollowedFlights(followed, self._routes.find)
+        self.playground = playground
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
         for model in models:
@@ -215,20 +257,6 @@ class ModelServer(_Described, _Runnable):
         The settings are attributes that a `Model` has, such as `limits`.
         """
         self.serving.registry.add(model, name, settings)
-
-    @property
-    def aliases(self) -> dict[str, str]:
-        """The application's own paths, each with what it means."""
-        return self._routes.aliases
-
-    def add_alias(self, path: str, means: str) -> None:
-        """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
-
-        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
-        registered later. Raises ValueError for a path that is built in or has another meaning
-        already, and for a meaning that is not built in.
-        """
-        self._routes.add_alias(path, means)
 
     def model(
         self,
@@ -329,6 +357,7 @@ def _state_of(app: ModelServer) -> dict[str, Any]:
         "origins": app.serving.origins,
         "aliases": app.aliases,
         "observers": () if observers is None else observers.given,
+        "playground": app.playground,
     }
     others = {key: value for key, value in vars(app).items() if key not in _REBUILT}
     return {"options": options, "models": app.serving.registry.models, "others": others}

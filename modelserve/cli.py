@@ -84,7 +84,7 @@ def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
         )
         if getattr(options, name)
     ]
-    given += ["control"] if options.control is not None else []
+    given += [name for name in ("control", "playground") if getattr(options, name) is not None]
     if given:
         flags = ", ".join(spelled(options, name) for name in given)
         raise LoadError(

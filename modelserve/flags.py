@@ -16,6 +16,7 @@ from argparse import (
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, TypedDict
 from urllib.parse import urlsplit
@@ -121,6 +122,7 @@ class Flags(TypedDict, total=False):
     predictor_protocol: str | None
     token_file: str | os.PathLike[str] | None
     control: bool | None
+    playground: bool | None
     cors_origin: Sequence[str] | None
     alias: Sequence[str] | None
     predict_path: str | None
@@ -162,6 +164,10 @@ def configure(app: Hosted, options: Namespace) -> None:
         follow_token(options.token_file, serving)
     if options.control is not None:
         serving.control = options.control
+    if options.playground is not None:
+        app.playground = options.playground
+    if app.playground is None:
+        app.show_playground(_is_loopback(options))
     if options.model_dir is not None:
         try:
             serving.use(ModelRepository(options.model_dir, options.model_name))
@@ -173,6 +179,16 @@ def configure(app: Hosted, options: Namespace) -> None:
         _add_paths(app, options)
     except ValueError as exc:
         raise LoadError(f"{exc}.") from None
+
+
+def _is_loopback(options: Namespace) -> bool:
+    """Return whether only this machine can connect, by an address that browsers take."""
+    if options.uds is not None or options.fd is not None:
+        return False
+    try:
+        return options.host == "localhost" or ip_address(options.host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _add_paths(app: Hosted, options: Namespace) -> None:
@@ -261,6 +277,7 @@ _SWITCHES: Final = (
     "reload",
     "exit_on_load_failure",
     "control",
+    "playground",
     "sagemaker",
     "ws_per_message_deflate",
 )
@@ -444,6 +461,45 @@ def _add_application(parser: ArgumentParser) -> None:
         default=False,
         help="show clients the text of unexpected exceptions",
     )
+    _add_models(group)
+    group.add_argument(
+        "--token-file",
+        metavar="PATH",
+        help="require the bearer token in this file, which is read again when it changes",
+    )
+    group.add_argument(
+        "--control",
+        action=Switch,
+        help="let clients load and unload models; default: where there is a --model-dir",
+    )
+    group.add_argument(
+        "--playground",
+        action=Switch,
+        help="serve a page to try the models in at /playground; default: on a loopback address",
+    )
+    group.add_argument(
+        "--cors-origin",
+        action=Repeated,
+        type=_origin,
+        metavar="ORIGIN",
+        help="allow web pages of this origin, to open WebSockets as well; repeatable; * is any",
+    )
+    group.add_argument(
+        "--reload",
+        action=Switch,
+        default=False,
+        help="for development: restart when a Python file in TARGET's directory changes",
+    )
+    group.add_argument(
+        "--exit-on-load-failure",
+        action=Switch,
+        default=False,
+        help="exit with 4 once a model cannot be loaded, for containers that should restart",
+    )
+    group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
+
+
+def _add_models(group: Any) -> None:
     group.add_argument(
         "--model-dir",
         metavar="DIR",
@@ -469,36 +525,6 @@ def _add_application(parser: ArgumentParser) -> None:
     for spelling in ("--model_dir", "--model_name", "--predictor_host"):
         _also(group, spelling)
     _also(group, "--predictor_protocol", choices=("v1", "v2"))
-    group.add_argument(
-        "--token-file",
-        metavar="PATH",
-        help="require the bearer token in this file, which is read again when it changes",
-    )
-    group.add_argument(
-        "--control",
-        action=Switch,
-        help="let clients load and unload models; default: where there is a --model-dir",
-    )
-    group.add_argument(
-        "--cors-origin",
-        action=Repeated,
-        type=_origin,
-        metavar="ORIGIN",
-        help="allow web pages of this origin, to open WebSockets as well; repeatable; * is any",
-    )
-    group.add_argument(
-        "--reload",
-        action=Switch,
-        default=False,
-        help="for development: restart when a Python file in TARGET's directory changes",
-    )
-    group.add_argument(
-        "--exit-on-load-failure",
-        action=Switch,
-        default=False,
-        help="exit with 4 once a model cannot be loaded, for containers that should restart",
-    )
-    group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
 
 
 def _add_own_paths(parser: ArgumentParser) -> None:

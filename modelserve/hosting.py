@@ -30,7 +30,13 @@ _READY: Final = "/v2/health/ready"
 
 
 class Hosted(Protocol):
-    """What is needed of a model server here."""
+    """What is needed of a model server here.
+
+    Attributes:
+        playground: Whether it has a page to try models in; None where it leaves that to others.
+    """
+
+    playground: bool | None
 
     @property
     def serving(self) -> Serving:
@@ -42,6 +48,9 @@ class Hosted(Protocol):
 
     def add_alias(self, path: str, means: str) -> None:
         """Add one. Raises ValueError."""
+
+    def show_playground(self, shown: bool) -> None:
+        """Show the page, or do not."""
 
 
 def port_in(environ: Mapping[str, str]) -> int | None:

@@ -108,10 +108,10 @@ class Serving:
         self.deadlines = self.limits.deadlines()
         self.debug = debug
         self.token = None if token is None else valid_token(token)
-        self.control = control
-        self.wait_for_load = wait_for_load
+        self.control, self.wait_for_load = control, wait_for_load
         self.origins = frozenset(origins)
         self.telemetry = Telemetry(observers=observers)
+        self.has_playground = False
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
         self.scraper, self.decoders = Workers(1), Workers(_DECODERS)

@@ -172,6 +172,7 @@ class Routes:
         self._registry = registry
         self._prefix = prefix.rstrip("/")
         self._aliases: dict[tuple[str, ...], _Alias] = {}
+        self._pages: dict[tuple[str, ...], Target] = {}
         # By what a host says of a path, its decoded form apart, which is compared.
         self._known: dict[Any, tuple[str, Target]] = {}
 
@@ -211,6 +212,14 @@ class Routes:
         if known.target != alias.target:
             raise ValueError(f"The path {path!r} means {known.means!r} already, not {means!r}")
 
+    def show(self, pages: Mapping[str, Target]) -> None:
+        """Let paths mean pages for people, in place of what is built in; the aliases stay.
+
+        They take the place of those shown before.
+        """
+        self._pages = {tuple(_segments_given(path)): page for path, page in pages.items()}
+        self._known.clear()
+
     def find(self, scope: Scope) -> Target:
         """Return what a path means; NOT_FOUND where it means nothing."""
         try:
@@ -244,10 +253,11 @@ class Routes:
     def _meaning(self, scope: Scope) -> Target:
         segments = segments_below(scope, self._prefix)
         target = match(segments)
-        if not target.endpoints and self._aliases:
-            alias = self._aliases.get(tuple(segments or [""]))
-            return target if alias is None else alias.target
-        return target
+        if target.endpoints and not self._pages:
+            return target
+        key = tuple(segments or [""])
+        alias = self._aliases.get(key)
+        return self._pages.get(key, target) if alias is None else alias.target
 
     def _may_remember(self, target: Target, size: int) -> bool:
         if not target.endpoints or size > _LONGEST:

@@ -93,6 +93,7 @@ class Server(uvicorn.Server):
         ports: Sequence["Port"] = (),
     ) -> None:
         super().__init__(config)
+        self._app = app
         self._servings = find_drainables(app)
         self.drain_seconds = _drain_seconds(self._servings)
         self._check_connections = watch(
@@ -166,20 +167,20 @@ class Server(uvicorn.Server):
         try:
             await super().startup(sockets)
             if not self.should_exit:
-                await self._start_ports()
+                for port in self._ports:
+                    await port.start(self.lifespan.state)
         except OSError as exc:  # another process has begun to listen on the same address
             logger.error("Cannot listen: %s", exc.strerror or exc)
             await self.lifespan.shutdown()
             sys.exit(CANNOT_START)
         if self.should_exit:
             return
-        logger.info("Serving on %s (process %d)", _url(self, sockets or ()), os.getpid())
+        url = _url(self, sockets or ())
+        logger.info("Serving on %s (process %d)", url, os.getpid())
+        if _has_page(self._app) and url.startswith("http"):
+            logger.info("A page to try the models in: %s/playground", url)
         if self._on_start is not None:
             self._on_start(self._shutdown_delay + self.drain_seconds)
-
-    async def _start_ports(self) -> None:
-        for port in self._ports:
-            await port.start(self.lifespan.state)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, each connection after its response, and the application."""
@@ -234,6 +235,11 @@ class Server(uvicorn.Server):
                 await asyncio.wait(running, timeout=_seconds_until(ends))
         finally:
             self.should_exit = True
+
+
+def _has_page(app: ASGIApp) -> bool:
+    """Return whether there is a page for people; nobody knows where a mounted one is."""
+    return any(serving.has_playground for serving in find_drainables(app, mounted=False))
 
 
 async def _answer_late_requests(
