@@ -385,6 +385,27 @@ def test_a_conversation_remembers_what_was_said(visit: Any) -> None:
     assert talk.get_by_role("listitem").count() == 1
 
 
+@pytest.mark.parametrize(
+    "options", ['{"stream_options": {"include_usage": true}}', '{"stream": false}']
+)
+def test_a_conversation_may_have_options(visit: Any, options: str) -> None:
+    page = visit()
+    choose(page, "writer")
+    page.get_by_role("radiogroup", name="Operation").get_by_text("Chat", exact=True).click()
+    page.get_by_text("Instructions and options").click()
+    page.get_by_role("textbox", name="Options, as JSON").fill("{")
+    page.get_by_role("textbox", name="Message").fill("Hello")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("Column 2: It ends too early: expected a key or }").wait_for()
+    page.get_by_role("textbox", name="Options, as JSON").fill(options)
+    page.get_by_role("textbox", name="Message").fill("Hello")
+    send(page)
+    talk = page.get_by_role("list", name="Conversation")
+    talk.get_by_text("You said Hello as message 1.").wait_for()
+    assert talk.get_by_role("listitem").count() == 2
+    assert "You said Hello" in response(page).inner_text()
+
+
 def test_a_file_is_sent_as_it_is(visit: Any) -> None:
     page = visit()
     choose(page, "size")
