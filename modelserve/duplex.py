@@ -141,18 +141,18 @@ class Duplex:
         flight.start_companion(self._intake.receive())
 
     def _start_results(self) -> Results:
-        exchange, format, streaming = (
+        format, streaming = self.stream_format(None), self._entry.streaming
+        make = BodyResults if format.as_message is None else MessageResults
+        noun = self._intake.cutter.noun
+        results: Results = make(
             self._exchange,
-            self.stream_format(None),
-            self._entry.streaming,
+            format,
+            streaming,
+            stops=self._stops,
+            noun=noun,
+            debug=self._serving.debug,
         )
-        assert exchange.flight is not None
-        noun, debug = self._intake.cutter.noun, self._serving.debug
-        settings = {"stops": self._stops, "noun": noun, "debug": debug}
-        if format.as_message is not None:
-            return MessageResults(exchange, format, streaming, format.as_message, **settings)
-        results = BodyResults(exchange, format, streaming, **settings)
-        exchange.flight.start_companion(results.send())
+        results.begin()
         return results
 
     def _call(self, new_call: NewCall) -> Call:

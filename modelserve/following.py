@@ -6,6 +6,7 @@ returns. So followers are told what is known of a request right before that even
 
 from collections.abc import Callable, Coroutine, MutableMapping
 from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -48,17 +49,19 @@ class _Telling:
     def __init__(self, observers: Observers, target: Target, exchange: Exchange) -> None:
         self._observers = observers
         self._target = target
-        self._exchange = exchange
+        self._exchange: Exchange | None = exchange
         self._send: Send = exchange.send
         self._context = copy_context()  # another task may send an answer that comes early
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._context.run(self._observers.answer, self._record)
+            exchange, self._exchange = self._exchange, None  # a reference cycle
+            if exchange is not None:
+                self._context.run(self._observers.answer, partial(self._record, exchange))
         await self._send(message)
 
-    def _record(self) -> RequestRecord:
-        exchange, target = self._exchange, self._target
+    def _record(self, exchange: Exchange) -> RequestRecord:
+        target = self._target
         exchange.error = exchange.reason or exchange.error  # as at the end
         model = "" if exchange.series is None else exchange.series.name
         seconds = monotonic() - exchange.arrived

@@ -29,9 +29,10 @@ class RequestRecord:
     """What is known of one request to a model that has ended, for observers.
 
     Attributes:
-        protocol: `v1`, `v2`, `generate`, `openai`, or `call` where another model has called; as in
-            the metrics.
-        model: The model's name; empty where there is no such model.
+        protocol: `v1`, `ws`, `v2`, `openai`, `grpc`, or `call` where another model has called; as
+            in the metrics.
+        model: The model's name; empty where there is no such model, and for what was refused before
+            that was known, by a wrong token for example.
         verb: What was asked for: `predict`, `explain`, `infer`, `chat` and so on, as in the
             metrics.
         status: The HTTP status that was sent; 499 if the client left before.

@@ -1,9 +1,11 @@
 """Observers: each is told once of each request to a model, whatever has ended it."""
 
+import gc
 import logging
 import pickle
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextvars import Context
 from typing import Any
 
 import anyio
@@ -11,6 +13,8 @@ import anyio.lowlevel
 import pytest
 
 from modelserve import Batching, InvalidInput, Limits, Model, ModelServer, RequestRecord
+from modelserve.exchange.exchange import Exchange as ServedExchange
+from modelserve.observers import Scope
 from modelserve.testing import Exchange, exchange, lifespan, request, websocket
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +163,31 @@ async def test_a_model_that_is_not_there() -> None:
     seen = Seen()
     await request(served(echo, seen), "POST", "/v1/models/other:predict", json={})
     assert seen.ends == [("v1", "", 404, "error")]
+
+
+async def test_what_is_refused_before_the_model_is_known() -> None:
+    seen = Seen()
+    app = ModelServer(token="secret", observers=[seen])
+    app.add_model(echo, "m")
+    await request(app, *PREDICT, json={})
+    headers = {"authorization": "Bearer secret"}
+    await request(app, "DELETE", PREDICT[1], headers=headers)
+    async with lifespan(app):
+        pass
+    await request(app, *PREDICT, json={}, headers=headers)
+    assert seen.ends == [
+        ("v1", "", 401, "error"),
+        ("v1", "", 405, "error"),
+        ("v1", "", 503, "refused"),
+    ]
+
+
+async def test_a_body_that_is_no_payload() -> None:
+    seen = Seen()
+    app = served(echo, seen, limits=Limits(max_body_bytes=10))
+    await request(app, *PREDICT, body=b"{")
+    await request(app, *PREDICT, body=b'{"instances": [1, 2, 3]}')
+    assert seen.ends == [("v1", "m", 400, "error"), ("v1", "m", 413, "error")]
 
 
 @pytest.mark.parametrize(
@@ -384,3 +413,97 @@ async def test_it_is_told_before_the_application_returns_in_the_context_of_the_r
         await client.response()
         await client.ended()
     assert told == [False]
+
+
+# --- followers -----------------------------------------------------------------------------------
+
+
+class Steps:
+    """A follower that notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __call__(self, record: RequestRecord) -> None:
+        self.told.append(f"ended {record.outcome}")
+
+    def answer(self, record: RequestRecord) -> None:
+        self.told.append(f"answer {record.status} {record.outcome}")
+
+    def start_step(self, model: str, step: str, joined: Sequence[Context]) -> Scope:
+        self.told.append(f"start {model} {step}")
+        return Step(self.told, step)
+
+
+class Step:
+    def __init__(self, told: list[str], name: str) -> None:
+        self.told, self.name = told, name
+
+    def enter(self) -> None:
+        self.told.append(f"enter {self.name}")
+
+    def leave(self) -> None:
+        self.told.append(f"leave {self.name}")
+
+    def end(self, error: BaseException | None) -> None:
+        self.told.append(f"end {self.name} {type(error).__name__}")
+
+
+async def two_items(payload: Any) -> AsyncIterator[int]:
+    yield 1
+    yield 2
+
+
+async def refuses(payload: Any) -> None:
+    raise InvalidInput("no")
+
+
+RUNS = ["enter predict", "leave predict"]
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (echo, [*RUNS, "end predict NoneType", "answer 200 done", "ended done"]),
+        (refuses, [*RUNS, "end predict InvalidInput", "answer 400 error", "ended error"]),
+        (two_items, [*RUNS * 4, "end predict NoneType", "answer 200 done", "ended done"]),
+    ],
+)
+async def test_a_follower_is_told_of_each_step(function: Any, told: list[str]) -> None:
+    steps = Steps()
+    await request(served(function, steps), *PREDICT, json={"predictions": []})
+    assert steps.told == ["start m predict", *told]
+
+
+async def test_a_follower_that_fails_harms_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    class Fails(Steps):
+        def start_step(self, model: str, step: str, joined: Sequence[Context]) -> Scope:
+            raise ValueError("of the observer")
+
+        def answer(self, record: RequestRecord) -> None:
+            raise ValueError("of the observer")
+
+    steps = Fails()
+    response = await request(served(two_items, steps), *PREDICT, json={})
+    assert (response.status, response.body) == (200, b"1\n2\n")
+    assert steps.told == ["ended done"]
+    assert len([entry for entry in caplog.records if "observer" in entry.message]) == 1
+
+
+def alive() -> set[int]:
+    return {id(found) for found in gc.get_objects() if type(found) is ServedExchange}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [echo, refuses, two_items])
+async def test_a_followed_request_leaves_nothing_to_the_garbage_collector(function: Any) -> None:
+    app = served(function, Steps())
+    await request(app, *PREDICT, json={"predictions": []})
+    gc.collect()
+    gc.disable()
+    others = alive()
+    try:
+        await request(app, *PREDICT, json={"predictions": []})
+        assert alive() <= others
+    finally:
+        gc.enable()

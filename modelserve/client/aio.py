@@ -253,4 +253,9 @@ async def _error_body(response: httpx.Response) -> bytes:
 def _new_http(settings: Settings) -> httpx.AsyncClient:
     import httpx
 
-    return httpx.AsyncClient(**settings.for_httpx)
+    from modelserve.client.transports import with_own_sockets
+
+    options = settings.for_httpx
+    made = {name: options.pop(name) for name in ("limits", "verify")}
+    transport = with_own_sockets(httpx.AsyncHTTPTransport(**made, trust_env=False))
+    return httpx.AsyncClient(transport=transport, **options)

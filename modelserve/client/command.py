@@ -300,7 +300,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("url", metavar="URL", help="the server, for example http://localhost:8080")
     add("model", metavar="MODEL")
-    add("instance", metavar="INSTANCE", nargs="*", help="what to send")
+    add("instance", metavar="INSTANCE", nargs="*", default=[], help="what to send")
     add("--file", metavar="FILE", help="send a file: .json is one payload, .ndjson and .jsonl"
         " are rows, any other is sent as it is; - is stdin")  # fmt: skip
     add("--json", action="store_true", help="stdin, or the file, is one JSON document")

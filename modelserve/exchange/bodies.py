@@ -9,9 +9,10 @@ import orjson
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.heartbeat import start_heartbeat
 from modelserve.exchange.outbox import EVENT_BYTES, Outbox
 from modelserve.exchange.results import Results
-from modelserve.exchange.streams import Streaming, stream_headers
+from modelserve.exchange.streams import Streaming
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.values import to_builtin
@@ -35,9 +36,22 @@ class BodyResults(Results):
         self._looked_at = 0.0
         self._collected: list[bytes] = []
         self._collected_bytes = 0
+        if streaming.heartbeat_before_first and (framed := format.framed_encoder()) is not None:
+            self.choose(framed)
+            self._outbox.put(b"", 0)  # which starts the answer
 
-    async def send(self) -> None:
-        await self._outbox.send()
+    def begin(self) -> None:
+        assert self._exchange.flight is not None
+        self._exchange.flight.start_companion(self._outbox.send())
+
+    async def start(self) -> None:
+        if self._exchange.status:
+            return
+        await super().start()
+        seconds = self._streaming.heartbeat
+        if seconds is not None and self._format.framed_encoder() is not None:
+            assert self.encoder is not None
+            start_heartbeat(self._exchange, self.encoder.idle or b"", seconds)
 
     async def emptied(self) -> None:
         await self._outbox.emptied()
@@ -45,7 +59,7 @@ class BodyResults(Results):
     def put(self, items: Sequence[Item]) -> None:
         if not items:
             return
-        encoder = self.encoder or self._choose(items[0])
+        encoder = self._form(items[0])
         if encoder.join is not None:
             for item in items:
                 self._collect(encoder.encode(item))
@@ -105,7 +119,7 @@ class BodyResults(Results):
         await super().wait_for_room()
 
     def remark(self, document: dict[str, Any]) -> bool:
-        encoder = self.encoder or self._choose(document)
+        encoder = self._form(document)
         if encoder.remark is None:
             return False
         self._outbox.put(encoder.remark(document))
@@ -131,13 +145,12 @@ class BodyResults(Results):
     # -- the end
 
     async def finish(self) -> None:
-        exchange, encoder = self._exchange, self.encoder or self._choose(None, empty=True)
+        exchange, encoder = self._exchange, self._form(None, empty=True)
         if encoder.join is not None:
             exchange.check_reason()
             self.items = len(self._collected)
             document = encoder.join(self._collected)
-            headers = stream_headers(self._format, encoder)
-            await exchange.send_document(200, headers, [document])
+            await exchange.send_document(200, self._headers, [document])
             return
         await self._outbox.emptied()
         exchange.check_reason()
@@ -145,6 +158,6 @@ class BodyResults(Results):
         exchange.enter(Phase.SEND)
         await exchange.finish(b"" if encoder.finish is None else encoder.finish())
 
-    def _choose(self, first: Item, *, empty: bool = False) -> Encoder:
-        self.encoder = self._format.encoder(first, empty=empty)
-        return self.encoder
+    def _form(self, first: Item, *, empty: bool = False) -> Encoder:
+        """Return the form of the answer, chosen by its first item. Raises NotAcceptable."""
+        return self.encoder or self.choose(self._format.encoder(first, empty=empty))

@@ -5,7 +5,7 @@ that sends them.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -26,23 +26,15 @@ _ITEM: Final = Phase.ITEM
 
 
 class MessageResults(Results):
-    """The results of one request as messages.
-
-    Args:
-        as_message: Makes one of an item.
-    """
+    """The results of one request as messages."""
 
     def __init__(
-        self,
-        exchange: Exchange,
-        format: StreamFormat,
-        streaming: Streaming,
-        as_message: Callable[[Item], str | bytes],
-        **settings: Any,
+        self, exchange: Exchange, format: StreamFormat, streaming: Streaming, **settings: Any
     ) -> None:
         super().__init__(exchange, format, streaming, **settings)
-        self.encoder = format.encoder(None, empty=True)
-        self._as_message = as_message
+        assert format.as_message is not None
+        self._as_message = format.as_message
+        self.choose(format.encoder(None, empty=True))
         self._waiting: deque[str | bytes] = deque()
         self._is_sending = False
         self._sent = Waiters()
@@ -54,9 +46,6 @@ class MessageResults(Results):
         if count:
             self.record(monotonic(), count)
             self._recorded += count
-
-    async def send(self) -> None:
-        """Do nothing: whoever puts an item sends it."""
 
     def put(self, items: Sequence[Item]) -> None:
         self._waiting.extend(map(self._as_message, items))

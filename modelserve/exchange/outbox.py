@@ -49,7 +49,7 @@ class Outbox:
         return self.size >= EVENT_BYTES
 
     def put(self, part: bytes, items: int = 1) -> None:
-        """Add a part of the body, which is so many items."""
+        """Add a part of the body, which is so many items; an empty one only starts the answer."""
         self._parts.append(part)
         self._items += items
         self.size += len(part)
@@ -80,8 +80,10 @@ class Outbox:
         self._items = self.size = 0
         exchange.check_reason()
         exchange.enter(Phase.SEND)
-        self._stream.record(exchange.since, items)
+        if items:
+            self._stream.record(exchange.since, items)
         await self._stream.start()
-        await exchange.send_part(body)
+        if body:
+            await exchange.send_part(body)
         self._stream.items += items
-        exchange.enter(Phase.ITEM)
+        exchange.enter(Phase.ITEM if self._stream.items else Phase.FIRST)

@@ -21,6 +21,7 @@ from modelserve.exchange.turns import Turn, give_way
 from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, Item
+from modelserve.wire.headers import Header
 
 __all__ = ["RecordFailed", "Results"]
 
@@ -77,6 +78,7 @@ class Results:
         self._logged = 0
         self._turn = Turn()
         self._tick: Tick | None = None
+        self._headers: list[Header] = []
         exchange.stream = self
 
     @property
@@ -86,12 +88,8 @@ class Results:
 
     # -- what those that send them do
 
-    async def send(self) -> None:
-        """Send what is put, until cancelled; to be a companion of the flight.
-
-        Raises ClientGone if the client has left.
-        """
-        raise NotImplementedError
+    def begin(self) -> None:
+        """Begin to send what will be put."""
 
     def put(self, items: Sequence[Item]) -> None:
         """Add items. Raises as an encoder does; NotAcceptable, CollectedTooLarge."""
@@ -176,11 +174,16 @@ class Results:
             self._turn.begin()
         self._exchange.check_reason()
 
+    def choose(self, encoder: Encoder) -> Encoder:
+        """Settle the form of the answer, and its headers: whoever sends must not find them bad."""
+        self._headers = stream_headers(self._format, encoder)
+        self.encoder = encoder
+        return encoder
+
     async def start(self) -> None:
         """Send the start of the answer, if it has not been sent."""
         if not self._exchange.status:
-            assert self.encoder is not None
-            await self._exchange.start(200, stream_headers(self._format, self.encoder))
+            await self._exchange.start(200, self._headers)
 
     def record(self, now: float, count: int) -> None:
         """Record that items are sent, so many at the same moment."""

@@ -8,18 +8,21 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import anyio
 
-from modelserve.concurrency.bridge import ThreadCall, call_of_this_thread, stopping
+from modelserve.concurrency.bridge import (
+    ThreadCall,
+    call_of_this_thread,
+    stopping,
+    wait_until_taken,
+)
 from modelserve.concurrency.loops import event_loop
 from modelserve.errors import ClientGone, InvalidInput
 from modelserve.wire.lines import BLANK, BadLine, Parser
 
 __all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
-
-_LONGEST_PAUSE: Final = 0.02
 
 # Makes an instance of a record, found at an index. Raises InvalidInput.
 Convert: TypeAlias = Callable[[Any, int], Any]
@@ -183,10 +186,8 @@ class SyncInstances:
         self, call: ThreadCall | None, number: int, failure: InvalidInput
     ) -> None:
         """Say what is wrong with a record, after what the hook has yielded before it."""
-        pause = 0.0
-        while call is not None and call.items and not call.stop_requested:
-            await anyio.sleep(pause)
-            pause = min(pause + 0.001, _LONGEST_PAUSE)
+        if call is not None:
+            await wait_until_taken(call)
         await self.instances.fail(number, failure)
 
     def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:

@@ -4,6 +4,7 @@ A schema of a protocol says what is enforced, no more: whether shape and data of
 example, is not something that a schema can say.
 """
 
+import math
 import re
 from typing import Any, Final
 
@@ -203,7 +204,8 @@ class Components:
             if not isinstance(node, dict):
                 return node
             limits = _RANGE if start == _DEFINITION and node.get("type") == "integer" else {}
-            return {**limits, **{key: member(key, value) for key, value in node.items()}}
+            kept = (key for key in node if _is_true(key, node))
+            return {**limits, **{key: member(key, node[key]) for key in kept}}
 
         def member(key: str, value: Any) -> Any:
             if key in _DATA:
@@ -220,6 +222,20 @@ class Components:
             return _REFERENCE + key_of(_unescaped(text.removeprefix(start)))
 
         return moved(schema)
+
+
+def _is_true(key: str, schema: Schema) -> bool:
+    """Return False for what a library's schema says and does not enforce.
+
+    A set may be sent with an element twice. A default may be one that its own schema refuses:
+    `x: int = None`, and infinities, which are null.
+    """
+    if key != "default":
+        return key != "uniqueItems"
+    default = schema[key]
+    if isinstance(default, float):
+        return math.isfinite(default)
+    return default is not None or schema.get("type", "null") == "null"
 
 
 def _named_by_title(schema: Schema) -> Schema:

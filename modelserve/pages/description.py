@@ -23,12 +23,10 @@ from modelserve.pages.operations import (
     plain_responses,
     v1,
 )
-from modelserve.pages.traits import given_by, taken_by
+from modelserve.pages.traits import Described, example_of, given_by, taken_by
 from modelserve.version import __version__
 
 __all__ = ["describe"]
-
-Named = tuple[str, Entry]
 
 _NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9_]+")
 _SERVER: Final = "server"
@@ -48,7 +46,7 @@ class _Row(NamedTuple):
 def describe(
     serving: Serving,
     rows: Sequence[Any],
-    models: Sequence[Named],
+    models: Iterable[tuple[str, Entry]],
     *,
     base: str = "",
     prefix: str = "",
@@ -62,11 +60,12 @@ def describe(
         prefix: What all paths, and all names in it, begin with.
     """
     start = _start_of(prefix)
+    described = [Described(name, entry, example_of(entry.model)) for name, entry in models]
     components = Components(start)
     scheme = f"{start}bearer"
     paths: dict[str, dict[str, Operation]] = {}
     ids: set[str] = set()
-    for row, found in _described(serving, rows, models, components):
+    for row, found in _described(serving, rows, described, components):
         identifier = _unused(_NOT_IN_IDS.sub("_", start + found.name), ids)
         operation: Operation = {"operationId": identifier, "tags": [found.tag], **found.operation}
         if serving.token is not None and not row.public:
@@ -90,10 +89,12 @@ def describe(
 
 
 def _described(
-    serving: Serving, rows: Sequence[Any], models: Sequence[Named], components: Components
+    serving: Serving, rows: Sequence[Any], models: Sequence[Described], components: Components
 ) -> Iterator[tuple[Any, _Row]]:
     by_endpoint = {(row.endpoint, row.method): row for row in reversed(rows) if not row.means}
     for row in rows:
+        if row.codec.protocol == "grpc":
+            continue  # a .proto describes it
         if not row.verb:
             template = row
             if row.means:
@@ -112,12 +113,12 @@ def _described(
 
 
 def _fixed_rows(
-    serving: Serving, row: Any, template: str, models: Sequence[Named], components: Components
+    serving: Serving, row: Any, template: str, models: Sequence[Described], components: Components
 ) -> Iterator[_Row]:
     fixed = FIXED.get(template)
     if fixed is None or (fixed.needs == "control" and not serving.is_controllable):
         return
-    chosen = [m for m in models if fixed.needs != "openai" or m[1].plans.has_openai]
+    chosen = [m for m in models if fixed.needs != "openai" or m.entry.plans.has_openai]
     if "{model}" not in template:
         if chosen or fixed.needs != "openai":
             yield _Row(row.method, row.path, _SERVER, fixed.name, _fixed(fixed, row, components))
@@ -125,7 +126,7 @@ def _fixed_rows(
     for filled in _filled(row, chosen):
         name = f"{fixed.name}_{filled.suffix}"
         operation = _fixed(fixed, row, components)
-        yield _Row(row.method, filled.path, filled.model, name, operation)
+        yield _Row(row.method, filled.path, filled.model.name, name, operation)
 
 
 def _fixed(fixed: Fixed, row: Any, components: Components) -> Operation:
@@ -149,31 +150,30 @@ def _error_of(row: Any) -> str:
 # --- paths that run a model ---------------------------------------------------------------------
 
 
-def _model_rows(row: Any, models: Sequence[Named], components: Components) -> Iterator[_Row]:
+def _model_rows(row: Any, models: Sequence[Described], components: Components) -> Iterator[_Row]:
     for filled in _filled(row, models):
-        entry = filled.entry
-        make = _maker(row, entry, components)
+        make = _maker(row, filled.model, components)
         if make is not None:
             name = f"{row.verb}_{filled.suffix}"
-            yield _Row(row.method, filled.path, filled.model, name, make())
+            yield _Row(row.method, filled.path, filled.model.name, name, make())
 
 
-def _maker(row: Any, entry: Entry, components: Components) -> partial[Operation] | None:
+def _maker(row: Any, model: Described, components: Components) -> partial[Operation] | None:
     """Return what describes a verb of a model; None for one that it does not say it has."""
-    plan = entry.plans[row.hook]
-    taken = taken_by(entry.model, plan)
+    plan = model.entry.plans[row.hook]
+    taken = taken_by(model, plan)
     if taken is None:
         return None
-    given = given_by(entry.model, plan)
+    given = given_by(model.entry.model, plan)
     if row.codec.protocol == "v1":
         is_taken = taken.json or taken.bytes or taken.form
-        return partial(v1, components, row.verb, entry, taken, given) if is_taken else None
+        return partial(v1, components, row.verb, model, taken, given) if is_taken else None
     is_taken = taken.text if row.verb.startswith("generate") else taken.tensors
-    return partial(infer, components, row.verb, entry, given) if is_taken else None
+    return partial(infer, components, row.verb, model, given) if is_taken else None
 
 
-def _openai_rows(row: Any, models: Sequence[Named], components: Components) -> Iterator[_Row]:
-    chosen = [(name, entry) for name, entry in models if row.hook in entry.plans]
+def _openai_rows(row: Any, models: Sequence[Described], components: Components) -> Iterator[_Row]:
+    chosen = [model for model in models if row.hook in model.entry.plans]
     if chosen:
         operation = openai_verb(components, row.hook, chosen)
         yield _Row(row.method, row.path, _OPENAI, f"openai_{row.verb}", operation)
@@ -183,26 +183,26 @@ class _Filled(NamedTuple):
     """A path with the names filled in."""
 
     path: str
-    model: str
-    entry: Entry
+    model: Described
     suffix: str
 
 
-def _filled(row: Any, models: Sequence[Named]) -> Iterator[_Filled]:
+def _filled(row: Any, models: Sequence[Described]) -> Iterator[_Filled]:
     """Yield the path for each model, and each version where it has one in it."""
-    for name, entry in models:
+    for model in models:
+        name, entry, _ = model
         if row.means:
             version = row.ref.version
             if row.ref.name == name and (version is None or version in entry.versions):
-                yield _Filled(row.path, name, entry, "_".join((name, *row.path.split("/")[1:])))
+                yield _Filled(row.path, model, "_".join((name, *row.path.split("/")[1:])))
             continue
         path = row.path.replace("{model}", quote(name, safe=""))
         if "{version}" not in path:
-            yield _Filled(path, name, entry, name)
+            yield _Filled(path, model, name)
             continue
         for version in entry.versions:
             filled = path.replace("{version}", quote(version, safe=""))
-            yield _Filled(filled, name, entry, f"{name}_{version}")
+            yield _Filled(filled, model, f"{name}_{version}")
 
 
 # --- names --------------------------------------------------------------------------------------

@@ -71,12 +71,10 @@ class KeptDocuments:
         made_of = self._state()
         if made_of != self._made_of:
             self._made_of, self._bodies = made_of, {}
-        body = self._bodies.get(base)
+        bodies = self._bodies
+        body = bodies.get(base)
         if body is None:
-            bodies = self._bodies
-            body = await self._serving.scraper.call("openapi", self._make, base)
-            if len(bodies) < _MOUNTS:
-                bodies[base] = body
+            body = await self._serving.scraper.call("openapi", self._make, bodies, base)
         return body
 
     def _state(self) -> list[Any]:
@@ -88,8 +86,14 @@ class KeptDocuments:
         control, has_token = serving.is_controllable, serving.token is not None
         return [*models, *serving.table.aliases.items(), control, has_token]
 
-    def _make(self, base: str) -> bytes:
-        return _written(self._serving, base=base)
+    def _make(self, bodies: dict[str, bytes], base: str) -> bytes:
+        """Make the document, unless the request before has: there is one thread for it."""
+        body = bodies.get(base)
+        if body is None:
+            body = _written(self._serving, base=base)
+            if len(bodies) < _MOUNTS:
+                bodies[base] = body
+        return body
 
 
 def _written(serving: Serving, **where: str) -> bytes:

@@ -6,10 +6,9 @@ A request has a 400 where something is enforced that a schema cannot say as well
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from modelserve.models.registry import Entry
 from modelserve.models.schemas import Schema, input_schema
 from modelserve.pages.components import ANY, Components, array, record, string
-from modelserve.pages.traits import Given, Taken, example_of
+from modelserve.pages.traits import Described, Given, Taken, as_json
 from modelserve.wire.media import LINE_TYPES
 
 __all__ = ["Operation", "error_responses", "infer", "openai_verb", "plain_responses", "v1"]
@@ -75,13 +74,15 @@ def _error(components: Components, status: int, schema: str) -> dict[str, Any]:
     )
 
 
-def v1(components: Components, verb: str, entry: Entry, taken: Taken, given: Given) -> Operation:
+def v1(
+    components: Components, verb: str, model: Described, taken: Taken, given: Given
+) -> Operation:
     """Return predict or explain over V1."""
     statuses = (*_RUN, 406) if given.may_stream or taken.rows else _RUN
     return {
         "summary": f"{verb.capitalize()} (V1)",
-        **_described(_notes(entry.model, taken, given)),
-        "requestBody": _body(_taken_content(components, entry, taken)),
+        **_described(_notes(model.entry.model, taken, given)),
+        "requestBody": _body(_taken_content(components, model.example, taken)),
         "responses": {
             **_ok(_given_content(components, taken, given)),
             **error_responses(components, statuses),
@@ -90,7 +91,7 @@ def v1(components: Components, verb: str, entry: Entry, taken: Taken, given: Giv
     }
 
 
-def infer(components: Components, verb: str, entry: Entry, given: Given) -> Operation:
+def infer(components: Components, verb: str, model: Described, given: Given) -> Operation:
     """Return V2's infer, or Triton's generate; both also as server-sent events."""
     is_text, is_stream = verb.startswith("generate"), verb.endswith("_stream")
     request, answer = ("GenerateRequest", "GenerateResponse") if is_text else ("InferRequest", "")
@@ -104,7 +105,7 @@ def infer(components: Components, verb: str, entry: Entry, given: Given) -> Oper
         if not is_stream:
             content |= _BINARY
     has_406 = not is_text and not is_stream and given.may_stream
-    example = example_of(entry.model)
+    example = model.example
     key = "text_input" if is_text else "inputs"
     fits = isinstance(example, dict) and key in example
     body = {_JSON: _media(components.protocol(request), example if fits else None)}
@@ -134,17 +135,16 @@ _OF_TENSORS: Final = (
 _OF_TEXT: Final = "Text in, text out; parameters are the model's own."
 
 
-def openai_verb(
-    components: Components, hook: str, models: Sequence[tuple[str, Entry]]
-) -> Operation:
+def openai_verb(components: Components, hook: str, models: Sequence[Described]) -> Operation:
     """Return one of OpenAI's endpoints, for the models that have its hook."""
     request, answer, summary = _OF_OPENAI[hook]
-    streams = any(entry.plans[hook].streams for _, entry in models)
+    streams = any(model.entry.plans[hook].streams for model in models)
     content: Schema = {_JSON: {"schema": components.protocol(answer)}}
     if hook != "embed":
         content |= _SERVER_SENT
     examples = {
-        name: {"value": {"model": name, **_sample(entry.model, hook)}} for name, entry in models
+        model.name: {"value": {**_sample(model.example, hook), "model": model.name}}
+        for model in models
     }
     schema = {"allOf": [components.protocol(request), _named(components, hook, models)]}
     return {
@@ -158,11 +158,11 @@ def openai_verb(
     }
 
 
-def _named(components: Components, hook: str, models: Sequence[tuple[str, Entry]]) -> Schema:
+def _named(components: Components, hook: str, models: Sequence[Described]) -> Schema:
     """Return what the body says of the model, and what each model has declared."""
     names: list[str] = []
     choices: list[Schema] = []
-    for name, entry in models:
+    for name, entry, _ in models:
         declared = input_schema(entry.model, entry.plans[hook])
         if declared is None or entry.plans[hook].declared is None:
             names.append(name)
@@ -174,8 +174,7 @@ def _named(components: Components, hook: str, models: Sequence[tuple[str, Entry]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
 
-def _sample(model: Any, hook: str) -> dict[str, Any]:
-    example = example_of(model)
+def _sample(example: Any, hook: str) -> dict[str, Any]:
     fits = isinstance(example, dict) and _KEYS[hook] in example
     return example if fits else _SAMPLES[hook]
 
@@ -183,10 +182,10 @@ def _sample(model: Any, hook: str) -> dict[str, Any]:
 # --- the bodies of V1 ---------------------------------------------------------------------------
 
 
-def _taken_content(components: Components, entry: Entry, taken: Taken) -> dict[str, Any]:
+def _taken_content(components: Components, example: Any, taken: Taken) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if taken.json:
-        content[_JSON] = _media(_taken_schema(components, taken), _v1_example(entry.model))
+        content[_JSON] = _media(_taken_schema(components, taken), _v1_example(example))
     if taken.rows:
         content[_LINES] = {"schema": _STRING}
     if taken.bytes:
@@ -204,9 +203,8 @@ def _taken_schema(components: Components, taken: Taken) -> Schema:
     return {"properties": {"instances": array(ANY)}} if taken.is_checked else ANY
 
 
-def _v1_example(model: Any) -> Any:
+def _v1_example(example: Any) -> Any:
     """Return the example, unless it is another protocol's."""
-    example = example_of(model)
     is_others = isinstance(example, dict) and any(k in example for k in ("messages", "text_input"))
     return None if is_others else example
 
@@ -250,7 +248,10 @@ def _notes(model: Any, taken: Taken, given: Given) -> Iterable[str]:
 def _indented(schema: Any) -> str:
     import json
 
-    return json.dumps(schema, indent=2, default=str, ensure_ascii=False)
+    try:
+        return json.dumps(as_json(schema), indent=2, ensure_ascii=False)
+    except Exception:  # it is no JSON Schema; its author reads that here
+        return str(schema)
 
 
 # --- parts --------------------------------------------------------------------------------------

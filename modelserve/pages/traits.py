@@ -3,9 +3,11 @@
 What nothing is said of is taken to be JSON, which nearly every model takes.
 """
 
+import logging
 from dataclasses import dataclass
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, NamedTuple, get_args, get_origin
 
+import orjson
 from starlette.datastructures import ImmutableMultiDict
 from starlette.responses import Response
 
@@ -13,11 +15,15 @@ from modelserve.models.annotations import UNIONS, bare, element_of
 from modelserve.models.declared import Form
 from modelserve.models.hooks import Hook, Plan
 from modelserve.models.model import METADATA, defines
+from modelserve.models.registry import Entry
 from modelserve.models.schemas import Schema, input_schema, output_schema
 from modelserve.models.signatures import UNKNOWN, payload_type, return_type
 from modelserve.tensors import InferRequest, InferResponse
+from modelserve.wire.json import to_json
 
-__all__ = ["Given", "Taken", "example_of", "given_by", "taken_by"]
+__all__ = ["Described", "Given", "Taken", "as_json", "example_of", "given_by", "taken_by"]
+
+logger = logging.getLogger("modelserve")
 
 _BYTES: Final = (bytes, bytearray, memoryview)
 _HOSTS: Final = {"predict": "predictor_host", "explain": "explainer_host"}
@@ -81,23 +87,32 @@ class Given:
     schema: Schema | None
 
 
-def taken_by(model: Any, plan: Plan) -> Taken | None:
+class Described(NamedTuple):
+    """A model, the name that it is served by, and its example as JSON has it, or None."""
+
+    name: str
+    entry: Entry
+    example: Any
+
+
+def taken_by(described: Described, plan: Plan) -> Taken | None:
     """Return what a verb takes; None for a verb that the model does not have."""
+    model = described.entry.model
     main = plan.main
     if main.is_default and not getattr(model, _HOSTS.get(main.name, ""), None):
         return None
     iterates = plan.iterates is not None
     kinds = set() if iterates else _kinds_taken(_annotation(model, plan))
     pieces = iterates and _is_of_bytes(element_of(_annotation(model, plan), iterates=True))
-    tensors = _takes_tensors(model, plan, kinds)
-    is_unknown = not kinds and not iterates
+    tensors = _takes_tensors(described, plan, kinds)
+    is_unknown = not kinds and not iterates and not _is_of_tensors(described.example)
     return Taken(
-        json=("json" in kinds) or (iterates and not pieces) or (is_unknown and not tensors),
+        json=("json" in kinds) or (iterates and not pieces) or is_unknown,
         bytes="bytes" in kinds or pieces,
         form="form" in kinds,
         rows=iterates and not pieces,
         tensors=tensors,
-        text=_takes_text(model, plan),
+        text=_takes_text(described, plan),
         schema=None if plan.declared is None else input_schema(model, plan),
         is_checked=plan.preprocess is None and not iterates,
     )
@@ -127,8 +142,21 @@ def given_by(model: Any, plan: Plan) -> Given:
 
 
 def example_of(model: Any) -> Any:
-    """Return a model's example; None where it has none. A method of that name is something else."""
-    return None if callable(model.example) else model.example
+    """Return a model's example; None where it has none, or one that JSON cannot hold.
+
+    A method of that name is something else.
+    """
+    try:
+        example = model.example
+        return None if callable(example) else as_json(example)
+    except Exception as exc:
+        logger.warning("The example of model %r is not in the document: %s", model.name, exc)
+        return None
+
+
+def as_json(value: Any) -> Any:
+    """Return what a client reads of a value. Raises an exception for what JSON cannot hold."""
+    return orjson.loads(to_json(value))
 
 
 # --- what a hook takes --------------------------------------------------------------------------
@@ -169,8 +197,9 @@ def _is_of_bytes(annotation: Any) -> bool:
     return any(_kind_taken(member) == "bytes" for member in _members(annotation))
 
 
-def _takes_tensors(model: Any, plan: Plan, kinds: set[str]) -> bool:
+def _takes_tensors(described: Described, plan: Plan, kinds: set[str]) -> bool:
     """Return whether a model says that it takes requests of V2."""
+    model = described.entry.model
     if plan.main.name != "predict" or plan.iterates is not None:
         return False
     if plan.declared is not None and InferRequest not in plan.declared.passed:
@@ -180,7 +209,7 @@ def _takes_tensors(model: Any, plan: Plan, kinds: set[str]) -> bool:
     if kinds and plan.declared is None:
         return "tensors" in kinds
     says_so = any(defines(model, hook) for hook in METADATA) or model.platform
-    return bool("tensors" in kinds or says_so or _is_of_tensors(example_of(model)))
+    return bool("tensors" in kinds or says_so or _is_of_tensors(described.example))
 
 
 def _is_of_tensors(example: Any) -> bool:
@@ -190,13 +219,13 @@ def _is_of_tensors(example: Any) -> bool:
     )
 
 
-def _takes_text(model: Any, plan: Plan) -> bool:
+def _takes_text(described: Described, plan: Plan) -> bool:
     """Return whether a model says that it takes requests of Triton's generate."""
+    example = described.example
     if plan.main.name != "predict":
         return False
     if plan.declared is not None and plan.declared.form in (Form.PAYLOAD, Form.CHECKED):
-        return "text_input" in _properties(input_schema(model, plan))
-    example = example_of(model)
+        return "text_input" in _properties(input_schema(described.entry.model, plan))
     return plan.declared is None and isinstance(example, dict) and "text_input" in example
 
 

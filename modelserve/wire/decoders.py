@@ -27,6 +27,7 @@ __all__ = [
 # What a server that never ends a line may make its client keep.
 LONGEST_LINE: Final = 128 * 1024 * 1024
 
+_LINE_COST: Final = 64  # what Python needs for a line of an event, however short
 _TOO_LONG: Final = "a line or an event is too long"
 _ENDS: Final = re.compile(rb"\r\n|\r|\n")
 # The other fields of an event than its data, and the values that are not ignored.
@@ -133,7 +134,7 @@ class EventReader:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "data":
-            self._size += len(value) + 1
+            self._size += len(value) + _LINE_COST
             if self._size > self._longest:
                 raise ValueError(_TOO_LONG)
             self._data.append(value)

@@ -198,7 +198,7 @@ def test_what_cannot_be_used(call: Any, arguments: list[str], sentence: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("x", "the following arguments are required: MODEL"),
+        ("x", "the following arguments are required: MODEL\n"),
         ("x m 1 --file a", "give only one of INSTANCE, --file and --chat"),
         ("x m 1 --header x", "'x' is not a header, like 'X-Name: value'"),
         ("x m --chunk 0", "'0' is not a whole number above 0"),

@@ -157,6 +157,56 @@ def flood(head: bytes, piece: bytes) -> Script:
     return script
 
 
+async def test_a_connection_that_has_ended_meanwhile_is_not_used_again() -> None:
+    ended = threading.Semaphore(0)
+
+    def answer_and_close(connection: socket.socket, rest: bytes) -> None:
+        connection.sendall(whole(b"1").replace(b"connection: close\r\n", b""))
+        connection.shutdown(socket.SHUT_WR)
+        ended.release()
+
+    with scripted(answer_and_close) as (url, heads), anyio.fail_after(30):
+        async with AsyncClient(url) as client:
+            for _ in range(3):
+                assert await client.predict("m", 1) == 1
+                await anyio.to_thread.run_sync(ended.acquire)
+        assert len(heads) == 3
+
+
+async def test_closing_a_client_ends_the_calls_of_other_tasks() -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def say_nothing(connection: socket.socket, rest: bytes) -> None:
+        begun.set()
+        over.wait(30)
+
+    with scripted(say_nothing) as (url, _), anyio.fail_after(30):
+        client = AsyncClient(url)
+        async with anyio.create_task_group() as tasks:
+
+            async def call() -> None:
+                with pytest.raises(ClientError):
+                    await client.predict("m", 1)
+
+            tasks.start_soon(call)
+            await anyio.to_thread.run_sync(begun.wait, 30)
+            await anyio.wait_all_tasks_blocked()
+            await client.aclose()
+        over.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpx's
+async def test_a_refusal_of_a_large_body_is_read() -> None:
+    def refuse(connection: socket.socket, rest: bytes) -> None:
+        connection.sendall(whole(b'{"error":"too large"}', status="413 x"))
+
+    body = b"x" * 20_000_000  # more than the buffers of sockets hold
+    with scripted(refuse) as (url, _), anyio.fail_after(30):
+        async with AsyncClient(url) as client:
+            with pytest.raises(AnswerError, match="too large"):
+                await client.predict("m", body)
+
+
 @pytest.mark.parametrize("method", ["stream", "pipe"])
 async def test_an_error_without_an_end_is_not_read_to_its_end(method: str) -> None:
     endless = flood(b"HTTP/1.1 500 x\r\n\r\n", b"x" * 65536)

@@ -510,7 +510,7 @@ async def test_an_answer_after_the_deadline_is_not_sent(predict: Any) -> None:
 
 @pytest.mark.parametrize("headers", [NDJSON, SSE])
 async def test_an_item_after_the_deadline_is_not_sent(headers: Any) -> None:
-    app = serve(stubborn_stream, limits=Limits(idle_timeout=0.05))
+    app = serve(stubborn_stream, limits=Limits(idle_timeout=0.3))
     response = await request(app, *PREDICT, json=[], headers=headers)
     assert app.kinds == ["start", "body", "body", "end"]
     assert b"idle_timeout" in response.chunks[-1]
@@ -540,7 +540,7 @@ async def test_a_deadline_while_items_are_made(kind: str, headers: Any) -> None:
 
 
 async def test_a_deadline_while_the_client_reads_nothing_cuts() -> None:
-    app = serve(two_items, limits=Limits(timeout=0.05))
+    app = serve(two_items, limits=Limits(timeout=0.3))
     async with exchange(app, *PREDICT, json=[]) as client:
         client.hold()
         await client.ended()
@@ -615,7 +615,7 @@ async def test_a_send_that_fails_while_ending_early_is_no_fault(
             finally:
                 raise OSError("gone")
 
-    app = serve(two_items, limits=Limits(timeout=0.05))
+    app = serve(two_items, limits=Limits(timeout=0.3))
     with pytest.raises(ResponseCut):
         await app(scope, receive, send)
     assert caplog.records == []

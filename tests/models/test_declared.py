@@ -748,6 +748,17 @@ async def test_octets_are_bytes_for_a_hook_that_takes_bytes(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("kind", [*ITEMS, typing.TypedDict("Own", {"age": int})])
+async def test_a_body_that_is_no_json_is_refused_for_every_kind_of_class(kind: Any) -> None:
+    app = ModelServer([model_for(predict=hook_for(kind))])
+    answer = await request(app, *PREDICT, body=b"x", headers={"content-type": "text/plain"})
+    assert (answer.status, answer.json()) == (
+        400,
+        {"error": "Expected a JSON document, not bytes"},
+    )
+
+
+@pytest.mark.anyio
 async def test_octets_are_bytes_whatever_json_they_would_be() -> None:
     hook = hook_for(bytes)
     app = ModelServer([model_for(predict=hook, limits=Limits(max_json_values=10))])

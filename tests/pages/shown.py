@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from modelserve import InferenceError, InvalidInput, Model, ModelServer
+from modelserve import InferenceError, InferRequest, InvalidInput, Model, ModelServer
 
 WORDS = [
     "A",
@@ -51,6 +51,18 @@ class Writer(Model):
         return [[0.25, 0.5]]
 
 
+class Sums(Model):
+    """Takes tensors of V2, which its metadata declare."""
+
+    def get_input_types(self) -> Any:
+        return [{"name": "rows", "datatype": "INT32", "shape": [-1, 2]}]
+
+    def predict(self, payload: InferRequest) -> Any:
+        (total,) = [sum(tensor.data) for tensor in payload.inputs]
+        output = {"name": "sum", "shape": [1], "datatype": "INT64", "data": [total]}
+        return {"outputs": [output]}
+
+
 class House(BaseModel):
     rooms: int = Field(3, ge=1, description="How many rooms it has")
     kind: Literal["flat", "house"] = "flat"
@@ -66,7 +78,7 @@ class Broken(Model):
         return payload
 
 
-app = ModelServer([Writer("writer"), Broken("broken")], control=True)
+app = ModelServer([Writer("writer"), Broken("broken"), Sums("sums")], control=True)
 STOPPED: list[str] = []
 
 

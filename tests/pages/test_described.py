@@ -23,7 +23,22 @@ HERE = Path(__file__).parent
 PROGRAMS = Path(sys.executable).parent
 TOKEN = {"app": (), "guarded": ("--header", "Authorization: Bearer secret")}
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+CALLS = """
+import sys
+from modelserve_client import AuthenticatedClient
+from modelserve_client.api.structs import predict_structs
+from modelserve_client.api.tensors import infer_tensors
+from modelserve_client.models import House, InferInput, InferInputDatatype, InferRequest
+from modelserve_client.models import PredictStructsBody
+
+client = AuthenticatedClient(sys.argv[1], token="secret", raise_on_unexpected_status=True)
+houses = PredictStructsBody([House(rooms=1, area=2.5)])
+print(predict_structs.sync(client=client, body=houses).predictions)
+tensor = InferInput("x", shape=[2], datatype=InferInputDatatype.FP32, data=[1, 2])
+print(infer_tensors.sync(client=client, body=InferRequest([tensor])).outputs[0].data)
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @contextmanager
@@ -90,11 +105,13 @@ def test_openapi_python_client_makes_a_client(name: str, tmp_path: Path) -> None
     maker = program("openapi-python-client")
     with serving(name, tmp_path) as base:
         path = saved(name, base, tmp_path)
-    said = run(maker, "generate", "--path", str(path), "--output-path", "made", cwd=tmp_path)
-    warnings = re.findall(r"^WARNING .*\n\n.*", said, re.MULTILINE)
-    # It knows no bodies of lines, and leaves them out.
-    assert not [each for each in warnings if not each.endswith("application/x-ndjson")], said
-    run(sys.executable, "-m", "compileall", "-q", "made", cwd=tmp_path)
+        said = run(maker, "generate", "--path", str(path), "--output-path", "made", cwd=tmp_path)
+        warnings = re.findall(r"^WARNING .*\n\n.*", said, re.MULTILINE)
+        # It knows no bodies of lines, and leaves them out.
+        assert not [each for each in warnings if not each.endswith("application/x-ndjson")], said
+        run(sys.executable, "-m", "compileall", "-q", "made", cwd=tmp_path)
+        printed = run(sys.executable, "-c", CALLS, base, cwd=tmp_path / "made")
+    assert printed.split("\n")[:2] == ["[2.5]", "[1.0, 2.0]"]
 
 
 @pytest.mark.parametrize("name", TOKEN)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypedDict
 
+import anyio
 import msgspec
 import pydantic
 import pytest
@@ -54,11 +55,14 @@ def validate(document: str) -> None:
 
 
 async def test_it_has_the_names_of_the_models_filled_in() -> None:
-    document = await valid_document_of(serve("m", "a b"))
+    app = serve("m", "a b")
+    app.add_model(echo_of_anything, "tensors", platform="onnx")
+    document = await valid_document_of(app)
     assert document["openapi"] == "3.1.0"
     assert {"/v1/models/m:predict", "/v1/models/a%20b:predict"} < set(document["paths"])
     assert not any("{" in path for path in document["paths"])
     assert "servers" not in document
+    assert not any("grpc" in path.lower() for path in document["paths"])
 
 
 async def test_it_is_made_again_where_what_it_says_has_changed() -> None:
@@ -71,6 +75,25 @@ async def test_it_is_made_again_where_what_it_says_has_changed() -> None:
     assert {"post", "put"} == set((await document_of(app))["paths"]["/score"])
     app.serving.registry.remove("n")
     assert "/v1/models/n:predict" not in (await document_of(app))["paths"]
+
+
+async def test_it_is_made_once_for_all_who_ask_at_the_same_time() -> None:
+    reads = []
+
+    class Counting(Model):
+        @property
+        def example(self) -> Any:
+            reads.append(None)
+            return {"instances": []}
+
+        async def predict(self, payload: Any) -> Any: ...
+
+    app = ModelServer([Counting("m")])
+    reads.clear()
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(document_of, app)
+    assert len(reads) == 1
 
 
 async def test_it_is_behind_the_token_and_says_so() -> None:
@@ -344,3 +367,85 @@ async def test_a_schema_that_nobody_checks_is_told_and_not_promised() -> None:
     predict = document["paths"]["/v1/models/m:predict"]["post"]
     assert "One x." in predict["description"]
     assert "required" not in str(predict["requestBody"]["content"])
+
+
+@pytest.mark.parametrize(
+    "example", [{"instances": [b"x"]}, {"instances": [{1, 2}]}, {(1, 2): 3}, "\ud800", [object()]]
+)
+async def test_an_example_that_is_no_json_is_left_out(example: Any, caplog: Any) -> None:
+    class Odd(Model):
+        input_schema = {(1,): 2}  # noqa: RUF012
+
+        async def predict(self, payload: Any) -> Any: ...
+
+    odd = Odd("odd")
+    odd.example = example
+    app = serve("m")
+    app.add_model(odd)
+    document = await document_of(app)
+    assert "example" not in body_of(document, "odd")["application/json"]
+    assert "The example of model 'odd' is not in the document" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [pydantic.BaseModel, msgspec.Struct])
+async def test_a_set_may_be_sent_with_an_element_twice(kind: Any) -> None:
+    class Many(kind):  # type: ignore[misc]
+        many: set[int]
+        uniqueItems: bool = True
+
+    async def hook(payload: Many) -> Any: ...
+
+    app = ModelServer()
+    app.add_model(hook, "m")
+    assert (await request(app, "POST", "/v1/models/m:predict", json={"many": [1, 1]})).status == 200
+    document = await document_of(app)
+    fields = document["components"]["schemas"]["Many"]["properties"]
+    assert set(fields) == {"many", "uniqueItems"}
+    assert "uniqueItems" not in fields["many"]
+
+
+async def test_defaults_that_are_none_of_their_type_are_left_out() -> None:
+    class Loose(pydantic.BaseModel):
+        text: str = None  # type: ignore[assignment]
+        most: float = float("inf")
+        either: int | None = None
+        number: int = 3
+
+    async def hook(payload: Loose) -> Any: ...
+
+    app = ModelServer()
+    app.add_model(hook, "m")
+    document = await valid_document_of(app)
+    fields = document["components"]["schemas"]["Loose"]["properties"]
+    defaults = {name: field["default"] for name, field in fields.items() if "default" in field}
+    assert defaults == {"either": None, "number": 3}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "verbs"),
+    [
+        ({}, {"predict"}),
+        ({"platform": "onnx"}, {"predict", "infer", "infer_stream"}),
+        ({"example": {"text_input": "a"}}, {"predict", "generate", "generate_stream"}),
+        (
+            {"example": {"inputs": [{"name": "x", "shape": [0], "datatype": "FP32", "data": []}]}},
+            {"infer", "infer_stream"},
+        ),
+        ({"example": {"inputs": [{"columnar": 1}]}}, {"predict"}),
+    ],
+)
+async def test_what_speaks_for_a_verb(attributes: dict[str, Any], verbs: set[str]) -> None:
+    app = ModelServer()
+    app.add_model(echo_of_anything, "m", **attributes)
+    document = await document_of(app)
+    found = {
+        operation["x-modelserve"]["verb"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        if "x-modelserve" in operation
+    }
+    assert found == verbs
+
+
+async def echo_of_anything(payload):  # type: ignore[no-untyped-def]
+    return payload

@@ -133,17 +133,21 @@ class Parts(HTMLParser):
         self.texts: dict[str, list[str]] = {"script": [], "style": []}
         self.urls: list[str] = []
         self.handlers: list[str] = []
+        self.inside = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.urls += [value or "" for name, value in attrs if name in ("src", "href", "action")]
         self.handlers += [name for name, _ in attrs if name.startswith("on") or name == "style"]
+        self.inside = tag
+        if tag in self.texts:
+            self.texts[tag].append("")
 
     def handle_data(self, data: str) -> None:
-        if self.lasttag in self.texts and data.strip():
-            self.texts[self.lasttag].append(data)
+        if self.inside in self.texts:
+            self.texts[self.inside][-1] += data
 
     def handle_endtag(self, tag: str) -> None:
-        self.lasttag = ""
+        self.inside = ""
 
 
 def hashed(text: str) -> str:

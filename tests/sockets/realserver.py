@@ -30,6 +30,7 @@ COMMANDS = {
     "wsproto": "uvicorn --ws wsproto --port {port} {app}",
     "websockets": "uvicorn --ws websockets --port {port} {app}",
     "granian-ws": "granian --interface asgi --ws --port {port} {app}",
+    "daphne": "daphne -p {port} {app}",
     "modelserve": "modelserve --port {port} --drain-timeout 0.2 {app}",
 }
 
