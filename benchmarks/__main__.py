@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("validate", help="our client beside wrk")
     check.set_defaults(run=_validate)
     again = commands.add_parser("report", help="the tables of an earlier run")
-    again.add_argument("file", type=Path, help="the JSON that `compare` has written")
+    again.add_argument(
+        "file", type=Path, nargs="?", help="the JSON that `compare` has written; else the README's"
+    )
     again.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the rates")
     again.add_argument("--readme", action="store_true", help="put the tables into the README")
     again.set_defaults(run=_report)
@@ -97,9 +99,10 @@ def _compare(options: argparse.Namespace) -> int:
     _raise_file_limit()
     results = compare.run(_plan(options), lambda so_far: _write(options.json, so_far.as_json()))
     _write(options.json, results.as_json())
+    tables = report.tables(results)
     if options.plot:
-        _write(options.plot, plot.svg(results))
-    print(report.tables(results))
+        _write(options.plot, plot.svg(tables))
+    print(tables)
     return 0
 
 
@@ -129,12 +132,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    results = compare.from_json(options.file.read_text())
+    if options.file is None:
+        tables = report.from_readme(README.read_text())
+    else:
+        tables = report.tables(compare.from_json(options.file.read_text()))
     if options.plot:
-        _write(options.plot, plot.svg(results))
+        _write(options.plot, plot.svg(tables))
     if options.readme:
-        _write(README, report.into_readme(README.read_text(), results))
-    print(report.tables(results))
+        _write(README, report.into_readme(README.read_text(), tables))
+    print(tables)
     return 0
 
 

@@ -1,82 +1,148 @@
-"""Results as one SVG of horizontal bars: a panel for each workload, a bar for each server."""
+"""The rates in the tables of `report` as one SVG: a panel for each workload, a bar for each server.
 
-from collections.abc import Sequence
+Its colours follow the reader's theme, and its background is its own, so that it can be read on any.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from benchmarks.compare import Results
-from benchmarks.works import WORKS
-
-PANELS = ("unary-16", "bytes-8", "ndjson-8", "sse-8")
-"""The workloads that are drawn, by their rate over the bare application's in the same round."""
-
-WIDTH, LABEL, PANEL_GAP, BAR, GAP, HEAD = 760, 190, 28, 16, 6, 30
-OURS, OTHERS, BASE_LINE = "#1f6f8b", "#b7bfc6", "#888888"
+__all__ = ["svg"]
 
 
-def svg(results: Results) -> str:
-    """Return the picture as the text of an SVG file."""
-    parts, top = [], 40
-    for work in PANELS:
-        bars = _bars(results, work)
-        if bars:
-            parts += _panel(WORKS[work].title, bars, top)
-            top += HEAD + len(bars) * (BAR + GAP) + PANEL_GAP
-    return "\n".join([*_opening(top, results), *parts, "</svg>", ""])
+class Panel(NamedTuple):
+    """A workload: the table and the column that it is in, and what is written above its bars."""
+
+    table: str
+    column: str
+    title: str
 
 
-def _bars(results: Results, work: str) -> list[tuple[str, float]]:
-    """Return the servers that completed the workload with their ratios, the fastest first."""
-    ratios = [(name, results.ratio(name, work, "per_second")) for name in results.plan["names"]]
-    found = [(name, ratio) for name, ratio in ratios if ratio is not None]
-    return sorted(found, key=lambda bar: -bar[1])
+class Bar(NamedTuple):
+    """A server: its rate, and that over the bare application's in the same round."""
+
+    name: str
+    rate: str
+    ratio: float
 
 
-def _opening(height: int, results: Results) -> list[str]:
-    machine = results.machine
-    title = f"Rate over a bare ASGI application on uvicorn, {machine['cores']} cores"
+PANELS = (
+    Panel("Unary calls", "16: requests/s", "Unary calls, 16 at once: requests/s"),
+    Panel("Streams: ready bytes", "8: items/s", "Streams of ready bytes, 8 at once: items/s"),
+    Panel("Streams: dicts as NDJSON", "8: items/s", "Streams of NDJSON, 8 at once: items/s"),
+    Panel("Streams: dicts as SSE", "8: items/s", "Streams of SSE, 8 at once: items/s"),
+)
+OTHER_HOSTS = ("_hypercorn", "_granian")
+"""The same servers again: they are in the tables alone."""
+
+WIDTH, MARGIN, TOP = 880, 20, 62
+PANEL, LABEL, VALUE = 410, 112, 118
+HEAD, BAR, STEP, AXIS, FOOT = 26, 13, 19, 34, 24
+TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+STYLE = """
+svg { font: 12px system-ui, sans-serif; --back: #ffffff; --text: #1f2328; --quiet: #59636e;
+  --ours: #0969da; --bare: #6e7781; --other: #b6bec7; --line: #d1d9e0 }
+@media (prefers-color-scheme: dark) { svg { --back: #0d1117; --text: #f0f6fc; --quiet: #9198a1;
+  --ours: #4493f8; --bare: #8b949e; --other: #525c67; --line: #3d444d } }
+.back { fill: var(--back) } text { fill: var(--text);
+  stroke: var(--back); stroke-width: 3px; paint-order: stroke } .quiet { fill: var(--quiet) }
+.title { font-size: 16px; font-weight: 600 } .head { font-size: 13px; font-weight: 600 }
+.ours { fill: var(--ours) } .bare { fill: var(--bare) } .other { fill: var(--other) }
+line { stroke: var(--line) } .end { text-anchor: end } .middle { text-anchor: middle }
+"""
+TITLE = "Rates beside those of a bare ASGI application"
+UNIT = (
+    "Axes: times the rate of bare, the same on uvicorn without a framework. In brackets: the rate."
+)
+
+
+def svg(tables: str) -> str:
+    """Return the picture of the tables' rates, as the text of an SVG file."""
+    found = [(panel, bars) for panel in PANELS if (bars := _bars(tables, panel))]
+    most = max((len(bars) for _, bars in found), default=0)
+    height = HEAD + most * STEP + AXIS
+    parts = []
+    for number, (panel, bars) in enumerate(found):
+        left, top = MARGIN + number % 2 * (PANEL + MARGIN), TOP + number // 2 * height
+        parts += [f'<g transform="translate({left} {top})">', *_panel(panel, bars), "</g>"]
+    end = TOP + (len(found) + 1) // 2 * height + FOOT
+    return "\n".join([*_opening(end, _machine(tables)), *parts, "</svg>", ""])
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+
+def _bars(tables: str, panel: Panel) -> list[Bar]:
+    """Return the servers that a table has a rate of, the fastest first."""
+    bars = []
+    for name, cell in _column(tables, panel):
+        rate = re.fullmatch(r"(\S+) \((\S+)\)", cell)
+        if rate and not name.endswith(OTHER_HOSTS):
+            bars.append(Bar(name, rate[1], float(rate[2])))
+    return sorted(bars, key=lambda bar: -bar.ratio)
+
+
+def _column(tables: str, panel: Panel) -> Iterator[tuple[str, str]]:
+    for section in tables.split("\n### ")[1:]:
+        title, *lines = section.splitlines()
+        if title != panel.table and not title.startswith(f"{panel.table}:"):
+            continue
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+        if rows and panel.column in rows[0]:
+            at = rows[0].index(panel.column)
+            yield from ((row[0], row[at]) for row in rows[2:])
+
+
+def _machine(tables: str) -> str:
+    """Return when and on what they were measured, as the line above the tables says."""
+    found = re.search(
+        r"^(\d{4}-\S+; .*?), \S+ GiB, Linux \S+, (Python [\d.]+; .*?);", tables, re.MULTILINE
+    )
+    return f"{found[1]}, {found[2]}" if found else ""
+
+
+# --- the picture --------------------------------------------------------------------------------
+
+
+def _opening(height: int, machine: str) -> list[str]:
+    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
     return [
-        f'<svg {_size(height)} font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        _text(16, 24, f"{title}, {machine['date']}", size=15),
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title">',
+        f'<title id="title">{escape(TITLE)}; {escape(machine)}</title>',
+        f"<style>{STYLE}</style>",
+        f'<rect class="back" width="{WIDTH}" height="{height}" rx="6"/>',
+        _text(MARGIN, 28, TITLE, "title"),
+        _text(MARGIN, 46, machine, "quiet"),
+        _text(WIDTH / 2, height - 14, UNIT, "quiet middle"),
     ]
 
 
-def _size(height: int) -> str:
-    space = "http://www.w3.org/2000/svg"
-    return f'xmlns="{space}" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
-
-
-def _panel(title: str, bars: Sequence[tuple[str, float]], top: int) -> list[str]:
-    most = max(1.0, *(ratio for _, ratio in bars))
-    scale = (WIDTH - LABEL - 70) / most
-    bottom = top + HEAD + len(bars) * (BAR + GAP)
-    parts = [
-        _text(16, top + 18, title, size=13),
-        _rule(LABEL + scale, top + HEAD - 6, bottom),
-    ]
-    for number, (name, ratio) in enumerate(bars):
-        parts += _bar(name, ratio, top + HEAD + number * (BAR + GAP), scale)
+def _panel(panel: Panel, bars: Sequence[Bar]) -> list[str]:
+    most = max(1.0, *(bar.ratio for bar in bars))
+    scale = (PANEL - LABEL - VALUE) / most
+    bottom = HEAD + len(bars) * STEP
+    parts = [_text(0, 14, panel.title, "head")]
+    for tick in TICKS:
+        x = LABEL + tick * scale
+        parts.append(f'<line x1="{x:.1f}" y1="{HEAD - 4}" x2="{x:.1f}" y2="{bottom}"/>')
+        parts.append(_text(x, bottom + 14, f"{tick:g}", "quiet middle"))
+    for number, bar in enumerate(bars):
+        parts += _bar(bar, HEAD + number * STEP, scale)
     return parts
 
 
-def _rule(x: float, top: int, bottom: int) -> str:
-    """Draw the line at 1.0, where the bare application is."""
-    ends = f'x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}"'
-    return f'<line {ends} stroke="{BASE_LINE}" stroke-dasharray="3 3"/>'
-
-
-def _bar(name: str, ratio: float, y: int, scale: float) -> list[str]:
-    colour = OURS if name.startswith("modelserve") else OTHERS
-    width = max(1.0, ratio * scale)
+def _bar(bar: Bar, y: int, scale: float) -> list[str]:
+    kind = bar.name if bar.name == "bare" else "other"
+    kind = "ours" if bar.name == "modelserve" else kind
+    width = max(1.0, bar.ratio * scale)
     return [
-        _text(LABEL - 8, y + BAR - 4, name, anchor="end"),
-        f'<rect x="{LABEL}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}"/>',
-        _text(LABEL + width + 6, y + BAR - 4, f"{ratio:.2f}"),
+        _text(LABEL - 8, y + BAR - 2, bar.name, "end"),
+        f'<rect class="{kind}" x="{LABEL}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2"/>',
+        _text(LABEL + width + 6, y + BAR - 2, f"{bar.ratio:.2f}  ({bar.rate})"),
     ]
 
 
-def _text(x: float, y: float, text: str, *, size: int = 12, anchor: str = "start") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}">'
-        f"{escape(text)}</text>"
-    )
+def _text(x: float, y: float, text: str, kind: str = "") -> str:
+    classes = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{classes}>{escape(text)}</text>'

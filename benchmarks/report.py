@@ -30,11 +30,16 @@ def tables(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def into_readme(text: str, results: Results) -> str:
+def into_readme(text: str, tables: str) -> str:
     """Return the README with the tables between its two marks replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+
+
+def from_readme(text: str) -> str:
+    """Return the tables between the two marks of the README."""
+    return text.partition(BEGIN)[2].partition(END)[0].strip() + "\n"
 
 
 def _machine(results: Results) -> str:

@@ -17,6 +17,7 @@ from benchmarks.works import QUICK, WORKS
 
 FIXED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\na\r\n\r\n2\r\nbc\r\n0\r\n\r\n"
+SVG = "{http://www.w3.org/2000/svg}"
 EMPTY = b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n"
 NO_CHUNKS = b"HTTP/1.1 503 Busy\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
 
@@ -83,7 +84,17 @@ def test_results_survive_json_and_become_a_table_and_a_picture() -> None:
     results = from_json(some_results().as_json())
     assert "| slow   |" in report.tables(results)
     assert "50 (0.25)" in report.tables(results)
-    ElementTree.fromstring(plot.svg(results))
+    picture = ElementTree.fromstring(plot.svg(report.tables(results)))
+    texts = ["".join(text.itertext()) for text in picture.iter(f"{SVG}text")]
+    assert texts[-4:] == ["bare", "1.00  (200)", "slow", "0.25  (50)"]
+    widths = [float(bar.get("width", 0)) for bar in picture.iter(f"{SVG}rect")][1:]
+    assert widths[1] == pytest.approx(widths[0] / 4)
+
+
+def test_the_picture_in_the_readme_is_that_of_its_tables() -> None:
+    folder = Path(__file__).parent
+    tables = report.from_readme((folder / "README.md").read_text())
+    assert (folder / "rates.svg").read_text() == plot.svg(tables)
 
 
 SPIN = """

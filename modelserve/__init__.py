@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from modelserve.models.model import Model
     from modelserve.models.policies import Batching, Stepping
     from modelserve.models.repository import ModelRepository
+    from modelserve.observers import RequestRecord
     from modelserve.tensors import (
         InferInput,
         InferOutput,
@@ -46,6 +47,7 @@ __all__ = [
     "ModelNotReady",
     "ModelRepository",
     "ModelServer",
+    "RequestRecord",
     "RequestedOutput",
     "ServerSentEvent",
     "ServingError",
@@ -71,6 +73,7 @@ _MODULES: Final = {
     "ModelNotReady": "errors",
     "ModelRepository": "models.repository",
     "ModelServer": "app",
+    "RequestRecord": "observers",
     "RequestedOutput": "tensors",
     "ServerSentEvent": "wire.encoders",
     "ServingError": "errors",

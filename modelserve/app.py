@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from starlette.types import Receive, Scope, Send
 
 from modelserve.dispatch import dispatch
+from modelserve.endpoints import Request
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
 from modelserve.exchange.running import Running
 from modelserve.exchange.websocket import cut
+from modelserve.following import FollowedFlights
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.functions import with_function
 from modelserve.models.model import ModelSettings
 from modelserve.models.repository import ModelRepository
+from modelserve.observers import Observer, Observers
+from modelserve.pages.playground import pages
 from modelserve.routes import Routes, path_of
-from modelserve.sockets import Request, open_socket
+from modelserve.sockets import open_socket
 
 if TYPE_CHECKING:
     from modelserve.composing import ModelCall
@@ -34,7 +38,7 @@ __all__ = ["ModelServer"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Attributes that an application which is unpickled has made itself.
-_REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository"))
+_REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository", "_playground"))
 
 
 class _Runnable:
@@ -68,8 +72,73 @@ class _Runnable:
 
         await serve(self, flags)
 
+    async def ready(self: "Served") -> None:
+        """Wait until every load has ended, and start the loading where no lifespan does.
 
-class ModelServer(_Runnable):
+        Cancellation leaves the loads running. Raises ModelNotReady, naming the models that have
+        failed to load, or else those whose `healthy` is false: a health check for hosts that ask.
+        """
+        await self.serving.loading.ready()
+
+
+class _Addressed:
+    """The paths of an application, beside the built-in ones."""
+
+    serving: Serving
+    _routes: Routes
+    _playground: bool | None
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The application's own paths, each with what it means."""
+        return self._routes.aliases
+
+    def add_alias(self, path: str, means: str) -> None:
+        """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
+
+        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
+        registered later. Raises ValueError for a path that is built in or has another meaning
+        already, and for a meaning that is not built in.
+        """
+        self._routes.add_alias(path, means)
+
+    @property
+    def playground(self) -> bool | None:
+        """Whether `/playground` is a page to try models in; None leaves that to who serves it."""
+        return self._playground
+
+    @playground.setter
+    def playground(self, wanted: bool | None) -> None:
+        self._playground = wanted
+        self.show_playground(bool(wanted))
+
+    def show_playground(self, shown: bool) -> None:
+        """Show the page, or do not, as long as it is served so: what is wanted stays the same."""
+        self.serving.has_playground = shown
+        self._routes.show(pages() if shown else {})
+
+
+class _Described:
+    """What describes an application to other programs."""
+
+    serving: Serving
+
+    def openapi(self, *, prefix: str = "", into: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the OpenAPI 3.1 document of the application, as `/openapi.json` has it.
+
+        Args:
+            prefix: The path below which a host has mounted it: what all paths begin with, and the
+                names of operations and schemas, so that they are not those of the host.
+            into: The host's own document, which is returned with the paths, schemas, security
+                schemes and tags of this one added; it is not changed.
+        """
+        from modelserve.pages.openapi import document_of, merged
+
+        document = document_of(self.serving, prefix=prefix.rstrip("/"))
+        return document if into is None else merged(into, document)
+
+
+class ModelServer(_Addressed, _Described, _Runnable):
     """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
 
     Args:
@@ -85,6 +154,9 @@ class ModelServer(_Runnable):
         wait_for_load: Let the lifespan start only once every load has ended, a failed one too.
         origins: Web pages of these, `*` for any, may open a WebSocket, beside those of this host.
         aliases: Paths of your own, each with the built-in path that it means.
+        observers: Functions to call, on the event loop, with the record of each ended request.
+        playground: Serve a page to try the models in at `/playground`, and send browsers from `/`
+            there; None is where the command line, or `run`, listens on loopback alone.
 
     It can be pickled, as can a subclass; a copy has the same arguments, models and attributes.
     Raises TypeError or ValueError for a model that cannot be served, or an unusable token.
@@ -105,6 +177,8 @@ class ModelServer(_Runnable):
         wait_for_load: bool = False,
         origins: Collection[str] = (),
         aliases: Mapping[str, str] | None = None,
+        observers: Iterable[Observer] = (),
+        playground: bool | None = None,
     ) -> None:
         self._prefix = prefix
         self._repository = repository
@@ -117,8 +191,12 @@ class ModelServer(_Runnable):
             control=control,
             wait_for_load=wait_for_load,
             origins=origins,
+            observers=Observers.of(observers),
         )
-        self._routes = Routes(self.serving.registry, prefix=prefix)
+        self._routes = self.serving.table = Routes(self.serving.registry, prefix=prefix)
+        if (followed := self.serving.telemetry.followed) is not None:
+            self.serving.flights = FollowedFlights(followed, self._routes.find)
+        self.playground = playground
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
         for model in models:
@@ -141,11 +219,9 @@ class ModelServer(_Runnable):
         Raises ResponseCut where only that can show a failure to the client.
         """
         serving = self.serving
-        if scope["type"] == "http":
-            target = self._routes.find(scope)
-        elif (request := await _other(self, scope, receive, send)) is None:
-            return
-        else:
+        if scope["type"] != "http" or (target := self._routes.find(scope)).opens is not None:
+            if (request := await _other(self, scope, receive, send)) is None:
+                return
             target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
         if Running.note_id is not None:
@@ -181,20 +257,6 @@ class ModelServer(_Runnable):
         The settings are attributes that a `Model` has, such as `limits`.
         """
         self.serving.registry.add(model, name, settings)
-
-    @property
-    def aliases(self) -> dict[str, str]:
-        """The application's own paths, each with what it means."""
-        return self._routes.aliases
-
-    def add_alias(self, path: str, means: str) -> None:
-        """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
-
-        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
-        registered later. Raises ValueError for a path that is built in or has another meaning
-        already, and for a meaning that is not built in.
-        """
-        self._routes.add_alias(path, means)
 
     def model(
         self,
@@ -236,13 +298,6 @@ class ModelServer(_Runnable):
 
         return ModelCall(self.serving, name, payload, verb, headers)
 
-    async def ready(self) -> None:
-        """Wait until every load has ended, and start the loading where no lifespan does.
-
-        Cancellation leaves them running. Raises ModelNotReady for those that fail or are not well.
-        """
-        await self.serving.loaded()
-
     def lifespan(self, app: Any = None) -> AbstractAsyncContextManager[None]:
         """Load the models and, on the way out, drain and stop them.
 
@@ -259,7 +314,10 @@ def _registered(app: ModelServer, target: F, name: str, verb: str, settings: Mod
 
 
 async def _other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> Request | None:
-    """Run the lifespan; return the request that a WebSocket is."""
+    """Run the lifespan; return the request that a WebSocket or a call of gRPC is."""
+    if scope["type"] == "http":
+        target = app._routes.find(scope)
+        return None if target.opens is None else target.opens(target, scope, receive, send)
     if scope["type"] == "websocket":
         return await open_socket(app.serving, app._routes, scope, receive, send)
     if scope["type"] != "lifespan":
@@ -285,6 +343,7 @@ async def _run_lifespan(app: ModelServer, receive: Receive, send: Send) -> None:
 
 def _state_of(app: ModelServer) -> dict[str, Any]:
     shared = app.serving.registry.shared
+    observers = app.serving.telemetry.observers
     options = {
         "limits": shared.limits,
         "threads": shared.workers.limit,
@@ -297,6 +356,8 @@ def _state_of(app: ModelServer) -> dict[str, Any]:
         "wait_for_load": app.serving.wait_for_load,
         "origins": app.serving.origins,
         "aliases": app.aliases,
+        "observers": () if observers is None else observers.given,
+        "playground": app.playground,
     }
     others = {key: value for key, value in vars(app).items() if key not in _REBUILT}
     return {"options": options, "models": app.serving.registry.models, "others": others}

@@ -8,7 +8,7 @@ access log as a client's request has, and the id of the request that has called.
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from time import monotonic
@@ -20,7 +20,7 @@ from starlette.types import Message, Receive
 
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.endings import Ending, is_ending
-from modelserve.concurrency.flight import Flight, Phase
+from modelserve.concurrency.flight import Flight, HostCancelled, Phase
 from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
 from modelserve.dispatch import dispatch
@@ -43,7 +43,7 @@ from modelserve.lifespan import Serving
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries, Tick
 from modelserve.models.hooks import Plan
-from modelserve.models.inference import Call, infer
+from modelserve.models.inference import infer
 from modelserve.models.registry import Entry
 from modelserve.wire.head import NEW_IDS, HookHeaders, valid_id
 
@@ -83,7 +83,10 @@ class CallRequest:
         streams: The model streams.
         ended: The model has cleaned up, its slot is free, and nothing more will come.
         notify: Called on the event loop when there is something to read, or no more to come.
+        waited: As in `concurrency.gate.Waits`; unset where it had not to wait.
     """
+
+    waited: tuple[float, float]
 
     def __init__(
         self,
@@ -138,7 +141,10 @@ class CallRequest:
         self.room, self._gone = anyio.Event(), anyio.Event()
         self.receive: Receive = partial(_wait_for_leave, self._gone)
         self.arrived = self.since = monotonic()
-        _spawn(self, self.context)
+        observers, run = self.serving.telemetry.followed, self.run
+        _spawn(
+            partial(observers.run_step, self.name, "call", run) if observers else run, self.context
+        )
 
     def make_room(self) -> None:
         """Let the model go on, as an item has been read."""
@@ -159,6 +165,10 @@ class CallRequest:
         self._gone.set()
         if self.flight is not None:
             self.flight.cancel(ClientGone())
+
+    def host_cancelled(self) -> Stopped:
+        """Return what a cancellation of the call's task means: the event loop is ending."""
+        return HostCancelled()
 
     async def report_early_end(self, reason: Stopped) -> None:
         """Keep the reason, for the caller."""
@@ -204,7 +214,7 @@ async def _answer(request: CallRequest) -> None:
         if request.left:
             raise ClientGone
         request.entry = entry = await _usable_entry(request)
-        await request.serving.admission.nesting.acquire(entry.gate, _held(request))
+        await request.serving.admission.nesting.acquire(entry.gate, _held(request), request)
         request.admitted = True
         await _run_hooks(request, entry, entry.plans[request.verb])
         request.status = 200
@@ -286,7 +296,7 @@ async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
     if plan.wants_response_headers:
         response_headers = HookHeaders(raw=[])
     workers = _workers_for(request, entry)
-    call = Call(entry.name, workers, headers, response_headers, request.id, request)
+    call = entry.new_call(entry.name, workers, headers, response_headers, request.id, request)
     request.seconds = call.seconds
     _enter(request, Phase.FIRST)
     payload, request.payload = request.payload, None
@@ -361,15 +371,15 @@ def caller_here() -> Caller | None:
 _tasks: Final[set["asyncio.Task[None]"]] = set()  # the loop holds its tasks weakly only
 
 
-def _spawn(request: CallRequest, context: Context) -> None:
+def _spawn(run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         import trio  # only ever reached under trio
 
-        trio.lowlevel.spawn_system_task(request.run, context=context)
+        trio.lowlevel.spawn_system_task(run, context=context)
     else:
-        task = loop.create_task(request.run(), context=context)
+        task = loop.create_task(run(), context=context)
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from modelserve.app import ModelServer
+from modelserve.environment import spelled
 from modelserve.errors import LoadError
 from modelserve.flags import LIMITS, configure, logging_of, settings_of, with_cors
 from modelserve.flags import parse as _parse
@@ -83,9 +84,9 @@ def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
         )
         if getattr(options, name)
     ]
-    given += ["control"] if options.control is not None else []
+    given += [name for name in ("control", "playground") if getattr(options, name) is not None]
     if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        flags = ", ".join(spelled(options, name) for name in given)
         raise LoadError(
             f"{flags} cannot be set from here: {options.target} is not a ModelServer, so give them"
             " to the ModelServer inside it."

@@ -76,7 +76,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         if share is None:  # the body has not been read
             limit, plan = entry.max_body_bytes, entry.plans[target.hook]
             if headers.get(b"content-type") != b"application/json" or b"ce-specversion" in headers:
-                codec = codec_for(codec, exchange, serving.events)
+                codec = codec_for(codec.taking(plan.takes_bytes), exchange, serving.events)
                 if not plan.forwards or codec.is_socket:
                     if duplex := duplex_for(serving, entry, plan, codec, ref, exchange):
                         await duplex.answer()
@@ -113,7 +113,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         del body  # it may be large, and the answer may take long
         if share is not None or not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
-            await serving.admission.acquire(entry.gate, size, share)
+            await serving.admission.acquire(entry.gate, size, share, who=exchange)
         exchange.admitted = True
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
@@ -182,21 +182,29 @@ async def _open(
     Return the model and the body; the payload is left with the exchange. Raises InvalidInput, and
     BodyTooLarge.
     """
-    exchange.deadlines = _deadlines(exchange, serving.limits.deadlines())
-    limit = serving.max_body_bytes
+    exchange.deadlines = _deadlines(exchange, serving.deadlines)
+    limit = serving.max_binary_bytes if codec.takes_binary else serving.max_body_bytes
     length = exchange.get(b"content-length")
     message = await receive_first(exchange.receive, limit, length)
-    body = await _complete(serving, exchange, message, limit, share, None)
+    body = await read_rest(message, exchange.receive, limit, share)
+    _note_body_read(exchange)
+    body, coding = codec.unwrap(body, exchange)
+    if coding:
+        body = await decoded(body, coding, limit, share, serving.decoders)
 
     def open_() -> tuple[ModelRef, Payload]:
         codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
         return codec.open(body, exchange)
 
-    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
+    is_small = len(body) <= SMALL_BYTES
+    opened = open_() if is_small else await _in_turns(serving, open_, len(body), share)
+    ref, exchange.payload = opened
     entry = serving.registry.entries.get(ref.name)
-    if entry is not None and len(body) > entry.max_body_bytes:
-        exchange.series = entry.series
-        raise too_large(entry.max_body_bytes)
+    if entry is not None:
+        limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
+        if len(body) > limit:
+            exchange.series = entry.series
+            raise too_large(limit)
     return ref, body
 
 
@@ -219,10 +227,7 @@ async def _complete(
         body = await read_rest(message, exchange.receive, limit, share)
     else:
         await feed_rest(message, exchange.receive, limit, share, reader)
-    exchange.phase = _QUEUE
-    exchange.body_read = True
-    if exchange.flight is not None:
-        exchange.flight.note_body_read()
+    _note_body_read(exchange)
     body = await decoded(body, coding, limit, share, serving.decoders)
     if reader is None:
         return body
@@ -230,6 +235,13 @@ async def _complete(
         await reader.feed(body)
     await reader.finish()
     return reader
+
+
+def _note_body_read(exchange: Exchange) -> None:
+    exchange.phase = _QUEUE
+    exchange.body_read = True
+    if exchange.flight is not None:
+        exchange.flight.note_body_read()
 
 
 async def _decode(
@@ -332,7 +344,9 @@ async def _respond(
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
-            call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
+            call = entry.new_call(
+                entry.name, entry.workers, headers, response_headers, exchange.id, exchange
+            )
             exchange.seconds = call.seconds
             if plan.is_direct:
                 result = await call.take_over(plan.main, exchange.since, result)

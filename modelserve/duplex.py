@@ -16,13 +16,15 @@ import anyio.lowlevel
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
+from modelserve.exchange.bodies import BodyResults
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.intake import QUEUED_BYTES, Intake
+from modelserve.exchange.intake import QUEUED_BYTES, Intake, bodies, messages
+from modelserve.exchange.messages import MessageResults
 from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
 from modelserve.models.chunks import Chunks
 from modelserve.models.hooks import Plan
-from modelserve.models.inference import Call, infer
+from modelserve.models.inference import Call, NewCall, infer
 from modelserve.models.instances import Instances, SyncInstances
 from modelserve.models.iterating import Iterates
 from modelserve.models.registry import Entry
@@ -89,7 +91,12 @@ class Duplex:
         self._ref = ref
         self._exchange = exchange
         self._stops = stops
-        self._intake = Intake(exchange, cutter, timeout=exchange.deadlines.input_timeout)
+        self._intake = Intake(
+            exchange,
+            cutter,
+            timeout=exchange.deadlines.input_timeout,
+            reader=messages if codec.is_socket else bodies,
+        )
         self._headers = HookHeaders.of(exchange) if plan.wants_headers else None
         self._response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
 
@@ -98,8 +105,8 @@ class Duplex:
         format = self._codec.stream_format(
             self._exchange, payload, self._response_headers, self._ref
         )
-        if isinstance(self._intake.cutter, Lines) and (format.accept or "*/*") == "*/*":
-            format.accept = LINE_TYPES[0]
+        if isinstance(self._intake.cutter, Lines):
+            format.default = LINE_TYPES[0]
         return format
 
     async def answer(self) -> None:
@@ -116,7 +123,7 @@ class Duplex:
             begin()
         else:
             exchange.enter(Phase.QUEUE)
-            await admission.acquire(gate, QUEUED_BYTES, on_wait=begin)
+            await admission.acquire(gate, QUEUED_BYTES, who=exchange, on_wait=begin)
         exchange.admitted = True
         exchange.enter(Phase.FIRST)
         try:
@@ -134,23 +141,24 @@ class Duplex:
         flight.start_companion(self._intake.receive())
 
     def _start_results(self) -> Results:
-        exchange = self._exchange
-        assert exchange.flight is not None
-        results = Results(
-            exchange,
-            self.stream_format(None),
-            self._entry.streaming,
+        format, streaming = self.stream_format(None), self._entry.streaming
+        make = BodyResults if format.as_message is None else MessageResults
+        noun = self._intake.cutter.noun
+        results: Results = make(
+            self._exchange,
+            format,
+            streaming,
             stops=self._stops,
-            noun=self._intake.cutter.noun,
+            noun=noun,
             debug=self._serving.debug,
         )
-        exchange.flight.start_companion(results.send())
+        results.begin()
         return results
 
-    def _call(self) -> Call:
+    def _call(self, new_call: NewCall) -> Call:
         exchange, entry = self._exchange, self._entry
         headers = self._headers
-        return Call(
+        return new_call(
             entry.name, entry.workers, headers, self._response_headers, exchange.id, exchange
         )
 
@@ -165,7 +173,7 @@ class Duplex:
             self._intake,
             results,
             self._exchange,
-            make_call=self._call,
+            make_call=partial(self._call, Call),
             check=self._codec.check,
             seconds=seconds,
         )
@@ -183,7 +191,7 @@ class Duplex:
         if how is Iterates.SYNC:
             payload = SyncInstances(instances)
             exchange.flight.start_companion(payload.serve())
-        call = self._call()
+        call = self._call(self._entry.new_call)
         exchange.seconds = call.seconds
         try:
             result = await infer(self._plan, payload, call, self._codec.check)

@@ -4,9 +4,11 @@ An endpoint is a function of the application's `Serving`, of what the path means
 exchange. It sends its answer through the exchange; what it raises becomes the answer instead.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
+
+from starlette.types import Receive, Scope, Send
 
 from modelserve.errors import Forbidden, ModelNotFound, ModelNotReady, ServerShuttingDown
 from modelserve.exchange.body import read_body
@@ -23,7 +25,20 @@ from modelserve.version import __version__
 from modelserve.wire.headers import JSON
 from modelserve.wire.json import to_json
 
-__all__ = ["NO_CODEC", "NO_MODEL", "Endpoint", "Target"]
+__all__ = [
+    "NO_CODEC",
+    "NO_MODEL",
+    "Endpoint",
+    "Open",
+    "Request",
+    "Target",
+    "check_controllable",
+    "config_of",
+    "index_of",
+    "load_model",
+    "server_document",
+    "statistics_of",
+]
 
 _INDEX_BYTES: Final = 1 << 16
 _EXTENSIONS: Final = [
@@ -51,6 +66,8 @@ class Target:
         hook: Which plan of the model is run.
         always: It is answered during a drain.
         public: It needs no token.
+        opens: Makes of a request that does not travel as HTTP's do what the pipeline reads; None
+            for all others.
     """
 
     endpoints: Mapping[str, "Endpoint | None"]
@@ -60,8 +77,11 @@ class Target:
     hook: str = "predict"
     always: bool = False
     public: bool = False
+    opens: "Open | None" = None
 
 
+Request: TypeAlias = tuple[Target, Scope, Receive, Send]
+Open: TypeAlias = Callable[[Target, Scope, Receive, Send], Request]
 Endpoint: TypeAlias = Callable[[Serving, Target, Exchange], Awaitable[None]]
 
 
@@ -151,8 +171,12 @@ async def _usable_entry(serving: Serving, target: Target, exchange: Exchange) ->
 
 async def server(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2."""
-    about = {"name": "modelserve", "version": __version__, "extensions": _EXTENSIONS}
-    await _answer(exchange, about)
+    await _answer(exchange, server_document())
+
+
+def server_document() -> dict[str, Any]:
+    """Return V2's metadata of the server."""
+    return {"name": "modelserve", "version": __version__, "extensions": _EXTENSIONS}
 
 
 async def metadata(serving: Serving, target: Target, exchange: Exchange) -> None:
@@ -184,18 +208,20 @@ async def config(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2/models/NAME/config (Triton's)."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
     exchange.ignore_body()
+    await _answer(exchange, await config_of(serving, entry))
+
+
+async def config_of(serving: Serving, entry: Entry) -> dict[str, Any]:
+    """Return a model's configuration as Triton's."""
     about = await serving.registry.metadata(entry)
-    document = config_document(entry.name, about["platform"], about["inputs"], about["outputs"])
-    await _answer(exchange, document)
+    return config_document(entry.name, about["platform"], about["inputs"], about["outputs"])
 
 
 async def statistics(serving: Serving, target: Target, exchange: Exchange) -> None:
     """GET /v2/models/NAME/stats (Triton's), of all versions together."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
     exchange.ignore_body()
-    figures = await _figures(serving)
-    rows = [_statistics_of(entry, figures, target.ref.version)]
-    await _answer(exchange, {"model_stats": rows})
+    await _answer(exchange, await statistics_of(serving, [entry], target.ref.version))
 
 
 async def all_statistics(serving: Serving, target: Target, exchange: Exchange) -> None:
@@ -204,9 +230,15 @@ async def all_statistics(serving: Serving, target: Target, exchange: Exchange) -
         await metadata(serving, replace(target, ref=ModelRef("stats")), exchange)
         return
     exchange.ignore_body()
+    await _answer(exchange, await statistics_of(serving, dict.fromkeys(serving.registry)))
+
+
+async def statistics_of(
+    serving: Serving, entries: Iterable[Entry], version: str | None = None
+) -> dict[str, Any]:
+    """Return Triton's statistics of some models, of all versions together."""
     figures = await _figures(serving)
-    rows = [_statistics_of(entry, figures) for entry in dict.fromkeys(serving.registry)]
-    await _answer(exchange, {"model_stats": rows})
+    return {"model_stats": [_statistics_of(entry, figures, version) for entry in entries]}
 
 
 async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
@@ -221,10 +253,13 @@ async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
     finally:
         share.close()
     exchange.ignore_body()
+    await _answer(exchange, await index_of(serving, ready_only=wants_ready_only(body)))
+
+
+async def index_of(serving: Serving, *, ready_only: bool) -> list[dict[str, str]]:
+    """Return Triton's repository index."""
     rows = serving.registry.index(await serving.loading.source.names())
-    if wants_ready_only(body):
-        rows = [row for row in rows if row["state"] == State.READY]
-    await _answer(exchange, rows)
+    return [row for row in rows if row["state"] == State.READY] if ready_only else rows
 
 
 async def load(serving: Serving, target: Target, exchange: Exchange) -> None:
@@ -232,18 +267,25 @@ async def load(serving: Serving, target: Target, exchange: Exchange) -> None:
 
     A client that leaves ends its request, and neither the load nor anybody else's wait for it.
     """
-    name = _controlled(serving, target)
+    check_controllable(serving)
+    name = target.ref.name
     exchange.ignore_body()
+    await load_model(serving, name)
+    await _answer(exchange, {"name": name, "load": True})
+
+
+async def load_model(serving: Serving, name: str) -> None:
+    """Load a model by name. Raises ModelNotReady, ModelNotFound."""
     try:
         await serving.loading.load(name)
     except ModelNotReady as exc:
         raise exc if serving.debug else ModelNotReady(name) from None
-    await _answer(exchange, {"name": name, "load": True})
 
 
 async def unload(serving: Serving, target: Target, exchange: Exchange) -> None:
     """POST /v2/repository/models/NAME/unload; the body, and a client that leaves, as for `load`."""
-    name = _controlled(serving, target)
+    check_controllable(serving)
+    name = target.ref.name
     exchange.ignore_body()
     await serving.loading.unload(name)
     await _answer(exchange, {"name": name, "unload": True})
@@ -275,14 +317,13 @@ def _statistics_of(
     return statistics_document(entry.name, version, figures.get(entry.series.name, Figures()))
 
 
-def _controlled(serving: Serving, target: Target) -> str:
-    """Return the name of the model to load or unload. Raises Forbidden where that is off."""
+def check_controllable(serving: Serving) -> None:
+    """Raise Forbidden where models cannot be loaded and unloaded by clients."""
     if not serving.is_controllable:
         raise Forbidden(
             "Loading and unloading models over HTTP is turned off;"
             " ModelServer(control=True) or --control turns it on."
         )
-    return target.ref.name
 
 
 async def _answer(exchange: Exchange, value: Any) -> None:

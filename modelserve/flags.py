@@ -1,6 +1,7 @@
 """What can be set of a server and of the model server in it: the flags of the command line.
 
-`ModelServer.run` and `serve` take the same under the same names.
+`ModelServer.run` and `serve` take the same under the same names. What is left out is taken from
+the environment, see `environment`.
 """
 
 import math
@@ -9,13 +10,13 @@ from argparse import (
     SUPPRESS,
     ArgumentParser,
     ArgumentTypeError,
-    BooleanOptionalAction,
     Namespace,
     RawDescriptionHelpFormatter,
 )
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, TypedDict
 from urllib.parse import urlsplit
@@ -24,6 +25,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from modelserve import hosting
+from modelserve.environment import (
+    Repeated,
+    Switch,
+    WrongVariable,
+    fill_in,
+    show_variables,
+    spelled,
+    wrong_option,
+)
 from modelserve.errors import LoadError
 from modelserve.hosting import Hosted
 from modelserve.lifespan import Serving
@@ -86,6 +96,7 @@ class Flags(TypedDict, total=False):
     port: int | None
     uds: str | None
     fd: int | None
+    grpc_port: int | None
     workers: int
     shutdown_delay: float
     head_timeout: float
@@ -111,6 +122,7 @@ class Flags(TypedDict, total=False):
     predictor_protocol: str | None
     token_file: str | os.PathLike[str] | None
     control: bool | None
+    playground: bool | None
     cors_origin: Sequence[str] | None
     alias: Sequence[str] | None
     predict_path: str | None
@@ -142,7 +154,7 @@ def configure(app: Hosted, options: Namespace) -> None:
         try:
             serving.registry.rename_only(options.model_name)
         except ValueError as exc:
-            raise LoadError(f"--model-name: {exc}.") from None
+            raise LoadError(f"{spelled(options, 'model_name')}: {exc}.") from None
     if options.predictor_host is not None:
         predictor = PredictorConfig(options.predictor_host, options.predictor_protocol or "v1")
         serving.loading.source.forward_to(predictor)
@@ -152,24 +164,42 @@ def configure(app: Hosted, options: Namespace) -> None:
         follow_token(options.token_file, serving)
     if options.control is not None:
         serving.control = options.control
+    if options.playground is not None:
+        app.playground = options.playground
+    if app.playground is None:
+        app.show_playground(_is_loopback(options))
     if options.model_dir is not None:
         try:
             serving.use(ModelRepository(options.model_dir, options.model_name))
         except OSError as exc:
             problem = exc.strerror or exc
-            raise LoadError(f"Cannot read the models in {options.model_dir}: {problem}.") from None
+            text = f"Cannot read the models in {options.model_dir}: {problem}."
+            raise LoadError(f"{wrong_option(options, 'model_dir', text)}") from None
     try:
         _add_paths(app, options)
     except ValueError as exc:
         raise LoadError(f"{exc}.") from None
 
 
+def _is_loopback(options: Namespace) -> bool:
+    """Return whether only this machine can connect, by an address that browsers take."""
+    if options.uds is not None or options.fd is not None:
+        return False
+    try:
+        return options.host == "localhost" or ip_address(options.host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
 def _add_paths(app: Hosted, options: Namespace) -> None:
     """Add the paths that the flags and the environment ask for. Raises ValueError."""
     for path, means in options.alias:
-        app.add_alias(path, means)
+        try:
+            app.add_alias(path, means)
+        except ValueError as exc:
+            raise wrong_option(options, "alias", exc) from None
     if options.predict_path is not None:
-        hosting.predict_at(app, options.predict_path, asked_by="--predict-path")
+        hosting.predict_at(app, options.predict_path, asked_by=spelled(options, "predict_path"))
     if options.sagemaker:
         hosting.follow_sagemaker(app)
     hosting.follow_environment(app, os.environ)
@@ -200,6 +230,7 @@ def settings_of(
         port=options.port,
         uds=options.uds,
         fd=options.fd,
+        grpc_port=options.grpc_port,
         workers=options.workers,
         shutdown_delay=options.shutdown_delay,
         head_timeout=options.head_timeout,
@@ -228,7 +259,8 @@ class _Raising(ArgumentParser):
 def options_of(flags: Flags) -> Namespace:
     """Return the options for flags that are keyword arguments.
 
-    Raises TypeError for an unknown name, ValueError for a value that the flag does not take.
+    Raises TypeError for an unknown name, ValueError for a value that the flag does not take,
+    WrongVariable for one in the environment.
     """
     words: list[str] = []
     for name, value in flags.items():
@@ -245,6 +277,7 @@ _SWITCHES: Final = (
     "reload",
     "exit_on_load_failure",
     "control",
+    "playground",
     "sagemaker",
     "ws_per_message_deflate",
 )
@@ -258,8 +291,7 @@ def _words_of(name: str, value: Any) -> list[str]:
     if name in _SWITCHES:
         if not isinstance(value, bool):
             raise ValueError(f"{flag}: {value!r} is neither True nor False")
-        off = [f"--no-{flag}"] if name == "control" else []
-        return [f"--{flag}"] if value else off
+        return [f"--{flag}" if value else f"--no-{flag}"]
     if isinstance(value, list | tuple):
         return [word for each in value for word in _words_of(name, each)]
     if isinstance(value, float) and value.is_integer():
@@ -279,24 +311,57 @@ def parse(
     does instead.
     """
     parser = _parser(kind)
-    options = parser.parse_args(arguments)
     try:
-        options.limits = Limits(**{name: getattr(options, name) for name in LIMITS})
-        options.token = None if options.token_file is None else read_token(options.token_file)
+        options = fill_in(parser, arguments, os.environ, _read)
+        options.limits = _limits_of(options)
+        options.token = _token_of(options)
+        _settle_address(options)
         if options.port is None:
             port = hosting.port_in(os.environ)
             options.port = DEFAULT_PORT if port is None else port
+    except WrongVariable as exc:
+        if kind is _Raising:  # no fault of the program's
+            raise
+        parser.error(f"{exc}")
     except ValueError as exc:
         parser.error(f"{exc}")
     if options.target is None and options.model_dir is None:
         parser.error("the following arguments are required: TARGET or --model-dir")
     if options.reload and options.workers > 1:
-        parser.error("--reload serves with one worker: leave out --workers")
+        reload, workers = (spelled(options, name) for name in ("reload", "workers"))
+        parser.error(f"{reload} serves with one worker: leave out {workers}")
     if options.ssl_keyfile is not None and options.ssl_certfile is None:
-        parser.error("--ssl-keyfile needs --ssl-certfile")
+        parser.error(f"{spelled(options, 'ssl_keyfile')} needs --ssl-certfile")
     if options.log_format is None:
         options.log_format = logs.default_form()
     return options
+
+
+def _read(arguments: Sequence[str]) -> Namespace:
+    """Read some arguments alone. Raises ValueError for unusable ones."""
+    options = _parser(_Raising).parse_args(arguments)
+    _limits_of(options)
+    return options
+
+
+def _limits_of(options: Namespace) -> Limits:
+    return Limits(**{name: getattr(options, name) for name in LIMITS})
+
+
+def _settle_address(options: Namespace) -> None:
+    """Let a port that is given as a flag come before a socket of the environment's."""
+    if options.port is not None and "port" not in options.variables:
+        for name in {"uds", "fd"} & {*options.variables}:
+            setattr(options, name, None)
+
+
+def _token_of(options: Namespace) -> str | None:
+    if options.token_file is None:
+        return None
+    try:
+        return read_token(options.token_file)
+    except ValueError as exc:
+        raise wrong_option(options, "token_file", exc) from None
 
 
 def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
@@ -305,8 +370,11 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
         usage="modelserve TARGET [options]",
         description="Serve machine-learning models over HTTP.",
         epilog=(
-            "At SIGTERM, SIGHUP or Ctrl-C running requests have --drain-timeout seconds to finish,"
-            " after --shutdown-delay seconds; a second signal exits at once."
+            "Each flag has an environment variable, here in brackets: the flag counts, else the"
+            " variable\nunless it is empty, else the default. A switch is 1 or 0 there, or true or"
+            " false; the values of a\nrepeatable flag have spaces between them.\n"
+            "\nAt SIGTERM, SIGHUP or Ctrl-C running requests have --drain-timeout seconds to finish"
+            " after\n--shutdown-delay seconds; a second signal exits at once.\n"
             "\n`modelserve call URL MODEL` calls a model: see modelserve call --help."
         ),
         formatter_class=RawDescriptionHelpFormatter,
@@ -324,6 +392,7 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
     _add_own_paths(parser)
     _add_logging(parser)
     _add_connections(parser)
+    show_variables(parser)
     return parser
 
 
@@ -334,12 +403,19 @@ def _add_address(parser: ArgumentParser) -> None:
         "--port",
         type=_port,
         metavar="PORT",
-        help=f"default: environment variable {', '.join(hosting.PORT_VARIABLES)}, else"
+        help=f"default: environment variable {' or '.join(hosting.PORT_VARIABLES)}, else"
         f" {DEFAULT_PORT}",
     )
     _also(group, "--http_port", type=_port)
     group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
     group.add_argument("--fd", type=_whole, help="listen on a bound socket, by its file descriptor")
+    group.add_argument(
+        "--grpc-port",
+        type=_port,
+        metavar="PORT",
+        help="serve the Open Inference Protocol over gRPC as well, on this port",
+    )
+    _also(group, "--grpc_port", type=_port)
     group.add_argument(
         "--workers", type=_positive, default=1, help="number of processes; default: %(default)s"
     )
@@ -380,8 +456,50 @@ def _add_application(parser: ArgumentParser) -> None:
         "--threads", type=_positive, metavar="N", help="threads for sync hooks; default: 40"
     )
     group.add_argument(
-        "--debug", action="store_true", help="show clients the text of unexpected exceptions"
+        "--debug",
+        action=Switch,
+        default=False,
+        help="show clients the text of unexpected exceptions",
     )
+    _add_models(group)
+    group.add_argument(
+        "--token-file",
+        metavar="PATH",
+        help="require the bearer token in this file, which is read again when it changes",
+    )
+    group.add_argument(
+        "--control",
+        action=Switch,
+        help="let clients load and unload models; default: where there is a --model-dir",
+    )
+    group.add_argument(
+        "--playground",
+        action=Switch,
+        help="serve a page to try the models in at /playground; default: on a loopback address",
+    )
+    group.add_argument(
+        "--cors-origin",
+        action=Repeated,
+        type=_origin,
+        metavar="ORIGIN",
+        help="allow web pages of this origin, to open WebSockets as well; repeatable; * is any",
+    )
+    group.add_argument(
+        "--reload",
+        action=Switch,
+        default=False,
+        help="for development: restart when a Python file in TARGET's directory changes",
+    )
+    group.add_argument(
+        "--exit-on-load-failure",
+        action=Switch,
+        default=False,
+        help="exit with 4 once a model cannot be loaded, for containers that should restart",
+    )
+    group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
+
+
+def _add_models(group: Any) -> None:
     group.add_argument(
         "--model-dir",
         metavar="DIR",
@@ -407,34 +525,6 @@ def _add_application(parser: ArgumentParser) -> None:
     for spelling in ("--model_dir", "--model_name", "--predictor_host"):
         _also(group, spelling)
     _also(group, "--predictor_protocol", choices=("v1", "v2"))
-    group.add_argument(
-        "--token-file",
-        metavar="PATH",
-        help="require the bearer token in this file, which is read again when it changes",
-    )
-    group.add_argument(
-        "--control",
-        action=BooleanOptionalAction,
-        help="let clients load and unload models; default: where there is a --model-dir",
-    )
-    group.add_argument(
-        "--cors-origin",
-        action="append",
-        type=_origin,
-        metavar="ORIGIN",
-        help="allow web pages of this origin, to open WebSockets as well; repeatable; * is any",
-    )
-    group.add_argument(
-        "--reload",
-        action="store_true",
-        help="for development: restart when a Python file in TARGET's directory changes",
-    )
-    group.add_argument(
-        "--exit-on-load-failure",
-        action="store_true",
-        help="exit with 4 once a model cannot be loaded, for containers that should restart",
-    )
-    group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
 
 
 def _add_own_paths(parser: ArgumentParser) -> None:
@@ -444,7 +534,7 @@ def _add_own_paths(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--alias",
-        action="append",
+        action=Repeated,
         default=[],
         type=_alias,
         metavar="PATH=PATH",
@@ -455,7 +545,8 @@ def _add_own_paths(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--sagemaker",
-        action="store_true",
+        action=Switch,
+        default=False,
         help="the paths of SageMaker: /ping for readiness, /invocations for the model's predict",
     )
 
@@ -464,11 +555,13 @@ def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("logging, to stderr")
     group.add_argument(
         "--log-format",
+        type=str.lower,
         choices=("human", "json"),
         help="default: human on a terminal, else one JSON object a line",
     )
     group.add_argument(
         "--log-level",
+        type=str.lower,
         choices=("debug", "info", "warning", "error", "critical"),
         default="info",
         help="default: %(default)s",
@@ -494,7 +587,8 @@ def _add_connections(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--ws-per-message-deflate",
-        action="store_true",
+        action=Switch,
+        default=False,
         help="compress the messages of WebSockets; for audio and video it only takes time",
     )
     group.add_argument("--ssl-certfile", metavar="PATH")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 from urllib.parse import quote
 
+from modelserve.environment import WrongVariable
 from modelserve.lifespan import Serving
 from modelserve.routes import is_built_in
 
@@ -24,12 +25,18 @@ __all__ = [
 
 logger = logging.getLogger("modelserve")
 
-PORT_VARIABLES: Final = ("MODELSERVE_PORT", "PORT", "AIP_HTTP_PORT")  # the first that is set counts
+PORT_VARIABLES: Final = ("PORT", "AIP_HTTP_PORT")  # the first that is set counts
 _READY: Final = "/v2/health/ready"
 
 
 class Hosted(Protocol):
-    """What is needed of a model server here."""
+    """What is needed of a model server here.
+
+    Attributes:
+        playground: Whether it has a page to try models in; None where it leaves that to others.
+    """
+
+    playground: bool | None
 
     @property
     def serving(self) -> Serving:
@@ -42,11 +49,14 @@ class Hosted(Protocol):
     def add_alias(self, path: str, means: str) -> None:
         """Add one. Raises ValueError."""
 
+    def show_playground(self, shown: bool) -> None:
+        """Show the page, or do not."""
+
 
 def port_in(environ: Mapping[str, str]) -> int | None:
-    """Return the port that the environment asks for. Raises ValueError, which names the variable.
+    """Return the port that the platform asks for. Raises WrongVariable.
 
-    MODELSERVE_PORT comes before PORT (Knative, Cloud Run), and that before AIP_HTTP_PORT.
+    PORT (Knative, Cloud Run) comes before AIP_HTTP_PORT.
     """
     for variable in PORT_VARIABLES:
         text = environ.get(variable, "")
@@ -54,7 +64,7 @@ def port_in(environ: Mapping[str, str]) -> int | None:
             try:
                 return port_number(text)
             except ValueError as exc:
-                raise ValueError(f"the environment variable {variable}: {exc}") from None
+                raise WrongVariable(variable, exc) from None
     return None
 
 

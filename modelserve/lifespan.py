@@ -6,12 +6,12 @@ can be made anywhere, pickled, and mounted.
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import anyio
@@ -19,17 +19,19 @@ import anyio
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.threads import Workers
-from modelserve.errors import ModelNotReady, ServerNotReady, ServerShuttingDown
+from modelserve.errors import ServerNotReady, ServerShuttingDown
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.loading import Loading
 from modelserve.models.registry import Entry, Registry, Shared, State, infinite_if_none
 from modelserve.models.repository import ModelRepository
 from modelserve.models.telling import not_ready, states_of
+from modelserve.observers import Observers
 from modelserve.protocols.cloudevents import EventSettings
 from modelserve.wire.bearer import valid_token
+from modelserve.wire.head import Scope
 
-__all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics"]
+__all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics", "Table"]
 
 logger = logging.getLogger("modelserve")
 
@@ -38,6 +40,21 @@ CLEANUP_AFTER_DRAIN: Final = 1.5
 _DECODERS: Final = 2
 
 _EVENTS: Final = EventSettings(uuid4, partial(datetime.now, UTC))
+
+
+class Table(Protocol):
+    """The paths of an application, for what describes them."""
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """The table of routes: `routes.Route`."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The application's own paths, each with what it means."""
+
+    def base_of(self, scope: Scope) -> str:
+        """Return the path that a request was sent to as far as it is the mount's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +101,30 @@ class Serving:
         control: bool | None = None,
         wait_for_load: bool = False,
         origins: Collection[str] = (),
+        observers: Observers | None = None,
     ) -> None:
-        self.limits = limits.with_defaults(DEFAULTS)
+        self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
+        self.deadlines = self.limits.deadlines()
         self.debug = debug
         self.token = None if token is None else valid_token(token)
-        self.control = control
-        self.wait_for_load = wait_for_load
+        self.control, self.wait_for_load = control, wait_for_load
         self.origins = frozenset(origins)
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(observers=observers)
+        self.has_playground = False
         self.workers = Workers(threads)
         # Never threads that hooks may keep busy.
-        self.scraper = Workers(1)
-        self.decoders = Workers(_DECODERS)
+        self.scraper, self.decoders = Workers(1), Workers(_DECODERS)
         self.admission = Admission(self.limits)
-        self.flights = Flights()
-        self.unattended = Flights()
+        self.flights, self.unattended = Flights(), Flights()
         self.registry = Registry(
             Shared(limits, self.workers, self.telemetry, self.admission, coalesce, self.unattended)
         )
         self.loading = Loading(self.registry)
         self.events = _EVENTS.with_variables(os.environ)
-        self.stopping = self.draining = self._drained = False
-        self._has_repository = self.hosted = False
+        self.stopping = self.draining = self._drained = self._has_repository = self.hosted = False
+        self.table: Table  # given by the application
+        self.documents: Any = None  # what has described the API keeps here what it has made
         self._stop_announced: anyio.Event | None = None
 
     # -- before it serves
@@ -115,8 +133,9 @@ class Serving:
         """Apply command-line settings, which take precedence over the application's."""
         before = self.registry.shared
         limits = limits.with_defaults(before.limits)
-        self.limits = limits.with_defaults(DEFAULTS)
+        self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
+        self.deadlines = self.limits.deadlines()
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
         self.admission = Admission(self.limits)
@@ -160,13 +179,6 @@ class Serving:
         ready = await entry.is_ready() if entry.checks_health else entry.model.ready
         if not ready:
             raise not_ready(self.registry, entry, debug=self.debug)
-
-    async def loaded(self) -> None:
-        """Start the loads that are pending, wait until all have ended, and ask each `healthy`.
-
-        Cancellation leaves them running. Raises ModelNotReady, naming the models that fail.
-        """
-        await _check_all(self.registry, await self.loading.finished())
 
     async def check_ready(self) -> None:
         """Return if the whole application can take requests. Raises what a probe is answered."""
@@ -247,16 +259,6 @@ class Serving:
             return
         await _drain(self)
         self._drained = True
-
-
-async def _check_all(registry: Registry, failed: Collection[Entry]) -> None:
-    """Raise ModelNotReady for models that have failed to load, or else are not healthy."""
-    if failed:
-        why = "; ".join(filter(None, (entry.failure for entry in failed)))
-        raise ModelNotReady(", ".join(entry.name for entry in failed), why)
-    unwell = [entry.name for entry in [*registry] if not await entry.is_ready()]
-    if unwell:
-        raise ModelNotReady(", ".join(unwell), "It says so itself.")
 
 
 async def _drain(serving: Serving) -> None:

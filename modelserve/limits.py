@@ -114,6 +114,11 @@ class Limits:
             _finite(self.input_timeout),
         )
 
+    @property
+    def binary_bytes(self) -> float:
+        """The most bytes of a body of binary tensors: `max_body_bytes`, or 1 GiB if it is unset."""
+        return BINARY_BYTES if self.max_body_bytes is None else self.max_body_bytes
+
     def _is_unset(self, name: str) -> bool:
         return getattr(self, name) is None
 

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modelserve.environment import WrongVariable
 from modelserve.flags import (
     Flags,
     configure,
@@ -30,8 +31,10 @@ from modelserve.flags import (
     with_cors,
 )
 from modelserve.hosting import Hosted
+from modelserve.server import logs
 from modelserve.server.embedded import serve_embedded
 from modelserve.server.run import serve as serve_process
+from modelserve.server.settings import CANNOT_LOAD
 from modelserve.server.signals import stop_signals
 
 __all__ = ["run", "serve"]
@@ -60,7 +63,11 @@ def run(app: Served, flags: Flags) -> None:
         return
     if _is_in_event_loop():
         raise RuntimeError("run() cannot be called in a running event loop: await serve() there")
-    options = options_of(flags)
+    try:
+        options = options_of(flags)
+    except WrongVariable as exc:
+        logs.print_error(f"modelserve: {exc}")
+        sys.exit(CANNOT_LOAD)
     set_up_logging = logging_of(options) if _wants_logging(flags) else None
     if set_up_logging is not None:
         set_up_logging()
@@ -82,7 +89,8 @@ async def serve(app: Served, flags: Flags) -> None:
         raise RuntimeError("serve() needs asyncio: under trio, use an ASGI server for it") from None
     options = options_of(flags)
     if options.workers > 1 or options.reload:
-        raise ValueError("serve() has one process, this one: workers and reload are for run()")
+        names = " and ".join(options.variables.get(n, n) for n in ("workers", "reload"))
+        raise ValueError(f"serve() has one process, this one: {names} are for run()")
     if "log_format" in flags or "log_level" in flags:
         logging_of(options)()
     settings = settings_of(options, watched=(), set_up_logging=None)

@@ -13,15 +13,21 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from modelserve import endpoints
-from modelserve.endpoints import NO_CODEC, NO_MODEL, Endpoint, Target
+from modelserve.endpoints import NO_CODEC, NO_MODEL, Endpoint, Open, Target
+from modelserve.grpc import methods
+from modelserve.grpc.opening import open_call
+from modelserve.grpc.streams import stream_infer
 from modelserve.models.registry import Registry
+from modelserve.pages.openapi import openapi
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.generate import GENERATE, GENERATE_STREAM
+from modelserve.protocols.grpc import GRPC, GRPC_INFER
 from modelserve.protocols.openai import ChatCodec, EmbeddingsCodec, OpenAICodec, TextCodec
 from modelserve.protocols.v1 import V1
 from modelserve.protocols.v2 import INFER, INFER_STREAM
+from modelserve.wire.grpc import HEALTH, SERVICE
 from modelserve.wire.head import Scope
-from modelserve.wire.paths import segments_below, segments_of
+from modelserve.wire.paths import base_of, segments_below, segments_of
 
 __all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match", "path_of"]
 
@@ -38,6 +44,8 @@ _TEXT: Final = TextCodec(clock=time)
 _EMBEDDINGS: Final = EmbeddingsCodec()
 _OPENAI: Final = OpenAICodec()  # of the other paths there: it writes errors alone
 _OPENAI_NOT_FOUND: Final = Target({}, codec=_OPENAI)
+_GRPC_SERVICES: Final = frozenset((SERVICE.strip("/"), HEALTH.strip("/")))
+_GRPC_NOT_FOUND: Final = Target({}, codec=GRPC, opens=open_call)
 # What OpenAI has below /v1: its clients read that it does not exist here only in their own form.
 _OPENAI_NAMES: Final = frozenset(
     [
@@ -73,7 +81,7 @@ class Route:
         method: HEAD goes with GET.
         path: A template; a segment is literal, `{model}`, `{version}`, or one of these and `:verb`.
         endpoint: What answers; None for a model.
-        codec, verb, hook, always, public: As for `endpoints.Target`.
+        codec, verb, hook, always, public, opens: As for `endpoints.Target`.
         ref: The model that a path without parameters means.
         means: Of an application's own path, the built-in one.
     """
@@ -88,6 +96,7 @@ class Route:
     public: bool = False
     ref: ModelRef = NO_MODEL
     means: str = ""
+    opens: Open | None = None
 
 
 def _model(path: str, codec: Codec, verb: str, hook: str = "predict") -> Route:
@@ -111,9 +120,19 @@ def _openai(path: str) -> Iterable[Route]:
     yield Route("POST", f"{path}/embeddings", None, _EMBEDDINGS, "embeddings", "embed")
 
 
+def _grpc() -> Iterable[Route]:
+    for name, endpoint in methods.PUBLIC.items():
+        yield Route("POST", name, endpoint, GRPC, always=True, public=True, opens=open_call)
+    for name, endpoint in methods.OTHERS.items():
+        yield Route("POST", name, endpoint, GRPC, opens=open_call)
+    yield Route("POST", f"{SERVICE}/ModelStreamInfer", stream_infer, GRPC, opens=open_call)
+    yield Route("POST", f"{SERVICE}/ModelInfer", None, GRPC_INFER, "infer", opens=open_call)
+
+
 ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/", endpoints.alive, always=True, public=True),
     Route("GET", "/metrics", endpoints.metrics, always=True),
+    Route("GET", "/openapi.json", openapi),
     Route("GET", "/v1/models", endpoints.v1_models),
     Route("GET", "/v1/models/{model}", endpoints.v1_model, public=True),
     _model("/v1/models/{model}:predict", V1, "predict"),
@@ -137,6 +156,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("POST", "/v2/repository/index", endpoints.index),
     Route("POST", "/v2/repository/models/{model}/load", endpoints.load),
     Route("POST", "/v2/repository/models/{model}/unload", endpoints.unload),
+    *_grpc(),
 )
 
 
@@ -152,6 +172,7 @@ class Routes:
         self._registry = registry
         self._prefix = prefix.rstrip("/")
         self._aliases: dict[tuple[str, ...], _Alias] = {}
+        self._pages: dict[tuple[str, ...], Target] = {}
         # By what a host says of a path, its decoded form apart, which is compared.
         self._known: dict[Any, tuple[str, Target]] = {}
 
@@ -168,6 +189,10 @@ class Routes:
     def aliases(self) -> dict[str, str]:
         """The application's own paths, each with what it means, as they were given."""
         return {alias.path: alias.means for alias in self._aliases.values()}
+
+    def base_of(self, scope: Scope) -> str:
+        """Return the path that a request was sent to as far as it is the mount's, encoded."""
+        return base_of(scope, self._prefix)
 
     def add_alias(self, path: str, means: str) -> None:
         """Let a path mean what a built-in one does; where that takes POST, it takes PUT as well.
@@ -186,6 +211,14 @@ class Routes:
         known = self._aliases.setdefault(tuple(segments), alias)
         if known.target != alias.target:
             raise ValueError(f"The path {path!r} means {known.means!r} already, not {means!r}")
+
+    def show(self, pages: Mapping[str, Target]) -> None:
+        """Let paths mean pages for people, in place of what is built in; the aliases stay.
+
+        They take the place of those shown before.
+        """
+        self._pages = {tuple(_segments_given(path)): page for path, page in pages.items()}
+        self._known.clear()
 
     def find(self, scope: Scope) -> Target:
         """Return what a path means; NOT_FOUND where it means nothing."""
@@ -220,10 +253,11 @@ class Routes:
     def _meaning(self, scope: Scope) -> Target:
         segments = segments_below(scope, self._prefix)
         target = match(segments)
-        if not target.endpoints and self._aliases:
-            alias = self._aliases.get(tuple(segments or [""]))
-            return target if alias is None else alias.target
-        return target
+        if target.endpoints and not self._pages:
+            return target
+        key = tuple(segments or [""])
+        alias = self._aliases.get(key)
+        return self._pages.get(key, target) if alias is None else alias.target
 
     def _may_remember(self, target: Target, size: int) -> bool:
         if not target.endpoints or size > _LONGEST:
@@ -276,6 +310,7 @@ class _Alias(NamedTuple):
             target.public,
             target.ref,
             self.means,
+            target.opens,
         )
         methods = ((m, e) for m, e in target.endpoints.items() if m != "HEAD")
         return [replace(row, method=method, endpoint=endpoint) for method, endpoint in methods]
@@ -305,6 +340,8 @@ def match(segments: list[str]) -> Target:
         found = template.match(segments)
         if found is not None:
             return target if not found else _with_ref(target, found)
+    if segments[0] in _GRPC_SERVICES:
+        return _GRPC_NOT_FOUND
     return _OPENAI_NOT_FOUND if _is_openai(segments) else NOT_FOUND
 
 
@@ -391,6 +428,7 @@ def _targets(routes: Iterable[Route]) -> dict[int, list[tuple[_Template, Target]
             hook=row.hook,
             always=row.always,
             public=row.public,
+            opens=row.opens,
         )
         template = _compiled(path, by_path)
         found.setdefault(len(template.segments), []).append((template, target))

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
-from modelserve.endpoints import Target
+from modelserve.endpoints import Request, Target
 from modelserve.errors import Forbidden
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.websocket import Socket
@@ -15,9 +15,7 @@ from modelserve.wire.handshake import SUBPROTOCOL, bearer_token, is_allowed_orig
 from modelserve.wire.head import NEW_IDS, valid_id
 from modelserve.wire.headers import Header
 
-__all__ = ["Request", "open_socket"]
-
-Request = tuple[Target, Scope, Receive, Send]
+__all__ = ["open_socket"]
 
 _METHOD: Final = "GET"
 # What a body would have; there is none, and nothing of it may be taken for true.

@@ -21,6 +21,7 @@ OVER_SOCKETS = (
     "test_examples",
     "test_kserve",
     "test_openai_clients",
+    "pages/test_browser",
 )
 
 

@@ -113,7 +113,7 @@ def test_unusable_arguments(
 def test_port(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], environ: dict[str, str], port: int
 ) -> None:
-    for variable in PORT_VARIABLES:
+    for variable in ("MODELSERVE_PORT", *PORT_VARIABLES):
         monkeypatch.delenv(variable, raising=False)
     for variable, text in environ.items():
         monkeypatch.setenv(variable, text)
@@ -207,6 +207,32 @@ def test_the_flags_that_kserve_gives_a_transformer(flags: str, tmp_path: Path) -
     two = built(f"{file}:two", *flags.split()).serving.registry
     assert two.names == ["a", "b"]
     assert [two.get(name).model.predictor_host for name in "ab"] == ["there:80", "other"]
+
+
+TRANSFORMER = """
+from modelserve import Model, ModelServer
+class Clean(Model):
+    def preprocess(self, payload):
+        return payload
+"""
+
+
+def test_what_only_prepares_is_told_of_its_predictor_by_the_flags(tmp_path: Path) -> None:
+    file = tmp_path / f"{tmp_path.name}.py"
+    file.write_text(f"{TRANSFORMER}app = ModelServer([Clean('own')])\n")
+    app = built(str(file), *KSERVES.split())
+    assert app.serving.registry.get("x").model.predictor_host == "there:80"
+
+
+@pytest.mark.anyio
+async def test_so_is_what_only_prepares_in_a_directory_of_models(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "model.py").write_text(TRANSFORMER)
+    app = built("--model_dir", str(tmp_path), *KSERVES.split())
+    await app.ready()
+    assert app.serving.registry.get("x").model.predictor_host == "there:80"
+    assert "no predict" not in caplog.text
 
 
 @pytest.mark.parametrize("flag", ["--model-dir", "--model_dir"])

@@ -226,7 +226,7 @@ async def test_calls_count_for_the_limits_of_the_called(caller: str) -> None:
     async with anyio.create_task_group() as group:
         for _ in range(3):
             group.start_soon(one)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await model.began.wait()
             while not answers:  # noqa: ASYNC110 - an answer is no event
                 await anyio.sleep(0.001)
@@ -373,7 +373,7 @@ async def test_a_call_is_cancelled_with_its_caller(caller: str) -> None:
     app = ModelServer([model])
     calling(app, "gated", caller)
     async with exchange(app, "POST", "/v1/models/caller:predict", json=1) as client:
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await model.began.wait()
         client.hang_up()
         await client.ended()
@@ -406,7 +406,7 @@ async def test_a_sync_hook_whose_client_has_left_calls_no_model(streams: bool) -
             notify(ended.set)
 
     async with exchange(app, "POST", "/v1/models/caller:predict", json=1) as client:
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await began.wait()
             client.hang_up()
             await ended.wait()
@@ -474,7 +474,7 @@ async def test_a_stream_that_is_not_read_to_its_end_is_cancelled(way: str) -> No
         async for item in app.call("numbers", payload):
             if item == 3:
                 break
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await cleaned.wait()
         return True
 
@@ -514,7 +514,7 @@ async def test_a_drain_lets_calls_finish() -> None:
     async with anyio.create_task_group() as group, lifespan(app):
         for _ in range(2):
             group.start_soon(one)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await model.began.wait()
             gate = app.serving.registry.get("gated").gate
             while not gate.waiting:  # noqa: ASYNC110 - nor is a place in a queue

@@ -1,6 +1,7 @@
 """Requests that are answered while they come in."""
 
 import logging
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import Any
 
@@ -259,6 +260,37 @@ async def test_a_bad_line_may_end_the_stream(function: Any) -> None:
         assert last.startswith(b'{"error":"line 3: not JSON: ')
 
 
+async def test_a_bad_line_waits_for_what_a_thread_has_yielded_before_it() -> None:
+    class Held(Model):
+        """Its items are held, one after the other, where they have left the thread."""
+
+        release = anyio.Semaphore(0)
+        has_run_ahead = threading.Event()
+
+        def predict(self, instances: Iterator[Any]) -> Iterator[Any]:
+            for number, x in enumerate(instances, 1):
+                yield x
+                if number == 3:
+                    self.has_run_ahead.set()
+
+        async def postprocess(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async for item in items:
+                await self.release.acquire()
+                yield item
+
+    app = ModelServer([model := Held("m")])
+    async with sending(app) as client:
+        client.send_body(b"1\n2\n3\nnope\n4\n")
+        await anyio.to_thread.run_sync(model.has_run_ahead.wait)
+        for _ in range(4):
+            await anyio.wait_all_tasks_blocked()
+            model.release.release()
+        found = (await client.response()).body.splitlines()
+        bad = found.pop(3)
+        assert found == [b"1", b"2", b"3", b"4"]
+        assert bad.startswith(b'{"error":"not JSON')
+
+
 @pytest.mark.parametrize("function", ITERATORS + LISTS)
 async def test_a_bad_line_is_an_honest_status_where_nothing_was_sent(function: Any) -> None:
     app = served(function)
@@ -381,6 +413,21 @@ async def test_an_iterator_that_fails_later_ends_with_a_record() -> None:
     assert answer.body == b'1\n2\n{"error":"No threes."}\n'
 
 
+@pytest.mark.parametrize("body", [b"1\n", b'"%d"\n' % 10**99 * 2000])
+async def test_a_header_that_cannot_be_sent_is_a_500(body: bytes) -> None:
+    class Unsendable(Model):
+        async def predict(
+            self, instances: AsyncIterator[Any], headers: Any = None, response_headers: Any = None
+        ) -> AsyncIterator[Any]:
+            response_headers["x-bad"] = "a\r\nb: c"
+            async for x in instances:
+                yield x
+
+    app = ModelServer([Unsendable("m")])
+    response = await request(app, "POST", PATH, headers=LINES, body=body)
+    assert response.status == 500
+
+
 async def test_another_number_of_results_fails_the_request() -> None:
     async def one(payload: Any) -> Any:
         return {"predictions": [1]}
@@ -489,21 +536,21 @@ async def test_a_client_that_leaves_ends_the_hook(sync: bool, stage: str) -> Non
 
 @pytest.mark.parametrize("sync", [False, True])
 async def test_input_timeout_ends_a_request_whose_client_sends_no_line(sync: bool) -> None:
-    model = Watching(sync=sync, input_timeout=0.1)
+    model = Watching(sync=sync, input_timeout=0.3)
     async with sending(ModelServer([model])) as client:
         client.send_body(b"[1", more=True)
         assert (await client.head()).status == 408
-        assert b"input_timeout: no line was received for 0.1 s" in await read(client)
+        assert b"input_timeout: no line was received for 0.3 s" in await read(client)
     async with sending(ModelServer([model])) as client:
         client.send_body(b"1\n", more=True)
         assert (await client.head()).status == 200
         assert await client.chunk() == b"1\n"
-        assert await read(client) == b'{"error":"input_timeout: no line was received for 0.1 s"}\n'
+        assert await read(client) == b'{"error":"input_timeout: no line was received for 0.3 s"}\n'
     assert model.cleaned
 
 
 async def test_other_limits_on_time_hold() -> None:
-    for limits, text in ((Limits(idle_timeout=0.1), b"idle"), (Limits(timeout=0.2), b"timeout")):
+    for limits, text in ((Limits(idle_timeout=0.3), b"idle"), (Limits(timeout=0.3), b"timeout")):
         async with sending(served(doubled, limits=limits)) as client:
             client.send_body(b"1\n", more=True)
             await client.head()
@@ -586,6 +633,84 @@ async def test_a_time_limit_of_the_hooks_own_loses_no_instance() -> None:
         assert await client.chunk() == b"[1,2]\n"
         client.send_body(b"3\n")
         assert (await read(client)).endswith(b"[3]\n")
+
+
+# --- heartbeats ----------------------------------------------------------------------------------
+
+
+def beating(function: Any, *, before_first: bool = False) -> ModelServer:
+    return served(function, heartbeat=0.01, heartbeat_before_first=before_first)
+
+
+@pytest.mark.parametrize("function", ITERATORS + LISTS)
+async def test_a_heart_beats_while_neither_side_has_anything_to_say(function: Any) -> None:
+    async with sending(beating(function), accept=LINES["content-type"]) as client:
+        client.send_body(b"1\n", more=True)
+        await client.head()
+        assert await client.chunk() == b"2\n"
+        assert [await client.chunk(), await client.chunk()] == [b"\n", b"\n"]
+        client.send_body(b"2\n")
+        assert (await read(client)).strip() == b"4"
+        await client.ended()
+
+
+@pytest.mark.parametrize("function", [doubled, doubled_in_thread, lists])
+async def test_a_heart_may_beat_before_the_first_line(function: Any) -> None:
+    app = beating(function, before_first=True)
+    async with sending(app, accept="text/event-stream") as client:
+        assert (await client.head()).status == 200
+        assert [await client.chunk(), await client.chunk()] == [b":\n\n", b":\n\n"]
+        client.send_body(b"1\n")
+        assert b"data: 2\n\n" in await read(client)
+
+
+async def test_a_model_that_fails_after_a_heartbeat_ends_with_a_record() -> None:
+    async def fails(payload: Any) -> Any:
+        raise ValueError("secret")
+
+    async with sending(beating(fails, before_first=True), accept=LINES["content-type"]) as client:
+        await client.head()
+        client.send_body(b"1\n")
+        last = (await read(client)).splitlines()[-1]
+        assert last == b'{"error":"Internal Server Error","line":1}'
+
+
+async def test_only_a_client_that_asks_for_lines_hears_the_heart() -> None:
+    async with sending(beating(doubled, before_first=True)) as client:
+        client.send_body(b"1\n", more=True)
+        await client.head()
+        assert await client.chunk() == b"2\n"
+        await anyio.sleep(0.1)
+        client.send_body(b"2\n")
+        assert await read(client) == b"4\n"
+
+
+async def test_heartbeats_do_not_make_a_quiet_stream_look_busy() -> None:
+    app = served(doubled, heartbeat=0.01, limits=Limits(idle_timeout=0.2))
+    async with sending(app, accept=LINES["content-type"]) as client:
+        client.send_body(b"1\n", more=True)
+        await client.head()
+        assert b"idle_timeout" in (await read(client)).splitlines()[-1]
+
+
+async def test_a_client_that_leaves_between_heartbeats_ends_the_hook() -> None:
+    ended = anyio.Event()
+
+    async def hook(instances: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        try:
+            async for x in instances:
+                yield x
+        finally:
+            ended.set()
+
+    async with sending(beating(hook), accept=LINES["content-type"]) as client:
+        client.send_body(b"1\n", more=True)
+        await client.head()
+        while await client.chunk() != b"\n":
+            pass
+        client.hang_up()
+        await client.ended()
+    assert ended.is_set()
 
 
 # --- what is settled at registration -------------------------------------------------------------

@@ -346,3 +346,16 @@ def test_what_is_no_video_is_refused(motion: str, jpegs: list[bytes]) -> None:
     assert refused.json() == {"error": "Expected the bytes of JPEGs."}
     with Client(motion) as client, pytest.raises(AnswerError, match="not complete"):
         list(client.pipe("motion", [jpegs[0], jpegs[1][:500]], content_type="video/mjpeg"))
+
+
+def test_scripts_say_what_is_wrong_in_one_line(voice: str, motion: str, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.wav"
+    noise.write_bytes(b"no sound" * 10_000)
+    script = [sys.executable, f"{VOICE}/listen.py", voice.replace("http", "ws"), str(noise)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.stdout == b'{"error":"The sound is no WAV."}\n'
+    script = [sys.executable, f"{VIDEO}/watch.py", motion.replace("http", "ws"), "nothing.avi"]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1] == "nothing.avi cannot be opened"

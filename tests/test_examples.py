@@ -31,7 +31,7 @@ GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
 
 
 @contextmanager
-def served(target: str) -> Iterator[str]:
+def served(target: str, stdout: int = subprocess.DEVNULL) -> Iterator[str]:
     """Serve a file with the command line; yield where."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ def served(target: str) -> Iterator[str]:
     command = [sys.executable, "-m", "modelserve", target, "--port", str(port)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.DEVNULL
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -119,6 +119,7 @@ def test_the_quickstart_streams_word_by_word() -> None:
         assert len(answer.json()["predictions"][0]) == 5
 
 
+@pytest.mark.slow
 def test_openais_client_talks_to_the_quickstart_as_the_readme_shows() -> None:
     pytest.importorskip("openai")
     [snippet] = [block for block in blocks(README, "python") if "import OpenAI" in block]
@@ -152,11 +153,27 @@ def test_mounted() -> None:
         assert answer.json() == {"predictions": ["HELLO"]}
 
 
-def test_opentelemetry() -> None:
+def test_opentelemetry(tmp_path: Path) -> None:
     pytest.importorskip("opentelemetry.instrumentation.asgi")
-    with served("examples/04_opentelemetry.py") as url:
+    printed = tmp_path / "spans"
+    with printed.open("w") as file, served("examples/04_opentelemetry.py", file.fileno()) as url:
         answer = httpx.post(f"{url}/v1/models/double:predict", json={"instances": [21]})
         assert answer.json() == {"predictions": [42]}
+        answer = httpx.post(f"{url}/v1/models/count:predict", json={"instances": [100]})
+        assert len(answer.text.splitlines()) == 100
+    text = printed.read_text().replace("}\n{", "},\n{")
+    spans = [span for span in json.loads(f"[{text}]") if "health" not in span["name"]]
+    assert [span["name"] for span in spans] == [
+        "multiply",
+        "predict",
+        "POST /v1/models/double:predict",
+        "predict",
+        "POST /v1/models/count:predict",
+    ]
+    multiply, predict, post = spans[:3]
+    assert multiply["parent_id"] == predict["context"]["span_id"]
+    assert predict["parent_id"] == post["context"]["span_id"]
+    assert spans[4]["attributes"]["modelserve.items"] == 100
 
 
 def test_images() -> None:
@@ -281,6 +298,7 @@ def test_the_python_of_a_guide_runs(guide: Path) -> None:
 @pytest.mark.parametrize(
     "guide", [g for g in GUIDES if shown(g.read_text())], ids=lambda path: path.name
 )
+@pytest.mark.slow
 def test_a_guide_shows_what_one_sees(guide: Path, tmp_path: Path) -> None:
     for number, (program, text) in enumerate(programs(guide.read_text())):
         path = tmp_path / f"app{number}.py"
@@ -290,6 +308,7 @@ def test_a_guide_shows_what_one_sees(guide: Path, tmp_path: Path) -> None:
                 assert_prints(command, output, url)
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_guide_run_as_they_are_copied(tmp_path: Path) -> None:
     text = "\n".join(blocks((ROOT / "examples/guides/testing.md").read_text(), "python"))
     (tmp_path / "test_words.py").write_text(text)
@@ -344,6 +363,7 @@ def test_the_command_of_the_container_is_one() -> None:
     assert (command, options.target, options.host) == ("modelserve", "app.py", "0.0.0.0")
 
 
+@pytest.mark.slow
 def test_a_front_forwards_to_models_in_other_processes(tmp_path: Path) -> None:
     text = (ROOT / "examples/guides/composing.md").read_text()
     front = next(block for block in blocks(text, "python") if "front.py" in block)

@@ -24,16 +24,15 @@ def serve(*names: str, **options: Any) -> ModelServer:
         ({"PORT": "0"}, 0),
         ({"AIP_HTTP_PORT": "1"}, 1),
         ({"AIP_HTTP_PORT": "1", "PORT": "2"}, 2),
-        ({"AIP_HTTP_PORT": "1", "PORT": "2", "MODELSERVE_PORT": "3"}, 3),
-        ({"AIP_HTTP_PORT": "http", "MODELSERVE_PORT": "3"}, 3),
-        ({"AIP_HTTP_PORT": "1", "PORT": "", "MODELSERVE_PORT": ""}, 1),
+        ({"AIP_HTTP_PORT": "http", "PORT": "2"}, 2),
+        ({"AIP_HTTP_PORT": "1", "PORT": ""}, 1),
     ],
 )
 def test_the_first_port_that_is_set_counts(environ: dict[str, str], port: int | None) -> None:
     assert port_in(environ) == port
 
 
-@pytest.mark.parametrize("variable", ["MODELSERVE_PORT", "PORT", "AIP_HTTP_PORT"])
+@pytest.mark.parametrize("variable", ["PORT", "AIP_HTTP_PORT"])
 @pytest.mark.parametrize(
     ("text", "problem"),
     [("http", "'http' is not a whole number"), ("-1", "'-1'"), ("65536", "65536 is not a port")],

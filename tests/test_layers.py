@@ -21,7 +21,7 @@ ROWS: list[tuple[str, list[str]]] = [
         "what may go wrong; the limits as data; loading a user's module",
         ["version", "errors", "limits", "loader"],
     ),
-    ("bytes, on their own; numbers of the past", ["wire", "tensors", "metrics"]),
+    ("bytes, on their own; numbers of the past", ["wire", "tensors", "observers", "metrics"]),
     ("protocols, on bytes alone; time, on its own", ["protocols", "concurrency"]),
     ("calling a server; one request, and the answer to it", ["client", "exchange"]),
     ("what a model is and how it is run", ["models"]),
@@ -30,13 +30,17 @@ ROWS: list[tuple[str, list[str]]] = [
         [
             "lifespan",
             "endpoints",
+            "pages",
             "duplex",
             "dispatch",
             "calls",
             "reading",
             "composing",
+            "grpc",
             "routes",
             "sockets",
+            "following",
+            "environment",
             "hosting",
             "server",
             "flags",
@@ -45,7 +49,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "offline",
         ],
     ),
-    ("the public names; the command line", ["modelserve", "cli", "__main__"]),
+    ("the public names; the command line", ["modelserve", "opentelemetry", "cli", "__main__"]),
 ]
 RANK = {
     part: (row, column) for row, (_, parts) in enumerate(ROWS) for column, part in enumerate(parts)

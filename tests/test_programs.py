@@ -117,6 +117,9 @@ def test_a_program_serves_until_a_signal_and_goes_on(
     running = program(GUARDED)
     (url,) = running.urls()
     assert pid_at(url) == running.process.pid
+    assert f"A page to try the models in: {url}/playground" in running.log
+    page = httpx.get(url, headers={"accept": "text/html"}, follow_redirects=True)
+    assert (str(page.url), page.status_code) == (f"{url}/playground", 200)
     assert running.stop(sig) == (0, "after\n")
 
 
@@ -201,7 +204,7 @@ async def test_run_is_refused_in_a_running_event_loop() -> None:
 
 def test_each_flag_is_an_argument() -> None:
     options = vars(parse(["app.py"]))
-    made_of_others = {"target", "limits", "token", "log_format"}
+    made_of_others = {"target", "limits", "token", "log_format", "variables"}
     assert set(Flags.__annotations__) - {"log_format"} == set(options) - made_of_others
 
 

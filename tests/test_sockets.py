@@ -407,9 +407,9 @@ async def test_a_client_that_leaves_ends_the_hook(how: Any, stage: str) -> None:
 @pytest.mark.parametrize(
     ("limits", "code", "reason"),
     [
-        ({"input_timeout": 0.05}, 4408, "input_timeout: no message was received for 0.05 s"),
-        ({"timeout": 0.05}, 4504, "timeout: the request took longer than 0.05 s"),
-        ({"idle_timeout": 0.05}, 4504, "idle_timeout: no item was produced for 0.05 s"),
+        ({"input_timeout": 0.3}, 4408, "input_timeout: no message was received for 0.3 s"),
+        ({"timeout": 0.3}, 4504, "timeout: the request took longer than 0.3 s"),
+        ({"idle_timeout": 0.3}, 4504, "idle_timeout: no item was produced for 0.3 s"),
     ],
 )
 async def test_limits_on_time_close_it(limits: Any, code: int, reason: str) -> None:

@@ -31,12 +31,14 @@ from modelserve import (
     ModelRepository,
     ModelServer,
     RequestedOutput,
+    RequestRecord,
     ServerSentEvent,
     ServingError,
     Upload,
     instances,
 )
 from modelserve.client import AsyncClient, Client, ClientError, ItemError
+from modelserve.opentelemetry import Tracing
 from modelserve.testing import exchange, lifespan, request
 
 P = ParamSpec("P")
@@ -424,6 +426,22 @@ class Files(Model):
 
 def as_hook(hook: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
     return app.model("hook")(hook)
+
+
+class Bill:
+    """An observer that is an object."""
+
+    def __call__(self, record: RequestRecord) -> int:
+        assert_type(record.hooks, Mapping[str, float])
+        return 0 if record.generation is None else record.generation.output_tokens or 0
+
+
+def log_slow(record: RequestRecord) -> None:
+    if record.seconds > 1 and record.outcome != "done":
+        print(record.model, record.request_id, record.error)
+
+
+observed = ModelServer(observers=[Bill(), log_slow, Tracing(record_exceptions=True)])
 
 
 def calling(url: str) -> list[str]:

@@ -16,13 +16,15 @@ from Python's own documentation (textmodel.py): nothing to download, and not muc
     curl localhost:8080/v1/chat/completions \\
         -d '{"model": "writer", "messages": [{"role": "user", "content": "The interpreter"}]}'
 
+Or open http://localhost:8080 in a browser: a page to try both in, which begins with their `example`.
+
 The writer's text comes as plain text. Add `-H "Accept: text/event-stream"` for server-sent events,
 `application/x-ndjson` for one JSON string per line, `application/json` for one document.
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 from textmodel import trained
@@ -37,6 +39,8 @@ class Writer(Model):
     The model takes well under a millisecond per word. `delay`, in seconds, imitates a larger one,
     so that you can see the stream; set it to 0 for full speed.
     """
+
+    example: ClassVar = {"instances": [{"prompt": "The interpreter", "max_tokens": 60, "seed": 1}]}
 
     def __init__(self, name: str, *, delay: float = 0.05) -> None:
         super().__init__(name)
@@ -70,6 +74,8 @@ class Writer(Model):
 
 class NextWord(Model):
     """Return the five likeliest words after each text, with their probabilities."""
+
+    example: ClassVar = {"instances": ["the built-in"]}
 
     def load(self) -> bool:
         self.text = trained()

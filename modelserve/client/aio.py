@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
 
 from modelserve.client import flows, requests
+from modelserve.client.connections import LARGEST_ERROR
 from modelserve.client.duplex import Pipe
 from modelserve.client.failures import AnswerError
 from modelserve.client.flows import Answer, Flow, Form, Pause, Send
-from modelserve.client.items import AsyncItems
+from modelserve.client.items import AsyncItems, closed
 from modelserve.client.lots import Lots
 from modelserve.client.mapping import Mapped
 from modelserve.client.requests import Arrays, Headers
@@ -215,12 +217,15 @@ async def _send(step: Send, http: httpx.AsyncClient, settings: Settings) -> Answ
         response = await http.send(request, stream=True)
         started = True
         response.headers.encoding = "latin-1"
-        is_plain = flows.is_plain(response.headers)
-        if step.streams and response.is_success and is_plain:
+        if not response.is_success:
+            body = await _error_body(response)
+            return Answer(response.status_code, response.headers, body)
+        if not flows.is_plain(response.headers):
+            await response.aclose()
+            raise settings.complaints.unreadable()
+        if step.streams:
             return Answer(response.status_code, response.headers, None, response)
         try:
-            if not is_plain:
-                raise settings.complaints.unreadable()
             body = await response.aread()
         finally:
             await response.aclose()
@@ -229,7 +234,28 @@ async def _send(step: Send, http: httpx.AsyncClient, settings: Settings) -> Answ
         raise settings.complaints.broken(exc, started=started) from None
 
 
+async def _error_body(response: httpx.Response) -> bytes:
+    """Read what an unsuccessful response says, as far as it comes: its status is enough."""
+    import httpx
+
+    body, pieces = b"", response.aiter_raw()
+    try:
+        with suppress(httpx.HTTPError):
+            async for piece in pieces:
+                body += piece
+                if len(body) > LARGEST_ERROR:
+                    break
+    finally:
+        await closed(response, pieces)
+    return body
+
+
 def _new_http(settings: Settings) -> httpx.AsyncClient:
     import httpx
 
-    return httpx.AsyncClient(**settings.for_httpx)
+    from modelserve.client.transports import with_own_sockets
+
+    options = settings.for_httpx
+    made = {name: options.pop(name) for name in ("limits", "verify")}
+    transport = with_own_sockets(httpx.AsyncHTTPTransport(**made, trust_env=False))
+    return httpx.AsyncClient(transport=transport, **options)

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import orjson
@@ -10,7 +12,16 @@ from modelserve.tensors import InferResponse
 from modelserve.wire import media
 from modelserve.wire.decoders import ChunkReader, EventReader, LineReader, Reader, TextReader
 
-__all__ = ["EVENTS", "LENGTH", "NDJSON", "is_json", "media_type_of", "reader_of", "value_of"]
+__all__ = [
+    "EVENTS",
+    "LENGTH",
+    "NDJSON",
+    "is_json",
+    "media_type_of",
+    "reader_of",
+    "retry_after",
+    "value_of",
+]
 
 LENGTH: Final = "inference-header-content-length"
 EVENTS: Final = "text/event-stream"
@@ -56,3 +67,26 @@ def value_of(media_type: str, body: bytes, headers: Mapping[str, str], *, v2: bo
     if v2 and isinstance(document, dict) and "outputs" in document:
         return InferResponse.from_rest(document)
     return document
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return for how many seconds a server is not to be asked again, if it says so.
+
+    It may say a date, which is read by the server's own clock where the response has its time.
+    """
+    wait = headers.get("retry-after", "").strip()
+    if wait.isascii() and wait.isdigit():
+        return float(wait)
+    until = _date(wait)
+    if until is None:
+        return None
+    now = _date(headers.get("date", "")) or datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, IndexError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -245,7 +246,9 @@ def _whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    mark = BOM_UTF8  # with which files of Windows begin
     for piece in _whole_lines(pieces):
+        piece, mark = piece.removeprefix(mark), b""
         yield from (line for line in piece.split(b"\n") if line and not line.isspace())
 
 
@@ -297,7 +300,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("url", metavar="URL", help="the server, for example http://localhost:8080")
     add("model", metavar="MODEL")
-    add("instance", metavar="INSTANCE", nargs="*", help="what to send")
+    add("instance", metavar="INSTANCE", nargs="*", default=[], help="what to send")
     add("--file", metavar="FILE", help="send a file: .json is one payload, .ndjson and .jsonl"
         " are rows, any other is sent as it is; - is stdin")  # fmt: skip
     add("--json", action="store_true", help="stdin, or the file, is one JSON document")

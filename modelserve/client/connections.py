@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["CONNECT_SECONDS", "is_stalled", "no_cookies", "timeouts", "trusted"]
+__all__ = [
+    "CONNECT_SECONDS",
+    "LARGEST_ERROR",
+    "LONGEST_HEAD",
+    "is_garbled",
+    "is_stalled",
+    "no_cookies",
+    "timeouts",
+    "trusted",
+]
 
 CONNECT_SECONDS: Final = 10.0
+LARGEST_ERROR: Final = 1024 * 1024  # more is not read of what an unsuccessful response says
+LONGEST_HEAD: Final = 100 * 1024  # as httpcore has it
 
 
 def trusted() -> ssl.SSLContext | bool:
@@ -38,3 +49,16 @@ def is_stalled(exc: Exception) -> bool:
     import httpx
 
     return isinstance(exc, httpx.ReadTimeout | httpx.WriteTimeout)
+
+
+def is_garbled(exc: Exception) -> bool:
+    """Return whether an error of httpx is due to bytes that are not HTTP, and not to their end.
+
+    httpcore reports both alike; what h11 has said stands behind it.
+    """
+    import h11
+
+    problem: BaseException | None = exc
+    while problem is not None and not isinstance(problem, h11.RemoteProtocolError):
+        problem = problem.__cause__ or problem.__context__
+    return problem is not None and not str(problem).startswith("peer closed connection")

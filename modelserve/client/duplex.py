@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import ByteStream
 
-from modelserve.client.connections import CONNECT_SECONDS
+from modelserve.client.connections import CONNECT_SECONDS, LARGEST_ERROR, LONGEST_HEAD
 from modelserve.client.failures import ClientError
 from modelserve.client.flows import Answer, Complaints, Form, decoder_of, is_plain, refusal
 from modelserve.client.items import Decoder
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipe"]
 
 _READ_BYTES: Final = 64 * 1024
-_LARGEST_ERROR: Final = 1024 * 1024
+_WRITE_BYTES: Final = 64 * 1024  # what a server has to take within the time limit
 
 
 class Pipe(Lots):
@@ -62,7 +62,7 @@ class Pipe(Lots):
         self._connection: h11.Connection | None = None
         self._incoming: _Incoming | None = None
         self._decoder: Decoder | None = None
-        self._written = 0
+        self._moved = 0.0
         self._closed = self._is_reading = False
 
     # --- the task that writes -------------------------------------------------------------------
@@ -96,7 +96,8 @@ class Pipe(Lots):
     def _begin(self, stream: ByteStream) -> None:
         import h11
 
-        self._stream, self._connection = stream, h11.Connection(h11.CLIENT)
+        self._stream = stream
+        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
         self._incoming = _Incoming(self._connection, self._receive, self._complaints)
         self._opened.set()
 
@@ -127,9 +128,10 @@ class Pipe(Lots):
         await self._send(stream, self._connection.send(h11.EndOfMessage()))
 
     async def _send(self, stream: ByteStream, piece: bytes | None) -> None:
-        if piece:
-            await stream.send(piece)
-            self._written += 1
+        piece = piece or b""
+        for start in range(0, len(piece), _WRITE_BYTES):
+            await stream.send(piece[start : start + _WRITE_BYTES])
+            self._moved = anyio.current_time()
 
     # --- who asks, and so reads -----------------------------------------------------------------
 
@@ -152,23 +154,24 @@ class Pipe(Lots):
         source has no rows.
         """
         assert self._stream is not None
+        self._moved = anyio.current_time()
         while True:
             self._check()
-            written = self._written
-            with anyio.CancelScope() as self._reading:
-                with anyio.move_on_after(self._complaints.seconds) as waiting:
-                    try:
-                        self._is_reading = True
-                        return await self._stream.receive(_READ_BYTES)
-                    except BROKEN:
-                        self._check()
-                        return b""
-                    finally:
-                        self._is_reading = False
-            self._check()
-            is_slow = waiting.cancelled_caught and not self._rows.is_awaited
-            if is_slow and written == self._written:
+            patient_until = self._patient_until()
+            if anyio.current_time() >= patient_until:
                 raise self._complaints.stalled()
+            with anyio.CancelScope(deadline=patient_until) as self._reading:
+                try:
+                    self._is_reading = True
+                    return await self._stream.receive(_READ_BYTES)
+                except BROKEN:
+                    self._check()
+                    return b""
+                finally:
+                    self._is_reading = False
+
+    def _patient_until(self) -> float:
+        return max(self._moved, self._rows.last_awaited()) + self._complaints.seconds
 
     def _check(self) -> None:
         """Raise what went wrong while connecting or writing."""
@@ -212,7 +215,7 @@ class _Incoming:
         """Read what an unsuccessful response says, as far as it comes."""
         body = b""
         try:
-            while len(body) < _LARGEST_ERROR and (piece := await self.piece()) is not None:
+            while len(body) < LARGEST_ERROR and (piece := await self.piece()) is not None:
                 body += piece
         except ClientError:
             pass  # the status is enough

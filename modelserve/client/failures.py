@@ -69,6 +69,15 @@ def sentence_in(document: Any) -> str | None:
         document = error
     for key in ("error", "detail", "message"):
         text = document.get(key)
+        text = _first_of(text) if isinstance(text, list) else text
         if isinstance(text, str) and text:
             return text[:_SENTENCE_LENGTH]
+    return None
+
+
+def _first_of(problems: list[Any]) -> str | None:
+    """Return the first of pydantic's errors, with its place, as FastAPI lists them."""
+    match problems:
+        case [{"loc": [*place], "msg": str(text)}, *_]:
+            return f"{'.'.join(map(str, place))}: {text}"
     return None

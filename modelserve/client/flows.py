@@ -14,7 +14,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import orjson
 
-from modelserve.client.answers import media_type_of, reader_of, value_of
+from modelserve.client.answers import media_type_of, reader_of, retry_after, value_of
+from modelserve.client.connections import is_garbled
 from modelserve.client.failures import (
     AnswerError,
     ClientError,
@@ -54,6 +55,7 @@ __all__ = [
 
 _LONGEST_WAIT: Final = 60.0
 _ASKED_AGAIN: Final = (429, 503)
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 
 class Answer(NamedTuple):
@@ -164,10 +166,10 @@ def refusal(answer: Answer) -> AnswerError:
     found = None
     with suppress(ValueError):
         found = sentence_in(orjson.loads(answer.body or b""))
-    wait = answer.headers.get("retry-after", "")
-    seconds = float(wait) if wait.isascii() and wait.isdigit() else None
     sentence = found or f"The server answered with status {answer.status}."
-    return AnswerError(sentence, answer.status, retry_after=seconds)
+    if found is None and answer.status in _REDIRECTS and "location" in answer.headers:
+        sentence = f"{sentence[:-1]}; what it is asked for is at {answer.headers['location']}"
+    return AnswerError(sentence, answer.status, retry_after=retry_after(answer.headers))
 
 
 class Complaints(NamedTuple):
@@ -186,6 +188,8 @@ class Complaints(NamedTuple):
             return self.stalled()
         if isinstance(exc, httpx.LocalProtocolError):
             return ClientError(f"The request cannot be sent: {exc}")
+        if is_garbled(exc):
+            return self.unreadable()
         return self.cut() if started else self.no_answer()
 
     def unreachable(self, exc: Exception) -> Unreachable:

@@ -14,7 +14,16 @@ import anyio
 from modelserve.wire.decoders import EventReader, Failure, Reader
 from modelserve.wire.encoders import ServerSentEvent
 
-__all__ = ["AsyncItems", "Complaints", "Decoder", "ItemError", "Items", "Single", "as_yielded"]
+__all__ = [
+    "AsyncItems",
+    "Complaints",
+    "Decoder",
+    "ItemError",
+    "Items",
+    "Single",
+    "as_yielded",
+    "closed",
+]
 
 _NO_ITEM: Final = object()
 
@@ -223,16 +232,9 @@ class AsyncItems:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connection, unless all has been read.
-
-        httpx's nested generators are run to their end, which then comes at once: trio warns of
-        generators that are left to the garbage collector.
-        """
+        """Close the connection, unless all has been read."""
         self._decoder.stop()
-        await self._response.aclose()
-        with suppress(Exception):
-            async for _ in self._chunks:
-                pass
+        await closed(self._response, self._chunks)
 
     async def _read(self) -> bytes | None:
         import httpx
@@ -241,6 +243,18 @@ class AsyncItems:
             return await anext(self._chunks, None)
         except httpx.HTTPError as exc:
             raise self._complaints.broken(exc, started=True) from None
+
+
+async def closed(response: Any, pieces: AsyncIterator[bytes]) -> None:
+    """Close a response and what iterates over it.
+
+    httpx's nested generators are run to their end, which then comes at once: trio warns of
+    generators that are left to the garbage collector.
+    """
+    await response.aclose()
+    with suppress(Exception):
+        async for _ in pieces:
+            pass
 
 
 def _raising(exc: Exception) -> Iterator[Any]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 
-__all__ = ["BROKEN", "connect"]
+__all__ = ["BROKEN", "connect", "secured"]
+
+_NEXT_SECONDS: Final = 0.25
 
 # What a stream raises where its connection is at an end.
 BROKEN = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -27,17 +31,12 @@ async def connect(host: str, port: int, trusted: ssl.SSLContext | None) -> ByteS
     Each address of the host is tried. Raises one of `BROKEN`.
     """
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    problem: OSError | None = None
-    for family, kind, protocol, _, address in found:
-        try:
-            stream = _Socket(await _connected(socket.socket(family, kind, protocol), address))
-            break
-        except OSError as exc:
-            problem = exc
-    else:
-        raise problem or OSError("the name has no address")
-    if trusted is None:
-        return stream
+    stream = _Socket(await _first_connected(found))
+    return stream if trusted is None else await secured(stream, host, trusted)
+
+
+async def secured(stream: ByteStream, host: str | None, trusted: ssl.SSLContext) -> ByteStream:
+    """Begin TLS on a connection, which is closed where that fails. Raises one of `BROKEN`."""
     try:
         return await TLSStream.wrap(
             stream, hostname=host, ssl_context=trusted, standard_compatible=False
@@ -45,6 +44,35 @@ async def connect(host: str, port: int, trusted: ssl.SSLContext | None) -> ByteS
     except BaseException:
         await anyio.aclose_forcefully(stream)
         raise
+
+
+async def _first_connected(addresses: Sequence[tuple[Any, ...]]) -> socket.socket:
+    """Try one address after the other, and not for long before the next (RFC 8305)."""
+    connected: list[socket.socket] = []
+    problem = OSError("the name has no address")
+
+    async def attempt(kind: tuple[int, int, int], address: Any, failed: anyio.Event) -> None:
+        nonlocal problem
+        try:
+            connected.append(await _connected(socket.socket(*kind), address))
+            tasks.cancel_scope.cancel()
+        except OSError as exc:
+            problem = exc
+            failed.set()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for family, kind, protocol, _, address in addresses:
+                failed = anyio.Event()
+                tasks.start_soon(attempt, (family, kind, protocol), address, failed)
+                with anyio.move_on_after(_NEXT_SECONDS):
+                    await failed.wait()
+        if not connected:
+            raise problem
+        return connected.pop(0)
+    finally:
+        for raw in connected:
+            raw.close()
 
 
 async def _connected(raw: socket.socket, address: tuple[str | int, ...]) -> socket.socket:
@@ -64,10 +92,14 @@ async def _connected(raw: socket.socket, address: tuple[str | int, ...]) -> sock
 
 
 class _Socket(ByteStream):
-    """A connected socket. Nobody may be reading or writing when it is closed."""
+    """A connected socket. Closing it wakes who reads or writes, if anyio can do so."""
 
     def __init__(self, raw: socket.socket) -> None:
         self._raw = raw
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {SocketAttribute.raw_socket: lambda: self._raw}
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         await anyio.lowlevel.checkpoint()
@@ -98,4 +130,6 @@ class _Socket(ByteStream):
         self._raw.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
+        if self._raw.fileno() >= 0 and hasattr(anyio, "notify_closing"):  # not in anyio 4.8
+            anyio.notify_closing(self._raw)
         self._raw.close()

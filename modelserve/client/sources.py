@@ -21,7 +21,6 @@ __all__ = ["RowSource", "Rows", "as_line", "as_piece", "as_row"]
 RowSource: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 
 _AHEAD_BYTES: Final = 256 * 1024
-_LOT_BYTES: Final = 64 * 1024
 # Rows that come faster than this are gathered for a moment: one write for many.
 _GATHER_SECONDS: Final = 0.001
 _CLOSE_SECONDS: Final = 5.0
@@ -66,7 +65,8 @@ class Rows:
         self._lock = threading.Condition()
         self._news: anyio.Event | None = None  # somebody waits for rows
         self._room: anyio.Event | None = None  # the task waits for room
-        self.is_awaited = False  # for telling a slow source from a slow server
+        self._is_awaited = False
+        self._awaited_until = 0.0
         self.count = 0
 
     async def run(self) -> None:
@@ -94,12 +94,17 @@ class Rows:
                 if self._ended:
                     return []
                 self._news = news = anyio.Event()
-            self.is_awaited = True
+            self._is_awaited = True
             try:
                 await news.wait()
-                await anyio.sleep(_GATHER_SECONDS)
+                if not self._ended:
+                    await anyio.sleep(_GATHER_SECONDS)
             finally:
-                self.is_awaited = False
+                self._is_awaited, self._awaited_until = False, anyio.current_time()
+
+    def last_awaited(self) -> float:
+        """Return when `take` waited last: it tells a slow source from a slow server."""
+        return anyio.current_time() if self._is_awaited else self._awaited_until
 
     async def gather(self, count: int) -> list[bytes]:
         """Wait for so many rows; return fewer only at the end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -12,6 +12,7 @@ from anyio.from_thread import start_blocking_portal
 
 from modelserve.client import flows, requests
 from modelserve.client.aio import AsyncClient
+from modelserve.client.connections import LARGEST_ERROR
 from modelserve.client.failures import AnswerError
 from modelserve.client.flows import Answer, Flow, Form, Pause, Send
 from modelserve.client.items import Items
@@ -218,18 +219,34 @@ def _send(step: Send, http: httpx.Client, settings: Settings) -> Answer:
         response = http.send(request, stream=True)
         started = True
         response.headers.encoding = "latin-1"
-        is_plain = flows.is_plain(response.headers)
-        if step.streams and response.is_success and is_plain:
+        if not response.is_success:
+            body = _error_body(response)
+            return Answer(response.status_code, response.headers, body)
+        if not flows.is_plain(response.headers):
+            response.close()
+            raise settings.complaints.unreadable()
+        if step.streams:
             return Answer(response.status_code, response.headers, None, response)
         try:
-            if not is_plain:
-                raise settings.complaints.unreadable()
             body = response.read()
         finally:
             response.close()
         return Answer(response.status_code, response.headers, body)
     except httpx.HTTPError as exc:
         raise settings.complaints.broken(exc, started=started) from None
+
+
+def _error_body(response: httpx.Response) -> bytes:
+    """Read what an unsuccessful response says, as far as it comes: its status is enough."""
+    import httpx
+
+    body = b""
+    with closing(response), suppress(httpx.HTTPError):
+        for piece in response.iter_raw():
+            body += piece
+            if len(body) > LARGEST_ERROR:
+                break
+    return body
 
 
 def _new_http(settings: Settings) -> httpx.Client:

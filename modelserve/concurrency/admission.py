@@ -11,7 +11,7 @@ from itertools import count
 from time import monotonic
 
 from modelserve.concurrency.budget import Budget, Share
-from modelserve.concurrency.gate import Gate, Ticket
+from modelserve.concurrency.gate import Gate, Ticket, Waits
 from modelserve.concurrency.nesting import Nesting
 from modelserve.errors import ServingError
 from modelserve.limits import Limits
@@ -56,6 +56,7 @@ class Admission:
         size: int = 0,
         share: Share | None = None,
         *,
+        who: Waits | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> None:
         """Acquire a slot of the model and one of the application, waiting in turn.
@@ -63,6 +64,7 @@ class Admission:
         Args:
             size: The bytes that the request holds while it waits.
             share: What counts them, if it has one already; closed once it is admitted.
+            who: Is told for how long it has waited, if it had to.
             on_wait: Called if it has to wait, once it has its place.
 
         Raises Overloaded if a queue or the budget is full, or what `refuse_waiting` was given. A
@@ -93,7 +95,7 @@ class Admission:
             raise
         finally:
             share.close()
-            gate.note_wait(since)
+            gate.note_wait(since, who)
         if ticket.refusal is not None:
             raise ticket.refusal
 

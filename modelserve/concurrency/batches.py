@@ -42,11 +42,18 @@ class Policy(NamedTuple):
 class Recorder(Protocol):
     """What records the calls."""
 
-    def start(self, size: int, waits: Sequence[float]) -> None:
-        """Record a call: its items, and for how many seconds each caller has waited."""
+    def start(
+        self, size: int, waits: Sequence[float], callers: Sequence[Caller] = ()
+    ) -> Callable[[str], None]:
+        """Record a call, in the task that makes it; return what records its end there.
 
-    def end(self, outcome: str) -> None:
-        """Record how a call has ended: done, error or cancelled."""
+        Args:
+            size: Its items.
+            waits: For how many seconds each caller has waited.
+            callers: Those of a joint call.
+
+        The end is that it is done, has an error or was cancelled: `done`, `error`, `cancelled`.
+        """
 
 
 class Batches:
@@ -121,7 +128,7 @@ class Batches:
     async def _call_alone(self, work: Work, waited: float) -> Any:
         """Make a call for one caller alone, in its own task."""
         self._running += 1
-        self._recorder.start(work.size, (waited,))
+        record_end = self._recorder.start(work.size, (waited,))
         outcome = "cancelled"
         try:
             result = await self._make_call_alone(work)
@@ -133,11 +140,11 @@ class Batches:
             outcome = "error"
             raise
         finally:
-            self._end_call(outcome)
+            self._end_call(record_end, outcome)
 
-    def _end_call(self, outcome: str) -> None:
+    def _end_call(self, record_end: Callable[[str], None], outcome: str) -> None:
         self._running -= 1
-        self._recorder.end(outcome)
+        record_end(outcome)
         if self._lanes:
             self._start_calls()
 
@@ -187,7 +194,7 @@ class Batches:
 
     async def _run(self, joint: Joint) -> None:
         """Make a joint call, in a task of its own."""
-        self._recorder.start(joint.size, joint.waits)
+        record_end = self._recorder.start(joint.size, joint.waits, joint.callers)
         try:
             await joint.make(self._make_call, self._flights, self._lanes)
             if joint.is_made_again:
@@ -201,5 +208,5 @@ class Batches:
         finally:
             for caller in joint.callers:
                 self._lanes.line_up(caller)
-            self._end_call(joint.outcome)
+            self._end_call(record_end, joint.outcome)
             joint.wake_callers()  # last, so that the next call runs while these are answered

@@ -24,7 +24,14 @@ import anyio
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
 
-__all__ = ["ThreadCall", "ThreadStream", "call_of_this_thread", "run_here", "stopping"]
+__all__ = [
+    "ThreadCall",
+    "ThreadStream",
+    "call_of_this_thread",
+    "run_here",
+    "stopping",
+    "wait_until_taken",
+]
 
 _BUFFERED_ITEMS: Final = 64
 _BUFFERED_BYTES: Final = 1 << 20
@@ -60,7 +67,9 @@ class ThreadStream:
             apply_changes(item.changes)
             item = item.item
         call.bytes_out += _size(item)
-        if call.writer_waits and not call.buffers_more(_BUFFERED_ITEMS // 2, _BUFFERED_BYTES // 2):
+        if call.writer_waits and not _buffers_more(
+            call, _BUFFERED_ITEMS // 2, _BUFFERED_BYTES // 2
+        ):
             call.writer_waits = False
             call.room.set()
         return item
@@ -133,6 +142,7 @@ class ThreadCall:
         # written by the event loop
         self._returned = anyio.Event()
         self._item_arrived = anyio.Event()
+        self.all_taken = anyio.Event()
         self._ended = anyio.Event()
         self._interruptions = _Interruptions()
         self.bytes_out = 0
@@ -144,7 +154,7 @@ class ThreadCall:
         self._result: Any = None
         self._error: BaseException | None = None
         self.close_error: BaseException | None = None
-        self._is_stream = False
+        self.is_stream = False
         self._recorder = Recorder(self._context) if shares_context else None
         self.changes: Changes = ()
         self.finished = False
@@ -173,7 +183,7 @@ class ThreadCall:
         return self._outcome()
 
     def _outcome(self) -> Any:
-        if self._is_stream:
+        if self.is_stream:
             return ThreadStream(self)
         if self._error is not None:
             raise self._error
@@ -184,6 +194,7 @@ class ThreadCall:
         """Return once there is an item, or no more will come."""
         self._item_arrived = anyio.Event()
         self.reader_waits = True
+        self.all_taken.set()
         if not (self.items or self.finished):
             await self._item_arrived.wait()
 
@@ -238,7 +249,7 @@ class ThreadCall:
     def _run(self) -> None:
         result = self._function(*self._args)
         if isinstance(result, Iterator):
-            self._is_stream = True
+            self.is_stream = True
             _run_on_loop(self.call_soon, self._returned.set)
             self._produce(result)
         else:
@@ -276,21 +287,30 @@ class ThreadCall:
             self._interruptions.run()
 
     def _has_no_room(self) -> bool:
-        is_full = self.buffers_more(_BUFFERED_ITEMS - 1, _BUFFERED_BYTES)
+        is_full = _buffers_more(self, _BUFFERED_ITEMS - 1, _BUFFERED_BYTES)
         return is_full and not self.stop_requested
 
-    # -- on both sides
 
-    def buffers_more(self, items: int, size: int) -> bool:
-        """Return whether the buffer holds more than this many items or bytes."""
-        return len(self.items) > items or (
-            self.bytes_in - self.bytes_out > size and len(self.items) > 0
-        )
+def _buffers_more(call: ThreadCall, items: int, size: int) -> bool:
+    """Return, on either side, whether the buffer holds more than this many items or bytes."""
+    held = len(call.items)
+    return held > items or (call.bytes_in - call.bytes_out > size and held > 0)
 
 
 def _call_each(callbacks: list[Callable[[], object]]) -> None:
     for callback in [*callbacks]:
         callback()
+
+
+async def wait_until_taken(call: ThreadCall) -> None:
+    """Wait until whoever reads the items of a call is done with all; it adds none meanwhile."""
+    while call.is_stream and not call.stop_requested and (call.items or not call.reader_waits):
+        taken = call.all_taken = anyio.Event()
+        call.when_stopped.append(taken.set)
+        try:
+            await taken.wait()
+        finally:
+            call.when_stopped.remove(taken.set)
 
 
 _this_thread: Final = threading.local()

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 
@@ -11,7 +11,17 @@ from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
 from modelserve.metrics.cells import Counter, Gauge
 
-__all__ = ["Gate", "Ticket"]
+__all__ = ["Gate", "Ticket", "Waits"]
+
+
+class Waits(Protocol):
+    """Who waits for a slot.
+
+    Attributes:
+        waited: From when to when it has, by `time.monotonic`; set at the end of the wait.
+    """
+
+    waited: tuple[float, float]
 
 
 class Gate:
@@ -63,9 +73,12 @@ class Gate:
         self.waiting += count
         self.queued.add(count)
 
-    def note_wait(self, since: float) -> None:
+    def note_wait(self, since: float, who: Waits | None) -> None:
         """Count for how long a request, or a call inside of one, has waited until now."""
-        self._waited.cells[0] += monotonic() - since
+        now = monotonic()
+        self._waited.cells[0] += now - since
+        if who is not None:
+            who.waited = since, now
 
     async def emptied(self) -> None:
         """Wait until no request runs or waits."""

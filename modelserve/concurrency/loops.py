@@ -12,7 +12,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-__all__ = ["EventLoop", "PerLoop", "Wakeup", "current_loop", "event_loop"]
+__all__ = ["EventLoop", "PerLoop", "Waiters", "Wakeup", "current_loop", "event_loop"]
 
 Function: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -88,7 +88,8 @@ class Wakeup(Protocol):
     def set(self) -> None:
         """Let `wait` return; nothing happens if it was set before or nobody waits any more."""
 
-    async def wait(self) -> object: ...
+    def wait(self) -> Awaitable[object]:
+        """Return what to await."""
 
 
 class EventLoop(Protocol):
@@ -107,6 +108,34 @@ class EventLoop(Protocol):
         """Call a function soon, from any thread; nothing happens once the loop has ended."""
 
 
+class Waiters:
+    """Those who wait for the same thing on the event loop that is running."""
+
+    __slots__ = ("_loop", "_wakeups")
+
+    def __init__(self) -> None:
+        self._loop = event_loop()
+        self._wakeups: list[Wakeup] = []
+
+    async def wait(self) -> None:
+        """Wait until all are woken the next time."""
+        wakeup = self._loop.wakeup()
+        self._wakeups.append(wakeup)
+        try:
+            await wakeup.wait()
+        except BaseException:
+            if wakeup in self._wakeups:
+                self._wakeups.remove(wakeup)
+            raise
+
+    def wake(self) -> None:
+        """Wake all who wait now."""
+        if self._wakeups:
+            for wakeup in self._wakeups:
+                wakeup.set()
+            self._wakeups.clear()
+
+
 class _AsyncioWakeup:
     __slots__ = ("_future",)
 
@@ -117,8 +146,8 @@ class _AsyncioWakeup:
         if not self._future.done():
             self._future.set_result(None)
 
-    async def wait(self) -> None:
-        await self._future
+    def wait(self) -> Awaitable[None]:
+        return self._future
 
 
 class _Asyncio:

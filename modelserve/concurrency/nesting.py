@@ -11,7 +11,7 @@ from time import monotonic
 
 import anyio
 
-from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.gate import Gate, Waits
 from modelserve.errors import Overloaded, ServingError
 
 __all__ = ["Nesting"]
@@ -29,11 +29,12 @@ class Nesting:
         self._queues = queues
         self._admit_waiting = admit_waiting
 
-    async def acquire(self, gate: Gate, held: Sequence[Gate]) -> None:
+    async def acquire(self, gate: Gate, held: Sequence[Gate], who: Waits | None = None) -> None:
         """Acquire a slot of a model.
 
         Args:
             held: The models that the request has slots of, each as often as it has.
+            who: Is told for how long it has waited, if it had to.
 
         Raises Overloaded if the queue is full, or if the call would wait for itself, and what
         `refuse` was given. A cancelled wait gives up its place.
@@ -57,7 +58,7 @@ class Nesting:
                 self._dequeue(gate, call)
             raise
         finally:
-            gate.note_wait(since)
+            gate.note_wait(since, who)
         if call.refusal is not None:
             raise call.refusal
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import anyio
 from starlette.types import Receive, Send
 
-from modelserve.concurrency.flight import Flight, Phase
+from modelserve.concurrency.flight import CANCELS, Flight, HostCancelled, Phase
 from modelserve.errors import ClientGone, Stopped
 from modelserve.exchange.sending import SendFailed, send_failure
 from modelserve.limits import Deadlines
@@ -56,7 +56,17 @@ class StreamState(Protocol):
         """Note that the pipeline has suspended; return whether a generator is cleaning up."""
 
 
-class Exchange(Head):
+class _Hosted(Head):
+    """A request, as far as its host has a say in it."""
+
+    __slots__ = ()
+
+    def host_cancelled(self) -> Stopped:
+        """Return what a cancellation by the host means: it stops, or the client has left."""
+        return ClientGone() if CANCELS in (self.scope.get("extensions") or ()) else HostCancelled()
+
+
+class Exchange(_Hosted):
     """One request and its answer; one object from the first byte to the last.
 
     The flight reads some attributes, which `concurrency.flight.Watched` describes; others are
@@ -69,13 +79,15 @@ class Exchange(Head):
         sending: A `send` has begun and not returned.
         cut: The answer must not look complete: the host has to cut the connection.
         closes_connection: The answer asks the client to close the connection.
+        waited: As in `concurrency.gate.Waits`; unset where it had not to wait.
     """
 
     __slots__ = (
         "admitted", "answered", "arrived", "body_read", "closes_connection", "codec", "cut",
         "deadlines", "error", "flight", "headers_only", "payload", "phase", "reason", "receive",
-        "seconds", "send", "sending", "series", "since", "status", "stream",
+        "seconds", "send", "sending", "series", "since", "status", "stream", "waited",
     )  # fmt: skip
+    waited: tuple[float, float]
 
     def __init__(
         self, codec: Codec, scope: Scope, receive: Receive, send: Send, arrived: float

@@ -7,16 +7,18 @@ its leaving is seen only once what it has sent has been taken, or where a `send`
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 
+from modelserve.concurrency.loops import Waiters
 from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, Stopped
 from modelserve.exchange.turns import Turn, give_way
-from modelserve.wire.lines import Cutter
+from modelserve.wire.lines import MOST_AT_ONCE, Cutter
 
-__all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies"]
+__all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies", "messages"]
 
 QUEUED_BYTES: Final = 1 << 16  # that are read ahead of a request without a slot
 _AHEAD_BYTES: Final = 1 << 20
@@ -49,6 +51,18 @@ def bodies(message: Message) -> tuple[bytes | None, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
+def messages(message: Message) -> tuple[Any, bool]:
+    """Return what is in a message of a WebSocket, text or bytes; an empty one is the last."""
+    if message["type"] != "websocket.receive":
+        return None, False
+    data = message.get("text")
+    if data is None:
+        data = message.get("bytes") or b""
+        if type(data) is not bytes:
+            data = bytes(data)
+    return data, bool(data)
+
+
 class Intake:
     """The records of one request on their way in.
 
@@ -70,11 +84,12 @@ class Intake:
         self._request = request
         self._reader = reader
         self._timeout = timeout
+        self._since = 0.0  # when the client's last record came
         self._records: list[bytes] = []
         self._number = 1  # of the first of them
         self._held, self._ahead = 0, QUEUED_BYTES
         self._error: Stopped | None = None
-        self._news, self._room = anyio.Event(), anyio.Event()
+        self._news, self._room = Waiters(), Waiters()
         self._turn = Turn()
 
     # -- the task that receives
@@ -87,84 +102,96 @@ class Intake:
         try:
             await self._receive_all()
             self.ended = True
-            self._news.set()
-            while (await self._next())[0] is not None:  # noqa: ASYNC110 - the host's to wait for
-                await anyio.sleep(_PAUSE_SECONDS)
-            raise ClientGone
+            self._news.wake()
+            await self._wait_for_leaving()
         except Stopped as reason:
             self._error = reason  # who waits for a record is cancelled, and reads no more
             raise
 
     async def _receive_all(self) -> None:
-        since, more = monotonic(), True
+        read, feed = self._reader, self.cutter.feed
+        receive = self._request.receive if self._timeout is None else self._receive_in_time
+        more, size = True, 0
+        self._since = monotonic()
         while more:
-            piece, more = await self._next_within(since)
+            try:
+                message = await receive()
+            except InputTimedOut:
+                raise
+            except Exception as exc:  # whatever it is, the client has left
+                raise ClientGone from exc
+            piece, more = read(message)
             if piece is None:
                 raise ClientGone
-            records = self.cutter.feed(piece)
+            size += len(piece)
+            records = feed(piece)
             if not more:
                 records += self.cutter.finish()
             if records:
-                self._add(records)
-                since = monotonic()
+                self._records += records
+                self._held += size + _RECORD_BYTES * len(records)
+                size = 0
+                self._since = monotonic()
+                self._news.wake()
             if self._held > self._ahead and more:
                 await self._wait_for_room()
-                since = monotonic()
 
-    async def _next_within(self, since: float) -> tuple[bytes | None, bool]:
-        if self._timeout is None:
-            return await self._next()
-        with anyio.move_on_after(since + self._timeout - monotonic()):
-            return await self._next()
+    async def _wait_for_leaving(self) -> None:
+        with suppress(Exception):  # whatever it is, the client has left
+            while self._reader(await self._request.receive())[0] is not None:  # noqa: ASYNC110
+                await anyio.sleep(_PAUSE_SECONDS)  # nothing that belongs to a request
+        raise ClientGone
+
+    async def _receive_in_time(self) -> Message:
+        assert self._timeout is not None
+        with anyio.move_on_after(self._since + self._timeout - monotonic()):
+            return await self._request.receive()
         raise InputTimedOut(self.cutter.noun, self._timeout)
-
-    async def _next(self) -> tuple[bytes | None, bool]:
-        try:
-            message = await self._request.receive()
-        except Exception:  # whatever it is, the client has left
-            return None, False
-        return self._reader(message)
-
-    def _add(self, records: list[bytes]) -> None:
-        self._records += records
-        self._held += sum(map(len, records)) + _RECORD_BYTES * len(records)
-        self._news.set()
 
     async def _wait_for_room(self) -> None:
         self.is_full = True
-        self._room = anyio.Event()
         await self._room.wait()
         self.is_full = False
+        self._since = monotonic()
 
     # -- whoever takes them
 
     def note_admitted(self) -> None:
         """Read further ahead from now on."""
         self._ahead = _AHEAD_BYTES
-        self._room.set()
+        self._room.wake()
 
-    async def take(self, most: int) -> tuple[int, list[bytes]]:
-        """Return the number of the next record, and the records that there are, at most so many.
+    async def take(self) -> tuple[int, list[bytes]]:
+        """Return the number of the next record, and the records that there are, 256 at most.
 
         Waits for one; there is none only at the end. Raises what has ended the input early.
         """
+        if self._turn.is_over():
+            await give_way()
+            self._turn.begin()
         while not self._records:
             if self._error is not None and not self.ended:
                 raise self._error
             if self.ended:
                 return self._number, []
-            if self._news.is_set():
-                self._news = anyio.Event()
             await self._news.wait()
             self._turn.note_pause()
-        if self._turn.is_over():
-            await give_way()
-            self._turn.begin()
-        taken = self._records[:most]
-        del self._records[:most]
-        number = self._number
-        self._number += len(taken)
-        self._held -= sum(map(len, taken)) + _RECORD_BYTES * len(taken)
+        number, records = self._number, self._take_some()
+        self._number += len(records)
         if self.is_full and self._held < _AHEAD_BYTES // 2:
-            self._room.set()
-        return number, taken
+            self._room.wake()
+        return number, records
+
+    def _take_some(self) -> list[bytes]:
+        """Take all records, or the first 256, as if each took as much memory as any other.
+
+        To count the bytes of each one would take as long as to cut them.
+        """
+        records = self._records
+        count = len(records)
+        if count <= MOST_AT_ONCE:
+            self._records, self._held = [], 0
+            return records
+        self._held -= self._held * MOST_AT_ONCE // count
+        self._records = records[MOST_AT_ONCE:]
+        return records[:MOST_AT_ONCE]

@@ -1,25 +1,24 @@
 """The results of a request that is still being received, on their way to the client.
 
-They are encoded here, go out by the `outbox` or in one document, and among them go the errors of
-single records. `streams` is for an answer whose request has been read.
+Among them go the errors of single records. What is the same for a body and for the messages of a
+WebSocket is here; how they are written and sent is in `bodies` and `messages`. `streams` is for an
+answer whose request has been read.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from time import monotonic
 from typing import Any, Final
 
 import anyio
 
 from modelserve.concurrency.asyncio_guard import OwnContext
 from modelserve.concurrency.endings import Ending, is_ending
-from modelserve.concurrency.flight import Phase
-from modelserve.errors import CollectedTooLarge, ServingError, describe, is_expected
+from modelserve.errors import ServingError, describe, is_expected
 from modelserve.exchange.exchange import Exchange
-from modelserve.exchange.outbox import EVENT_BYTES, Outbox
 from modelserve.exchange.sending import log_failure
 from modelserve.exchange.streams import Streaming, stream_headers
 from modelserve.exchange.turns import Turn, give_way
+from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.headers import Header
@@ -44,7 +43,10 @@ class RecordFailed(ServingError):
 
 
 class Results:
-    """The results of one request.
+    """The results of one request: what is known, counted and logged of them.
+
+    Attributes:
+        encoder, endings, lock, items, first_item: What the exchange knows of a stream.
 
     Args:
         stops: The first record that fails ends the request.
@@ -62,6 +64,11 @@ class Results:
         noun: str = "line",
         debug: bool = False,
     ) -> None:
+        self.encoder: Encoder | None = None
+        self.endings: Sequence[Ending] | None = None
+        self.lock: anyio.Lock | None = None
+        self.items = 0
+        self.first_item: float | None = None
         self._exchange = exchange
         self._format = format
         self._streaming = streaming
@@ -69,33 +76,56 @@ class Results:
         self._noun = noun
         self._debug = debug
         self._logged = 0
-        self._gathered = bytearray()  # a list of many parts would take far more memory
-        self._count = 0  # the items in it
-        self._collected: list[bytes] = []
-        self._size = 0  # of what is collected
         self._turn = Turn()
-        # what the exchange knows of a stream
-        self.endings: Sequence[Ending] | None = None
-        self.encoder = format.fixed
-        self.lock: anyio.Lock | None = None
-        self.items = 0
-        self.first_item: float | None = None
-        self._outbox = Outbox(exchange, self, streaming, at_once=format.fixed is not None)
+        self._tick: Tick | None = None
+        self._headers: list[Header] = []
         exchange.stream = self
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the form of the answer is still open, since nothing has been put."""
+        return self.encoder is None
+
+    # -- what those that send them do
+
+    def begin(self) -> None:
+        """Begin to send what will be put."""
+
+    def put(self, items: Sequence[Item]) -> None:
+        """Add items. Raises as an encoder does; NotAcceptable, CollectedTooLarge."""
+        raise NotImplementedError
+
+    def put_one(self, item: Item) -> Awaitable[None]:
+        """Add an item; return `wait_for_room`, to be awaited. Raises as both do."""
+        self.put((item,))
+        return self.wait_for_room()
+
+    async def put_each(self, items: AsyncIterator[Item]) -> None:
+        """Add items as they come."""
+        raise NotImplementedError
+
+    def remark(self, document: dict[str, Any]) -> bool:
+        """Say something between the items; return whether that is possible."""
+        raise NotImplementedError
+
+    def hand_on(self) -> None:
+        """Let be sent what has been gathered."""
+
+    async def emptied(self) -> None:
+        """Wait until all has been sent. Raises ClientGone."""
+        raise NotImplementedError
+
+    async def finish(self) -> None:
+        """Send what is left, and the end."""
+        raise NotImplementedError
+
+    # -- the same for all
 
     def note_suspension(self) -> bool:
         """Hand on what was gathered; return whether a generator is cleaning up."""
         self._turn.note_pause()
-        if self._count:
-            self._hand_on()
+        self.hand_on()
         return self.endings is not None and is_ending(self.endings)
-
-    async def send(self) -> None:
-        """Send what is put, until cancelled; to be a companion of the flight.
-
-        Raises ClientGone if the client has left.
-        """
-        await self._outbox.send()
 
     @asynccontextmanager
     async def flushing(self) -> AsyncIterator[None]:
@@ -104,62 +134,20 @@ class Results:
             yield
         except BaseException as exc:
             if not self._exchange.is_interrupted_by(exc):
-                await self._outbox.emptied()
+                await self.emptied()
             raise
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing has been put."""
-        return self.encoder is None
+        finally:
+            self.hand_on()
 
     async def put_all(self, items: AsyncIterator[Any], endings: Sequence[Ending] | None) -> None:
         """Put all items of a stream, as they come. What they raise is raised."""
         self.endings = endings
         mark = OwnContext(self._exchange)
         try:
-            fixed = self._format.fixed
-            await (self._gather(items) if fixed is None else _send_each(self, items, fixed.encode))
+            await self.put_each(items)
         finally:
-            self._hand_on()
+            self.hand_on()
             mark.leave()
-
-    async def _gather(self, items: AsyncIterator[Any]) -> None:
-        """Encode items as they come; those that come without a pause are handed on together."""
-        gathered, turn = self._gathered, self._turn
-        encode: Callable[[Item], bytes] | None = None
-        collects = False
-        async for item in items:
-            if encode is None:
-                encoder = self.encoder or self._choose(item)
-                encode, collects = encoder.encode, encoder.join is not None
-            if collects:
-                self._collect(encode(item))
-            else:
-                gathered += encode(item)
-                self._count += 1
-            if len(gathered) >= EVENT_BYTES or (monotonic() >= turn.ends and turn.is_over()):
-                self._hand_on()
-                await self.wait_for_room()
-
-    def _hand_on(self) -> None:
-        """Let what was gathered be sent."""
-        if self._count:
-            self._outbox.put(bytes(self._gathered), self._count)
-            self._gathered.clear()
-            self._count = 0
-
-    def put(self, items: Sequence[Item]) -> None:
-        """Add items. Raises as an encoder does; NotAcceptable, CollectedTooLarge."""
-        if not items:
-            return
-        encoder = self.encoder or self._choose(items[0])
-        if encoder.encode_all is not None:
-            self._outbox.put(encoder.encode_all(items), len(items))
-        elif encoder.join is not None:
-            for item in items:
-                self._collect(encoder.encode(item))
-        else:
-            self._outbox.put(b"".join(map(encoder.encode, items)), len(items))
 
     def fail_record(self, number: int, failure: BaseException) -> None:
         """Say in the place of a record's result why there is none.
@@ -170,67 +158,39 @@ class Results:
             self._logged += 1
             text = f"{self._noun.capitalize()} {number} of request %s failed"
             log_failure(self._exchange, text, failure)
-        self._hand_on()
-        encoder = self.encoder or self._choose({})
-        if self._stops or encoder.remark is None:
+        self.hand_on()
+        detail = describe(failure, debug=self._debug)[1]
+        if self._stops or not self.remark({"error": detail, self._noun: number}):
             place = f"{self._noun} {number}"
             raise RecordFailed(failure, place, debug=self._debug) from failure
-        detail = describe(failure, debug=self._debug)[1]
-        self._outbox.put(encoder.remark({"error": detail, self._noun: number}))
 
     async def wait_for_room(self) -> None:
         """Wait until what there is has been sent, if it is much, and give others their turn.
 
         Raises the reason if the request is being ended early.
         """
-        if self._outbox.is_full:
-            await self._outbox.emptied()
         if self._turn.is_over():
             await give_way()
             self._turn.begin()
         self._exchange.check_reason()
 
-    def _collect(self, part: bytes) -> None:
-        """Keep an encoded item for the one document of all. Raises CollectedTooLarge."""
-        self._collected.append(part)
-        self._size += len(part)
-        self._exchange.since = monotonic()
-        limit = self._streaming.collect_bytes
-        if self._size > limit:
-            raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
+    def choose(self, encoder: Encoder) -> Encoder:
+        """Settle the form of the answer, and its headers: whoever sends must not find them bad."""
+        self._headers = stream_headers(self._format, encoder)
+        self.encoder = encoder
+        return encoder
 
-    async def finish(self) -> None:
-        """Send what is left, and the end."""
-        exchange, encoder = self._exchange, self.encoder or self._choose(None, empty=True)
-        if encoder.join is not None:
-            exchange.check_reason()
-            self.items = len(self._collected)
-            document = encoder.join(self._collected)
-            await exchange.send_document(200, self.start_headers(), [document])
-            return
-        await self._outbox.emptied()
-        exchange.check_reason()
-        if not exchange.status:
-            await exchange.start(200, self.start_headers())
-        exchange.enter(Phase.SEND)
-        await exchange.finish(b"" if encoder.finish is None else encoder.finish())
+    async def start(self) -> None:
+        """Send the start of the answer, if it has not been sent."""
+        if not self._exchange.status:
+            await self._exchange.start(200, self._headers)
 
-    def start_headers(self) -> list[Header]:
-        """Return the headers of the answer, once its form is known."""
-        assert self.encoder is not None
-        return stream_headers(self._format, self.encoder)
-
-    def _choose(self, first: Item, *, empty: bool = False) -> Encoder:
-        self.encoder = self._format.encoder(first, empty=empty)
-        return self.encoder
-
-
-async def _send_each(
-    results: Results, items: AsyncIterator[Any], encode: Callable[[Item], bytes]
-) -> None:
-    """Send items as they come, where each is a message of its own."""
-    send, turn = results._outbox.send_one, results._turn
-    async for item in items:
-        await send(encode(item))
-        if monotonic() >= turn.ends and turn.is_over():
-            await results.wait_for_room()
+    def record(self, now: float, count: int) -> None:
+        """Record that items are sent, so many at the same moment."""
+        if self._tick is None:
+            arrived = self._exchange.arrived
+            self.first_item = now - arrived
+            self._tick = self._streaming.record_first(arrived, now)
+            count -= 1
+        if count:
+            self._tick(now, count)

@@ -7,7 +7,7 @@ import anyio
 
 from modelserve.errors import ClientGone, Stopped
 
-__all__ = ["SendFailed", "log_failure", "send_failure"]
+__all__ = ["SendFailed", "is_gone", "log_failure", "send_failure"]
 
 logger = logging.getLogger("modelserve")
 
@@ -15,7 +15,8 @@ logger = logging.getLogger("modelserve")
 _GONE_NAME: Final = "disconnect"
 _GONE: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 _GONE_OF_TRIO: Final = {"BrokenResourceError", "ClosedResourceError"}
-_CLOSED_OF_UVLOOP: Final = "the handler is closed"  # a RuntimeError
+# What is in a RuntimeError then: of uvloop, and of hosts whose client has closed a WebSocket.
+_GONE_TEXTS: Final = ("the handler is closed", "websocket.close")
 
 
 class Logged(Protocol):
@@ -38,7 +39,7 @@ class SendFailed(Stopped):
 
 def send_failure(request: Logged, exc: Exception) -> Stopped:
     """Return what to raise for an exception of `send`; log one that is nobody's leaving."""
-    if isinstance(request.reason, ClientGone) or _is_gone(exc):
+    if isinstance(request.reason, ClientGone) or is_gone(exc):
         return ClientGone()
     log_failure(request, "Sending the answer to request %s failed", exc)
     return SendFailed(exc)
@@ -50,12 +51,13 @@ def log_failure(request: Logged, text: str, exc: BaseException) -> None:
     logger.error(text, number, exc_info=exc, extra={"request_id": number})
 
 
-def _is_gone(exc: BaseException) -> bool:
+def is_gone(exc: BaseException) -> bool:
+    """Return whether an exception of `send` says that the client has left."""
     if isinstance(exc, BaseExceptionGroup):
-        return all(map(_is_gone, exc.exceptions))
+        return all(map(is_gone, exc.exceptions))
     if isinstance(exc, _GONE):
         return True
-    if isinstance(exc, RuntimeError) and _CLOSED_OF_UVLOOP in str(exc):
+    if isinstance(exc, RuntimeError) and any(text in str(exc) for text in _GONE_TEXTS):
         return True
     names = {kind.__name__ for kind in type(exc).__mro__}
     return bool(names & _GONE_OF_TRIO) or any(_GONE_NAME in name.lower() for name in names)

@@ -18,6 +18,7 @@ from modelserve.concurrency.flight import Phase
 from modelserve.errors import CollectedTooLarge
 from modelserve.exchange.coalescing import Coalescer
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.heartbeat import start_heartbeat
 from modelserve.exchange.sending import send_failure
 from modelserve.exchange.turns import TURN_SECONDS, give_way
 from modelserve.metrics.series import Tick
@@ -212,25 +213,11 @@ class Stream:
         encoder = self._format.framed_encoder() if seconds is not None else None
         if encoder is None or seconds is None:
             return
-        self.lock = anyio.Lock()  # from now on two tasks send
         await self._start(encoder)
         exchange.enter(_ITEM if self.items else _FIRST)
         if exchange.flight is None:
             await asyncio.sleep(0)  # a pipeline has its flight once it has suspended
-        assert exchange.flight is not None
-        exchange.flight.start_companion(self._beat(encoder.idle or b"", seconds))
-
-    async def _beat(self, idle: bytes, seconds: float) -> None:
-        exchange, sent = self._exchange, monotonic()
-        while exchange.phase != _DONE:
-            quiet = monotonic() - max(sent, exchange.since)
-            if quiet < seconds:
-                await anyio.sleep(seconds - quiet)
-            elif exchange.reason is not None or exchange.phase == _SEND:
-                await anyio.sleep(seconds)
-            else:
-                await exchange.send_part(idle)
-                sent = monotonic()
+        start_heartbeat(exchange, encoder.idle or b"", seconds)
 
 
 async def send_sheltered(

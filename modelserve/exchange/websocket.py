@@ -6,19 +6,20 @@ answer to the handshake. What fails later is a last message, and a close code of
 status. Whatever happens, the WebSocket is closed from here.
 """
 
-from contextlib import suppress
+from collections.abc import Awaitable
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from starlette.types import Message, Receive, Scope, Send
 
 from modelserve.errors import ResponseCut, describe
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.sending import is_gone
 from modelserve.wire.handshake import SUBPROTOCOL
 from modelserve.wire.headers import Header
 from modelserve.wire.json import error_document
-from modelserve.wire.messages import BINARY, FAILURE, close_reason, split, status_of
+from modelserve.wire.messages import close_reason, status_of
 
 __all__ = ["Socket", "cut"]
 
@@ -26,15 +27,14 @@ _DENIAL: Final = "websocket.http.response"
 _CODES: Final = 4000  # those of an application (RFC 6455, 7.4.2), in which a status fits
 _COMPLETE: Final = 1000
 _CUT_SECONDS: Final = 0.5
-# What hosts say in a RuntimeError, where the client has closed first.
-_CLOSED_BEFORE: Final = "websocket.close"
+_LEFT: Final[Message] = {"type": "websocket.disconnect", "code": 1005}
 
 
 class _State(Enum):
     NEW = "neither accepted nor refused"
     OPEN = "accepted, or being accepted"
     DENIED = "refused"
-    CLOSED = "closed, by us or by the client"
+    CLOSED = "closed"
 
 
 class Socket:
@@ -48,7 +48,7 @@ class Socket:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, headers: list[Header]) -> None:
         self._receive = receive
-        self._host_send = send
+        self._send = send
         self._headers = headers
         self._subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
         self._can_deny = _DENIAL in (scope.get("extensions") or {})
@@ -58,22 +58,15 @@ class Socket:
 
     # -- as the request
 
-    async def receive(self) -> Message:
-        """Return the next message as a part of a body; an empty one ends it."""
+    def receive(self) -> Awaitable[Message]:
+        """Return what awaits the client's next message, which is left as it is."""
+        return self._receive() if self._state is _State.OPEN else self._receive_first()
+
+    async def _receive_first(self) -> Message:
         if self._state is _State.NEW:
             await self._accept()
-        if self._state is _State.CLOSED:
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        if message["type"] != "websocket.receive":
-            self._state = _State.CLOSED
-            return {"type": "http.disconnect"}
-        data = message.get("bytes")
-        if data is None:
-            data = message.get("text") or ""
-        elif type(data) is not bytes:
-            data = bytes(data)
-        return {"type": "http.request", "body": data, "more_body": bool(data)}
+            return await self._receive()
+        return _LEFT
 
     async def _accept(self) -> None:
         self._state = _State.OPEN
@@ -87,8 +80,14 @@ class Socket:
 
     # -- as the answer
 
-    async def send(self, message: Message) -> None:
-        """Send an event of the answer as messages, or as the answer to the handshake."""
+    def send(self, message: Message) -> Awaitable[None]:
+        """Return what sends a message, or an event of the answer as messages."""
+        is_open = self._state is _State.OPEN and self._accepted is None
+        if is_open and message["type"] == "websocket.send":
+            return self._send(message)
+        return self._send_event(message)
+
+    async def _send_event(self, message: Message) -> None:
         if self._accepted is not None:
             await self._accepted.wait()
         if self._state is _State.CLOSED:
@@ -98,6 +97,8 @@ class Socket:
             await self._start(message)
         elif kind == "http.response.body":
             await self._send_body(message["body"], more=message["more_body"])
+        elif kind == "websocket.send":
+            await self._send(message)
         else:
             await self._close(message["code"], message["reason"])
 
@@ -115,22 +116,12 @@ class Socket:
     async def _send_body(self, body: bytes, *, more: bool) -> None:
         if self._state is _State.DENIED:
             await self._deny(body, more=more)
-            return
-        code, reason = _COMPLETE, ""
-        if self._status >= 400 and body:
-            await self._send({"type": "websocket.send", "text": body.decode()})
-            code, reason = _CODES + self._status, close_reason(body)
-        else:
-            for kind, record in split(body):
-                if kind == BINARY:
-                    await self._send({"type": "websocket.send", "bytes": record})
-                    continue
-                if kind == FAILURE:
-                    status, record = status_of(record)
-                    code, reason = _CODES + status, close_reason(record)
-                await self._send({"type": "websocket.send", "text": record.decode()})
-        if not more or code != _COMPLETE:
-            await self._close(code, reason)
+        elif body:  # of a failure: items are messages
+            status, document = status_of(body) if self._status < 400 else (self._status, body)
+            await self._send({"type": "websocket.send", "text": document.decode()})
+            await self._close(_CODES + status, close_reason(document))
+        elif not more:
+            await self._close(_COMPLETE, "")
 
     async def _deny(self, body: bytes, *, more: bool) -> None:
         if self._can_deny:
@@ -142,16 +133,11 @@ class Socket:
 
     async def _close(self, code: int, reason: str) -> None:
         self._state = _State.CLOSED
-        with suppress(OSError):  # the client has closed it, and had all
-            await self._send({"type": "websocket.close", "code": code, "reason": reason})
-
-    async def _send(self, message: Any) -> None:
         try:
-            await self._host_send(message)
-        except RuntimeError as exc:
-            if _CLOSED_BEFORE not in str(exc):
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        except Exception as exc:
+            if not is_gone(exc):  # it has closed it itself, and had all
                 raise
-            raise ConnectionResetError("the client has left") from exc
 
 
 async def cut(exchange: Exchange) -> None:

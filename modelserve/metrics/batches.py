@@ -1,12 +1,28 @@
 """What is recorded of the batches of one model."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from typing import Protocol
 
 from modelserve.metrics.cells import SIZES, SUM, Counter, Histogram
 from modelserve.metrics.store import Store
 
-__all__ = ["BatchSeries"]
+__all__ = ["BatchSeries", "Joined"]
+
+
+class Joined(Protocol):
+    """One of the requests in a batch.
+
+    Attributes:
+        error: What it has got in a result's place.
+    """
+
+    error: BaseException | None
+
+    @property
+    def context(self) -> Context:
+        """That in which it waits."""
 
 
 class BatchSeries:
@@ -26,16 +42,21 @@ class BatchSeries:
         self._waits = store.series(Histogram, "modelserve_batch_wait_seconds", model)
         self._outcomes: dict[str, Counter] = {}
 
-    def start(self, size: int, waits: Sequence[float]) -> None:
-        """Count a batch by its items, and for how many seconds each request has waited for it."""
+    def start(
+        self, size: int, waits: Sequence[float], callers: Sequence[Joined] = ()
+    ) -> Callable[[str], None]:
+        """Count a batch by its items, and for how many seconds each request has waited for it.
+
+        Return what counts how it has ended: done, error or cancelled.
+        """
         cells = self._sizes.cells
         cells[bisect_left(SIZES, size)] += 1.0
         cells[SUM] += size
         for seconds in waits:
             self._waits.observe(seconds)
+        return self._end
 
-    def end(self, outcome: str) -> None:
-        """Count a batch that has ended: done, error or cancelled."""
+    def _end(self, outcome: str) -> None:
         counter = self._outcomes.get(outcome)
         if counter is None:
             family = "modelserve_batches_total"

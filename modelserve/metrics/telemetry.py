@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from modelserve.metrics import exposition
 from modelserve.metrics.figures import Figures, figures_of
+from modelserve.metrics.observed import ObservedSeries
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.store import Store
+from modelserve.observers import Observers
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -22,9 +24,16 @@ class Telemetry:
         directory: Where the workers of one server share theirs. The default is the directory that
             MODELSERVE_METRICS_DIR names at the first request or scrape; without one the metrics
             cover this process alone.
+        observers: Are told of each request as well.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        observers: Observers | None = None,
+    ) -> None:
+        self.observers = observers
         self._store = Store(directory)
         self._models: dict[str, ModelSeries] = {}
         self._reported: set[str] = set()
@@ -32,9 +41,20 @@ class Telemetry:
     def model(self, name: str, stages: Iterable[str] = ()) -> ModelSeries:
         """Return the series of a registered model, with a histogram for each hook it defines."""
         if name not in self._models:
-            self._models[name] = ModelSeries(self._store, name)
+            self._models[name] = self._new_series(name)
         self._models[name].add_stages(stages)
         return self._models[name]
+
+    def _new_series(self, name: str) -> ModelSeries:
+        if self.observers is None:
+            return ModelSeries(self._store, name)
+        return ObservedSeries(self._store, name, observers=self.observers)
+
+    @property
+    def followed(self) -> Observers | None:
+        """The observers, if one of them follows the steps of requests."""
+        observers = self.observers
+        return observers if observers is not None and observers.follow_steps else None
 
     @property
     def unknown(self) -> ModelSeries:

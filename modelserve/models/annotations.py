@@ -15,6 +15,8 @@ __all__ = [
     "MSGSPEC",
     "PLAIN_CLASS",
     "PYDANTIC",
+    "UNIONS",
+    "are_bytes",
     "as_list",
     "bare",
     "element_of",
@@ -51,7 +53,8 @@ _ITERATORS: Final = (
     abc.Iterator,
 )
 _JSON: Final = (bool, dict, float, int, list, set, str, tuple, types.NoneType)
-_UNIONS: Final = (Union, types.UnionType)
+_BYTES: Final = (bytes, bytearray, memoryview)
+UNIONS: Final = (Union, types.UnionType)
 _SAY_NOTHING: Final = (Any, object, UNKNOWN)
 
 
@@ -91,7 +94,7 @@ def element_of(annotation: Any, *, iterates: bool = False) -> Any:
     UNKNOWN where the annotation is of another kind or does not tell.
     """
     annotation = bare(annotation)
-    if get_origin(annotation) in _UNIONS:
+    if get_origin(annotation) in UNIONS:
         members = [member for member in get_args(annotation) if member is not types.NoneType]
         return element_of(members[0], iterates=iterates) if len(members) == 1 else UNKNOWN
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -100,6 +103,13 @@ def element_of(annotation: Any, *, iterates: bool = False) -> Any:
     if origin is tuple and arguments[1:] != (...,):
         return UNKNOWN
     return UNKNOWN if arguments[0] in _SAY_NOTHING else arguments[0]
+
+
+def are_bytes(annotation: Any) -> bool:
+    """Return whether an annotation is of bytes, or a union with them."""
+    union = bare(annotation)
+    members = get_args(union) if get_origin(union) in UNIONS else (union,)
+    return any(isinstance(m, type) and issubclass(m, _BYTES) for m in map(bare, members))
 
 
 def as_list(annotation: Any) -> Any:
@@ -115,7 +125,7 @@ def passed_and_rest(annotation: Any) -> tuple[tuple[type, ...], Any]:
     nothing is declared.
     """
     union = bare(annotation)
-    members = get_args(union) if get_origin(union) in _UNIONS else (annotation,)
+    members = get_args(union) if get_origin(union) in UNIONS else (annotation,)
     passed = tuple(m for m in members if _is_taken_as_it_is(m))
     rest = tuple(m for m in members if m not in passed)
     if any(m in _SAY_NOTHING for m in members) or not any(map(libraries_of, rest)):

@@ -380,7 +380,7 @@ def _response(
         like.model_name,
         outputs,
         like.model_version,
-        from_grpc=like.from_grpc,
+        from_grpc=bool(like.from_grpc),
         parameters=like.parameters,
         use_binary_outputs=like.use_binary_outputs,
         requested_outputs=like.requested_outputs,

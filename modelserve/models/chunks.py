@@ -5,7 +5,7 @@ belongs to one record, and goes out in its order; so does what is wrong with a r
 raises is made again record by record, so that one bad record fails alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,7 @@ from modelserve.models.inference import Call, infer
 from modelserve.models.instances import Incoming
 from modelserve.models.predictions import Miscounted, first_error, predictions_of
 from modelserve.tensors.elements import is_array
-from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine
+from modelserve.wire.lines import BLANK, BadLine
 
 __all__ = ["Chunks", "Sink"]
 
@@ -36,6 +36,9 @@ class Sink(Protocol):
 
     def put(self, items: Sequence[Any]) -> None:
         """Add results."""
+
+    def put_one(self, item: Any) -> Awaitable[None]:
+        """Add a result; return `wait_for_room`, to be awaited."""
 
     def fail_record(self, number: int, failure: BaseException) -> None:
         """Say in a record's place why it has no result; raise what ends the request."""
@@ -75,37 +78,42 @@ class Chunks:
         self._sink = sink
         self._request = request
         self._make_call = make_call
+        self._call = make_call()
         self._check = check
         self._seconds = seconds
+        self._who = f"With a streamed body, {plan.main.name}"
         self._key = _RESULTS.get(plan.main.name, "predictions")
 
     async def run(self) -> None:
         """Answer all records. Raises what ends the request."""
         sink, incoming = self._sink, self._incoming
+        answer = self._answer_each if incoming.cutter.at_a_time == 1 else self._answer_all
         while True:
-            first, records = await incoming.take(MOST_AT_ONCE)
+            first, records = await incoming.take()
             if not records:
                 return
-            values, is_regular = incoming.cutter.parse(records)
-            if incoming.cutter.at_a_time == 1:
-                await self._answer_each(first, values)
-            elif is_regular:
-                await self._answer(range(first, first + len(values)), values)
-            else:
-                await self._answer_between(first, values)
+            await answer(first, *incoming.cutter.parse(records))
             await sink.wait_for_room()
 
-    async def _answer_each(self, first: int, values: list[Any]) -> None:
+    async def _answer_each(self, first: int, values: list[Any], is_regular: bool) -> None:
         """Answer each record by itself, before the next is looked at."""
         for number, value in enumerate(values, first):
             if type(value) is BadLine:
                 self._sink.fail_record(number, InvalidInput(value.error))
+                await self._sink.wait_for_room()
+                continue
+            results, error = await self._attempt([value])
+            if type(results) is list and not isinstance(results[0], BaseException):
+                await self._sink.put_one(results[0])
             else:
-                await self._answer((number,), [value])
-            await self._sink.wait_for_room()
+                self._put((number,), results if error is None else [error], error)
+                await self._sink.wait_for_room()
 
-    async def _answer_between(self, first: int, values: list[Any]) -> None:
-        """Answer the records between those that are no instances."""
+    async def _answer_all(self, first: int, values: list[Any], is_regular: bool) -> None:
+        """Answer records together, or those between the ones that are no instances."""
+        if is_regular:
+            await self._answer(range(first, first + len(values)), values)
+            return
         numbers: list[int] = []
         good: list[Any] = []
         for number, value in zip(count(first), values, strict=False):
@@ -125,8 +133,24 @@ class Chunks:
         results, error = await self._attempt(values)
         if error is not None:
             results = [error] if len(values) == 1 else await self._one_by_one(values)
-            if self._sink.is_empty and all(map(_is_fault, results)):
-                raise error  # no record is to blame
+        self._put(numbers, results, error)
+
+    async def _one_by_one(self, values: list[Any]) -> list[Any]:
+        """Return the result of each instance, or what its call has raised."""
+        results: list[Any] = []
+        for value in values:
+            found, error = await self._attempt([value])
+            results += found if error is None else [error]
+        return results
+
+    def _put(self, numbers: Sequence[int], results: Any, error: Exception | None) -> None:
+        """Put results in their order; those that are exceptions are what is wrong with a record.
+
+        Args:
+            error: What the call for all of them together has raised.
+        """
+        if error is not None and self._sink.is_empty and all(map(_is_fault, results)):
+            raise error  # no record is to blame
         if is_array(results):
             results = results.tolist()
         if first_error(results) is None:
@@ -138,21 +162,18 @@ class Chunks:
             else:
                 self._sink.put((result,))
 
-    async def _one_by_one(self, values: list[Any]) -> list[Any]:
-        """Return the result of each instance, or what its call has raised."""
-        results: list[Any] = []
-        for value in values:
-            found, error = await self._attempt([value])
-            results += found if error is None else [error]
-        return results
-
     async def _attempt(self, values: list[Any]) -> tuple[Any, Exception | None]:
         """Return the results of one call, or what it has raised, if that may be a record's fault.
 
         There are none where they were a stream, and have gone out.
         """
+        call, plan = self._call, self._plan
         try:
-            return await self._results(values), None
+            result = await infer(plan, {"instances": values}, call, self._check)
+            if call.is_stream(result):
+                await self._hand_on(result)
+                return (), None
+            return predictions_of(result, len(values), self._who, key=self._key), None
         except _Partial as exc:
             raise exc.error from None
         except Miscounted:
@@ -161,30 +182,22 @@ class Chunks:
             if self._request.reason is not None:
                 raise self._request.reason from exc
             return (), exc
-
-    async def _results(self, values: list[Any]) -> Any:
-        call = self._make_call()
-        try:
-            result = await infer(self._plan, {"instances": values}, call, self._check)
-            if call.is_stream(result):
-                await self._hand_on(result)
-                return ()
-            who = f"With a streamed body, {self._plan.main.name}"
-            return predictions_of(result, len(values), who, key=self._key)
         finally:
             if not call.is_finished:
+                self._call = self._make_call()
                 closing = call.finish()
                 await (closing if call.is_exhausted else clean_up(self._request, closing))
             for hook, seconds in call.seconds.items():
                 self._seconds[hook] = self._seconds.get(hook, 0.0) + seconds
+            call.seconds.clear()
 
     async def _hand_on(self, items: Any) -> None:
         has_begun = False
         try:
             async for item in items:
-                self._sink.put((item,))
+                room = self._sink.put_one(item)
                 has_begun = True
-                await self._sink.wait_for_room()
+                await room
         except Exception as exc:
             if has_begun:
                 raise _Partial(exc) from exc

@@ -57,7 +57,7 @@ class Declared:
         if self.form is Form.ITERATOR or isinstance(payload, self.passed):
             return payload
         if type(payload) not in _JSON_TYPES:
-            if isinstance(self.type, type) and isinstance(payload, self.type):
+            if _is_instance(payload, self.type):
                 return payload  # a call from another model
             raise NotAsDeclared(_not_json(payload))
         if self.form is Form.INSTANCES:
@@ -107,6 +107,13 @@ def declared_input(model: Any, hook: str, *, iterates: bool = False) -> Declared
 def _declare(form: Form, kind: Any, label: str, passed: tuple[type, ...] = ()) -> Declared:
     kind = unnamed(kind)
     return Declared(form, kind, passed, validator_of(kind, label))
+
+
+def _is_instance(payload: Any, kind: Any) -> bool:
+    try:
+        return isinstance(kind, type) and isinstance(payload, kind)
+    except TypeError:  # a TypedDict, which has no instances
+        return False
 
 
 def _not_json(payload: Any) -> str:

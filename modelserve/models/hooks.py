@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Any, Final
 
 from modelserve.errors import InvalidInput
+from modelserve.models.annotations import are_bytes
 from modelserve.models.declared import Declared, Form, declared_input
 from modelserve.models.forgotten import Noted, noting_none, returns_nothing
 from modelserve.models.iterating import Iterates, iterates
@@ -30,6 +31,7 @@ from modelserve.models.signatures import (
     POSITIONAL,
     layers_of,
     payload_annotation,
+    payload_type,
 )
 
 __all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
@@ -97,7 +99,8 @@ class Plan:
     `is_direct` is true where there is one hook only, an async function and no generator, and its
     payload is what the first hook takes as it comes: neither `declared` nor iterated. `forwards` is
     true where no hook of the model's own is given the request's payload, which goes to a predictor.
-    `iterates` is how the first hook takes its instances one by one, if it does.
+    `iterates` is how the first hook takes its instances one by one, if it does. `takes_bytes` is
+    true where it is annotated to take bytes, alone or beside something else.
     """
 
     preprocess: Hook | None
@@ -110,6 +113,7 @@ class Plan:
     wants_response_headers: bool
     declared: Declared | None = None
     iterates: Iterates | None = None
+    takes_bytes: bool = False
 
     @classmethod
     def of(
@@ -119,6 +123,8 @@ class Plan:
         postprocess: Hook | None,
         declared: Declared | None = None,
         iterates: Iterates | None = None,
+        *,
+        takes_bytes: bool = False,
     ) -> "Plan":
         """Settle what the hooks have in common."""
         is_plain = declared is None and iterates is None
@@ -136,11 +142,19 @@ class Plan:
             wants_response_headers=any(hook.wants_response_headers for hook in hooks),
             declared=declared,
             iterates=iterates,
+            takes_bytes=takes_bytes,
         )
 
     def with_main(self, main: Hook) -> "Plan":
         """Return a plan with another main hook."""
-        return Plan.of(self.preprocess, main, self.postprocess, self.declared, self.iterates)
+        return Plan.of(
+            self.preprocess,
+            main,
+            self.postprocess,
+            self.declared,
+            self.iterates,
+            takes_bytes=self.takes_bytes,
+        )
 
 
 _UNANNOTATED: Final = inspect.Parameter.empty
@@ -212,7 +226,8 @@ def _staged_plan(model: Any, verb: str) -> Plan:
     if preprocess is not None and payload_annotation(preprocess.function) is _UNANNOTATED:
         how = main.iterates
     declared = declared_input(model, first.name, iterates=how is not None)
-    return Plan.of(preprocess, main, postprocess, declared, how)
+    takes_bytes = how is None and are_bytes(payload_type(first.function)[1])
+    return Plan.of(preprocess, main, postprocess, declared, how, takes_bytes=takes_bytes)
 
 
 def _lone_plan(model: Any, verb: str) -> Plan | None:

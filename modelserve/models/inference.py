@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from starlette.datastructures import MutableHeaders
 
@@ -23,7 +23,7 @@ from modelserve.models.iterating import as_iterator
 from modelserve.models.mistakes import as_mistake
 from modelserve.tensors import InferResponse
 
-__all__ = ["PLAIN", "Call", "call_hook", "infer"]
+__all__ = ["PLAIN", "Call", "NewCall", "call_hook", "infer"]
 
 logger = logging.getLogger("modelserve")
 
@@ -77,6 +77,8 @@ class Call:
         """Return whether what `run` or `resolve` returned last is a stream."""
         return bool(self._open) and result is self._open[-1]
 
+    _is_open = is_stream  # the former may be overridden
+
     async def run(self, hook: Hook, value: Any) -> Any:
         """Call one hook; return its value, or an async iterator if it may stream and does.
 
@@ -96,9 +98,11 @@ class Call:
             result = await call(*arguments)
         else:
             result = await self._call_in_thread(hook, call, arguments)
+        if type(result) in PLAIN:
+            return self._stop_clock(result)
         if hook.may_stream:
             return await self.resolve(result)
-        return self._stop_clock(result if type(result) in PLAIN else await self._value_of(result))
+        return self._stop_clock(await self._value_of(result))
 
     async def _call_in_thread(
         self, hook: Hook, call: Callable[..., Any], arguments: tuple[Any, ...]
@@ -124,7 +128,7 @@ class Call:
         """Make what the latest hook has returned a value or an async iterator; stop its clock."""
         if type(result) not in PLAIN:
             result = await self._open_stream(result)
-            if self.is_stream(result):
+            if self._is_open(result):
                 return result
         return self._stop_clock(result)
 
@@ -208,6 +212,9 @@ class Call:
             return result
         self._open.append(stream)
         return stream
+
+
+NewCall: TypeAlias = Callable[..., Call]  # makes one, of the arguments of `Call`
 
 
 def _in_a_tuple(call: Callable[..., Any], *arguments: Any) -> tuple[Any]:

@@ -8,18 +8,21 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import anyio
 
-from modelserve.concurrency.bridge import ThreadCall, call_of_this_thread, stopping
+from modelserve.concurrency.bridge import (
+    ThreadCall,
+    call_of_this_thread,
+    stopping,
+    wait_until_taken,
+)
 from modelserve.concurrency.loops import event_loop
 from modelserve.errors import ClientGone, InvalidInput
-from modelserve.wire.lines import BLANK, MOST_AT_ONCE, BadLine, Cutter
+from modelserve.wire.lines import BLANK, BadLine, Parser
 
 __all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
-
-_LONGEST_PAUSE: Final = 0.02
 
 # Makes an instance of a record, found at an index. Raises InvalidInput.
 Convert: TypeAlias = Callable[[Any, int], Any]
@@ -31,9 +34,9 @@ class Incoming(Protocol):
     """Where records come from; `Intake` is one."""
 
     @property
-    def cutter(self) -> Cutter: ...
+    def cutter(self) -> Parser: ...
 
-    async def take(self, most: int) -> tuple[int, list[bytes]]:
+    async def take(self) -> tuple[int, list[Any]]:
         """Return the number of the next record, and some records; none only at the end."""
 
 
@@ -99,7 +102,7 @@ class Instances:
         """
         if self.error is not None:
             raise self.error
-        number, records = await self._incoming.take(MOST_AT_ONCE)
+        number, records = await self._incoming.take()
         values, is_regular = self._incoming.cutter.parse(records)
         return number, values, is_regular and self.convert is None
 
@@ -183,10 +186,8 @@ class SyncInstances:
         self, call: ThreadCall | None, number: int, failure: InvalidInput
     ) -> None:
         """Say what is wrong with a record, after what the hook has yielded before it."""
-        pause = 0.0
-        while call is not None and call.items and not call.stop_requested:
-            await anyio.sleep(pause)
-            pause = min(pause + 0.001, _LONGEST_PAUSE)
+        if call is not None:
+            await wait_until_taken(call)
         await self.instances.fail(number, failure)
 
     def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:

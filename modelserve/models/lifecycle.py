@@ -6,6 +6,7 @@ libraries in Rust raise when they panic. Only what cancels the task that calls i
 
 import logging
 from functools import partial
+from typing import Any
 
 import anyio
 
@@ -24,7 +25,9 @@ logger = logging.getLogger("modelserve")
 async def start_and_load(entry: Entry) -> None:
     """Start a model, and load it if it is not ready. Raises what its hooks raise."""
     await start(entry)
-    if not entry.model.ready:
+    if entry.model.ready:
+        _warn_of_no_answers(entry.model)
+    else:
         await load(entry)
 
 
@@ -57,6 +60,10 @@ async def load(entry: Entry) -> None:
         model.ready = model.ready is None or bool(model.ready)
     else:
         model.ready = bool(loaded)
+    _warn_of_no_answers(model)
+
+
+def _warn_of_no_answers(model: Any) -> None:
     try:
         check_answers(model)
     except TypeError as exc:

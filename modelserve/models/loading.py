@@ -191,6 +191,20 @@ class Loading:
             waited |= loading
         return [entry for entry in dict.fromkeys(self.registry) if not entry.model.ready]
 
+    async def ready(self) -> None:
+        """Start the loads that are pending, wait until all have ended, and ask each `healthy`.
+
+        Cancellation leaves them running. Raises ModelNotReady, which names the models that failed,
+        or else those that are not healthy.
+        """
+        failed = await self.finished()
+        if failed:
+            why = "; ".join(filter(None, (entry.failure for entry in failed)))
+            raise ModelNotReady(", ".join(entry.name for entry in failed), why)
+        unwell = [entry.name for entry in [*self.registry] if not await entry.is_ready()]
+        if unwell:
+            raise ModelNotReady(", ".join(unwell), "It says so itself.")
+
     async def load(self, name: str) -> None:
         """Load a model again, one that was unloaded, or one that the repository has by now.
 

@@ -33,6 +33,7 @@ __all__ = [
     "configure",
     "defines",
     "is_function",
+    "misspelt_answer",
 ]
 
 # Looked for on subclasses of `Model` only: a helper of another object that happens to be called so
@@ -271,11 +272,10 @@ class _ReadyAsServed(ServedObject):
 def as_model(target: Any, name: str | None = None) -> Any:
     """Return a model made of a function, a class, or any object with a `predict`.
 
-    Raises TypeError where there is nothing to call, or a class that answers nothing.
+    Raises TypeError where there is nothing to call.
     """
     if isinstance(target, type):
         target = _instance(target, name) if issubclass(target, Model) else target()
-        check_answers(target)
     if isinstance(target, Model):
         if name is not None and getattr(target, "name", None) is None:
             target.name = name
@@ -300,13 +300,18 @@ def check_answers(model: Any) -> None:
     answers = any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
     if answers or model.predictor_host or model.explainer_host:
         return
-    own = [name for name in dir(kind) if not hasattr(Model, name)]
-    similar = [name for name in own if get_close_matches(name.lower(), ANSWERS)]
-    hint = f" (it has {similar[0]!r})" if similar else ""
+    misspelt = misspelt_answer(model)
+    hint = "" if misspelt is None else f" (it has {misspelt!r})"
     raise TypeError(
         f"The class {kind.__name__} has no predict{hint}: define it, or set predictor_host "
         "before the model is registered"
     )
+
+
+def misspelt_answer(model: Any) -> str | None:
+    """Return what a model's class has that is spelt almost like predict or explain."""
+    own = [name for name in dir(type(model)) if not hasattr(Model, name)]
+    return next((name for name in own if get_close_matches(name.lower(), ANSWERS)), None)
 
 
 def configure(model: Any, settings: Mapping[str, Any]) -> None:

@@ -17,22 +17,23 @@ from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
-from modelserve.limits import BINARY_BYTES, DEFAULTS, SMALL_BYTES, Limits
+from modelserve.limits import DEFAULTS, SMALL_BYTES, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.batching import batched, check_batching, with_room
 from modelserve.models.connecting import connect
+from modelserve.models.followed import new_calls
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
 from modelserve.models.inference import call_hook
 from modelserve.models.model import (
     HOOKS,
-    LIFECYCLE,
     Model,
     as_model,
     check_answers,
     configure,
     defines,
+    misspelt_answer,
 )
 from modelserve.models.stepping import check_stepping, is_stepped_on_loop, stepped, with_slots
 from modelserve.wire.cost import MOST_A_BYTE
@@ -121,8 +122,7 @@ class Entry:
         self.limits = limits.with_defaults(DEFAULTS)
         self.deadlines = self.limits.deadlines()
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
-        is_default = limits.max_body_bytes is None
-        self.max_binary_bytes = BINARY_BYTES if is_default else self.max_body_bytes
+        self.max_binary_bytes = limits.binary_bytes
         self.max_json_values = infinite_if_none(self.limits.max_json_values)
         # Up to this size a body is within all limits, and decoded in no time.
         self.small_bytes = min(self.max_body_bytes, self.max_json_values / MOST_A_BYTE, SMALL_BYTES)
@@ -153,6 +153,8 @@ class Entry:
         series = self.series
         self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
+
+        self.new_call = new_calls(plans, shared.telemetry.followed)
 
         connect(model)
         if not self.needs_loading:
@@ -206,12 +208,12 @@ def _has_own_thread(model: Any) -> bool:
 
 
 def _check_answers(model: Any) -> None:
-    """Raise TypeError for a model that answers nothing, unless what it does may change that.
+    """Raise TypeError for a model that answers nothing, unless a predictor may still be named.
 
-    The `load` of one that prepares payloads, for example, may set `predictor_host`.
+    That of one that prepares payloads is named by its `load`, or by `--predictor-host`.
     """
     prepares = defines(model, "preprocess") or defines(model, "postprocess")
-    if not model.engine and not (prepares and any(defines(model, hook) for hook in LIFECYCLE)):
+    if not model.engine and not (prepares and misspelt_answer(model) is None):
         check_answers(model)
 
 

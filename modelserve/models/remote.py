@@ -202,13 +202,17 @@ def _new_client(transport: Transport) -> httpx.AsyncClient:
     except ImportError:
         problem = "Calling a predictor needs httpx: pip install 'modelserve[predictor]'"
         raise HookMissing(problem) from None
+    from modelserve.client.transports import with_own_sockets
+
     connections = httpx.AsyncHTTPTransport(
         # Loading the certificates takes time, and plain HTTP needs none.
         verify=trusted() if transport.verifies else False,
         retries=transport.retries,
         limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
     )
-    return httpx.AsyncClient(transport=connections, cookies=no_cookies(), trust_env=False)
+    return httpx.AsyncClient(
+        transport=with_own_sockets(connections), cookies=no_cookies(), trust_env=False
+    )
 
 
 def _this_loop() -> Any:

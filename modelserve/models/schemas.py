@@ -11,7 +11,7 @@ from modelserve.models.signatures import UNKNOWN, return_type
 from modelserve.models.typed_dicts import readable
 from modelserve.models.validators import library_for
 
-__all__ = ["input_schema", "output_schema"]
+__all__ = ["Schema", "input_schema", "output_schema"]
 
 Schema = dict[str, Any]
 

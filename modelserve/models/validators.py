@@ -15,6 +15,7 @@ from modelserve.errors import NotAsDeclared
 from modelserve.models.annotations import MSGSPEC, PYDANTIC, bare, libraries_of
 from modelserve.models.mistakes import as_mistake, names_in
 from modelserve.models.typed_dicts import readable
+from modelserve.models.whole_numbers import taking_whole_floats
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["Validate", "library_for", "validator_of"]
@@ -35,10 +36,10 @@ def validator_of(annotation: Any, label: str) -> Validate:
     library = library_for(annotation, label)
     makers = {MSGSPEC: _of_msgspec, PYDANTIC: _of_pydantic}
     try:
-        return makers[library](annotation)
+        return taking_whole_floats(makers[library](annotation))
     except Exception as exc:
         if library == MSGSPEC and MSGSPEC not in libraries_of(annotation) and _has(PYDANTIC):
-            return _checked(_of_pydantic, annotation, label)
+            return taking_whole_floats(_checked(_of_pydantic, annotation, label))
         raise TypeError(_cannot(label, exc)) from exc
 
 

@@ -10,6 +10,7 @@ stream, `stream_format`. A failure before the response has started becomes what 
 later one the last record of the encoder.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from starlette.datastructures import MutableHeaders
@@ -74,10 +75,13 @@ class StreamFormat:
         ref: The model.
 
     Attributes:
-        fixed: The encoder, where neither an item nor the client has a say in it.
+        default: The media type of a stream where the client has no preference; None for one that
+            its first item decides.
+        as_message: Makes the text or the bytes of a message, where each item is one.
     """
 
-    fixed: Encoder | None = None
+    default: str | None = None
+    as_message: Callable[[Item], str | bytes] | None = None
 
     def __init__(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
@@ -113,7 +117,8 @@ class Codec:
 
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
-        takes_binary: A body may be JSON and binary tensors: `json_length` is asked.
+        takes_binary: A body may be JSON and binary tensors: `json_length` is asked. One that names
+            the model is binary tensors.
         takes_forms: A body that is multipart/form-data is read by the pipeline, part by part as it
             arrives, and `decode` is given a `ReadBody`.
         takes_lines: A body may be streamed to the model: `cutter` is asked.
@@ -123,9 +128,10 @@ class Codec:
         format_class: How streams go out.
         always_streams: A value that is no stream is sent as a stream of one item.
         over_socket: The codec of the same over a WebSocket; None where there is no such thing.
+        of_bytes: The codec of the same for hooks that are annotated to take bytes; None for itself.
     """
 
-    protocol: str
+    protocol: str = ""
     takes_binary: bool = False
     takes_forms: bool = False
     takes_lines: bool = False
@@ -137,10 +143,16 @@ class Codec:
         *,
         always_streams: bool = False,
         over_socket: "Codec | None" = None,
+        of_bytes: "Codec | None" = None,
     ) -> None:
         self.format_class = format_class
         self.always_streams = always_streams
         self.over_socket = over_socket
+        self._of_bytes = of_bytes or self
+
+    def taking(self, takes_bytes: bool) -> "Codec":
+        """Return the codec for a hook that is annotated to take bytes, or is not."""
+        return self._of_bytes if takes_bytes else self
 
     def json_length(self, head: Head) -> bytes | None:
         """Return the declared length of the JSON in front of binary tensors.
@@ -165,6 +177,13 @@ class Codec:
         many. This and `decode` may be called in a thread. Raises BodyTooLarge.
         """
         check_cost(body, limit)
+
+    def unwrap(self, body: bytes | bytearray, head: Head) -> tuple[bytes | bytearray, bytes]:
+        """Return what is in the body of a request whose path names no model, and its coding.
+
+        That is what `open` is given once the coding is undone. Raises InvalidInput.
+        """
+        return body, head.get(b"content-encoding")
 
     def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
         """Return the model and the payload of a request whose path names no model.

@@ -16,10 +16,13 @@ import orjson
 from starlette.exceptions import HTTPException
 
 from modelserve.wire.encoders import Item, ServerSentEvent
+from modelserve.wire.generation import Generation
 from modelserve.wire.json import to_json
 from modelserve.wire.values import to_plain
 
-__all__ = ["CHAT", "DONE", "TEXT", "Completion", "Kind", "event", "told_error", "usage"]
+__all__ = [
+    "CHAT", "DONE", "TEXT", "Completion", "Kind", "count_in", "event", "told_error", "usage",
+]  # fmt: skip
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -79,6 +82,8 @@ class Completion:
         self._tells_usage = isinstance(options, dict) and options.get("include_usage") is True
         self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
+        self._is_complete = False
+        self._streams = request.get("stream") is True
         self._around_text: tuple[bytes, bytes] | None = None  # once the first choice has begun
 
     # -- in chunks
@@ -103,6 +108,7 @@ class Completion:
 
     def last(self) -> bytes:
         """Return the events that end a stream: how each choice has finished, usage, and [DONE]."""
+        self._is_complete = True
         choices = self._choices.values() if self._choices else [self._choice(0)]
         events = []
         for choice in choices:
@@ -157,12 +163,28 @@ class Completion:
 
     def whole(self) -> dict[str, Any]:
         """Return the whole answer."""
-        choices = [self._choices[index] for index in sorted(self._choices)] or [self._choice(0)]
+        self._is_complete = True
+        choices = self._sorted_choices() or [self._choice(0)]
         documents = [choice.document(is_chat=self._kind.is_chat) for choice in choices]
         frame = {**self._frame, "object": self._kind.whole}
         return {**frame, "choices": documents, "usage": usage(self._usage)}
 
     # -- both
+
+    def generation(self) -> Generation:
+        """Return what the answer says of itself; finish reasons once it is complete."""
+        finished = self._sorted_choices() if self._is_complete else []
+        return Generation(
+            model=str(self._frame["model"]),
+            streams=self._streams,
+            id=str(self._frame["id"]),
+            input_tokens=count_in(self._usage, "prompt_tokens"),
+            output_tokens=count_in(self._usage, "completion_tokens"),
+            finish_reasons=tuple(choice.finish_reason for choice in finished),
+        )
+
+    def _sorted_choices(self) -> list["_Choice"]:
+        return [self._choices[index] for index in sorted(self._choices)]
 
     def _take_frame(self, document: dict[str, Any]) -> None:
         """Take over what another server's document says of the answer, apart from its choices."""
@@ -301,6 +323,12 @@ def usage(given: Any, *counts: str) -> dict[str, Any]:
     told |= _as_dict(given)
     total = sum(told.get(count) or 0 for count in ("prompt_tokens", "completion_tokens"))
     return {"total_tokens": total, **told}
+
+
+def count_in(given: Any, name: str) -> int | None:
+    """Return a count of tokens, if the hook has told it."""
+    count = _as_dict(given).get(name)
+    return count if type(count) is int else None
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

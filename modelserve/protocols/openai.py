@@ -31,8 +31,9 @@ from modelserve.protocols.codec import (
     StreamFormat,
     with_model_headers,
 )
-from modelserve.protocols.completions import CHAT, TEXT, Completion, Kind, event, usage
+from modelserve.protocols.completions import CHAT, TEXT, Completion, Kind, count_in, event, usage
 from modelserve.wire.encoders import COLLECTED, SSE, Encoder
+from modelserve.wire.generation import Generation
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json, to_json
@@ -164,6 +165,7 @@ class _CompletionCodec(OpenAICodec):
     ) -> StreamFormat:
         created, id = int(self.clock()), head.id.decode()
         completion = Completion(self.kind, payload, id=id, created=created, model=ref.name)
+        head.generated = completion
         return _CompletionFormat(head, payload, response_headers, ref, completion=completion)
 
 
@@ -213,6 +215,7 @@ class EmbeddingsCodec(OpenAICodec):
     ) -> Encoded:
         """Return the embeddings that a hook has returned as OpenAI's list."""
         document = _embeddings(value, payload, ref)
+        head.generated = _Embedded(document)
         return with_model_headers(JSON, response_headers), [to_json(document)]
 
     def stream_format(
@@ -229,6 +232,7 @@ class _EmbeddingsFormat(StreamFormat):
     ) -> None:
         super().__init__(head, payload, response_headers, ref)
         self._payload = payload
+        self._head = head
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
         vectors: list[Any] = []
@@ -238,9 +242,22 @@ class _EmbeddingsFormat(StreamFormat):
             return to_json(item)
 
         def join(parts: list[bytes]) -> bytes:
-            return to_json(_embeddings(vectors, self._payload, self.ref))
+            document = _embeddings(vectors, self._payload, self.ref)
+            self._head.generated = _Embedded(document)
+            return to_json(document)
 
         return replace(COLLECTED, encode=add, join=join)
+
+
+class _Embedded:
+    """What an answer of embeddings says of itself."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._model, self._usage = document["model"], document["usage"]
+
+    def generation(self) -> Generation:
+        count = count_in(self._usage, "prompt_tokens")
+        return Generation(model=str(self._model), input_tokens=count or None)
 
 
 def _embeddings(value: Any, payload: Payload, ref: ModelRef) -> dict[str, Any]:

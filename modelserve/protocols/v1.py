@@ -36,7 +36,7 @@ from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json
 from modelserve.wire.lines import Cutter, Lines, Pieces
 from modelserve.wire.media import LINE_TYPES, is_json, media_type
-from modelserve.wire.messages import MESSAGES, Messages
+from modelserve.wire.messages import MESSAGES, Messages, as_message
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["V1", "V1_SOCKET"]
@@ -44,7 +44,8 @@ __all__ = ["V1", "V1_SOCKET"]
 # What may hold anything: requests and others send bytes as they are, without a type.
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"  # curl -d says so of JSON, too
 _MULTIPART: Final = "multipart/form-data"
-_OPEN_TYPES: Final = frozenset(("", "application/octet-stream", _FORM_TYPE))
+_OCTETS: Final = "application/octet-stream"
+_OPEN_TYPES: Final = frozenset(("", _OCTETS, _FORM_TYPE))
 _USUAL_TYPES: Final = {name.encode(): name for name in _OPEN_TYPES}
 _OPENING: Final = re.compile(rb"[ \t\r\n]*[{\[]")
 _NO_INSTANCES: Final[list[Any]] = []
@@ -57,9 +58,12 @@ class V1StreamFormat(StreamFormat):
         content_type = self._content_type()
         if content_type is not None:
             return encoder_for_type(content_type)
-        if self.accept is None and not empty:
+        accept = self.accept
+        if self.default is not None and (accept or "*/*") == "*/*":
+            accept = self.default
+        elif accept is None and not empty:
             return natural_encoder(first)
-        encoder = choose_encoder(self.accept, first, empty=empty)
+        encoder = choose_encoder(accept, first, empty=empty)
         if encoder is None:
             raise NotAcceptable(NOT_ACCEPTABLE)
         return encoder
@@ -150,10 +154,25 @@ def _is_meant_as_json(body: bytes | bytearray) -> bool:
     return True
 
 
+class V1BytesCodec(V1Codec):
+    """The same for a hook that is annotated to take bytes, which octets are for it."""
+
+    def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
+        if not _is_octets(head):
+            super().check_cost(body, head, limit)
+
+    def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
+        return bytes(body) if _is_octets(head) else super().decode(body, head, ref)
+
+
+def _is_octets(head: Head) -> bool:
+    return media_type(head.get(b"content-type").decode("latin-1")) == _OCTETS
+
+
 class V1SocketFormat(StreamFormat):
     """Items as messages, whatever the client accepts; it is too late for headers."""
 
-    fixed = MESSAGES
+    as_message = staticmethod(as_message)
 
     def headers(self) -> list[Header]:
         return []
@@ -176,4 +195,4 @@ class V1SocketCodec(V1Codec):
 
 
 V1_SOCKET: Final = V1SocketCodec(V1SocketFormat, always_streams=True)
-V1: Final = V1Codec(V1StreamFormat, over_socket=V1_SOCKET)
+V1: Final = V1Codec(V1StreamFormat, over_socket=V1_SOCKET, of_bytes=V1BytesCodec(V1StreamFormat))

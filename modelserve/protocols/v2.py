@@ -47,7 +47,7 @@ from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON
 from modelserve.wire.json import parse_json, to_json
 
-__all__ = ["INFER", "INFER_STREAM", "wants_ready_only"]
+__all__ = ["INFER", "INFER_STREAM", "as_response", "wants_ready_only"]
 
 _LENGTH_HEADER: Final = b"inference-header-content-length"
 _NOT_ACCEPTABLE: Final = (
@@ -177,11 +177,20 @@ def _document(item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
     """Return an item of a stream as a V2 response document."""
     if isinstance(item, dict) and "outputs" in item:
         return item
-    if not isinstance(item, InferResponse):
-        item = _response([_output(item)], payload, ref)
-    elif ref.version is not None:
-        item = _with_version(item, ref.version)
-    return response_document(item, payload if isinstance(payload, InferRequest) else None)
+    response = as_response(item, payload, ref)
+    return response_document(response, payload if isinstance(payload, InferRequest) else None)
+
+
+def as_response(item: Item, payload: Payload, ref: ModelRef) -> InferResponse:
+    """Return what a hook gives as a response; what is none is the one element of an output.
+
+    Raises InvalidOutput for a document with `outputs` that is not one.
+    """
+    if isinstance(item, InferResponse):
+        return item if ref.version is None else _with_version(item, ref.version)
+    if isinstance(item, dict) and "outputs" in item:
+        return InferResponse.from_rest({"model_name": ref.name, **item})
+    return _response([_output(item)], payload, ref)
 
 
 def _with_version(response: InferResponse, version: str) -> InferResponse:

@@ -19,8 +19,16 @@ class Drainable(Protocol):
     """The `serving` of a model server: what its requests share, and how to drain them."""
 
     @property
+    def has_playground(self) -> bool:
+        """Whether there is a page for people at `/playground`."""
+
+    @property
     def limits(self) -> Limits:
         """The limits, defaults filled in."""
+
+    @property
+    def max_binary_bytes(self) -> float:
+        """The most bytes that a body of tensors may have."""
 
     @property
     def flights(self) -> Sized:
@@ -43,10 +51,11 @@ class Drainable(Protocol):
         """Wait until no request is running; after `drain_timeout`, cancel those that are left."""
 
 
-def find_drainables(app: Any) -> list[Drainable]:
+def find_drainables(app: Any, *, mounted: bool = True) -> list[Drainable]:
     """Find the model servers in an application: itself, mounted in routes, or wrapped.
 
-    Looks into the attributes `app` (middleware and Starlette's `Mount` have it) and `routes`.
+    Looks into the attributes `app` (middleware and Starlette's `Mount` have it) and `routes`,
+    unless those that are `mounted` below a path do not count.
     """
     found: list[Drainable] = []
     seen: dict[int, Any] = {}
@@ -61,6 +70,6 @@ def find_drainables(app: Any) -> list[Drainable]:
             found.append(serving)
             continue
         unseen.append(getattr(part, "app", None))
-        routes = getattr(part, "routes", None)
+        routes = getattr(part, "routes", None) if mounted else None
         unseen += routes if isinstance(routes, list | tuple) else ()
     return found

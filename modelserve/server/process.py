@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from modelserve.errors import LoadError
 from modelserve.loader import users_traceback
 from modelserve.metrics.shared import DIRECTORY_VARIABLE
 from modelserve.metrics.shared_directory import remove_abandoned
+from modelserve.server.application import find_drainables
 from modelserve.server.connections.mending import mended
 from modelserve.server.connections.refusals import LONGEST_HEAD
 from modelserve.server.logs import print_error
@@ -108,6 +110,11 @@ def make_server(
     except ImportError as exc:
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
     config.http_protocol_class = mended(config.http_protocol_class)
+    if settings.grpc_port is not None:
+        from modelserve.server.grpc import GrpcPort  # it imports grpcio
+
+        limit = max((serving.max_binary_bytes for serving in find_drainables(app)), default=inf)
+        options["ports"] = [GrpcPort(app, settings, limit=limit)]
     return kind(
         config,
         app,

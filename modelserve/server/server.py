@@ -17,12 +17,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -37,7 +37,7 @@ from modelserve.server.settings import CANNOT_LOAD_MODELS, CANNOT_START, HEAD_TI
 from modelserve.server.signals import Impatience, stop_signals
 from modelserve.server.starting import Start
 
-__all__ = ["LONGEST_EXIT", "Server"]
+__all__ = ["LONGEST_EXIT", "Port", "Server"]
 
 logger = logging.getLogger("modelserve")
 
@@ -45,6 +45,16 @@ logger = logging.getLogger("modelserve")
 LONGEST_EXIT: Final = CLEANUP_AFTER_DRAIN + 0.3
 # Seconds for a connection without a request to send one, once the listener is closed.
 _LATE_REQUEST_SECONDS: Final = 0.2
+
+
+class Port(Protocol):
+    """What is served beside HTTP, in the same event loop."""
+
+    async def start(self, state: Mapping[str, Any]) -> None:
+        """Serve, and say where in the log; `state` is the lifespan's. Raises OSError."""
+
+    async def stop(self, seconds: float) -> None:
+        """Take nothing more, and end what is left after some seconds."""
 
 
 class Server(uvicorn.Server):
@@ -62,6 +72,7 @@ class Server(uvicorn.Server):
         head_timeout: Seconds in which a client has to send a head, and a part of a body.
         exit_on_load_failure: Stop once a model has failed to load.
         before_exit: Called where the process exits at once, from whichever thread.
+        ports: What is served beside HTTP, from after its start until the drain is over.
 
     Attributes:
         exit_code: That of the process, once the server has stopped.
@@ -79,8 +90,10 @@ class Server(uvicorn.Server):
         head_timeout: float = HEAD_TIMEOUT,
         exit_on_load_failure: bool = False,
         before_exit: Callable[[], object] = lambda: None,
+        ports: Sequence["Port"] = (),
     ) -> None:
         super().__init__(config)
+        self._app = app
         self._servings = find_drainables(app)
         self.drain_seconds = _drain_seconds(self._servings)
         self._check_connections = watch(
@@ -94,6 +107,7 @@ class Server(uvicorn.Server):
         self._alone = alone
         self._on_start = on_start
         self._before_exit = before_exit
+        self._ports = ports
         self._loop: asyncio.AbstractEventLoop
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled, self.released = threading.Event(), threading.Event()
@@ -152,13 +166,19 @@ class Server(uvicorn.Server):
             self._start.show()
         try:
             await super().startup(sockets)
+            if not self.should_exit:
+                for port in self._ports:
+                    await port.start(self.lifespan.state)
         except OSError as exc:  # another process has begun to listen on the same address
             logger.error("Cannot listen: %s", exc.strerror or exc)
             await self.lifespan.shutdown()
             sys.exit(CANNOT_START)
         if self.should_exit:
             return
-        logger.info("Serving on %s (process %d)", _url(self, sockets or ()), os.getpid())
+        url = _url(self, sockets or ())
+        logger.info("Serving on %s (process %d)", url, os.getpid())
+        if _has_page(self._app) and url.startswith("http"):
+            logger.info("A page to try the models in: %s/playground", url)
         if self._on_start is not None:
             self._on_start(self._shutdown_delay + self.drain_seconds)
 
@@ -171,6 +191,8 @@ class Server(uvicorn.Server):
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
         ends = self._drains_at + self.drain_seconds
+        for port in self._ports:
+            await port.stop(min(ends - monotonic(), _LATE_REQUEST_SECONDS))
         await _finish_responses(self.server_state, ends, ends + CLEANUP_AFTER_DRAIN)
         await self.lifespan.shutdown()
         if any(serving.flights or serving.workers.running for serving in self._servings):
@@ -213,6 +235,11 @@ class Server(uvicorn.Server):
                 await asyncio.wait(running, timeout=_seconds_until(ends))
         finally:
             self.should_exit = True
+
+
+def _has_page(app: ASGIApp) -> bool:
+    """Return whether there is a page for people; nobody knows where a mounted one is."""
+    return any(serving.has_playground for serving in find_drainables(app, mounted=False))
 
 
 async def _answer_late_requests(

@@ -48,6 +48,7 @@ __all__ = [
     "Datatype",
     "check_array",
     "check_bytes",
+    "check_count",
     "check_json",
     "find_datatype",
     "find_dtype",
@@ -147,7 +148,7 @@ def check_json(data: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]
     """Return the data of a JSON document as a flat list; raise Misfit for what does not fit."""
     _refuse_binary_only(datatype)
     values = flatten(data)
-    _check_count(len(values), shape, datatype)
+    check_count(len(values), shape, datatype)
     if not datatype.json.issuperset(map(type, values)):
         raise _wrong_type(values, datatype)
     if datatype.size:
@@ -164,7 +165,7 @@ def check_bytes(raw: Buffer, shape: Sequence[Any], datatype: Datatype) -> None:
         count = count_strings(memoryview(raw), most)
         if count > most:
             raise Misfit(f"has more than {most} elements where its shape {short(shape)} has fewer")
-        return _check_count(count, shape, datatype)
+        return check_count(count, shape, datatype)
     if len(raw) != (expected := _count_elements(shape, datatype) * datatype.size):
         raise Misfit(
             f"has {len(raw)} bytes of binary data where its shape {short(shape)} "
@@ -210,7 +211,8 @@ def _check_unicode(values: list[str | None]) -> None:
         raise Misfit("holds text with surrogates, which is not Unicode") from None
 
 
-def _check_count(count: int, shape: Sequence[Any], datatype: Datatype) -> None:
+def check_count(count: int, shape: Sequence[Any], datatype: Datatype) -> None:
+    """Raise Misfit unless there are as many elements as the shape asks for."""
     expected = _count_elements(shape, datatype)
     if count != expected:
         raise Misfit(f"has {count} elements where its shape {short(shape)} asks for {expected}")
@@ -250,7 +252,7 @@ def to_json(form: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
     if is_array(form):
         check_array(form, shape, datatype.name)
     values = list_elements(form)
-    _check_count(len(values), shape, datatype)
+    check_count(len(values), shape, datatype)
     return to_values(values, datatype)
 
 
@@ -269,7 +271,7 @@ def to_json_as_given(form: Any, shape: Sequence[Any], datatype: Datatype) -> lis
         values = flatten(form)
         if datatype.json.issuperset(map(type, values)):
             _refuse_binary_only(datatype)
-            _check_count(len(values), shape, datatype)
+            check_count(len(values), shape, datatype)
             _pack(values, datatype)
             return values
     return to_json(form, shape, datatype)
@@ -287,7 +289,7 @@ def to_bytes(form: Any, shape: Sequence[Any], datatype: Datatype) -> Buffer:
         check_array(form, shape, datatype.name)
         return pack_array(form, datatype)
     values = flatten(form)
-    _check_count(len(values), shape, datatype)
+    check_count(len(values), shape, datatype)
     return _pack(values, datatype)
 
 
@@ -453,6 +455,8 @@ def find_dtype(datatype: Datatype) -> Any:
 
 def need(module: str) -> Any:
     """Import an optional module; raise ImportError with the command that installs it."""
+    if (found := sys.modules.get(module)) is not None:
+        return found
     try:
         return import_module(module)
     except ImportError:

@@ -9,6 +9,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Final, TypedDict, TypeVar
 
 import orjson
@@ -37,9 +38,11 @@ __all__ = [
     "LENGTH_HEADER",
     "RequestFields",
     "ResponseFields",
+    "check_distinct",
     "parse",
     "read_request",
     "read_response",
+    "refuse_shared",
     "requested_entry",
     "tensor_entry",
     "without_null",
@@ -137,7 +140,7 @@ def _read_tensors(
         tensors.append(tensor)
     if tail:
         raise role.error(f"{len(tail)} bytes are left over after {_last_binary(role, tensors)}.")
-    _check_distinct([tensor.name for tensor in tensors], role.noun, role.error)
+    check_distinct([tensor.name for tensor in tensors], role.noun, role.error)
     return tensors
 
 
@@ -154,8 +157,7 @@ def _read_tensor(kind: type[_Tensor], name: str, entry: dict[str, Any]) -> _Tens
 def _read_data(tensor: Tensor, data: Any, tail: memoryview | None) -> memoryview | None:
     """Set a tensor's data, and return the part of `tail` that is left for the next tensor."""
     parameters = tensor.parameters or {}
-    if _SHARED in parameters:
-        raise Misfit(_NOT_SHARED)
+    refuse_shared(parameters)
     size = parameters.pop(SIZE, None)
     if size is not None:
         if data is not None:
@@ -201,12 +203,11 @@ def _read_requested(document: dict[str, Any]) -> list[RequestedOutput] | None:
         try:
             parameters = _read_parameters(entry) or {}
             _check_flag(parameters, "binary_data")
-            if _SHARED in parameters:
-                raise Misfit(_NOT_SHARED)
+            refuse_shared(parameters)
         except Misfit as exc:
             raise InvalidInput(f"Output {short(name)} {exc}.") from None
         outputs.append(RequestedOutput(name, parameters))
-    _check_distinct([output.name for output in outputs], "Output", InvalidInput)
+    check_distinct([output.name for output in outputs], "Output", InvalidInput)
     return outputs or None
 
 
@@ -247,7 +248,14 @@ def _check_flag(parameters: dict[str, Any] | None, key: str) -> None:
         raise Misfit(f'has the parameter "{key}" that is not true or false')
 
 
-def _check_distinct(names: list[str], noun: str, error: type[ServingError]) -> None:
+def refuse_shared(parameters: Mapping[str, Any]) -> None:
+    """Raise Misfit for the parameters of a tensor that is somewhere else."""
+    if _SHARED in parameters:
+        raise Misfit(_NOT_SHARED)
+
+
+def check_distinct(names: list[str], noun: str, error: type[ServingError]) -> None:
+    """Raise an error for a name that is there twice."""
     if len(set(names)) < len(names):
         [(name, _)] = Counter(names).most_common(1)
         raise error(f"Duplicate {noun.lower()} {short(name)}.")

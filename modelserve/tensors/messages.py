@@ -29,6 +29,10 @@ from modelserve.tensors.documents import (
     without_null,
 )
 from modelserve.tensors.elements import flatten, short
+from modelserve.tensors.grpc import messages as grpc_messages
+from modelserve.tensors.grpc import read_request as read_grpc_request
+from modelserve.tensors.grpc import read_response as read_grpc_response
+from modelserve.tensors.grpc import write_parameters, write_tensors
 from modelserve.tensors.tensor import InferInput, InferOutput, RequestedOutput, Tensor
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "decode_request",
     "encode_response",
     "generate_uuid",
+    "grpc_response",
     "json_length",
     "response_document",
     "rest_document",
@@ -46,8 +51,8 @@ __all__ = [
 class InferRequest:
     """One V2 inference request.
 
-    `raw_inputs` are the binary data of the inputs, in order; `from_grpc` is there for KServe's
-    signature.
+    `raw_inputs` are the binary data of the inputs, in order; with `from_grpc`, outputs are binary
+    data where they are.
     """
 
     def __init__(
@@ -67,7 +72,9 @@ class InferRequest:
         self.inputs = infer_inputs
         self.parameters = parameters
         self.request_outputs = request_outputs
-        self.from_grpc = from_grpc
+        # KServe has the method and the attribute too.
+        self.from_grpc = from_grpc  # type: ignore[method-assign,assignment]
+        self._is_of_grpc = bool(from_grpc)
         self._raw_inputs = bool(raw_inputs)
         _set_raw(infer_inputs, raw_inputs)
 
@@ -91,10 +98,32 @@ class InferRequest:
         document = parse(view[:json_length], "request", InvalidInput)
         return cls(model_name, **read_request(document, view[json_length:]))
 
+    @classmethod
+    def from_grpc(cls, request: Any) -> InferRequest:
+        """Return the request in a ModelInferRequest; raise InvalidInput if it is not valid.
+
+        The message may be of generated code, such as KServe's. BYTES that are not raw are `bytes`.
+        """
+        made = cls(**read_grpc_request(request))
+        made._raw_inputs = bool(request.raw_input_contents)
+        return made
+
+    def to_grpc(self) -> Any:
+        """Return the request as a ModelInferRequest of our own class.
+
+        Raises InvalidInput for an input that does not fit, ExtraMissing without protobuf.
+        """
+        message = _grpc_message("ModelInferRequest", self)
+        write_tensors(self.inputs, message.inputs, message.raw_input_contents)
+        for output in self.request_outputs or ():
+            entry = message.outputs.add(name=output.name)
+            write_parameters(output.parameters or {}, entry.parameters)
+        return message
+
     @property
     def use_binary_outputs(self) -> bool:
         """Whether the client wants the outputs that it does not name as binary data."""
-        if self.from_grpc:
+        if self._is_of_grpc:
             return self._raw_inputs
         return bool((self.parameters or {}).get("binary_data_output", False))
 
@@ -186,7 +215,7 @@ class InferResponse:
         self.model_version = model_version
         self.outputs = infer_outputs
         self.parameters = parameters
-        self.from_grpc = from_grpc
+        self.from_grpc = from_grpc  # type: ignore[method-assign,assignment]
         self.use_binary_outputs = use_binary_outputs
         self.requested_outputs = requested_outputs
         _set_raw(infer_outputs, raw_outputs)
@@ -212,6 +241,21 @@ class InferResponse:
             )
         document = parse(view[:json_length], "response", InvalidOutput)
         return cls(**read_response(document, view[json_length:]))
+
+    @classmethod
+    def from_grpc(cls, response: Any) -> InferResponse:
+        """Return the response in a ModelInferResponse; raise InvalidOutput if it is not valid.
+
+        The message may be of generated code, such as KServe's or Triton's.
+        """
+        return cls(**read_grpc_response(response), from_grpc=True)
+
+    def to_grpc(self) -> Any:
+        """Return the response as a ModelInferResponse of our own class.
+
+        Raises as `to_rest`, and ExtraMissing without protobuf.
+        """
+        return grpc_response(self)
 
     def get_output_by_name(self, name: str) -> InferOutput | None:
         """Return the output of that name, or None."""
@@ -313,6 +357,21 @@ def encode_response(
     return [head, *buffers], len(head)
 
 
+def grpc_response(response: InferResponse, request: InferRequest | None = None) -> Any:
+    """Return a response as a ModelInferResponse, with raw contents if the request has them.
+
+    Raises what `InferResponse.to_grpc` raises.
+    """
+    message = _grpc_message("ModelInferResponse", response)
+    if not message.id and request is not None:
+        message.id = request.id or ""
+    chosen = _choose_outputs(response, request)
+    raw = response.use_binary_outputs or (request is not None and request.use_binary_outputs)
+    outputs = [output for output, _ in chosen]
+    write_tensors(outputs, message.outputs, message.raw_output_contents, raw=bool(raw))
+    return message
+
+
 def response_document(
     response: InferResponse, request: InferRequest | None = None
 ) -> dict[str, Any]:
@@ -337,6 +396,16 @@ def generate_uuid() -> str:
 
 def _id(response: InferResponse, request: InferRequest | None) -> str:
     return response.id or (request and request.id) or generate_uuid()
+
+
+def _grpc_message(name: str, source: InferRequest | InferResponse) -> Any:
+    """Return a message with what requests and responses have in common."""
+    message = grpc_messages()[name](
+        model_name=source.model_name, model_version=source.model_version, id=source.id
+    )
+    if source.parameters:
+        write_parameters(source.parameters, message.parameters)
+    return message
 
 
 def _wire_document(

@@ -34,17 +34,20 @@ def row_type(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def join_rows(tensors: Sequence[T]) -> T:
-    """Return one tensor with the rows of several, which have one `row_type`."""
+    """Return one tensor with the rows of several, which have one `row_type`.
+
+    One without axes is a row.
+    """
     first = tensors[0]
     if len(tensors) == 1:
         return first
-    rows = sum(int(tensor.shape[0]) for tensor in tensors)
+    rows = sum(int(tensor.shape[0]) if tensor.shape else 1 for tensor in tensors)
     forms = [tensor._form() for tensor in tensors]
     data: Any
     if isinstance(forms[0], BUFFERS):
         data = b"".join(forms)
     elif is_array(forms[0]):
-        shaped = [form.reshape(t.shape) for form, t in zip(forms, tensors, strict=True)]
+        shaped = [form.reshape(t.shape or [1]) for form, t in zip(forms, tensors, strict=True)]
         data = need("numpy").concatenate(shaped)
     else:
         data = []

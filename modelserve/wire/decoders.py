@@ -14,12 +14,24 @@ import orjson
 
 from modelserve.wire.encoders import Item, ServerSentEvent
 
-__all__ = ["ChunkReader", "EventReader", "Failure", "LineReader", "Reader", "TextReader"]
+__all__ = [
+    "LONGEST_LINE",
+    "ChunkReader",
+    "EventReader",
+    "Failure",
+    "LineReader",
+    "Reader",
+    "TextReader",
+]
 
+# What a server that never ends a line may make its client keep.
+LONGEST_LINE: Final = 128 * 1024 * 1024
+
+_LINE_COST: Final = 64  # what Python needs for a line of an event, however short
+_TOO_LONG: Final = "a line or an event is too long"
 _ENDS: Final = re.compile(rb"\r\n|\r|\n")
-# The fields of an event, and the values that are not ignored.
+# The other fields of an event than its data, and the values that are not ignored.
 _VALUES: Final = {
-    "data": re.compile(r".*", re.DOTALL),
     "event": re.compile(r"[^\0]*"),
     "id": re.compile(r"[^\0]*"),
     "retry": re.compile(r"[0-9]{1,15}"),
@@ -72,11 +84,11 @@ class TextReader:
 class LineReader:
     """NDJSON: each line is an item, except the blank ones that keep a connection alive."""
 
-    def __init__(self) -> None:
-        self._lines = _Lines()
+    def __init__(self, *, longest: int = LONGEST_LINE) -> None:
+        self._lines = _Lines(longest)
 
     def feed(self, chunk: bytes) -> Iterator[Item]:
-        return self._items(self._lines.feed(chunk))
+        yield from self._items(self._lines.feed(chunk))
 
     def finish(self) -> Iterator[Item]:
         return self._items([self._lines.finish()])
@@ -94,12 +106,15 @@ class EventReader:
     Data that is a JSON object or array is parsed, any other is text. Comments are skipped.
     """
 
-    def __init__(self) -> None:
-        self._lines = _Lines()
+    def __init__(self, *, longest: int = LONGEST_LINE) -> None:
+        self._longest = longest
+        self._lines = _Lines(longest)
         self._fields: dict[str, str] = {}
+        self._data: list[str] = []
+        self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Item]:
-        return self._events(self._lines.feed(chunk))
+        yield from self._events(self._lines.feed(chunk))
 
     def finish(self) -> Iterator[Item]:
         return self._events([self._lines.finish(), b""])
@@ -108,16 +123,22 @@ class EventReader:
         for line in lines:
             if line:
                 self._read_field(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace"))
-            elif self._fields:
+            elif self._fields or self._data:
                 fields, self._fields = self._fields, {}
+                if self._data:
+                    fields["data"] = "\n".join(self._data)
+                    self._data, self._size = [], 0
                 yield _event(fields)
 
     def _read_field(self, line: str) -> None:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
-        if name == "data" and "data" in self._fields:
-            value = f"{self._fields['data']}\n{value}"
-        if (rule := _VALUES.get(name)) is not None and rule.fullmatch(value):
+        if name == "data":
+            self._size += len(value) + _LINE_COST
+            if self._size > self._longest:
+                raise ValueError(_TOO_LONG)
+            self._data.append(value)
+        elif (rule := _VALUES.get(name)) is not None and rule.fullmatch(value):
             self._fields[name] = value
 
 
@@ -140,12 +161,14 @@ def _is_failure(item: Item) -> bool:
 class _Lines:
     """Whole lines from pieces of bytes; they end in LF, CR or both."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
         self._unfinished: list[bytes] = []
+        self._size = 0  # of what is unfinished
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the lines that end in this piece."""
+        """Return the lines that end in this piece. Raises ValueError where one is too long."""
         if not chunk:
             return []
         if self._after_cr:
@@ -156,7 +179,11 @@ class _Lines:
         if len(lines) > 1:
             lines[0] = b"".join(self._unfinished)
             self._unfinished = [lines.pop()]
+            self._size = len(self._unfinished[0])
             return lines
+        self._size += len(lines[0])
+        if self._size > self._longest:
+            raise ValueError(_TOO_LONG)
         return []
 
     def finish(self) -> bytes:

@@ -88,6 +88,7 @@ class Encoder:
         remark: Writes what is said in between and is no item, such as the error of one line of the
             request; without it nothing can be said there.
         encode_all: Writes several items as `encode` would, and faster; None for no such way.
+        options: Those of orjson with which it writes a dict as `encode` would; None for none.
         join: Makes one document of all encoded items, which are collected instead of streamed.
     """
 
@@ -99,6 +100,7 @@ class Encoder:
     join: Callable[[list[bytes]], bytes] | None = None
     remark: Callable[[Any], bytes] | None = None
     encode_all: Callable[[Sequence[Item]], bytes] | None = None
+    options: int | None = None
 
 
 def encode_documents(
@@ -146,11 +148,14 @@ def json_item(item: Item) -> bytes:
     return to_json(item)
 
 
+LINE_OPTIONS: Final = JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE
+
+
 def ndjson_item(item: Item) -> bytes:
     """Write one item as one line of JSON."""
     if type(item) is dict:  # most are
         try:
-            return orjson.dumps(item, to_builtin, JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+            return orjson.dumps(item, to_builtin, LINE_OPTIONS)
         except orjson.JSONEncodeError:
             pass  # `json_item` has a fallback, or says what is wrong
     return json_item(item) + b"\n"
@@ -182,6 +187,7 @@ NDJSON: Final = Encoder(
     idle=b"\n",
     remark=ndjson_item,
     encode_all=ndjson_items,
+    options=LINE_OPTIONS,
 )
 COLLECTED: Final = Encoder("application/json", json_item, join=_join_predictions)
 

@@ -8,6 +8,8 @@ from typing import Any, Final, TypeAlias
 
 from starlette.datastructures import MutableHeaders
 
+from modelserve.wire.generation import Generated
+
 __all__ = ["NEW_IDS", "Head", "HookHeaders", "valid_id"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -51,9 +53,11 @@ class Head:
         scope: The ASGI scope.
         headers: Values by lower-case name; where a name is repeated, the last value.
         id: The client's `x-request-id` if it is valid, else a new one.
+        generated: The answer of a language model; unset but by the codecs whose answers are.
     """
 
-    __slots__ = ("headers", "id", "scope")
+    __slots__ = ("generated", "headers", "id", "scope")
+    generated: Generated
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope

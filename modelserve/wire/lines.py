@@ -4,12 +4,13 @@ A cutter makes records of pieces of bytes: lines of JSON, or the pieces as they 
 counted, the blank ones too, so that an error can name its line.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-__all__ = ["BLANK", "MOST_AT_ONCE", "BadLine", "Cutter", "Lines", "Pieces"]
+__all__ = ["BLANK", "MOST_AT_ONCE", "BadLine", "Cutter", "Lines", "Parser", "Pieces"]
 
 MOST_AT_ONCE: Final = 256  # records that are parsed, and answered, together
 
@@ -28,8 +29,8 @@ BLANK: Final = BadLine("blank")  # in the place of a line that is skipped
 _TOO_LONG: Final = _TooLong()
 
 
-class Cutter(Protocol):
-    """Cuts what arrives into records, and parses those.
+class Parser(Protocol):
+    """Parses records.
 
     Attributes:
         noun: What a record is called in an error.
@@ -39,14 +40,18 @@ class Cutter(Protocol):
     noun: str
     at_a_time: int
 
+    def parse(self, records: Sequence[Any]) -> tuple[list[Any], bool]:
+        """Return what the records are, with BadLine in places, and whether there is none."""
+
+
+class Cutter(Parser, Protocol):
+    """Cuts what arrives into records, and parses those."""
+
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the records that the next piece completes."""
 
     def finish(self) -> list[bytes]:
         """Return the record that the end completes, if there is one."""
-
-    def parse(self, records: Sequence[bytes]) -> tuple[list[Any], bool]:
-        """Return what the records are, with BadLine in places, and whether there is none."""
 
 
 class Lines:
@@ -80,9 +85,8 @@ class Lines:
         return [self._closed(b"")] if self._size else []
 
     def parse(self, records: Sequence[bytes]) -> tuple[list[Any], bool]:
-        loads = orjson.loads
         try:
-            return [loads(line) for line in records], True
+            return [*map(orjson.loads, records)], True
         except orjson.JSONDecodeError:
             return [self._parsed(line) for line in records], False
 
@@ -98,6 +102,8 @@ class Lines:
         return _TOO_LONG if len(line) > self._limit else line
 
     def _parsed(self, line: bytes) -> Any:
+        if line.startswith(BOM_UTF8):  # as files of Windows begin
+            line = line.removeprefix(BOM_UTF8)
         try:
             return orjson.loads(line)
         except orjson.JSONDecodeError as exc:

@@ -1,36 +1,22 @@
 """The messages of a WebSocket: what the client's are, and how items become messages. Pure.
 
-The answer to a request is made of events of bytes. Over a WebSocket each record in such an event
-has a head of its own, so that what was put together on the way can be taken apart again.
+An item is a message of its own, which is sent as it is. Only a failure is an event of bytes, as in
+the answer to any other request.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any, Final
 
 import orjson
 
-from modelserve.wire.encoders import Encoder, Item, ServerSentEvent
+from modelserve.wire.encoders import Encoder, Item, ServerSentEvent, json_item
 from modelserve.wire.json import error_document, to_json
 from modelserve.wire.lines import BadLine
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
-__all__ = [
-    "BINARY",
-    "FAILURE",
-    "MESSAGES",
-    "Messages",
-    "close_reason",
-    "split",
-    "status_of",
-]
+__all__ = ["MESSAGES", "Messages", "as_message", "close_reason", "status_of"]
 
-# What a record becomes: a text message; a binary one; or the last, a text message of a failure.
-TEXT: Final = 0
-BINARY: Final = 1
-FAILURE: Final = 2
-
-_HEAD: Final = Struct(">BI")
 _STATUS: Final = Struct(">H")
 _REASON_BYTES: Final = 123  # of a close frame (RFC 6455, 5.5)
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -58,8 +44,8 @@ class Messages:
         return []
 
     def parse(self, records: Sequence[Any]) -> tuple[list[Any], bool]:
-        values = [self._parsed(record) for record in records]
-        return values, BadLine not in {*map(type, values)}
+        values = [*map(self._parsed, records)]
+        return values, BadLine not in map(type, values)
 
     def _parsed(self, record: Any) -> Any:
         if type(record) is not str:
@@ -79,51 +65,28 @@ def _too_long(limit: float) -> BadLine:
 # --- what goes out ------------------------------------------------------------------------------
 
 
-def _encode(item: Item) -> bytes:
-    """Write one item: bytes as a binary message, any other as JSON, text too."""
+def as_message(item: Item) -> str | bytes:
+    """Return what one item is as a message: bytes as they are, any other as JSON, text too."""
     if type(item) is dict:  # most are
         try:
-            text = orjson.dumps(item, to_builtin, JSON_OPTIONS)
-            return _HEAD.pack(TEXT, len(text)) + text
+            return orjson.dumps(item, to_builtin, JSON_OPTIONS).decode()
         except orjson.JSONEncodeError:
             pass  # `to_json` has a fallback, or says what is wrong
     if isinstance(item, ServerSentEvent):
         item = item.data
-    if isinstance(item, _BYTES):
-        data = bytes(item)
-        return _HEAD.pack(BINARY, len(data)) + data
-    text = to_json(item)
-    return _HEAD.pack(TEXT, len(text)) + text
+    return bytes(item) if isinstance(item, _BYTES) else to_json(item).decode()
 
 
 def _failure(status: int, detail: Any) -> bytes:
-    document = error_document(detail)
-    return _HEAD.pack(FAILURE, _STATUS.size + len(document)) + _STATUS.pack(status) + document
+    return _STATUS.pack(status) + error_document(detail)
 
 
-MESSAGES: Final = Encoder("application/json", _encode, _failure, remark=_encode)
-
-
-def split(event: bytes) -> Iterable[tuple[int, bytes]]:
-    """Return the records of an event, each with what becomes of it."""
-    if event:
-        kind, size = _HEAD.unpack_from(event)
-        if _HEAD.size + size == len(event):
-            return ((kind, event[_HEAD.size :]),)
-    return _each(event)
-
-
-def _each(event: bytes) -> Iterator[tuple[int, bytes]]:
-    place = 0
-    while place < len(event):
-        kind, size = _HEAD.unpack_from(event, place)
-        place += _HEAD.size
-        yield kind, event[place : place + size]
-        place += size
+# Items are no part of a body; the failure that ends them is.
+MESSAGES: Final = Encoder("application/json", json_item, _failure)
 
 
 def status_of(failure: bytes) -> tuple[int, bytes]:
-    """Return the status and the document of a FAILURE."""
+    """Return the status and the document of what the encoder of messages has made of a failure."""
     return _STATUS.unpack_from(failure)[0], failure[_STATUS.size :]
 
 

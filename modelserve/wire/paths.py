@@ -7,9 +7,9 @@ Middleware may rewrite `path` and leave `raw_path` as it came: then `path` is wh
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
-__all__ = ["segments_below", "segments_of"]
+__all__ = ["base_of", "segments_below", "segments_of"]
 
 Scope: TypeAlias = Mapping[str, Any]
 
@@ -41,6 +41,24 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
     if mount and segments[: len(mount)] == mount:
         return segments[len(mount) :]
     return _without(mount, segments[hidden:])
+
+
+def base_of(scope: Scope, prefix: str) -> str:
+    """Return the path below which a client finds the application, encoded; empty at the root.
+
+    It is in the path of the request or, where the host or a proxy in front has taken it off, in
+    `root_path`.
+    """
+    path = scope["path"].split("/")[1:]
+    below = segments_below(scope, prefix)
+    count = len(path) - len(below)
+    mount = "".join(f"/{segment}" for segment in path[: max(count, 0)])
+    root = scope.get("root_path", "").rstrip("/")
+    if mount == root or mount.startswith(root + "/") or not root:
+        base = mount
+    else:
+        base = root if root.endswith(mount) else root + mount
+    return quote(base)
 
 
 def _without(mount: list[str], segments: list[str]) -> list[str]:

@@ -150,6 +150,13 @@ def test_rows_of_a_file_in_several_requests(url: str, call: Any, tmp_path: Path)
     assert call(url, "square", "--file", str(path), "--chunk", "2") == (0, "1\n4\n9\n", "")
 
 
+@pytest.mark.parametrize("options", [[], ["--chunk", "1"]])
+def test_rows_of_a_file_of_windows(url: str, call: Any, tmp_path: Path, options: list[str]) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_bytes(b"\xef\xbb\xbf1\r\n2\r\n")
+    assert call(url, "square", "--file", str(path), *options) == (0, "1\n4\n", "")
+
+
 def test_a_recording_is_streamed(call: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(b"RIFF")
@@ -191,7 +198,7 @@ def test_what_cannot_be_used(call: Any, arguments: list[str], sentence: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("x", "the following arguments are required: MODEL"),
+        ("x", "the following arguments are required: MODEL\n"),
         ("x m 1 --file a", "give only one of INSTANCE, --file and --chat"),
         ("x m 1 --header x", "'x' is not a header, like 'X-Name: value'"),
         ("x m --chunk 0", "'0' is not a whole number above 0"),
@@ -236,7 +243,7 @@ def run(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "modelserve", *arguments]
     return subprocess.run(
-        command, env=environment, capture_output=True, timeout=30, check=False, **settings
+        command, env=environment, capture_output=True, timeout=50, check=False, **settings
     )
 
 
@@ -263,7 +270,7 @@ def test_a_script_sees_each_result_before_it_sends_the_next_row() -> None:
                 assert process.stdout.readline() == row
             process.stdin.close()
             assert process.stdout.read() == b""
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
 
 
 @pytest.mark.slow
@@ -277,7 +284,7 @@ def test_ctrl_c_while_rows_are_awaited() -> None:
         process.stdin.flush()
         assert process.stdout.readline() == b"1\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=30)
         assert (process.returncode, errors) == (130, b"")
 
 

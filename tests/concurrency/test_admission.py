@@ -606,7 +606,7 @@ async def test_during_a_drain_no_request_starts_to_wait() -> None:
     app = serve(predict, limits=Limits(concurrency=1))
     async with (
         exchange(app, *PREDICT, json=1) as first,
-        exchange(app, *PREDICT, body=None, timeout=1) as late,
+        exchange(app, *PREDICT, body=None, timeout=10) as late,
     ):
         await anyio.wait_all_tasks_blocked()
         app.serving.refuse_new()

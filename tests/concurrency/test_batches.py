@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -59,12 +59,12 @@ class Model:
             self.flights,
         )
 
-    def start(self, size: int, waits: Sequence[float]) -> None:
+    def start(
+        self, size: int, waits: Sequence[float], callers: Sequence[Caller] = ()
+    ) -> Callable[[str], None]:
         self.sizes.append(size)
         self.waits.append(len(waits))
-
-    def end(self, outcome: str) -> None:
-        self.outcomes.append(outcome)
+        return self.outcomes.append
 
     async def call_alone(self, work: Letters) -> str:
         return await self.run(work.letters)

@@ -305,7 +305,7 @@ async def test_a_task_group_of_its_clean_up_is_not_cancelled() -> None:
                 group.start_soon(steps.clean_up)
 
     client = client_of(serve(predict, around=False), FORMS["ndjson"])
-    with anyio.fail_after(2):
+    with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             group.start_soon(client.run)
             await steps.cleaning.wait()
@@ -322,7 +322,7 @@ async def test_clean_up_of_its_own_is_bounded(end: Any) -> None:
     steps = Steps()
     app = serve(generator(steps), around=False, limits=Limits(cleanup_timeout=0.05))
     client = client_of(app, FORMS["ndjson"])
-    with anyio.fail_after(2):
+    with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             group.start_soon(client.run)
             await steps.cleaning.wait()
@@ -348,7 +348,7 @@ async def test_what_comes_after_a_clean_up_is_cancelled() -> None:
             raise
 
     client = client_of(serve(predict, around=False), FORMS["ndjson"])
-    with anyio.fail_after(2):
+    with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             group.start_soon(client.run)
             await steps.cleaning.wait()
@@ -387,7 +387,7 @@ async def test_a_time_limit_of_the_generator_itself_ends_its_clean_up() -> None:
         hooks.append(predict_in_task)
     for hook in hooks:
         client = client_of(serve(hook, around=False), FORMS["raw"])
-        with anyio.fail_after(2):
+        with anyio.fail_after(10):
             await client.run()
         assert client.error is None
         assert [message.get("body") for message in client._sent][1:] == [b"1", b""]
@@ -406,7 +406,7 @@ async def test_the_end_of_a_task_group_is_cancelled() -> None:
             group.start_soon(work)
 
     client = client_of(serve(predict, around=False), FORMS["raw"])
-    with anyio.fail_after(2):
+    with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             group.start_soon(client.run)
             await started.wait()

@@ -5,7 +5,7 @@ import threading
 import anyio
 import pytest
 
-from modelserve.concurrency.loops import PerLoop
+from modelserve.concurrency.loops import PerLoop, Waiters
 
 
 class Owned:
@@ -66,3 +66,38 @@ def test_idle_objects_of_ended_loops_are_dropped(backend: str) -> None:
         loop.ask()
         loop.end()
     assert len(objects) == 1
+
+
+# --- those who wait for the same ------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_all_who_wait_are_woken_and_nobody_later() -> None:
+    waiters = Waiters()
+    woken: list[int] = []
+
+    async def wait(number: int) -> None:
+        await waiters.wait()
+        woken.append(number)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, 1)
+        group.start_soon(wait, 2)
+        await anyio.wait_all_tasks_blocked()
+        waiters.wake()
+        await anyio.wait_all_tasks_blocked()
+        assert sorted(woken) == [1, 2]
+        waiters.wake()  # for nobody
+        group.start_soon(wait, 3)
+        await anyio.wait_all_tasks_blocked()
+        assert len(woken) == 2
+        waiters.wake()
+    assert len(woken) == 3
+
+
+@pytest.mark.anyio
+async def test_one_that_is_cancelled_waits_no_more() -> None:
+    waiters = Waiters()
+    with anyio.move_on_after(0.01):
+        await waiters.wait()
+    assert waiters._wakeups == []

@@ -272,6 +272,7 @@ async def length_of(payload: Any) -> int:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+@pytest.mark.slow
 async def test_a_large_body_is_decompressed_while_others_run(compress: Any) -> None:
     app = serve(length_of, limits=Limits(max_body_bytes=math.inf))
     body = compress(large(32), 1)
@@ -322,6 +323,7 @@ async def test_a_request_that_ends_while_its_body_is_decompressed(leaving: str) 
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_a_large_body_that_is_broken_gives_back_what_it_held() -> None:
     app = serve(limits=Limits(max_body_bytes=math.inf))
     body = gzip.compress(large(8), 1)

@@ -40,7 +40,7 @@ class Waiting(Model):
 
 
 async def until_over(client: Any) -> None:
-    with anyio.fail_after(2):
+    with anyio.fail_after(10):
         await client.ended()
 
 
@@ -58,7 +58,7 @@ async def test_who_leaves_while_the_model_loads_ends_its_request(parts: list[byt
         await until_over(client)
     assert app.serving.statistics().in_flight == 0
     assert app.serving.statistics().loading == 1
-    with anyio.fail_after(1):
+    with anyio.fail_after(10):
         await app.serving.drain()
     text = (await request(app, "GET", "/metrics")).body.decode()
     assert 'status="499"' in text

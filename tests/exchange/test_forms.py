@@ -427,10 +427,10 @@ async def test_files_are_closed_where_a_request_ends_early(ends: str, kind: str)
         yield {"size": form["f"].size}
         await waits(form)
 
-    limits = Limits(first_item_timeout=0.1, idle_timeout=0.1) if ends == "timeout" else None
+    limits = Limits(first_item_timeout=0.3, idle_timeout=0.3) if ends == "timeout" else None
     app = serve(waits if kind == "value" else streams, limits=limits)
     async with exchange(app, *PREDICT, body=BOTH, headers=FORM) as client:
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while not files.files:
                 await anyio.lowlevel.checkpoint()
         if ends == "hang_up":

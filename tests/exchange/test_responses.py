@@ -198,7 +198,7 @@ async def test_a_stream_that_pauses_too_long_is_ended() -> None:
     async def predict(payload: Any) -> Any:
         return StreamingResponse(content())
 
-    app = serve(predict, Limits(idle_timeout=0.05))
+    app = serve(predict, Limits(idle_timeout=0.3))
     with pytest.raises(Cut):
         await request(app, *PREDICT, json=[])
 

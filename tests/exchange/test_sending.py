@@ -135,7 +135,7 @@ async def test_a_fault_while_a_failure_is_reported_is_logged_too(
 async def test_a_fault_while_the_end_is_reported_is_logged_and_raised_again(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = ModelServer(limits=Limits(timeout=0.03))
+    app = ModelServer(limits=Limits(timeout=0.3))
 
     @app.model("m")
     async def predict(payload: Any) -> AsyncIterator[Any]:

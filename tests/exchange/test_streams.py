@@ -479,6 +479,7 @@ async def test_what_takes_five_rounds_of_the_event_loop_waits_for_one_turn(
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+@pytest.mark.slow
 async def test_a_thread_gets_its_share_beside_a_restless_stream(accept: str) -> None:
     app, going = ModelServer(), threading.Event()
     used = []
@@ -626,17 +627,23 @@ async def test_a_client_that_leaves_between_heartbeats_cancels() -> None:
 @pytest.mark.parametrize("before_first", [True, False])
 async def test_a_heart_beats_in_a_host_that_has_a_cancel_scope(before_first: bool) -> None:
     """The first item is there at once: the heartbeat starts before the pipeline has suspended."""
+    has_beaten = anyio.Event()
 
     async def predict(payload: Any) -> AsyncIterator[Any]:
         yield {"n": 1}
-        await anyio.sleep(0.05)
+        await has_beaten.wait()
         yield {"n": 2}
 
     app = beating(predict, before_first=before_first)
 
     async def host(scope: Any, receive: Any, send: Any) -> None:
+        async def listening(message: Any) -> None:
+            if message.get("body") == b"\n":
+                has_beaten.set()
+            await send(message)
+
         with anyio.CancelScope():
-            await app(scope, receive, send)
+            await app(scope, receive, listening)
 
     chunks = (await request(host, *PREDICT, json=[], headers=NDJSON)).chunks
     assert [chunk for chunk in chunks if chunk != b"\n"] == [b'{"n":1}\n', b'{"n":2}\n']

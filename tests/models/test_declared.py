@@ -18,7 +18,7 @@ import pytest
 from starlette.datastructures import FormData
 from typing_extensions import TypeAliasType, TypedDict
 
-from modelserve import InferRequest, Model, ModelServer
+from modelserve import InferRequest, Limits, Model, ModelServer
 from modelserve.models.declared import Form
 from modelserve.models.hooks import plan_of
 from modelserve.testing import Response, lifespan, request
@@ -717,6 +717,55 @@ def test_an_object_of_the_type_is_taken_as_it_is(kind: Any) -> None:
     assert declared_for(list[kind], "instances").convert({"instances": [item]}) == [item]
     with pytest.raises(ValueError, match=r"^Expected a JSON document"):
         declared_for(kind).convert(object())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body", [b"5", b'{"age": 1}', b"[", b"\x00", b""])
+@pytest.mark.parametrize(
+    ("annotation", "is_bytes"),
+    [
+        (bytes, True),
+        (Annotated[memoryview, "a note"], True),
+        (bytes | Struct, True),
+        (Pydantic | InferRequest | bytes, True),
+        (dict | None, False),
+        (Any, False),
+        (list[bytes], False),
+    ],
+)
+async def test_octets_are_bytes_for_a_hook_that_takes_bytes(
+    annotation: Any, is_bytes: bool, body: bytes
+) -> None:
+    hook = hook_for(annotation)
+    app = ModelServer([model_for(predict=hook)])
+    octets = {"content-type": "application/octet-stream; version=1"}
+    await request(app, *PREDICT, body=body, headers=octets)
+    assert not is_bytes or hook.seen == [body]
+    if body == b"5":
+        await request(app, *PREDICT, body=body)
+        assert hook.seen[1:] in ([5], [])  # without a type, it is the JSON that it may be
+        assert is_bytes or hook.seen in ([5, 5], [])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [*ITEMS, typing.TypedDict("Own", {"age": int})])
+async def test_a_body_that_is_no_json_is_refused_for_every_kind_of_class(kind: Any) -> None:
+    app = ModelServer([model_for(predict=hook_for(kind))])
+    answer = await request(app, *PREDICT, body=b"x", headers={"content-type": "text/plain"})
+    assert (answer.status, answer.json()) == (
+        400,
+        {"error": "Expected a JSON document, not bytes"},
+    )
+
+
+@pytest.mark.anyio
+async def test_octets_are_bytes_whatever_json_they_would_be() -> None:
+    hook = hook_for(bytes)
+    app = ModelServer([model_for(predict=hook, limits=Limits(max_json_values=10))])
+    octets = {"content-type": "application/octet-stream"}
+    body = json.dumps([1] * 100_000).encode()
+    assert (await request(app, *PREDICT, body=body, headers=octets)).status == 200
+    assert hook.seen == [body]
 
 
 @pytest.mark.anyio

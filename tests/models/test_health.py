@@ -214,6 +214,6 @@ async def test_one_that_has_no_thread_is_asked_again(monkeypatch: pytest.MonkeyP
     health = Health("m", lambda: True)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
-        with anyio.fail_after(2):
+        with anyio.fail_after(10):
             assert not await health.ask()
     assert await health.ask()

@@ -275,7 +275,7 @@ def test_a_load_that_exits_does_not_end_the_process(kind: str, anyio_backend: st
     statuses: list[int] = []
 
     async def main() -> None:
-        async with lifespan(app, timeout=2):
+        async with lifespan(app, timeout=10):
             await until_loaded(app)
             await anyio.sleep(0.01)
             statuses.append(await status(app))
@@ -956,7 +956,9 @@ async def test_an_unload_does_not_wait_for_one_that_has_left_the_queue() -> None
         await running.wait()
         async with exchange(app, *PREDICT, json=[]) as waiting:
             await anyio.wait_all_tasks_blocked()
-            async with exchange(app, "POST", "/v2/repository/models/m/unload", timeout=2) as taking:
+            async with exchange(
+                app, "POST", "/v2/repository/models/m/unload", timeout=10
+            ) as taking:
                 await anyio.wait_all_tasks_blocked()
                 waiting.hang_up()
                 try:

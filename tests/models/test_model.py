@@ -142,14 +142,26 @@ class Explains(Model):
         return payload
 
 
-@pytest.mark.parametrize("target", [Misspelt, Misspelt("m"), Prepares])
+class MisspeltBeside(Prepares, Misspelt):
+    pass
+
+
+class Loads(Model):
+    def load(self) -> None:
+        self.ready = True
+
+
+@pytest.mark.parametrize(
+    "target", [Misspelt, Misspelt("m"), MisspeltBeside("m"), Loads, Loads("m")]
+)
 def test_a_class_without_predict_is_refused(target: Any) -> None:
     app = ModelServer()
     with pytest.raises(TypeError) as refused:
         app.add_model(target, "m")
-    name, hint = ("Prepares", "") if target is Prepares else ("Misspelt", " (it has 'Predict')")
+    kind = target if isinstance(target, type) else type(target)
+    hint = "" if kind is Loads else " (it has 'Predict')"
     assert str(refused.value) == (
-        f"The class {name} has no predict{hint}: define it, or set predictor_host "
+        f"The class {kind.__name__} has no predict{hint}: define it, or set predictor_host "
         "before the model is registered"
     )
     assert app.serving.registry.names == []
@@ -164,14 +176,9 @@ def test_a_class_that_explains_or_has_a_predictor_needs_no_predict(target: Any) 
     assert app.serving.registry.names == ["m"]
 
 
-class Loads(Model):
-    def load(self) -> None:
-        self.ready = True
-
-
-def test_a_load_alone_is_no_reason_to_have_no_predict() -> None:
-    with pytest.raises(TypeError, match=r"^The class Loads has no predict: define it"):
-        ModelServer([Loads("m")])
+class OnlyPrepares(Model):
+    def preprocess(self, payload: Any) -> Any:
+        return payload
 
 
 class Finds(Prepares):
@@ -180,15 +187,18 @@ class Finds(Prepares):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("model", "warnings"), [(Prepares("m"), 1), (Finds("m"), 0)])
-async def test_a_load_may_set_the_predictor_of_what_prepares_for_it(
+@pytest.mark.parametrize(
+    ("model", "warnings"), [(Prepares("m"), 1), (OnlyPrepares("m"), 1), (Finds("m"), 0)]
+)
+async def test_what_prepares_for_a_predictor_is_told_of_it_after_it_is_registered(
     model: Model, warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with lifespan(ModelServer([model], wait_for_load=True)):
         pass
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(said) == warnings
-    assert all(text.startswith("The class Prepares has no predict: define it") for text in said)
+    kind = type(model).__name__
+    assert all(text.startswith(f"The class {kind} has no predict: define it") for text in said)
 
 
 @pytest.mark.parametrize("target", [payload_only, lambda payload: payload, Bare(), Bare, Model])

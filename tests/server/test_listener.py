@@ -92,6 +92,7 @@ def test_the_socket_is_removed_where_the_server_ends_at_once(serve: Serve, tmp_p
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_the_socket_is_removed_where_a_handler_blocks(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     running = serve("served.py", "--drain-timeout", "0.1", address=at(path, "alone"))

@@ -45,6 +45,7 @@ def test_end_of_the_drain(serve: Serve, accept: str, last: bytes) -> None:
     assert "Traceback" not in running.log
 
 
+@pytest.mark.slow
 def test_handler_that_blocks(serve: Serve) -> None:
     running = serve("served.py", "--drain-timeout", "0.5")
     connection = running.start_asking("block")
@@ -67,6 +68,7 @@ def test_handler_that_blocks_the_event_loop(serve: Serve) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_log_that_nobody_reads(start: Serve, tmp_path: Path) -> None:
     source = "import logging\n" + SERVED.replace(
         "async def block_loop(payload):\n    block(payload)",
@@ -94,7 +96,7 @@ def test_log_that_nobody_reads(start: Serve, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_requests_are_served_for_the_delay_before_the_drain(serve: Serve, workers: str) -> None:
-    delay = "--shutdown-delay", "2", "--drain-timeout", "0.3", "--workers", workers
+    delay = "--shutdown-delay", "5", "--drain-timeout", "0.3", "--workers", workers
     running = serve("served.py", *delay)
     running.signal(TERM)
     signalled = time.monotonic()
@@ -103,9 +105,9 @@ def test_requests_are_served_for_the_delay_before_the_drain(serve: Serve, worker
     assert running.get("/v2/health/live")[0] == 200
     with running.stream(accept="application/x-ndjson") as stream:  # it began after the signal
         assert running.predict("pid")[0] == 200
-        assert time.monotonic() - signalled < 2
+        assert time.monotonic() - signalled < 5
         assert stream.read() == b'{"error":"server shutting down"}\n'
-    assert 2 < time.monotonic() - signalled < 5
+    assert 5 < time.monotonic() - signalled < 15
     assert running.exit_code(within=2) == 0
     assert running.has("stopped")
 

@@ -95,7 +95,7 @@ def test_a_load_that_a_client_asked_for_is_waited_for(serve: Serve, tmp_path: Pa
     client.close()
     running.signal(TERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        running.exit_code(within=0.6)
+        running.process.wait(0.6)
     (tmp_path / "go").touch()
     assert running.exit_code(within=2) == 0
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "wsproto": "uvicorn --ws wsproto --port {port} {app}",
     "websockets": "uvicorn --ws websockets --port {port} {app}",
     "granian-ws": "granian --interface asgi --ws --port {port} {app}",
+    "daphne": "daphne -p {port} {app}",
     "modelserve": "modelserve --port {port} --drain-timeout 0.2 {app}",
 }
 
@@ -62,7 +63,7 @@ class Ledger:
     def count(self, key: str, name: str) -> int:
         return sum(event.name == name for event in self.of(key))
 
-    def wait(self, key: str, name: str, *, seconds: float = 5.0) -> Event:
+    def wait(self, key: str, name: str, *, seconds: float = 20.0) -> Event:
         """Wait for an event and return its first occurrence."""
 
         def find() -> Event | None:
@@ -126,7 +127,7 @@ class Server:
     def stop(self) -> int:
         self.process.terminate()
         try:
-            return self.process.wait(15)
+            return self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -19,6 +19,7 @@ PLACES = [
         for name in ("first", "preprocessing", "postprocessing")
     ),
 ]
+SOON = 10  # what is not cancelled waits for 20 s
 CANCELLED = {"Cancelled", "CancelledError"}
 
 
@@ -40,7 +41,7 @@ def test_client_leaves_while_the_handler_waits(
     kinds = {event.name for event in server.ledger.of(key)} - {"start", "end"}
     assert len(kinds) == 1
     assert kinds & CANCELLED or kinds == {"BaseExceptionGroup"}
-    assert delay < 0.25
+    assert delay < SOON
 
 
 @hosts("httptools", "trio", slow=["h11", "hypercorn"])
@@ -53,4 +54,4 @@ def test_client_leaves_in_any_form(start: Start, key: str, host: str, accept: st
             client.ask("POST", "/v1/models/second:predict", body, accept=accept)
             server.ledger.wait(f"{key}-{n}", "start")
             closed = time.monotonic()
-        assert server.ledger.wait(f"{key}-{n}", "end").time - closed < 0.25
+        assert server.ledger.wait(f"{key}-{n}", "end").time - closed < SOON

@@ -156,7 +156,7 @@ BATCHES = [
 def answers(server: Server, data: bytes) -> Iterator[Answer]:
     """Send, end the sending side, and read all the answers there are; a hang is a time-out."""
     bodiless = data.startswith(b"HEAD")
-    with Connection(server.port, timeout=5) as client:
+    with Connection(server.port, timeout=20) as client:
         try:
             client.send(data)
             client.socket.shutdown(1)
@@ -207,7 +207,7 @@ def test_bad_requests(start: Start, host: str, batch: Callable[[], Iterator[byte
         for answer in answers(server, data):
             assert_one_shape(answer, data)
     assert server.process.poll() is None
-    assert until(lambda: not server.ledger.running(), seconds=5)
+    assert until(lambda: not server.ledger.running(), seconds=20)
     assert post(server.port, PREDICT, {"key": "good"}).status == 200
     assert post(server.port, STREAM, {"key": "good", "count": 1}).body == b'{"n":0}\n'
 
@@ -224,4 +224,4 @@ def test_whole_requests_with_bad_bodies_are_answered(start: Start, path: str) ->
             assert answer.status in (200, 400, 500), data
             assert_one_shape(answer, data)
     client.close()
-    assert until(lambda: not server.ledger.running(), seconds=5)
+    assert until(lambda: not server.ledger.running(), seconds=20)

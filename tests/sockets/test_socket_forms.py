@@ -189,7 +189,7 @@ ODD_ACCEPTS = [
 def test_odd_accept_is_answered(server: Server, key: str, accept: str) -> None:
     answer = ask(server, key, [{"n": 0}], accept=accept)
     assert answer.status in (200, 406)
-    assert until(lambda: not server.ledger.running(), seconds=1)
+    assert until(lambda: not server.ledger.running(), seconds=20)
 
 
 # 406 comes before the hook runs where registration knows that it streams, else the iterator closes.
@@ -209,7 +209,7 @@ def test_refusal_closes_the_iterator(server: Server, key: str, model: str) -> No
     url = f"/v1/models/{model}:predict"
     assert post(server.port, url, {"key": key}, accept="text/html").status == 406
     server.ledger.wait(key, "closed")
-    assert until(lambda: not server.ledger.running(), seconds=1)
+    assert until(lambda: not server.ledger.running(), seconds=20)
 
 
 @pytest.mark.parametrize("accept", ["text/html", "text/event-stream", "image/png;q=0", "x"])
@@ -572,7 +572,7 @@ def test_odd_headers_are_sent_or_an_error(
     answer = post(server.port, TYPED, {"key": key, "headers": headers, "items": ["a", "b"]})
     assert answer.status in (200, 500)
     assert answer.body == b"ab" or list(answer.json) == ["error"]
-    assert until(lambda: not server.ledger.running(), seconds=1)
+    assert until(lambda: not server.ledger.running(), seconds=20)
 
 
 # Every stream tells proxies not to buffer it.

@@ -15,7 +15,7 @@ from realserver import Server, Start, hosts, until
 
 every_host = hosts("httptools", "trio", slow=["h11", "hypercorn", "granian"])
 both = pytest.mark.parametrize("model", ["async", "sync"])
-SOON = 0.25
+SOON = 10  # what is not stopped goes on for a minute
 
 
 def url(model: str) -> str:
@@ -25,8 +25,8 @@ def url(model: str) -> str:
 # A stream longer than its time limit: an error record or a cut, which says by which limit.
 
 PLANS = {
-    "timeout": {"gap": 0.12, "count": 50},
-    "idle": {"gap": 0.5, "count": 50},
+    "timeout": {"gap": 0.12, "count": 500},
+    "idle": {"gap": 1.0, "count": 50},
 }
 
 
@@ -49,14 +49,14 @@ def test_time_limits_leave_a_record(
     step = PLANS[limit]["gap"] if model == "sync" else 0
     bound = 0.6 if limit == "timeout" else 0.3
     assert bound * 0.9 < took < bound + step + SOON
-    assert 3 <= len(items) <= 5 if limit == "timeout" else len(items) == 1
+    assert 1 <= len(items) <= 5 if limit == "timeout" else len(items) == 1
 
 
 @both
 @pytest.mark.parametrize("limit", PLANS)
 def test_time_limits_cut_a_raw_stream(start: Start, key: str, model: str, limit: str) -> None:
     server = start("httptools", "limited")
-    plan: dict[str, Any] = {"key": key, **PLANS[limit], "items": ["a"] * 50}
+    plan: dict[str, Any] = {"key": key, **PLANS[limit], "items": ["a"] * 500}
     with pytest.raises(Cut):
         post(server.port, url(model), plan)
     server.ledger.wait(key, "end")
@@ -77,7 +77,7 @@ def test_first_item_too_late_has_an_honest_status(
 ) -> None:
     server = start(host, "limited")
     begin = time.monotonic()
-    plan = {"key": key, "before": 0.4 if model == "sync" else 5}
+    plan = {"key": key, "before": 0.4 if model == "sync" else 60}
     answer = post(server.port, url(model), plan, accept=accept)
     assert (500 <= answer.status < 600, list(answer.json)) == (True, ["error"])
     assert "0.2" in answer.json["error"]
@@ -89,7 +89,7 @@ def test_first_item_too_late_has_an_honest_status(
 def test_time_limit_of_a_value(start: Start, key: str, host: str) -> None:
     server = start(host, "limited")
     begin = time.monotonic()
-    answer = post(server.port, url("unary"), {"key": key, "before": 5})
+    answer = post(server.port, url("unary"), {"key": key, "before": 60})
     assert time.monotonic() - begin < 0.6 + SOON
     assert (500 <= answer.status < 600, list(answer.json)) == (True, ["error"])
     server.ledger.wait(key, "end")
@@ -100,7 +100,7 @@ def test_time_limit_of_a_value(start: Start, key: str, host: str) -> None:
 def test_time_limit_by_header(start: Start, key: str, seconds: str) -> None:
     server = start("httptools", "queued")
     begin = time.monotonic()
-    plan = {"key": key, "before": 5}
+    plan = {"key": key, "before": 60}
     answer = post(server.port, url("unary"), plan, x_request_timeout_seconds=seconds)
     assert (500 <= answer.status < 600, list(answer.json)) == (True, ["error"])
     assert time.monotonic() - begin < 0.2 + SOON
@@ -136,7 +136,7 @@ def test_sending_too_slowly_ends_the_stream(start: Start, key: str, host: str, m
     with Connection(server.port, receive_buffer=65536) as client:
         plan = {"key": key, "count": 3000, "size": 65536}
         client.ask("POST", url(model), json.dumps(plan).encode())
-        server.ledger.wait(key, "end", seconds=1)
+        server.ledger.wait(key, "end")
         with pytest.raises(Cut):
             client.answer()
     assert server.ledger.count(key, "item") < 500
@@ -185,7 +185,7 @@ def asking(server: Server, *asks: tuple[str, dict[str, Any]]) -> Iterator[list[C
             clients.append(client)
             time.sleep(0.05)
         yield clients
-    assert until(lambda: not server.ledger.running(), seconds=3)
+    assert until(lambda: not server.ledger.running(), seconds=20)
 
 
 @every_host
@@ -260,10 +260,10 @@ def test_slots_survive_clients_that_leave(start: Start, key: str, host: str) -> 
         plan = {"key": f"{key}-{n}", "gap": 0.01, "before": 0.01 * (n % 2), "count": 1000}
         client.ask("POST", url(model), json.dumps(plan).encode())
         if n % 4:
-            until(lambda n=n: server.ledger.of(f"{key}-{n}"), seconds=1)
+            until(lambda n=n: server.ledger.of(f"{key}-{n}"), seconds=20)
         client.close(reset=n % 5 == 0)
     assert post(server.port, url("unary"), {"key": key}).status == 200
-    assert until(lambda: not server.ledger.running(), seconds=2)
+    assert until(lambda: not server.ledger.running(), seconds=20)
 
 
 # Shutdown: what runs is ended with its `finally` before the process is gone.
@@ -287,6 +287,6 @@ def test_sigterm_runs_finally(tmp_path: Path, key: str, host: str, model: str) -
         client.ask("POST", url(model), json.dumps(plan).encode())
         server.ledger.wait(key, "start")
         server.process.send_signal(signal.SIGTERM)
-        server.process.wait(15)
+        server.process.wait(30)
     assert server.ledger.count(key, "end") == 1
     assert not realserver.UNTIDY.search(server.log)

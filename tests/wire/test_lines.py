@@ -30,6 +30,8 @@ def parsed(body: bytes, cuts: tuple[int, ...] = (), limit: float = math.inf) -> 
         (b"1,2\n[3\n4]\n", [BadLine, BadLine, BadLine]),
         (b'"\xff"\n1', [BadLine, 1]),
         (b"NaN\n", [BadLine]),
+        (b"\xef\xbb\xbf1\r\n2", [1, 2]),
+        (b"\xef\xbb\xbf\n\xef\xbb\xbfx", [BLANK, BadLine]),
     ],
 )
 def test_every_cut_gives_the_same_lines(body: bytes, values: list[Any]) -> None:

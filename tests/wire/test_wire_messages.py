@@ -7,16 +7,12 @@ import pytest
 from modelserve import ServerSentEvent
 from modelserve.wire.lines import BadLine
 from modelserve.wire.messages import (
-    BINARY,
-    FAILURE,
     MESSAGES,
     Messages,
+    as_message,
     close_reason,
-    split,
     status_of,
 )
-
-TEXT = 0
 
 
 @pytest.mark.parametrize("message", ["", b""])
@@ -47,35 +43,34 @@ def test_a_message_that_is_no_instance_says_why(message: Any, error: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("item", "record"),
+    ("item", "message"),
     [
-        ({"a": 1}, (TEXT, b'{"a":1}')),
-        ({1: float("nan")}, (TEXT, b'{"1":null}')),
-        ("text", (TEXT, b'"text"')),
-        ([1], (TEXT, b"[1]")),
-        (None, (TEXT, b"null")),
-        (b"\xff", (BINARY, b"\xff")),
-        (bytearray(b"a"), (BINARY, b"a")),
-        (memoryview(b"a"), (BINARY, b"a")),
-        (b"", (BINARY, b"")),
-        (ServerSentEvent({"a": 1}, event="e"), (TEXT, b'{"a":1}')),
+        ({"a": 1}, '{"a":1}'),
+        ({1: float("nan")}, '{"1":null}'),
+        ("text", '"text"'),
+        ([1], "[1]"),
+        (None, "null"),
+        (b"\xff", b"\xff"),
+        (bytearray(b"a"), b"a"),
+        (memoryview(b"a"), b"a"),
+        (b"", b""),
+        (ServerSentEvent({"a": 1}, event="e"), '{"a":1}'),
+        (ServerSentEvent(b"\xff"), b"\xff"),
     ],
 )
-def test_bytes_are_binary_and_all_else_is_json(item: Any, record: Any) -> None:
-    assert [*split(MESSAGES.encode(item))] == [record]
+def test_bytes_are_binary_and_all_else_is_json(item: Any, message: Any) -> None:
+    found = as_message(item)
+    assert (type(found), found) == (type(message), message)
 
 
-def test_what_was_joined_is_taken_apart() -> None:
+def test_a_failure_has_its_status() -> None:
     assert MESSAGES.failure is not None
-    event = MESSAGES.encode(1) + MESSAGES.encode(b"x" * 70_000) + MESSAGES.failure(429, "busy")
-    first, second, (kind, failure) = split(event)
-    assert (first, second) == ((TEXT, b"1"), (BINARY, b"x" * 70_000))
-    assert (kind, status_of(failure)) == (FAILURE, (429, b'{"error":"busy"}'))
+    assert status_of(MESSAGES.failure(429, "busy")) == (429, b'{"error":"busy"}')
 
 
 def test_an_item_that_no_message_can_hold_is_refused() -> None:
     with pytest.raises(TypeError):
-        MESSAGES.encode(object())
+        as_message(object())
 
 
 @pytest.mark.parametrize(

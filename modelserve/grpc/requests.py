@@ -1,0 +1,137 @@
+"""The requests of a stream as they come: read ahead as bytes, each parsed when it is its turn."""
+
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+import anyio
+
+from modelserve.concurrency.uncollected import call_uncollected
+from modelserve.errors import ServerShuttingDown, ServingError
+from modelserve.exchange.body import decoded
+from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.intake import Intake
+from modelserve.lifespan import Serving
+from modelserve.limits import SMALL_BYTES
+from modelserve.protocols.codec import ModelRef
+from modelserve.protocols.grpc import GRPC_INFER
+from modelserve.tensors import InferRequest
+from modelserve.wire.grpc import Calls, Compressed, Unreadable
+from modelserve.wire.lines import BadLine
+
+__all__ = ["Requests", "Run"]
+
+_DRAIN_SECONDS: Final = 0.5  # between two looks, while nothing comes
+
+
+class Requests:
+    """The requests of one stream.
+
+    Attributes:
+        next: The one whose turn it is, or what is wrong with it; None before `wait_for_next`.
+        size: Its bytes.
+    """
+
+    def __init__(self, serving: Serving, exchange: Exchange) -> None:
+        self.next: InferRequest | BadLine | None = None
+        self.size = 0
+        self._serving = serving
+        self._exchange = exchange
+        self._limit = serving.max_binary_bytes
+        self._intake = Intake(exchange, Calls(self._limit))
+        self._intake.note_admitted()
+        self._records: deque[bytes] = deque()
+        self._has_ended = False
+
+    async def receive(self) -> None:
+        """Receive until the client leaves; to be a companion of the flight."""
+        await self._intake.receive()
+
+    async def wait_for_next(self) -> bool:
+        """Wait for the next request; return whether there is one.
+
+        Raises ServerShuttingDown once the server drains.
+        """
+        while not self._serving.draining:
+            if self.next or self._records or self._has_ended:
+                return await self.look()
+            with anyio.move_on_after(_DRAIN_SECONDS):
+                await self._wait()
+        raise ServerShuttingDown
+
+    async def look(self) -> bool:
+        """Wait for the next request, even during a drain; return whether there is one."""
+        if self.next is None:
+            if not self._records:
+                await self._wait()
+            if self._records:
+                self.next = await self._read(self._records.popleft())
+        return self.next is not None
+
+    async def _wait(self) -> None:
+        """Wait for records, and keep them."""
+        _, records = await self._intake.take()
+        self._records.extend(records)
+        self._has_ended = not records
+
+    def take(self) -> InferRequest | BadLine | None:
+        """Return the next request, and let another be the next."""
+        found, self.next = self.next, None
+        return found
+
+    async def _read(self, record: bytes) -> InferRequest | BadLine:
+        if isinstance(record, Unreadable):
+            return BadLine(record.decode())
+        coding = self._exchange.get(b"grpc-encoding") if isinstance(record, Compressed) else b""
+        threads = self._serving.decoders
+        share = self._serving.admission.budget.hold(0)
+        try:
+            body = await decoded(record, coding, self._limit, share, threads)
+            self.size = len(body)
+            if len(body) <= SMALL_BYTES:
+                return self._open(body)
+            opened: InferRequest = await threads.call(
+                "decode", call_uncollected, partial(self._open, body)
+            )
+            return opened
+        except ServingError as exc:
+            return BadLine(exc.reason)
+        finally:
+            share.close()
+
+    def _open(self, body: bytes | bytearray) -> InferRequest:
+        request: InferRequest = GRPC_INFER.open(body, self._exchange)[1]
+        return request
+
+
+class Run:
+    """The requests of a stream that follow one another for one model, for a hook that iterates."""
+
+    noun = "message"
+    at_a_time = 1
+
+    def __init__(self, requests: Requests, ref: ModelRef) -> None:
+        self._requests = requests
+        self._ref = ref
+        self._number = 0
+
+    @property
+    def cutter(self) -> "Run":
+        return self
+
+    async def take(self) -> tuple[int, list[Any]]:
+        """Return the number of the next request, and the request; none at the end of the run."""
+        requests = self._requests
+        if not await requests.look() or not self._is_ours(requests.next):
+            return self._number, []
+        self._number += 1
+        return self._number, [requests.take()]
+
+    def parse(self, records: Sequence[Any]) -> tuple[list[Any], bool]:
+        return [*records], BadLine not in {*map(type, records)}
+
+    def _is_ours(self, request: Any) -> bool:
+        if isinstance(request, BadLine):
+            return True
+        return ModelRef(request.model_name, request.model_version) == self._ref

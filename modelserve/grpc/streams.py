@@ -1,0 +1,200 @@
+"""ModelStreamInfer, as Triton has it: requests come one after another, and responses go back.
+
+Each request is one of its own, with its model, its slot, its limits and its metrics, and any number
+of responses. They are answered in their order. One that fails has an error in their place, and the
+stream goes on. A model whose hook iterates is given the requests that follow one another for it, as
+they come, and answers meanwhile; that counts as one. While no request runs, a stream holds no slot,
+and a drain ends it.
+"""
+
+from collections.abc import AsyncIterator
+from copy import copy
+from typing import Any, Final
+
+import anyio.lowlevel
+
+from modelserve.concurrency.asyncio_guard import OwnContext
+from modelserve.concurrency.cleanup import clean_up
+from modelserve.concurrency.flight import Phase
+from modelserve.endpoints import Target
+from modelserve.errors import ClientGone, InvalidInput
+from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.sending import SendFailed
+from modelserve.grpc.clock import Clock
+from modelserve.grpc.requests import Requests, Run
+from modelserve.grpc.responses import Answered, Responses
+from modelserve.lifespan import Serving
+from modelserve.limits import Deadlines, shortened
+from modelserve.models.hooks import Plan
+from modelserve.models.inference import Call, infer
+from modelserve.models.instances import Instances, SyncInstances
+from modelserve.models.iterating import Iterates
+from modelserve.models.registry import Entry
+from modelserve.protocols.codec import ModelRef
+from modelserve.protocols.grpc import stream_response, wants_ending
+from modelserve.tensors import InferRequest
+from modelserve.wire.coding import too_large
+from modelserve.wire.head import HookHeaders
+from modelserve.wire.lines import BadLine
+
+__all__ = ["stream_infer"]
+
+_LOST: Final = (ClientGone, SendFailed)  # nobody can be told of it
+_NO_OUTPUTS: Final[dict[str, Any]] = {"outputs": []}
+
+
+async def stream_infer(serving: Serving, target: Target, exchange: Exchange) -> None:
+    """Answer the requests of a stream, until its client or a drain ends it."""
+    if exchange.flight is None:
+        await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
+    assert exchange.flight is not None
+    stream = _Stream(serving, exchange)
+    exchange.flight.start_companion(stream.requests.receive())
+    exchange.flight.start_companion(stream.clock.keep(exchange.flight))
+    while await stream.requests.wait_for_next():
+        await stream.answer_next()
+    await stream.responses.finish()
+
+
+class _Stream:
+    """One stream: its requests, its responses, and what lies between them."""
+
+    def __init__(self, serving: Serving, exchange: Exchange) -> None:
+        self.requests = Requests(serving, exchange)
+        self.responses = exchange.stream = Responses(exchange, debug=serving.debug)
+        self._serving = serving
+        self._exchange = exchange
+        self.clock = Clock(exchange, ends=_deadline(exchange))
+
+    async def answer_next(self) -> None:
+        """Answer the next request: what fails is said in its place. Raises what ends the stream."""
+        exchange, requests = self._exchange, self.requests
+        answered, request = Answered(self._serving.telemetry.unknown), requests.next
+        try:
+            if not isinstance(request, InferRequest):
+                raise InvalidInput(request.error if isinstance(request, BadLine) else "")
+            await self._answer(request, answered)
+        except BaseException as exc:
+            answered.note_failure(exchange.reason or exc)
+            is_over = exchange.is_interrupted_by(exc) or isinstance(exc, _LOST)
+            if is_over or not isinstance(exc, Exception):
+                raise
+            await self.responses.send_error(exc, request)
+        finally:
+            if requests.next is request:  # else a hook has taken it
+                requests.take()
+            answered.record(exchange.id)
+            self.clock.rest()
+
+    async def _answer(self, request: InferRequest, answered: Answered) -> None:
+        serving, size = self._serving, self.requests.size
+        entry = await self._usable(request, answered)
+        if size > entry.max_binary_bytes:
+            raise too_large(entry.max_binary_bytes)
+        if not serving.admission.acquire_nowait(entry.gate):
+            await serving.admission.acquire(entry.gate, size)
+        answered.admitted = True
+        try:
+            self._exchange.enter(Phase.FIRST)
+            await self._run(entry, request, answered)
+        finally:
+            serving.admission.release(entry.gate)
+
+    async def _usable(self, request: InferRequest, answered: Answered) -> Entry:
+        """Return the model of a request. Raises ModelNotFound, ModelNotReady."""
+        while True:
+            entry = self._serving.registry.get(request.model_name, request.model_version)
+            answered.series = entry.series
+            self.clock.start(entry.deadlines)
+            if entry.checks_health or not entry.model.ready:
+                await self._serving.usable(entry)
+            if not entry.is_retired:
+                return entry
+
+    async def _run(self, entry: Entry, request: InferRequest, answered: Answered) -> None:
+        """Run the hooks and send what they give; then close what they have opened."""
+        exchange, plan = self._exchange, entry.plans["predict"]
+        headers = HookHeaders.of(exchange) if plan.wants_headers else None
+        response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
+        call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
+        answered.seconds = call.seconds
+        answer = _Answer(self, entry, request, call)
+        payload = self._payload(plan, answer.ref, request)
+        try:
+            result = await infer(plan, payload, call, _no_check)
+            if call.is_stream(result):
+                answered.streams = True
+                await answer.send_all(result, answered)
+            else:
+                await answer.send(result, final=True)
+        finally:
+            self.responses.endings = None
+            if not call.is_finished:
+                closing = call.finish()
+                await (closing if call.is_exhausted else clean_up(exchange, closing))
+
+    def _payload(self, plan: Plan, ref: ModelRef, request: InferRequest) -> Any:
+        """Return the request, or an iterator of it and of those that follow."""
+        if plan.iterates is None:
+            return request
+        instances = Instances(Run(self.requests, ref))
+        instances.fail_record = self.responses.fail_record
+        if plan.iterates is not Iterates.SYNC:
+            return instances
+        payload = SyncInstances(instances)
+        assert self._exchange.flight is not None
+        self._exchange.flight.start_companion(payload.serve())
+        return payload
+
+
+class _Answer:
+    """The responses to one request, or to those that a hook iterates."""
+
+    def __init__(self, stream: _Stream, entry: Entry, request: InferRequest, call: Call) -> None:
+        self.ref = ModelRef(request.model_name, request.model_version)
+        self._exchange = stream._exchange
+        self._responses = stream.responses
+        self._streaming = entry.streaming
+        self._request = request
+        if entry.plans["predict"].iterates is not None:
+            self._request = _without_payload(request)
+        self._call = call
+
+    async def send(self, item: Any, *, final: bool) -> None:
+        """Send what a hook gives as a response; `final` if no other follows."""
+        message = stream_response(item, self._request, self.ref, final=final)
+        await self._responses.send(message, self._call.response_headers)
+
+    async def send_all(self, items: AsyncIterator[Any], answered: Answered) -> None:
+        """Send the items of a stream as they come."""
+        exchange = self._exchange
+        self._responses.endings = self._call.endings()
+        mark = OwnContext(exchange)
+        try:
+            async for item in items:
+                exchange.check_reason()
+                answered.note_item(self._streaming)
+                await self.send(item, final=False)
+                exchange.enter(Phase.ITEM)
+        finally:
+            mark.leave()
+        if wants_ending(self._request):
+            await self.send(_NO_OUTPUTS, final=True)
+
+
+def _deadline(exchange: Exchange) -> float | None:
+    """Return when the client's deadline passes. Raises InvalidInput."""
+    requested = exchange.headers.get(b"x-request-timeout-seconds")
+    seconds = None if requested is None else shortened(Deadlines(), requested).timeout
+    return None if seconds is None else exchange.arrived + seconds
+
+
+def _without_payload(request: InferRequest) -> InferRequest:
+    """Return what the first of some requests says of the form of all responses."""
+    form = copy(request)
+    form.id, form.parameters, form.inputs = None, None, []
+    return form
+
+
+def _no_check(payload: Any) -> None:
+    """Accept what goes to the main hook: it is what the protocol has read."""

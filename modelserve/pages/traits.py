@@ -1,0 +1,260 @@
+"""What a verb of a model takes and gives, as far as its hooks, attributes and example say.
+
+What nothing is said of is taken to be JSON, which nearly every model takes.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, get_args, get_origin
+
+import orjson
+from starlette.datastructures import ImmutableMultiDict
+from starlette.responses import Response
+
+from modelserve.models.annotations import UNIONS, bare, element_of
+from modelserve.models.declared import Form
+from modelserve.models.hooks import Hook, Plan
+from modelserve.models.model import METADATA, defines
+from modelserve.models.registry import Entry
+from modelserve.models.schemas import Schema, input_schema, output_schema
+from modelserve.models.signatures import UNKNOWN, payload_type, return_type
+from modelserve.tensors import InferRequest, InferResponse
+from modelserve.wire.json import to_json
+
+__all__ = ["Described", "Given", "Taken", "as_json", "example_of", "given_by", "taken_by"]
+
+logger = logging.getLogger("modelserve")
+
+_BYTES: Final = (bytes, bytearray, memoryview)
+_HOSTS: Final = {"predict": "predictor_host", "explain": "explainer_host"}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What the first hook of a verb takes.
+
+    Attributes:
+        json: A JSON document over V1.
+        bytes: The bytes of a body that is not JSON.
+        form: A form.
+        rows: Instances one by one, as lines of JSON.
+        tensors: A request of V2.
+        text: A request of Triton's generate.
+        schema: Of V1's document, where it is enforced.
+        is_checked: The protocol's own rule about `instances` is enforced.
+    """
+
+    json: bool
+    bytes: bool
+    form: bool
+    rows: bool
+    tensors: bool
+    text: bool
+    schema: Schema | None
+    is_checked: bool
+
+    @property
+    def kind(self) -> str:
+        """What people fill in first."""
+        if self.rows:
+            return "rows"
+        if self.json or not (self.bytes or self.form):
+            return "json"
+        return "bytes" if self.bytes else "form"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a verb answers with over V1.
+
+    Attributes:
+        streams: It is known to stream.
+        may_stream: It is not known not to.
+        text, bytes: The answer, or an item of it, is text or bytes as they are.
+        json: It is, or its items are, written as JSON.
+        anything: It may be of any type, which the model sets.
+        tensors: It is a response of V2.
+        schema: Of the whole answer, or of a stream that is collected.
+    """
+
+    streams: bool
+    may_stream: bool
+    text: bool
+    bytes: bool
+    json: bool
+    anything: bool
+    tensors: bool
+    schema: Schema | None
+
+
+class Described(NamedTuple):
+    """A model, the name that it is served by, and its example as JSON has it, or None."""
+
+    name: str
+    entry: Entry
+    example: Any
+
+
+def taken_by(described: Described, plan: Plan) -> Taken | None:
+    """Return what a verb takes; None for a verb that the model does not have."""
+    model = described.entry.model
+    main = plan.main
+    if main.is_default and not getattr(model, _HOSTS.get(main.name, ""), None):
+        return None
+    iterates = plan.iterates is not None
+    kinds = set() if iterates else _kinds_taken(_annotation(model, plan))
+    pieces = iterates and _is_of_bytes(element_of(_annotation(model, plan), iterates=True))
+    tensors = _takes_tensors(described, plan, kinds)
+    is_unknown = not kinds and not iterates and not _is_of_tensors(described.example)
+    return Taken(
+        json=("json" in kinds) or (iterates and not pieces) or is_unknown,
+        bytes="bytes" in kinds or pieces,
+        form="form" in kinds,
+        rows=iterates and not pieces,
+        tensors=tensors,
+        text=_takes_text(described, plan),
+        schema=None if plan.declared is None else input_schema(model, plan),
+        is_checked=plan.preprocess is None and not iterates,
+    )
+
+
+def given_by(model: Any, plan: Plan) -> Given:
+    """Return what a verb answers with."""
+    last = plan.postprocess or plan.main
+    annotation = bare(return_type(getattr(model, last.name)))
+    item = element_of(annotation, iterates=True)
+    streams = plan.streams or item is not UNKNOWN
+    kinds = _kinds_given(item if streams else annotation)
+    if plan.forwards or model.stepping is not None:
+        kinds = set()
+    is_unknown = not kinds
+    has_class = not isinstance(model.output_schema, dict)
+    return Given(
+        streams=streams,
+        may_stream=streams or is_unknown,
+        text="text" in kinds or is_unknown,
+        bytes="bytes" in kinds or is_unknown,
+        json="json" in kinds or is_unknown,
+        anything="response" in kinds or plan.wants_response_headers or (is_unknown and not streams),
+        tensors="tensors" in kinds,
+        schema=output_schema(model, plan) if has_class else None,
+    )
+
+
+def example_of(model: Any) -> Any:
+    """Return a model's example; None where it has none, or one that JSON cannot hold.
+
+    A method of that name is something else.
+    """
+    try:
+        example = model.example
+        return None if callable(example) else as_json(example)
+    except Exception as exc:
+        logger.warning("The example of model %r is not in the document: %s", model.name, exc)
+        return None
+
+
+def as_json(value: Any) -> Any:
+    """Return what a client reads of a value. Raises an exception for what JSON cannot hold."""
+    return orjson.loads(to_json(value))
+
+
+# --- what a hook takes --------------------------------------------------------------------------
+
+
+def _annotation(model: Any, plan: Plan) -> Any:
+    """Return the annotation that describes the payload, UNKNOWN without one."""
+    first: Hook = plan.preprocess or plan.main
+    if plan.iterates is not None and first.iterates is None:
+        first = plan.main
+    return payload_type(getattr(model, first.name))[1]
+
+
+def _kinds_taken(annotation: Any) -> set[str]:
+    return {kind for member in _members(annotation) if (kind := _kind_taken(member))}
+
+
+def _kind_taken(member: Any) -> str:
+    if member in (UNKNOWN, Any, object):
+        return ""
+    kind = get_origin(member) or member
+    if isinstance(kind, type):
+        if issubclass(kind, _BYTES):
+            return "bytes"
+        if issubclass(kind, InferRequest):
+            return "tensors"
+        if issubclass(kind, ImmutableMultiDict):
+            return "form"
+    return "json"
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    annotation = bare(annotation)
+    return get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
+
+
+def _is_of_bytes(annotation: Any) -> bool:
+    return any(_kind_taken(member) == "bytes" for member in _members(annotation))
+
+
+def _takes_tensors(described: Described, plan: Plan, kinds: set[str]) -> bool:
+    """Return whether a model says that it takes requests of V2."""
+    model = described.entry.model
+    if plan.main.name != "predict" or plan.iterates is not None:
+        return False
+    if plan.declared is not None and InferRequest not in plan.declared.passed:
+        return False
+    if plan.forwards:
+        return bool(model.protocol == "v2")
+    if kinds and plan.declared is None:
+        return "tensors" in kinds
+    says_so = any(defines(model, hook) for hook in METADATA) or model.platform
+    return bool("tensors" in kinds or says_so or _is_of_tensors(described.example))
+
+
+def _is_of_tensors(example: Any) -> bool:
+    inputs = example.get("inputs") if isinstance(example, dict) else None
+    return isinstance(inputs, list) and all(
+        isinstance(tensor, dict) and "datatype" in tensor for tensor in inputs
+    )
+
+
+def _takes_text(described: Described, plan: Plan) -> bool:
+    """Return whether a model says that it takes requests of Triton's generate."""
+    example = described.example
+    if plan.main.name != "predict":
+        return False
+    if plan.declared is not None and plan.declared.form in (Form.PAYLOAD, Form.CHECKED):
+        return "text_input" in _properties(input_schema(described.entry.model, plan))
+    return plan.declared is None and isinstance(example, dict) and "text_input" in example
+
+
+def _properties(schema: Schema | None) -> Schema:
+    schema = schema or {}
+    name = str(schema.get("$ref", "")).rpartition("/")[2]
+    found: Schema = schema.get("$defs", {}).get(name, schema)
+    properties: Schema = found.get("properties", {})
+    return properties
+
+
+# --- what a hook gives --------------------------------------------------------------------------
+
+
+def _kinds_given(annotation: Any) -> set[str]:
+    return {kind for member in _members(annotation) if (kind := _kind_given(member))}
+
+
+def _kind_given(member: Any) -> str:
+    if member in (UNKNOWN, Any, object, None):
+        return ""
+    kind = get_origin(member) or member
+    if isinstance(kind, type):
+        if issubclass(kind, str):
+            return "text"
+        if issubclass(kind, _BYTES):
+            return "bytes"
+        if issubclass(kind, Response):
+            return "response"
+        if issubclass(kind, InferResponse):
+            return "tensors"
+    return "json"
