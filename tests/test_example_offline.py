@@ -26,7 +26,7 @@ COUNT = 20_000
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore"),  # scikit-learn's
 ]
 
