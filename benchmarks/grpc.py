@@ -11,6 +11,7 @@ in the environment, beside `modelserve[grpc]` and numpy.
 
 import asyncio
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,11 +125,13 @@ def _serving(kind: str, folder: Path) -> Iterator[tuple[int, int]]:
 
 
 def _free_ports() -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
+    """Return two ports below those that clients' sockets are given."""
+    found: list[int] = []
+    while len(found) < 2:
+        port = random.randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("0.0.0.0", port)):
+            found.append(port)
+    return found
 
 
 def _works() -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from starlette.types import Message, Receive
 
 from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.endings import Ending, is_ending
-from modelserve.concurrency.flight import Flight, Phase
+from modelserve.concurrency.flight import Flight, HostCancelled, Phase
 from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
 from modelserve.dispatch import dispatch
@@ -165,6 +165,10 @@ class CallRequest:
         self._gone.set()
         if self.flight is not None:
             self.flight.cancel(ClientGone())
+
+    def host_cancelled(self) -> Stopped:
+        """Return what a cancellation of the call's task means: the event loop is ending."""
+        return HostCancelled()
 
     async def report_early_end(self, reason: Stopped) -> None:
         """Keep the reason, for the caller."""

@@ -182,20 +182,23 @@ async def _open(
     Return the model and the body; the payload is left with the exchange. Raises InvalidInput, and
     BodyTooLarge.
     """
-    exchange.deadlines = _deadlines(exchange, serving.limits.deadlines())
+    exchange.deadlines = _deadlines(exchange, serving.deadlines)
     limit = serving.max_binary_bytes if codec.takes_binary else serving.max_body_bytes
     length = exchange.get(b"content-length")
     message = await receive_first(exchange.receive, limit, length)
     body = await read_rest(message, exchange.receive, limit, share)
     _note_body_read(exchange)
     body, coding = codec.unwrap(body, exchange)
-    body = await decoded(body, coding, limit, share, serving.decoders)
+    if coding:
+        body = await decoded(body, coding, limit, share, serving.decoders)
 
     def open_() -> tuple[ModelRef, Payload]:
         codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
         return codec.open(body, exchange)
 
-    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
+    is_small = len(body) <= SMALL_BYTES
+    opened = open_() if is_small else await _in_turns(serving, open_, len(body), share)
+    ref, exchange.payload = opened
     entry = serving.registry.entries.get(ref.name)
     if entry is not None:
         limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes

@@ -105,6 +105,7 @@ class Serving:
     ) -> None:
         self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
+        self.deadlines = self.limits.deadlines()
         self.debug = debug
         self.token = None if token is None else valid_token(token)
         self.control, self.wait_for_load = control, wait_for_load
@@ -134,6 +135,7 @@ class Serving:
         limits = limits.with_defaults(before.limits)
         self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
+        self.deadlines = self.limits.deadlines()
         self.debug = self.debug or debug
         self.workers = Workers(threads or self.workers.limit)
         self.admission = Admission(self.limits)

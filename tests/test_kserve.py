@@ -226,13 +226,40 @@ def test_what_is_given_comes_before_the_command_line(parsed: Any) -> None:
 
 
 def test_what_means_nothing_is_said(parsed: Any, caplog: pytest.LogCaptureFixture) -> None:
-    parsed("--enable_grpc false --model_name m", enable_docs_url=False)
+    parsed("--enable_grpc false --grpc_port 9000 --model_name m", enable_docs_url=False)
     assert caplog.messages == []
-    parsed("--grpc_port 9000 --max_threads 2 --enable_predictor_health_check", enable_docs_url=True)
+    parsed("--max_threads 2 --enable_predictor_health_check", enable_docs_url=True)
     assert caplog.messages == [
         f"{name} means nothing to modelserve and is ignored"
-        for name in ("enable_docs_url", "enable_predictor_health_check", "grpc_port", "max_threads")
+        for name in ("enable_docs_url", "enable_predictor_health_check", "max_threads")
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "enabled", "optional"),
+    [
+        ("", {}, True, True),
+        ("--grpc_port 9000", {}, True, False),
+        ("--enable_grpc true", {}, True, False),
+        ("--enable_grpc false --grpc_port 9000", {}, False, False),
+        ("", {"enable_grpc": False}, False, True),
+        ("--enable_grpc false", {"enable_grpc": True, "grpc_port": 9000}, True, False),
+    ],
+)
+def test_grpc(parsed: Any, line: str, given: dict[str, Any], enabled: bool, optional: bool) -> None:
+    pytest.importorskip("grpc")
+    options = parsed(line, **given)
+    assert (options.enable_grpc, options.grpc_is_optional) == (enabled, optional)
+    assert options.grpc_port == (9000 if "9000" in line or "grpc_port" in given else 8081)
+    assert options.grpc_max_receive_message_length == 8 << 20
+
+
+def test_grpc_that_nobody_asks_for_is_left_out_without_its_packages(
+    parsed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    assert not parsed().enable_grpc
+    assert parsed("--grpc_port 9000").enable_grpc  # and `serve` says what it needs
 
 
 def test_an_unusable_command_line(parsed: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -668,7 +695,7 @@ def program(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_a_program_serves_until_it_is_stopped(program: Path, loaded: bool) -> None:
-    flags = ["--loaded"] if loaded else ["--model_name", "words", "--grpc_port", "1"]
+    flags = ["--loaded"] if loaded else ["--model_name", "words", "--grpc_port", "0"]
     name = "model" if loaded else "words"
     with running(program, *flags) as served:
         status, headers, body = served.post(f"/v1/models/{name}:predict", {"instances": ["a b"]})
@@ -683,7 +710,8 @@ def test_a_program_serves_until_it_is_stopped(program: Path, loaded: bool) -> No
         assert served.process.returncode == 0
     messages = [line["message"] for line in served.lines]
     assert sum("loading in" in message for message in messages) == 1
-    assert ("grpc_port means nothing to modelserve and is ignored" in messages) is not loaded
+    if not loaded:
+        assert any("gRPC is served on 0.0.0.0:" in message for message in messages)
 
 
 @pytest.mark.slow

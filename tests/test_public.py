@@ -157,7 +157,7 @@ def test_importing_does_nothing(statement: str) -> None:
         "assert not logging.getLogger('modelserve').handlers\n"
         "late = ('numpy', 'prometheus_client', 'uvicorn', 'trio', 'httpx', 'modelserve.kserve',\n"
         "        'modelserve.models.remote', 'modelserve.models.folders',\n"
-        "        'modelserve.wire.decoders')\n"
+        "        'modelserve.wire.decoders', 'grpc', 'google.protobuf')\n"
         "assert [m for m in late if m in sys.modules] == []\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -81,7 +81,7 @@ class AsyncioFlight(ShelteredFlight):
             if request.reason is not None:
                 raise request.reason from None
             host_cancelled = True
-            request.reason = HostCancelled()
+            request.reason = request.host_cancelled()
             self._report(request.report_early_end(request.reason))
             raise
         except BaseException as exc:

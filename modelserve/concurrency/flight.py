@@ -20,6 +20,7 @@ from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, ServerS
 from modelserve.limits import Deadlines
 
 __all__ = [
+    "CANCELS",
     "BodyTimedOut",
     "Flight",
     "HostCancelled",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 Pipeline = Coroutine[Any, Any, None]
+# An extension of ASGI's scope: while it serves, the host cancels a request whose client has left.
+CANCELS: Final = "modelserve.cancels"
 
 
 class Phase:
@@ -80,6 +83,9 @@ class Watched(Protocol):
 
     @property
     def stream(self) -> "Suspending | None": ...
+
+    def host_cancelled(self) -> Stopped:
+        """Return what a cancellation by the host means."""
 
     def report_early_end(self, reason: Stopped) -> Coroutine[Any, Any, None]:
         """Report the early end to the client, while user code is still cleaning up."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from modelserve.concurrency.flight import Flight, Phase, Pipeline
+from modelserve.concurrency.flight import Flight, HostCancelled, Phase, Pipeline
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.threads import let_threads_run
 from modelserve.errors import ClientGone, Stopped
@@ -50,6 +50,10 @@ class Unattended:
     def is_interrupted_by(self, exc: BaseException) -> bool:
         """Return whether an exception comes from the early end, not from the work itself."""
         return self.flight is not None and self.flight.is_interrupted_by(exc)
+
+    def host_cancelled(self) -> Stopped:
+        """Return what a cancellation of its task means: the event loop is ending."""
+        return HostCancelled()
 
     async def report_early_end(self, reason: Stopped) -> None:
         """Do nothing: those whom it is for know, or learn it from what awaits `run`."""

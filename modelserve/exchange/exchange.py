@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import anyio
 from starlette.types import Receive, Send
 
-from modelserve.concurrency.flight import Flight, Phase
+from modelserve.concurrency.flight import CANCELS, Flight, HostCancelled, Phase
 from modelserve.errors import ClientGone, Stopped
 from modelserve.exchange.sending import SendFailed, send_failure
 from modelserve.limits import Deadlines
@@ -56,7 +56,17 @@ class StreamState(Protocol):
         """Note that the pipeline has suspended; return whether a generator is cleaning up."""
 
 
-class Exchange(Head):
+class _Hosted(Head):
+    """A request, as far as its host has a say in it."""
+
+    __slots__ = ()
+
+    def host_cancelled(self) -> Stopped:
+        """Return what a cancellation by the host means: it stops, or the client has left."""
+        return ClientGone() if CANCELS in (self.scope.get("extensions") or ()) else HostCancelled()
+
+
+class Exchange(_Hosted):
     """One request and its answer; one object from the first byte to the last.
 
     The flight reads some attributes, which `concurrency.flight.Watched` describes; others are

@@ -22,9 +22,17 @@ __all__ = ["open_call"]
 _TIMEOUT: Final = b"grpc-timeout"
 _SECONDS: Final = b"x-request-timeout-seconds"
 _TRAILERS: Final = "http.response.trailers"
-_WEB: Final = ("application/grpc-web", "application/grpc-web+proto")
-_TEXT: Final = ("application/grpc-web-text", "application/grpc-web-text+proto")
-_HTTP2: Final = ("application/grpc", "application/grpc+proto")
+_WEB: Final = "gRPC-Web"
+_TEXT: Final = "gRPC-Web in base64"
+_HTTP2: Final = "gRPC over HTTP/2"
+_KINDS: Final = {
+    b"application/grpc-web": _WEB,
+    b"application/grpc-web+proto": _WEB,
+    b"application/grpc-web-text": _TEXT,
+    b"application/grpc-web-text+proto": _TEXT,
+    b"application/grpc": _HTTP2,
+    b"application/grpc+proto": _HTTP2,
+}
 
 
 class _NotGrpc(ServingError):
@@ -48,14 +56,20 @@ class _NoTrailers(ServingError):
 
 def open_call(target: Target, scope: Scope, receive: Receive, send: Send) -> Request:
     """Return the request that a call is: what it means, and how it is received and answered."""
-    content_type = dict(scope["headers"]).get(b"content-type", b"")
-    kind = media_type(content_type.decode("latin-1"))
-    scope = _with_deadline(scope)
-    if kind in _WEB:
+    content_type = timeout = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value
+        elif name == _TIMEOUT:
+            timeout = value
+    if timeout:
+        scope = {**scope, "headers": [*scope["headers"], (_SECONDS, _limit(timeout))]}
+    kind = _KINDS.get(content_type) or _KINDS.get(_media_type(content_type))
+    if kind is _WEB:
         return target, scope, receive, WebAnswer(send, content_type).send
-    if kind in _TEXT:
+    if kind is _TEXT:
         return target, scope, TextBody(receive).receive, TextAnswer(send, content_type).send
-    if kind not in _HTTP2:
+    if kind is None:
         return replace(_refusing(target, _refuse_type), codec=NO_CODEC), scope, receive, send
     if _TRAILERS not in (scope.get("extensions") or {}):
         answer = WebAnswer(send, content_type)
@@ -63,16 +77,14 @@ def open_call(target: Target, scope: Scope, receive: Receive, send: Send) -> Req
     return target, scope, receive, TrailersAnswer(send, content_type).send
 
 
-def _with_deadline(scope: Scope) -> Scope:
-    """Return a scope in which the time limit of a call has the name that it has in HTTP."""
-    timeout = dict(scope["headers"]).get(_TIMEOUT)
-    if timeout is None:
-        return scope
+def _media_type(content_type: bytes) -> bytes:
+    return media_type(content_type.decode("latin-1")).encode("latin-1")
+
+
+def _limit(timeout: bytes) -> bytes:
+    """Return a time limit as it is written in HTTP; what is none is refused by that name."""
     seconds = seconds_of(timeout)
-    limit = (
-        timeout if seconds is None else b"%.9f" % seconds
-    )  # what is none is refused by that name
-    return {**scope, "headers": [*scope["headers"], (_SECONDS, limit)]}
+    return timeout if seconds is None else b"%.9f" % seconds
 
 
 def _refusing(target: Target, refuse: Endpoint) -> Target:

@@ -32,7 +32,7 @@ from modelserve.models.model import Model
 from modelserve.models.predictor import PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server.run import serve
-from modelserve.server.settings import Settings
+from modelserve.server.settings import Settings, has_grpc
 
 __all__ = ["ModelServer", "app", "parser"]
 
@@ -41,11 +41,7 @@ ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 _IGNORED: Final = (
     "access_log_format",
     "enable_docs_url",
-    "enable_grpc",
     "enable_predictor_health_check",
-    "grpc_max_receive_message_length",
-    "grpc_max_send_message_length",
-    "grpc_port",
     "max_threads",
 )
 
@@ -58,6 +54,7 @@ def _parser() -> ArgumentParser:
         add_help=False, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter
     )
     _add_server(parser)
+    _add_grpc(parser)
     _add_logging(parser)
     _add_model(parser)
     _add_predictor(parser)
@@ -80,6 +77,15 @@ def _add_server(parser: ArgumentParser) -> None:
     )
     add("--ssl_certfile", help=f"else the environment variable {KSERVE_TLS_CERT_FILE_ENV}")
     add("--ssl_keyfile", help=f"else the environment variable {KSERVE_TLS_KEY_FILE_ENV}")
+
+
+def _add_grpc(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--enable_grpc", type=strtobool, default=True, help="whether to serve gRPC as well")
+    add("--grpc_port", type=int, default=8081, help="the port for gRPC")
+    for way in ("send", "receive"):
+        text = f"bytes of a message that gRPC may {way}"
+        add(f"--grpc_max_{way}_message_length", type=int, default=8 << 20, help=text)
 
 
 def _add_logging(parser: ArgumentParser) -> None:
@@ -117,11 +123,7 @@ def _add_ignored(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("options of KServe without a meaning here").add_argument
     add("--access_log_format")
     add("--enable_docs_url", type=strtobool, default=False)
-    add("--enable_grpc", type=strtobool, default=True)
     add("--enable_predictor_health_check", action="store_true")
-    add("--grpc_port", type=int, default=8081)
-    add("--grpc_max_send_message_length", type=int, default=8 << 20)
-    add("--grpc_max_receive_message_length", type=int, default=8 << 20)
     add("--max_threads", type=int, default=4)
 
 
@@ -144,6 +146,10 @@ def _options(given: Mapping[str, Any]) -> Namespace:
         options.http_port = int(os.environ.get("PORT") or DEFAULT_HTTP_PORT)
     if options.ssl_certfile and options.ssl_keyfile and options.http_port == DEFAULT_HTTP_PORT:
         options.http_port = DEFAULT_HTTPS_PORT  # as KServe does
+    is_asked_for = "grpc_port" in chosen or bool(chosen.get("enable_grpc"))
+    options.grpc_is_optional = not is_asked_for
+    if options.grpc_is_optional and not has_grpc():
+        options.enable_grpc = False
     if "predictor_protocol" not in chosen:
         options.predictor_protocol = options.protocol
     return options
@@ -173,6 +179,9 @@ class ModelServer(_ModelServer):
 
     Args:
         http_port: The port to listen on; else the environment variable PORT, else 8080.
+        grpc_port: The port for gRPC, else 8081.
+        enable_grpc: Serve gRPC as well. If neither is given here or on the command line, gRPC is
+            served where its packages are installed and the port is free.
         workers: How many processes; several receive the models by pickle.
         max_asyncio_workers: How many sync hooks run at the same time; else 40.
         registered_models: A repository, whose models are served, and which loads others by name
@@ -292,6 +301,12 @@ class ModelServer(_ModelServer):
         settings = Settings(
             host="0.0.0.0",
             port=options.http_port,
+            grpc_port=options.grpc_port if options.enable_grpc else None,
+            grpc_is_optional=options.grpc_is_optional,
+            grpc_options={
+                f"grpc.max_{way}_message_length": getattr(options, f"grpc_max_{way}_message_length")
+                for way in ("send", "receive")
+            },
             workers=options.workers,
             uvicorn={
                 "loop": options.event_loop,

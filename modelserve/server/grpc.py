@@ -2,31 +2,35 @@
 
 grpcio brings HTTP/2: flow control, TLS, clients of every kind. A call becomes a request of ASGI in
 gRPC-Web's form, so that the application answers both ports alike. Where a client leaves, grpcio
-cancels; the application learns of it as of any client, by `http.disconnect`.
+cancels the task of its call: for one message, that of the application itself, which is told what a
+cancellation means; for a stream, one that waits for the application, which gets a disconnect.
 """
 
 import asyncio
 import logging
+import math
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 from starlette.types import ASGIApp, Message, Scope
 
+from modelserve.concurrency.flight import CANCELS
 from modelserve.errors import LoadError
 from modelserve.server.settings import Settings
 from modelserve.wire.grpc import (
     MESSAGE,
-    OK,
     STATUS,
     STREAMS,
     Frames,
     code_of_host,
     frame,
     is_trailers,
+    only_message,
     read_trailers,
     unquoted,
 )
@@ -44,7 +48,8 @@ _TIMEOUT: Final = b"grpc-timeout"
 _NOT_PASSED: Final = frozenset(
     ("connection", "content-encoding", "content-length", "content-type", "te", "transfer-encoding")
 )
-_OF_GRPC: Final = frozenset((STATUS, MESSAGE))
+_LEFT_OUT: Final = (b"content-", b"grpc-", b"connection", b"transfer-encoding")
+_ID: Final = b"x-request-id"
 _KEY: Final = re.compile(rb"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(rb"[\x20-\x7e]*")
 # In which a cancellation shows after the end of a stream of requests, which looks the same.
@@ -73,24 +78,31 @@ class GrpcPort:
         self._server: Any = None
 
     async def start(self, state: Mapping[str, Any]) -> None:
-        """Listen; `state` is the lifespan's. Raises OSError."""
+        """Listen; `state` is the lifespan's. Raises OSError, unless the port is optional."""
         settings = self._settings
-        most = int(self._limit) if self._limit < 1 << 31 else -1
-        options = (
-            ("grpc.max_receive_message_length", most),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(settings.workers > 1)),
-        )
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=self._options())
         server.add_generic_rpc_handlers((_Methods(self._app, state, self._credentials),))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             port = _listen(server, f"{host}:{settings.grpc_port}", self._credentials)
         except RuntimeError:  # without a reason
-            raise OSError(f"gRPC's port {settings.grpc_port} of {host} cannot be used") from None
+            text = f"gRPC's port {settings.grpc_port} of {host} cannot be used"
+            if not settings.grpc_is_optional:
+                raise OSError(text) from None
+            logger.warning("%s: gRPC is not served", text)
+            return
         await server.start()
         self._server = server
         logger.info("gRPC is served on %s:%d", host, port)
+
+    def _options(self) -> list[tuple[str, int]]:
+        most = int(self._limit) if self._limit < 1 << 31 else -1
+        options = {
+            "grpc.max_receive_message_length": most,
+            "grpc.max_send_message_length": -1,
+            "grpc.so_reuseport": int(self._settings.workers > 1),
+        }
+        return [*(options | dict(self._settings.grpc_options)).items()]
 
     async def stop(self, seconds: float) -> None:
         """Take no more calls, and end after some seconds those that are left."""
@@ -139,29 +151,28 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         return handler
 
     def _handler(self, path: str) -> Any:
+        app, scope_of = self._app, partial(_scope, self._template(path), self._state)
         if path in STREAMS:
 
             async def answer_stream(requests: Any, context: Any) -> None:
                 call = _Stream(context)
-                await _run(self._app, self._scope(path, context), call)
+                await call.run(app, scope_of(context))
                 call.set_status()
 
             return grpc.stream_stream_rpc_method_handler(answer_stream)
 
         async def answer(request: bytes, context: Any) -> bytes:
-            call = _Unary(context, request)
-            await _run(self._app, self._scope(path, context), call)
-            call.set_status()
-            return call.message
+            call = _Unary(request)
+            try:
+                await app(scope_of(context), call.receive, call.send)
+            except Exception:  # the application has logged it
+                call.note_failure()
+            return call.answer_in(context)
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    def _scope(self, path: str, context: Any) -> Scope:
-        headers = [_CONTENT, *_headers(context.invocation_metadata())]
-        seconds = context.time_remaining()
-        if seconds is not None:
-            headers.append((_TIMEOUT, _timeout(seconds)))
-        scope = {
+    def _template(self, path: str) -> Scope:
+        return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "2",
@@ -171,77 +182,75 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": headers,
             "client": None,
             "server": None,
+            "extensions": {CANCELS: {}},
         }
-        if self._state:
-            scope["state"] = dict(self._state)
-        return scope
 
 
-async def _run(app: ASGIApp, scope: Scope, call: "_Unary | _Stream") -> None:
-    """Run the application for a call to its end, which a client's leaving only hastens."""
-    gone = call.gone = asyncio.get_running_loop().create_future()
-    task = asyncio.ensure_future(app(scope, call.receive, call.send))
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError:
-            if not gone.done():
-                gone.set_result(None)
-    if not task.cancelled() and (error := task.exception()) is not None:
-        call.note_failure(error)
+def _scope(template: Scope, state: Mapping[str, Any], context: Any) -> Scope:
+    headers = [_CONTENT, *_headers(context.invocation_metadata())]
+    seconds = context.time_remaining()
+    if seconds is not None:
+        headers.append((_TIMEOUT, _timeout(seconds)))
+    scope = {**template, "headers": headers}
+    if state:
+        scope["state"] = dict(state)
+    return scope
 
 
 class _Unary:
-    """A call of one message, answered with one.
+    """A call of one message, answered with one; it is cancelled where its client leaves."""
 
-    Attributes:
-        gone: Done once the client has left.
-        message: The answer; empty for an error.
-    """
-
-    gone: "asyncio.Future[None]"
-
-    def __init__(self, context: Any, request: bytes) -> None:
-        self._context = context
+    def __init__(self, request: bytes) -> None:
         self._request: bytes | None = request
         self._status = 0
         self._parts: list[bytes] = []
         self._pairs: list[Header] = []
-        self.message = b""
 
     async def receive(self) -> Message:
-        """Return the request, then that the client has left."""
+        """Return the request, and nothing after it."""
         request, self._request = self._request, None
         if request is None:
-            await asyncio.shield(self.gone)
-            return _GONE
-        return {"type": "http.request", "body": frame(request), "more_body": False}
+            await asyncio.get_running_loop().create_future()
+        return {"type": "http.request", "body": frame(request or b""), "more_body": False}
 
     async def send(self, message: Message) -> None:
         """Keep what is sent, until the application has ended."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            self._pairs = list(message["headers"])
+            self._pairs = message["headers"]
         elif body := message.get("body"):
             self._parts.append(body)
 
-    def note_failure(self, error: BaseException) -> None:
+    def note_failure(self) -> None:
         """Note that the application has failed: the answer is incomplete."""
         self._parts.clear()
         self._pairs = [(STATUS, b"%d" % _UNKNOWN)]
 
-    def set_status(self) -> None:
-        """Read the answer, and tell grpcio the status."""
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        for flags, payload in Frames(float("inf")).feed(body) if _is_grpc(self._pairs) else ():
-            if is_trailers(flags):
-                self._pairs += read_trailers(payload)
-            else:
-                self.message = payload
-        _set_status(self._context, self._status, self._pairs)
+    def answer_in(self, context: Any) -> bytes:
+        """Return the message of the answer, and tell grpcio the rest."""
+        pairs, body = self._pairs, b"".join(self._parts)
+        message = only_message(body)
+        if message is not None and pairs[0] == _CONTENT:  # as most are
+            if metadata := _metadata(pairs):
+                context.set_trailing_metadata(metadata)
+            return message
+        if _is_grpc(pairs):
+            message, pairs = _read(body, pairs)
+        _set_status(context, self._status, pairs)
+        return message or b""
+
+
+def _read(body: bytes, headers: list[Header]) -> tuple[bytes, list[Header]]:
+    """Return the message in a body, and the headers with the trailers in it."""
+    message, pairs = b"", list(headers)
+    for flags, payload in Frames(math.inf).feed(body):
+        if is_trailers(flags):
+            pairs += read_trailers(payload)
+        else:
+            message = payload
+    return message, pairs
 
 
 class _Stream:
@@ -259,6 +268,19 @@ class _Stream:
         self._status = 0
         self._pairs: list[Header] = []
         self._frames: Frames | None = None
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Run the application to its end, which a client's leaving only hastens."""
+        gone = self.gone = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(app(scope, self.receive, self.send))
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError:
+                if not gone.done():
+                    gone.set_result(None)
+        if task.cancelled() or task.exception() is not None:
+            self._pairs = [(STATUS, b"%d" % _UNKNOWN)]
 
     async def receive(self) -> Message:
         """Return the next message, the end of them, then that the client has left."""
@@ -297,12 +319,8 @@ class _Stream:
         if not _is_grpc(headers) or STATUS in dict(headers):
             self._pairs = headers
             return
-        self._frames = Frames(float("inf"))
+        self._frames = Frames(math.inf)
         await self._sent(self._context.send_initial_metadata(_metadata(headers)))
-
-    def note_failure(self, error: BaseException) -> None:
-        """Note that the application has failed: the answer is incomplete."""
-        self._pairs = [(STATUS, b"%d" % _UNKNOWN)]
 
     def set_status(self) -> None:
         """Tell grpcio the status."""
@@ -320,7 +338,7 @@ def _set_status(context: Any, status: int, pairs: list[Header]) -> None:
     """Set the status of a call by its trailers, else by the status of HTTP; and the metadata."""
     found = dict(pairs)
     code = int(found[STATUS]) if STATUS in found else code_of_host(status)
-    if code != OK:
+    if code:
         context.set_code(_CODES.get(code, grpc.StatusCode.UNKNOWN))
         context.set_details(unquoted(found.get(MESSAGE, b"")))
     if metadata := _metadata(pairs):
@@ -329,13 +347,17 @@ def _set_status(context: Any, status: int, pairs: list[Header]) -> None:
 
 def _metadata(headers: Iterable[Header]) -> tuple[tuple[str, str | bytes], ...]:
     """Return headers as metadata, without those of HTTP and what metadata cannot hold."""
-    return tuple(
-        _entry(key, value)
-        for key, value in headers
-        if not (key in _OF_GRPC or key.startswith((b"content-", b"grpc-")))
-        and _KEY.fullmatch(key)
-        and _VALUE.fullmatch(value)
-    )
+    found: list[tuple[str, str | bytes]] = []
+    for key, value in headers:
+        if key == _ID:
+            found.append(("x-request-id", value.decode()))
+        elif not (key.startswith(_LEFT_OUT) or _cannot_be_sent(key, value)):
+            found.append(_entry(key, value))
+    return tuple(found)
+
+
+def _cannot_be_sent(key: bytes, value: bytes) -> bool:
+    return not (_KEY.fullmatch(key) and _VALUE.fullmatch(value))
 
 
 def _entry(key: bytes, value: bytes) -> tuple[str, str | bytes]:

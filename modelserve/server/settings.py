@@ -8,7 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["CANNOT_LOAD", "CANNOT_LOAD_MODELS", "CANNOT_START", "HEAD_TIMEOUT", "Settings"]
+__all__ = [
+    "CANNOT_LOAD",
+    "CANNOT_LOAD_MODELS",
+    "CANNOT_START",
+    "HEAD_TIMEOUT",
+    "Settings",
+    "has_grpc",
+]
 
 CANNOT_LOAD: Final = 2
 CANNOT_START: Final = 3
@@ -27,8 +34,9 @@ class Settings:
     `shutdown_delay` seconds after a signal to stop, requests are still served. A client has
     `head_timeout` seconds to send a head, and as many from one part of a body to the next. With
     `exit_on_load_failure`, a model that cannot be loaded ends the process. gRPC is served beside
-    HTTP if there is a `grpc_port`; 0 is any. Unless the server's end
-    is to be that of its process, what the process does afterwards may take its time.
+    HTTP if there is a `grpc_port`, 0 for any, with further options of grpcio's; where it is
+    optional and that port cannot be had, HTTP is served alone. Unless the server's end is to be
+    that of its process, what the process does afterwards may take its time.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +44,8 @@ class Settings:
     uds: str | None = None
     fd: int | None = None
     grpc_port: int | None = None
+    grpc_is_optional: bool = False
+    grpc_options: Mapping[str, int] = field(default_factory=dict)
     workers: int = 1
     shutdown_delay: float = 0.0
     head_timeout: float = HEAD_TIMEOUT
@@ -52,7 +62,7 @@ class Settings:
             return "--uds needs Unix domain sockets, which this system does not have."
         if self.workers > 1 and not all(hasattr(signal, name) for name in _FOR_WORKERS):
             return "More than one worker needs Unix signals, which this system does not have."
-        if self.grpc_port is not None and not (find_spec("grpc") and find_spec("google.protobuf")):
+        if self.grpc_port is not None and not has_grpc():
             return "gRPC needs grpcio and protobuf: pip install 'modelserve[grpc]'."
         if self.watched and find_spec("watchfiles") is None:
             return "--reload needs the package watchfiles, which comes with uvicorn[standard]."
@@ -64,3 +74,11 @@ class Settings:
         if self.fd is not None:
             return f"file descriptor {self.fd}"
         return self.uds or f"{self.host}:{self.port}"
+
+
+def has_grpc() -> bool:
+    """Return whether the packages are installed that serve gRPC."""
+    try:
+        return bool(find_spec("grpc") and find_spec("google.protobuf"))
+    except (ModuleNotFoundError, ValueError):  # without the latter's package, or one turned off
+        return False

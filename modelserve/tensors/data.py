@@ -455,6 +455,8 @@ def find_dtype(datatype: Datatype) -> Any:
 
 def need(module: str) -> Any:
     """Import an optional module; raise ImportError with the command that installs it."""
+    if (found := sys.modules.get(module)) is not None:
+        return found
     try:
         return import_module(module)
     except ImportError:

@@ -64,6 +64,17 @@ _FIELDS: Final = {
 }
 # Those whose field takes numbers that the datatype does not.
 _NARROW: Final = frozenset(("INT8", "INT16", "UINT8", "UINT16"))
+# What is written as it is, of those whose field has the datatype's own range.
+_TYPES: Final = {
+    "BOOL": bool,
+    "INT32": int,
+    "INT64": int,
+    "UINT32": int,
+    "UINT64": int,
+    "FP64": float,
+    "BYTES": bytes,
+}
+_MOST_FP32: Final = (2 - 2**-23) * 2.0**127
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _UINT64: Final = range(1 << 64)
 
@@ -218,12 +229,28 @@ def _write_tensor(tensor: Tensor, entries: Any, raws: Any) -> None:
     if raws is not None:
         raws.append(bytes(to_bytes(form, shape, datatype)))
         return
+    field = getattr(entry.contents, _FIELDS[datatype.name])
+    if type(form) is list and _fits(form, datatype.name):
+        check_count(len(form), shape, datatype)
+        try:
+            field.extend(form)
+            return
+        except ValueError:  # a number over the datatype; what is said of it is said below
+            del field[:]
     if datatype.size:
         values: list[Any] = unpack(to_bytes(form, shape, datatype), datatype)
     else:
         values = _byte_elements(form)
         check_count(len(values), shape, datatype)
-    getattr(entry.contents, _FIELDS[datatype.name]).extend(values)
+    field.extend(values)
+
+
+def _fits(values: list[Any], name: str) -> bool:
+    """Return whether a field takes all elements as they are, or raises ValueError."""
+    if name == "FP32":  # it would take a number over the datatype for infinity
+        is_float = {*map(type, values)} == {float}
+        return is_float and -_MOST_FP32 <= min(values) and max(values) <= _MOST_FP32
+    return name in _TYPES and {*map(type, values)} == {_TYPES[name]}
 
 
 def _byte_elements(form: Any) -> list[bytes]:

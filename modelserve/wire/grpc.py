@@ -33,6 +33,7 @@ __all__ = [
     "frame",
     "is_trailers",
     "message_in",
+    "only_message",
     "quoted",
     "read_trailers",
     "seconds_of",
@@ -228,6 +229,20 @@ def trailers(code: int, message: str = "", others: Iterable[Header] = ()) -> byt
         pairs.append((MESSAGE, quoted(message)))
     block = b"".join(b"%b:%b\r\n" % pair for pair in pairs)
     return _HEAD.pack(_TRAILERS, len(block)) + block
+
+
+_ENDING: Final = trailers(OK)
+
+
+def only_message(body: bytes) -> bytes | None:
+    """Return the message of an answer that is one message and a status of OK, as most are."""
+    if len(body) < _HEAD.size or not body.endswith(_ENDING):
+        return None
+    flags, size = _HEAD.unpack_from(body)
+    end = _HEAD.size + size
+    if flags or end + len(_ENDING) != len(body):
+        return None
+    return body[_HEAD.size : end]
 
 
 def split_trailers(body: bytes) -> tuple[bytes, list[Header]]:

@@ -1,6 +1,8 @@
 """The ways in: gRPC-Web in bytes and in text, HTTP/2 with trailers, and what is none of them."""
 
+import sys
 from base64 import b64decode, b64encode
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from grpcweb import SERVICE, read
 
 from modelserve import ModelServer
 from modelserve.protocols.grpc import classes
+from modelserve.tensors.grpc import messages
 from modelserve.testing import Response, request
 from modelserve.wire.grpc import frame, trailers
 
@@ -93,6 +96,26 @@ async def test_what_is_not_grpc_is_refused(content_type: str | None) -> None:
     response = await post(LIVE, b"{}", content_type)
     assert response.status == 415
     assert "application/grpc" in response.json()["error"]
+
+
+@pytest.fixture
+def no_protobuf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let protobuf not be installed."""
+    for cached in (classes, messages):
+        cached.cache_clear()  # type: ignore[attr-defined]
+    for name in ("google.protobuf", "google"):
+        monkeypatch.setitem(sys.modules, name, None)
+    yield
+    for cached in (classes, messages):
+        cached.cache_clear()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["ServerLive", "ModelInfer", "ModelStreamInfer"])
+@pytest.mark.usefixtures("no_protobuf")
+async def test_without_protobuf_a_call_says_what_is_missing(method: str) -> None:
+    answer = read(await post(f"{SERVICE}/{method}", frame(b""), "application/grpc-web"))
+    assert answer.code == 12
+    assert answer.text == "gRPC needs protobuf: pip install 'modelserve[grpc]'."
 
 
 async def test_a_method_that_there_is_not_is_unimplemented() -> None:

@@ -1,3 +1,4 @@
+import sys
 from typing import Any
 
 import pytest
@@ -20,3 +21,10 @@ def test_the_address_in_words(options: dict[str, Any], address: str) -> None:
 
 def test_unix_can_do_everything() -> None:
     assert Settings(uds="a.sock", workers=2).unsupported is None
+
+
+def test_grpc_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    sentence = "gRPC needs grpcio and protobuf: pip install 'modelserve[grpc]'."
+    assert Settings(grpc_port=8081).unsupported == sentence
+    assert Settings().unsupported is None

@@ -116,6 +116,19 @@ def test_all_tensors_are_raw_where_one_is() -> None:
     assert list(message.raw_output_contents) == [b"\x05\0\0\0", b"\x00\x3c"]
 
 
+def test_elements_of_other_types_are_written_where_they_fit() -> None:
+    for datatype, values, field, written in (
+        ("FP32", [1, None, 0.5], "fp32_contents", [1.0, float("nan"), 0.5]),
+        ("FP64", [1, 2.5], "fp64_contents", [1.0, 2.5]),
+        ("INT32", [1.0, np.int64(2)], "int_contents", [1, 2]),
+        ("BYTES", ["ü", b"b"], "bytes_contents", ["ü".encode(), b"b"]),
+        ("BOOL", [1, 0], "bool_contents", [True, False]),
+    ):
+        output = InferOutput("o", [len(values)], datatype, values)
+        [entry] = InferResponse("7", "m", [output]).to_grpc().outputs
+        assert repr(list(getattr(entry.contents, field))) == repr(written)
+
+
 SHARED = {"shared_memory_region": {"string_param": "r"}}
 REFUSED = {
     "Input 'x' has 2 elements where its shape [3] asks for 3.": call(
@@ -164,6 +177,10 @@ def test_an_output_that_does_not_fit_is_refused() -> None:
     for output in (
         InferOutput("o", [2], "INT32", [1]),
         InferOutput("o", [1], "INT8", [300]),
+        InferOutput("o", [1], "INT32", [2**31]),
+        InferOutput("o", [1], "UINT64", [-1]),
+        InferOutput("o", [1], "FP32", [1e39]),
+        InferOutput("o", [1], "INT32", ["1"]),
         InferOutput("o", [1], "BYTES", [None]),
     ):
         with pytest.raises(InvalidOutput, match=r"^Output 'o' "):
