@@ -16,6 +16,11 @@ BLOCK = os.urandom(64 * 1024)  # what no middleware makes smaller
 FLOOD = 64 * 1024 * 1024  # bytes, more than any host should take for a client that reads nothing
 
 
+def note(folder: Path, key: str, event: str) -> None:
+    with (folder / "ledger").open("a") as file:
+        file.write(f"{key} {event}\n")
+
+
 class Noted(Model):
     """A model that notes events under a request's key, and waits until a request is released."""
 
@@ -24,12 +29,22 @@ class Noted(Model):
         self.folder = folder
 
     def note(self, key: str, event: str) -> None:
-        with (self.folder / "ledger").open("a") as file:
-            file.write(f"{key} {event}\n")
+        note(self.folder, key, event)
 
     async def released(self, key: str) -> None:
         while not (self.folder / key).exists():  # noqa: ASYNC110 - touched by another process
             await anyio.sleep(0.01)
+
+
+class Server(ModelServer):
+    """A model server that notes requests."""
+
+    folder: Path
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            note(self.folder, "app", "request")
+        await super().__call__(scope, receive, send)
 
 
 class Echo(Noted):
@@ -89,4 +104,7 @@ def serve(prefix: str = "") -> ModelServer:
     folder = Path(os.environ["HOSTED_FOLDER"])
     kinds = {"echo": Echo, "steps": Steps, "flood": Flood, "break": Break, "double": Double}
     models = [kind(name, folder) for name, kind in kinds.items()]
-    return ModelServer(models, prefix=prefix, limits=Limits(drain_timeout=1))
+    limits = Limits(drain_timeout=1)
+    app = Server(models, prefix=prefix, limits=limits, wait_for_load=True)
+    app.folder = folder
+    return app

@@ -97,7 +97,10 @@ def answers(host: Host) -> str | None:
 
 
 def loads_at_the_start(host: Host) -> str | None:
-    return None if host.will_note("app", "load") else "load models at the start"
+    """Look what came first: the lifespan's start waits for the loading, the first request begins it."""
+    notes = (host.folder / "ledger").read_text().splitlines()
+    early = notes.index("app load") < notes.index("app request")
+    return None if early else "load models at the start"
 
 
 def streams(host: Host) -> str | None:
@@ -224,8 +227,8 @@ def stops_models(host: Host) -> str | None:
     return None if host.notes("app", "stop") else "call `stop`"
 
 
-# In this order: the first ones ask before anything else is asked, the last ones end the server.
-IN_PROCESS: list[Probe] = [loads_at_the_start, answers, streams, cuts_failures, opens_sockets]
+# In this order: the last ones end the server.
+IN_PROCESS: list[Probe] = [answers, loads_at_the_start, streams, cuts_failures, opens_sockets]
 SERVED: list[Probe] = [
     *IN_PROCESS,
     notices_leaving,

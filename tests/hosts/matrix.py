@@ -212,8 +212,8 @@ def listed(text: str) -> dict[str, str]:
     """Return what the table in the README says of each host, in the order of the rows here."""
     lines = re.findall(r"^\| (.*) \| (.*) \|$", table(text), re.MULTILINE)[1:]
     found = {name: words for names, words in lines for name in names.split("; ")}
-    known = [row.name for row in ROWS]
-    return dict(sorted(found.items(), key=lambda item: known.index(item[0])))
+    place = {row.name: number for number, row in enumerate(ROWS)}
+    return dict(sorted(found.items(), key=lambda item: place.get(item[0], len(ROWS))))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ LISTED = matrix.listed(README)
 def test_a_host_does_what_the_table_says(row: matrix.Row, tmp_path: Path) -> None:
     for package in row.needs:
         pytest.importorskip(package, reason=f"{package} is not installed")
-    assert matrix.measure(row, tmp_path) == LISTED[row.name]
+    assert matrix.measure(row, tmp_path) == LISTED.get(row.name)
 
 
 def test_the_table_lists_the_hosts_that_are_measured() -> None:
