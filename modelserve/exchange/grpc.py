@@ -23,6 +23,7 @@ from modelserve.wire.headers import Header
 __all__ = ["TextAnswer", "TextBody", "TrailersAnswer", "WebAnswer"]
 
 _LENGTH: Final = b"content-length"
+_CONTENT: Final[Header] = (b"content-type", CONTENT_TYPE)
 _FOREIGN: Final = quoted("The model has answered with a response of HTTP, which gRPC cannot carry.")
 
 
@@ -44,13 +45,15 @@ class WebAnswer:
         if message["type"] == "http.response.start":
             headers = self._own(message["status"], message["headers"])
             headers.insert(0, (b"content-type", self._content_type))
-            await self._send({"type": message["type"], "status": 200, "headers": headers})
-            return
-        body = b"" if self._is_foreign else message["body"]
-        await self._send({"type": message["type"], "body": body, "more_body": message["more_body"]})
+            message = {"type": message["type"], "status": 200, "headers": headers}
+        elif self._is_foreign:
+            message = {**message, "body": b""}
+        await self._send(message)
 
     def _own(self, status: int, headers: list[Header]) -> list[Header]:
         """Return the headers without the content type; an error for an answer that is not gRPC."""
+        if headers[:1] == [_CONTENT]:  # as the codec has it
+            return headers[1:]
         others = [pair for pair in headers if pair[0] != b"content-type"]
         if dict(headers).get(b"content-type") == CONTENT_TYPE:
             return others

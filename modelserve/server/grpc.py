@@ -24,7 +24,6 @@ from modelserve.errors import LoadError
 from modelserve.server.settings import Settings
 from modelserve.wire.grpc import (
     MESSAGE,
-    OK,
     STATUS,
     STREAMS,
     Frames,
@@ -51,7 +50,6 @@ _NOT_PASSED: Final = frozenset(
 )
 _LEFT_OUT: Final = (b"content-", b"grpc-", b"connection", b"transfer-encoding")
 _ID: Final = b"x-request-id"
-_STATUS_OK: Final[Header] = (STATUS, b"%d" % OK)
 _KEY: Final = re.compile(rb"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(rb"[\x20-\x7e]*")
 # In which a cancellation shows after the end of a stream of requests, which looks the same.
@@ -234,9 +232,11 @@ class _Unary:
         """Return the message of the answer, and tell grpcio the rest."""
         pairs, body = self._pairs, b"".join(self._parts)
         message = only_message(body)
-        if message is not None and pairs[0] == _CONTENT:
-            pairs = [*pairs, _STATUS_OK]  # as most are
-        elif _is_grpc(pairs):
+        if message is not None and pairs[0] == _CONTENT:  # as most are
+            if metadata := _metadata(pairs):
+                context.set_trailing_metadata(metadata)
+            return message
+        if _is_grpc(pairs):
             message, pairs = _read(body, pairs)
         _set_status(context, self._status, pairs)
         return message or b""
@@ -347,11 +347,13 @@ def _set_status(context: Any, status: int, pairs: list[Header]) -> None:
 
 def _metadata(headers: Iterable[Header]) -> tuple[tuple[str, str | bytes], ...]:
     """Return headers as metadata, without those of HTTP and what metadata cannot hold."""
-    return tuple(
-        _entry(key, value)
-        for key, value in headers
-        if key == _ID or not (key.startswith(_LEFT_OUT) or _cannot_be_sent(key, value))
-    )
+    found: list[tuple[str, str | bytes]] = []
+    for key, value in headers:
+        if key == _ID:
+            found.append(("x-request-id", value.decode()))
+        elif not (key.startswith(_LEFT_OUT) or _cannot_be_sent(key, value)):
+            found.append(_entry(key, value))
+    return tuple(found)
 
 
 def _cannot_be_sent(key: bytes, value: bytes) -> bool:
