@@ -286,7 +286,9 @@ def _name_for(model: Any) -> str | None:
 
 
 def _is_rows(payload: Any) -> bool:
-    return isinstance(payload, Iterable) and not isinstance(payload, _PAYLOADS)
+    """Return whether a payload is an iterable of rows; a table is one of columns."""
+    is_iterable = isinstance(payload, Iterable) and not isinstance(payload, _PAYLOADS)
+    return is_iterable and not hasattr(payload, "columns")
 
 
 def _note_library(backend: str) -> None:

@@ -21,6 +21,8 @@ OVER_SOCKETS = (
     "test_examples",
     "test_kserve",
     "test_openai_clients",
+    "test_ray_serve",
+    "test_example_offline",
     "pages/test_browser",
 )
 

@@ -257,6 +257,15 @@ def test_a_hook_may_make_one_result_of_all_rows() -> None:
         assert run(("a", "b")) == ["ab"]
 
 
+def test_a_table_is_no_iterable_of_rows() -> None:
+    table = pytest.importorskip("pandas").DataFrame({"x": [1, 2]})
+    with Runner(double_each) as run:
+        with pytest.raises(InvalidInput):
+            run(table)  # whose iterator gives the names of the columns
+        assert run(table["x"]) == [2, 4]
+        assert run(table.to_numpy().ravel()) == [2, 4]
+
+
 @pytest.mark.parametrize("function", [double_each, double_in_thread, total])
 def test_what_the_rows_raise_is_raised(function: Any) -> None:
     def rows() -> Iterator[int]:

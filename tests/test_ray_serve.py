@@ -41,7 +41,7 @@ QUICK = {  # to react within seconds
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore"),  # Ray's
 ]
 seeds = itertools.count(1000)

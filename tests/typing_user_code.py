@@ -5,7 +5,15 @@ pytest does not collect this file; mypy checks it with the package (`files` in p
 
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypedDict, TypeVar, assert_type
@@ -38,6 +46,7 @@ from modelserve import (
     instances,
 )
 from modelserve.client import AsyncClient, Client, ClientError, ItemError
+from modelserve.offline import Runner
 from modelserve.opentelemetry import Tracing
 from modelserve.testing import exchange, lifespan, request
 
@@ -467,3 +476,12 @@ async def calling_async(url: str, rows: AsyncIterator[bytes]) -> None:
             await client.predict("m", {"instances": [1]}, version="2", idempotent=True)
     except ClientError as exc:
         print(exc)
+
+
+def scoring(rows: Iterable[list[float]]) -> list[Any]:
+    with Runner(Synchronous("m"), verb="predict", limits=Limits(timeout=5)) as run:
+        first = run({"instances": [1]}, headers={"x-kind": "y"})
+        for item in run.stream(rows):
+            print(item)
+    run.start().close()
+    return [first]

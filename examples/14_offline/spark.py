@@ -7,10 +7,13 @@ Needs Java 17 or newer beside the packages (Debian: apt-get install default-jre-
     python examples/09_rows/rows.py 1000000 > rows.jsonl
     python examples/14_offline/spark.py rows.jsonl
 
-RESULT
+The start of the workers included, on 2 cores that others used heavily:
+
+    {'setosa': 307514, 'versicolor': 442251, 'virginica': 250235}: 18704 rows/s
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +38,7 @@ def score(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
 
 
 def main() -> None:
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # workers with the same packages
     settings = {
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",

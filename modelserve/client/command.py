@@ -23,7 +23,7 @@ from modelserve.client.items import ItemError
 from modelserve.client.lots import Lots
 from modelserve.client.settings import Given
 from modelserve.client.sync import Client, lots
-from modelserve.client.terminal import Progress, asking, converse
+from modelserve.client.terminal import Progress, asking, complain, converse
 from modelserve.errors import ExtraMissing
 from modelserve.wire.encoders import ServerSentEvent
 from modelserve.wire.json import to_json
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _failed(sentence: str, code: int) -> int:
-    print(f"modelserve: {sentence}", file=sys.stderr, flush=True)
+    complain(sentence)
     return code
 
 

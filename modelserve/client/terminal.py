@@ -9,7 +9,7 @@ from typing import Any, Final, TextIO
 from modelserve.client.failures import ClientError
 from modelserve.client.sync import Client
 
-__all__ = ["Progress", "asking", "converse"]
+__all__ = ["Progress", "asking", "complain", "converse"]
 
 _BAR: Final = 24
 _EVERY_SECONDS: Final = 0.1
@@ -109,12 +109,18 @@ def _turn(
     if pieces or error is None:
         print(flush=True)
     if error is not None:
-        print(f"modelserve: {error}", file=sys.stderr, flush=True)
+        complain(str(error))
     if pieces:
         messages.append({"role": "assistant", "content": "".join(pieces)})
     else:
         messages.pop()
     return error
+
+
+def complain(sentence: str) -> None:
+    """Say on stderr what is wrong, on one line: a server's sentence must not steer a terminal."""
+    safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    print(f"modelserve: {safe}", file=sys.stderr, flush=True)
 
 
 def asking() -> Iterator[str]:

@@ -86,14 +86,13 @@ class Chunks:
 
     async def run(self) -> None:
         """Answer all records. Raises what ends the request."""
-        sink, incoming = self._sink, self._incoming
+        incoming = self._incoming
         answer = self._answer_each if incoming.cutter.at_a_time == 1 else self._answer_all
         while True:
             first, records = await incoming.take()
             if not records:
                 return
             await answer(first, *incoming.cutter.parse(records))
-            await sink.wait_for_room()
 
     async def _answer_each(self, first: int, values: list[Any], is_regular: bool) -> None:
         """Answer each record by itself, before the next is looked at."""
@@ -110,10 +109,15 @@ class Chunks:
                 await self._sink.wait_for_room()
 
     async def _answer_all(self, first: int, values: list[Any], is_regular: bool) -> None:
-        """Answer records together, or those between the ones that are no instances."""
+        """Answer records together, as far as they are instances."""
         if is_regular:
             await self._answer(range(first, first + len(values)), values)
-            return
+        else:
+            await self._answer_between(first, values)
+        await self._sink.wait_for_room()
+
+    async def _answer_between(self, first: int, values: list[Any]) -> None:
+        """Answer the records between those that are no instances."""
         numbers: list[int] = []
         good: list[Any] = []
         for number, value in zip(count(first), values, strict=False):

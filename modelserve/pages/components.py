@@ -204,7 +204,7 @@ class Components:
             if not isinstance(node, dict):
                 return node
             limits = _RANGE if start == _DEFINITION and node.get("type") == "integer" else {}
-            kept = (key for key in node if _is_true(key, node))
+            kept = (key for key in node if _is_kept(key, node))
             return {**limits, **{key: member(key, node[key]) for key in kept}}
 
         def member(key: str, value: Any) -> Any:
@@ -224,12 +224,15 @@ class Components:
         return moved(schema)
 
 
-def _is_true(key: str, schema: Schema) -> bool:
-    """Return False for what a library's schema says and does not enforce.
+def _is_kept(key: str, schema: Schema) -> bool:
+    """Return False for what a library's schema says and does not enforce, or says twice.
 
-    A set may be sent with an element twice. A default may be one that its own schema refuses:
+    A set may be sent with an element twice. A tuple's length is in `maxItems`, and makers of
+    clients do not read `false` as a schema. A default may be one that its own schema refuses:
     `x: int = None`, and infinities, which are null.
     """
+    if key == "items":
+        return schema[key] is not False or "maxItems" not in schema
     if key != "default":
         return key != "uniqueItems"
     default = schema[key]

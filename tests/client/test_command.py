@@ -130,6 +130,11 @@ def test_items_are_printed_as_they_come(call: Any) -> None:
         assert call(url, "m", "1") == (1, "1\n", "modelserve: broke\n")
 
 
+def test_a_servers_sentence_does_not_steer_the_terminal(call: Any) -> None:
+    with scripted(whole(b'{"error":"\\u001b[31mr\\u00f6d\\n"}', status="400 x")) as (url, _):
+        assert call(url, "m", "1") == (1, "", "modelserve: \\x1b[31mr\u00f6d\\n\n")
+
+
 # --- rows ---------------------------------------------------------------------------------------
 
 

@@ -168,6 +168,27 @@ def test_several_workers_need_nowhere_to_write(kind: str, models: Path, tmp_path
         assert pod.process.wait(30) == 0, pod.log
 
 
+@pytest.mark.parametrize("command", [None, "modelserve"])
+def test_a_manifest_that_was_written_for_another_image(
+    command: str | None, kind: str, models: Path, tmp_path: Path
+) -> None:
+    """The arguments of KServe's own runtimes, which say nothing of a host."""
+    if kind == "process":
+        pytest.skip("a process of this machine")
+    container, port = containers("runtime.yaml", "runtime"), free_port()
+    container["args"] = ["--model_name=writer", "--model_dir=/mnt/models", f"--http_port={port}"]
+    if command is not None:
+        container["command"] = [command]
+    with running(kind, container, models, tmp_path / "pod", port=free_port()) as pod:
+        pod.port = port
+        fetched(models)
+        assert pod.becomes("readinessProbe", 200)
+        socket.create_connection(("127.0.0.2", port), timeout=10).close()  # as from outside
+        assert len(ask(pod, max_words=7).text.split()) == 7
+        pod.terminate()
+        assert pod.process.wait(30) == 0, pod.log
+
+
 def test_the_container_is_as_closed_as_the_manifest_says(kind: str, predictor: Pod) -> None:
     if kind == "process":
         pytest.skip("a process of this machine")

@@ -1,8 +1,11 @@
 """Models of every kind, which take whatever their documents say and answer as these say."""
 
 import dataclasses
+import datetime
+import enum
+import uuid
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 import pydantic
@@ -22,6 +25,30 @@ class House(msgspec.Struct):
     rooms: int
     area: float
     name: str | None = None
+
+
+class Cat(msgspec.Struct, tag="cat", forbid_unknown_fields=True):
+    lives: int
+
+
+class Dog(msgspec.Struct, tag="dog"):
+    good: bool
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Varied(msgspec.Struct, rename="camel"):
+    a_pair: tuple[int, str]
+    many: set[int]
+    pet: Cat | Dog
+    color: Color
+    either: Literal["a", "b"] | None
+    number: uuid.UUID
+    day: datetime.date
+    few: Annotated[int, msgspec.Meta(ge=0, le=10)] = 3
+    name: Annotated[str, msgspec.Meta(min_length=2, max_length=3)] = "ab"
 
 
 class Strict(pydantic.BaseModel):
@@ -70,6 +97,10 @@ def structs(instances: list[House]) -> list[float]:
 
 
 async def strict(payload: Strict) -> Strict:
+    return payload
+
+
+async def varied(payload: Varied) -> Varied:
     return payload
 
 
@@ -164,6 +195,7 @@ FUNCTIONS = {
     "words": words,
     "structs": structs,
     "strict": strict,
+    "varied": varied,
     "lenient": lenient,
     "point": point,
     "rows": rows,

@@ -162,6 +162,13 @@ async def loud(pieces: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         yield {"bytes": len(piece), "begins": piece[:4].hex()}
 
 
+@app.model("picky")
+async def picky(pieces: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for piece in pieces:
+        yield {"bytes": len(piece)}
+        raise InvalidInput("One piece is enough.")
+
+
 @app.model("size")
 def size(payload: bytes) -> Any:
     return {"bytes": len(payload)}

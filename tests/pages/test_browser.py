@@ -385,6 +385,27 @@ def test_a_conversation_remembers_what_was_said(visit: Any) -> None:
     assert talk.get_by_role("listitem").count() == 1
 
 
+@pytest.mark.parametrize(
+    "options", ['{"stream_options": {"include_usage": true}}', '{"stream": false}']
+)
+def test_a_conversation_may_have_options(visit: Any, options: str) -> None:
+    page = visit()
+    choose(page, "writer")
+    page.get_by_role("radiogroup", name="Operation").get_by_text("Chat", exact=True).click()
+    page.get_by_text("Instructions and options").click()
+    page.get_by_role("textbox", name="Options, as JSON").fill("{")
+    page.get_by_role("textbox", name="Message").fill("Hello")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("Column 2: It ends too early: expected a key or }").wait_for()
+    page.get_by_role("textbox", name="Options, as JSON").fill(options)
+    page.get_by_role("textbox", name="Message").fill("Hello")
+    send(page)
+    talk = page.get_by_role("list", name="Conversation")
+    talk.get_by_text("You said Hello as message 1.").wait_for()
+    assert talk.get_by_role("listitem").count() == 2
+    assert "You said Hello" in response(page).inner_text()
+
+
 def test_a_file_is_sent_as_it_is(visit: Any) -> None:
     page = visit()
     choose(page, "size")
@@ -422,17 +443,30 @@ def test_live_input_goes_over_a_websocket(visit: Any, source: str, begins: str) 
     response(page).get_by_text("Complete").wait_for()
 
 
-def test_a_file_goes_over_a_websocket_in_pieces(visit: Any) -> None:
-    page = visit()
-    choose(page, "loud")
+def send_in_pieces(page: Any, model: str, size: int, outcome: str = "Complete") -> None:
+    choose(page, model)
     page.get_by_role("radiogroup", name="Input").get_by_text("Live").click()
     page.get_by_role("combobox", name="Source").select_option(label="A file, in pieces")
     page.get_by_label("File to send in pieces").set_input_files(
-        {"name": "a.bin", "mimeType": "", "buffer": b"x" * 150_000}
+        {"name": "a.bin", "mimeType": "", "buffer": b"x" * size}
     )
-    send(page)
+    send(page, outcome)
+
+
+def test_a_file_goes_over_a_websocket_in_pieces(visit: Any, tmp_path: Path) -> None:
+    page = visit()
+    send_in_pieces(page, "loud", 150_000)
     assert figure(page, "Items") == "3"
     assert "18928" in items(page).last.inner_text()
+    (tmp_path / "a.bin").write_bytes(b"x" * 1000)
+    assert '"bytes":1000' in run(sent(page, "Python"), "Python", tmp_path)
+
+
+def test_an_error_over_a_websocket_is_one(visit: Any) -> None:
+    page = visit()
+    send_in_pieces(page, "picky", 150_000, "Failed")
+    alert = page.get_by_role("alert").filter(has_text="It failed after 1 item")
+    assert "One piece is enough." in alert.inner_text()
 
 
 def test_without_permission_there_is_a_sentence(visit: Any) -> None:
@@ -557,13 +591,7 @@ def test_a_token_is_asked_for_and_kept_in_memory(
         assert "s3cret" not in sent(page, language)
     kept = "JSON.stringify([localStorage, sessionStorage, document.cookie])"
     assert page.evaluate(kept) == '[{},{},""]'
-    choose(page, "loud")
-    page.get_by_role("radiogroup", name="Input").get_by_text("Live").click()
-    page.get_by_role("combobox", name="Source").select_option(label="A file, in pieces")
-    page.get_by_label("File to send in pieces").set_input_files(
-        {"name": "a.bin", "mimeType": "", "buffer": b"x"}
-    )
-    send(page)
+    send_in_pieces(page, "loud", 1)
     page.get_by_role("button", name="Forget the token").click()
     dialog.wait_for()
 

@@ -388,9 +388,10 @@ async def test_an_example_that_is_no_json_is_left_out(example: Any, caplog: Any)
 
 
 @pytest.mark.parametrize("kind", [pydantic.BaseModel, msgspec.Struct])
-async def test_a_set_may_be_sent_with_an_element_twice(kind: Any) -> None:
+async def test_a_set_is_a_list_and_a_tuple_one_of_its_length(kind: Any) -> None:
     class Many(kind):  # type: ignore[misc]
         many: set[int]
+        pair: tuple[int, str] = (1, "a")
         uniqueItems: bool = True
 
     async def hook(payload: Many) -> Any: ...
@@ -400,7 +401,8 @@ async def test_a_set_may_be_sent_with_an_element_twice(kind: Any) -> None:
     assert (await request(app, "POST", "/v1/models/m:predict", json={"many": [1, 1]})).status == 200
     document = await document_of(app)
     fields = document["components"]["schemas"]["Many"]["properties"]
-    assert set(fields) == {"many", "uniqueItems"}
+    assert set(fields) == {"many", "pair", "uniqueItems"}
+    assert (fields["pair"]["maxItems"], fields["pair"].get("items")) == (2, None)
     assert "uniqueItems" not in fields["many"]
 
 
