@@ -10,9 +10,9 @@ file has to be where all its nodes can read it), and what to do with a bad row, 
     python examples/09_rows/rows.py 1000000 > rows.jsonl
     python examples/14_offline/ray_data.py rows.jsonl
 
-The start of the actors included, on 2 cores that others used heavily:
+The start of the actors included, on 2 cores:
 
-    {'setosa': 307514, 'versicolor': 442251, 'virginica': 250235}: 30835 rows/s
+    {'setosa': 307514, 'versicolor': 442251, 'virginica': 250235}: 92422 rows/s
 """
 
 import json
