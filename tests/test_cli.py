@@ -305,6 +305,7 @@ def test_cors_is_off_unless_asked_for(served: str) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.slow
 def test_target_that_is_not_there(tmp_path: Path, workers: str) -> None:
     done = command("gone.py", "--port", "0", "--workers", workers, cwd=tmp_path)
     assert done.returncode == 2
@@ -313,6 +314,7 @@ def test_target_that_is_not_there(tmp_path: Path, workers: str) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.slow
 def test_module_that_fails_to_import(tmp_path: Path, workers: str) -> None:
     (tmp_path / "broken.py").write_text("import math\n\nimport not_there_at_all\n")
     done = command("broken.py", "--port", "0", "--workers", workers, cwd=tmp_path)
@@ -327,6 +329,7 @@ def test_module_that_fails_to_import(tmp_path: Path, workers: str) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_address_in_use(tmp_path: Path, served: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -337,6 +340,7 @@ def test_address_in_use(tmp_path: Path, served: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_unusable_certificate(tmp_path: Path, served: str) -> None:
     (tmp_path / "cert.pem").write_text("no certificate")
     done = command(served, "--port", "0", "--ssl-certfile", "cert.pem", cwd=tmp_path)

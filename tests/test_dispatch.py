@@ -360,6 +360,7 @@ def alive(*kinds: type) -> set[int]:
     return {id(found) for found in gc.get_objects() if isinstance(found, kinds)}
 
 
+@pytest.mark.slow
 async def test_a_request_that_never_waits_needs_no_flight() -> None:
     gc.collect()
     others = alive(Flight)  # those that other tests have kept

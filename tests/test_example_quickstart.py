@@ -51,6 +51,7 @@ def test_corpus_is_plain_sentences(textmodel: ModuleType) -> None:
     assert all(line[0].isupper() and line[-1] in ".?!" for line in text)
 
 
+@pytest.mark.slow
 def test_training_happens_once(textmodel: ModuleType, model: Any) -> None:
     assert textmodel.trained() is model
 
@@ -70,6 +71,7 @@ def test_other_seed_other_text(model: Any) -> None:
     assert len({written(model, "The class", seed=seed) for seed in range(10)}) > 3
 
 
+@pytest.mark.slow
 def test_text_does_not_depend_on_the_hash_seed() -> None:
     program = "import textmodel as t; print(*t.trained().write('The', 50, temperature=1, seed=3))"
     texts = [

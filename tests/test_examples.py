@@ -133,6 +133,7 @@ def test_openais_client_talks_to_the_quickstart_as_the_readme_shows() -> None:
     assert (run.stdout, run.stderr) == (text, "")
 
 
+@pytest.mark.slow
 def test_events() -> None:
     with served("examples/02_events.py") as url:
         headers = {"accept": "text/event-stream"}
@@ -176,6 +177,7 @@ def test_opentelemetry(tmp_path: Path) -> None:
     assert spans[4]["attributes"]["modelserve.items"] == 100
 
 
+@pytest.mark.slow
 def test_images() -> None:
     photo = io.BytesIO()
     Image.new("RGB", (200, 100), "red").save(photo, "JPEG")
@@ -321,6 +323,7 @@ def test_the_tests_of_the_guide_run_as_they_are_copied(tmp_path: Path) -> None:
     assert f"{text.count('def test_')} passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_client_of_the_websocket_guide_prints_what_it_says(tmp_path: Path) -> None:
     text = (ROOT / "examples/guides/websocket.md").read_text()
     for name, program in zip(("app.py", "client.py"), blocks(text, "python"), strict=True):

@@ -109,10 +109,12 @@ import modelserve.kserve; modelserve.kserve.model_server.parser
 """
 
 
+@pytest.mark.slow
 def test_ways_to_import() -> None:
     subprocess.run([sys.executable, "-c", WAYS_TO_IMPORT], check=True, timeout=30, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_importing_does_nothing() -> None:
     code = (
         "import sys, threading, logging, os, signal\n"
@@ -694,6 +696,7 @@ def program(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.slow
 def test_a_program_serves_until_it_is_stopped(program: Path, loaded: bool) -> None:
     flags = ["--loaded"] if loaded else ["--model_name", "words", "--grpc_port", "0"]
     name = "model" if loaded else "words"
@@ -741,6 +744,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_transformer_sends_on_to_the_predictor_of_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("httpx")
     for name, text in (("predictor.py", (EXAMPLE / "after.py").read_text()), ("t.py", TRANSFORMER)):
@@ -753,6 +757,7 @@ def test_a_transformer_sends_on_to_the_predictor_of_the_command_line(tmp_path: P
             assert (status, json.loads(body)) == (200, {"predictions": ["setosa"]})
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_ends_the_program(program: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         result = subprocess.run(

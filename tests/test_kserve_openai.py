@@ -517,6 +517,7 @@ VLLM = {
 
 
 @pytest.mark.parametrize("missing", [None, "chat_utils.py", "pooling/embed/protocol.py"])
+@pytest.mark.slow
 def test_vllms_classes_are_taken_if_all_are_there(tmp_path: Path, missing: str | None) -> None:
     for path in VLLM - {missing}:
         module = tmp_path / "vllm" / "entrypoints" / path

@@ -157,6 +157,7 @@ def test_a_program_is_reloaded(program: Callable[..., Program], tmp_path: Path) 
         (("-m", "uvicorn", "app:app", "--port", "0"), r"running on (http://[0-9.:]+)"),
     ],
 )
+@pytest.mark.slow
 def test_a_program_that_is_imported_starts_no_server_of_its_own(
     arguments: tuple[str, ...], pattern: str, program: Callable[..., Program]
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_program_that_is_imported_starts_no_server_of_its_own(
     assert running.stop()[0] in (0, -signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_an_address_in_use_ends_the_program(program: Callable[..., Program]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -305,6 +307,7 @@ async def served(app: ModelServer, port: int) -> "asyncio.Task[None]":
     return task
 
 
+@pytest.mark.slow
 def test_serving_in_a_loop_ends_with_a_drain_and_can_begin_again() -> None:
     async def check() -> None:
         model, port = Words(), free_port()

@@ -266,6 +266,7 @@ async def test_a_document_is_one_item() -> None:
 
 
 @pytest.mark.parametrize("seconds", [600, 59.9995])  # the last ends as the limit does, gathered
+@pytest.mark.slow
 def test_a_slow_source_is_no_slow_server(url: str, anyio_backend: str, seconds: float) -> None:
     async def main(jump: Jump) -> None:
         came = [anyio.Event() for _ in range(20)]
@@ -288,6 +289,7 @@ def test_a_slow_source_is_no_slow_server(url: str, anyio_backend: str, seconds: 
     run(anyio_backend, main)
 
 
+@pytest.mark.slow
 def test_a_server_that_reads_no_more(anyio_backend: str) -> None:
     begun, over = threading.Event(), threading.Event()
 
@@ -308,6 +310,7 @@ def test_a_server_that_reads_no_more(anyio_backend: str) -> None:
         run(anyio_backend, main)
 
 
+@pytest.mark.slow
 async def test_a_reader_that_waits_holds_the_source_back(url: str) -> None:
     taken = 0
 
@@ -343,6 +346,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.skip("openssl is not installed")
 
 
+@pytest.mark.slow
 async def test_over_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"ssl_certfile": certificate / "cert.pem", "ssl_keyfile": certificate / "key.pem"}
     with serving(app, lifespan="off", **files) as url:

@@ -567,6 +567,7 @@ async def test_the_timeout_counts_time_in_the_queue() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_first_item_timeout_starts_at_admission() -> None:
     calls: list[Any] = []
 

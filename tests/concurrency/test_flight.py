@@ -549,6 +549,7 @@ async def test_cancelling_what_is_over_does_nothing() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
+@pytest.mark.slow
 async def test_a_stream_that_sees_the_reason_first_is_closed_in_peace() -> None:
     steps = Steps()
 

@@ -544,6 +544,7 @@ async def test_the_models_limit_and_the_applications_hold(
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_a_large_body_is_decoded_while_others_run() -> None:
     app = serve(number_of)
     raw = (b"\0\0\0\0" + b"\1\0\0\0x") * 400_000
@@ -572,6 +573,7 @@ async def test_a_large_body_that_cannot_be_decoded_is_400() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_a_client_that_leaves_while_its_body_is_decoded() -> None:
     seen: list[Any] = []
 

@@ -297,6 +297,7 @@ async def test_an_empty_499_only_where_nothing_was_sent(started: bool) -> None:
 @pytest.mark.parametrize("cleans_up", [False, True])
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("coalesce", [False, True])
+@pytest.mark.slow
 def test_nothing_is_sent_when_the_host_drops_the_coroutine(
     cleans_up: bool, started: bool, coalesce: bool, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -563,6 +563,7 @@ async def two_at_once(payload: Any) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize("before_first", [True, False])
+@pytest.mark.slow
 async def test_a_stream_that_is_faster_than_its_heart_is_whole(before_first: bool) -> None:
     """No companion is left that was never begun (asyncio warns of one)."""
     app = beating(two_at_once, seconds=5, before_first=before_first)

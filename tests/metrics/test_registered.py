@@ -105,6 +105,7 @@ def test_the_servers_metrics_may_be_in_the_default_registry_too(
     assert caplog.records == []
 
 
+@pytest.mark.slow
 def test_all_processes_are_shown_where_the_program_has_set_that_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

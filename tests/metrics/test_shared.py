@@ -51,6 +51,7 @@ def test_a_claimed_file_shows_what_the_last_worker_wrote(tmp_path: Path) -> None
     heir.close()
 
 
+@pytest.mark.slow
 def test_grows_while_it_is_in_use_and_being_read(tmp_path: Path) -> None:
     with shared(tmp_path) as writer, shared(tmp_path) as reader:
         reader.open()

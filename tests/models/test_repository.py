@@ -634,6 +634,7 @@ def test_a_repositorys_own_load_that_brings_nothing() -> None:
 
 
 @pytest.mark.parametrize("target", [[], ["served.py"]])
+@pytest.mark.slow
 def test_the_command_serves_a_directory(tmp_path: Path, target: list[str]) -> None:
     put(tmp_path, "models/m")
     (tmp_path / "served.py").write_text(

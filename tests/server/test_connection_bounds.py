@@ -551,6 +551,7 @@ async def test_uvicorn_still_answers_a_long_head_with_400_under_h11() -> None:
 
 
 @every_protocol
+@pytest.mark.slow
 def test_head_timeout_of_the_command(serve: Serve, flags: str) -> None:
     running = serve("served.py", "--head-timeout", "0.4", *flags.split())
     with running.open() as silent, running.send("GET / HTTP/1.1\r\n") as slow:

@@ -162,6 +162,7 @@ def read_nothing(running: Running, model: str) -> None:
 
 @every_protocol
 @UNREAD
+@pytest.mark.slow
 def test_client_that_reads_nothing_is_cut(serve: Serve, model: str, flags: str) -> None:
     read_nothing(serve("served.py", "--send-timeout", "0.3", *flags.split()), model)
 
@@ -182,6 +183,7 @@ def test_client_that_reads_nothing_of_a_worker_is_cut(serve: Serve, model: str) 
 
 
 @UNREAD
+@pytest.mark.slow
 def test_client_that_reads_nothing_from_a_unix_domain_socket_is_cut(
     serve: Serve, tmp_path: Path, model: str
 ) -> None:
@@ -254,6 +256,7 @@ def test_stream_goes_on_while_its_client_reads_slowly(serve: Serve, flags: str) 
 
 
 @every_protocol
+@pytest.mark.slow
 def test_stream_over_http_1_0_is_not_chunked(serve: Serve, flags: str) -> None:
     running = serve("served.py", *flags.split())
     running.touch("go")
@@ -267,6 +270,7 @@ def test_stream_over_http_1_0_is_not_chunked(serve: Serve, flags: str) -> None:
 
 @every_protocol
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.slow
 def test_document_over_http_1_0(serve: Serve, method: str, flags: str) -> None:
     running = serve("served.py", *flags.split())
     with running.send(f"{method} /v2/health/live HTTP/1.0\r\n\r\n") as client:

@@ -103,6 +103,7 @@ def test_the_socket_is_removed_where_a_handler_blocks(serve: Serve, tmp_path: Pa
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_ipv6(serve: Serve) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -112,6 +113,7 @@ def test_ipv6(serve: Serve) -> None:
     assert running.served_by[0][0].startswith("http://[::1]:")
 
 
+@pytest.mark.slow
 def test_tls(serve: Serve, tls: list[str]) -> None:
     running = serve("served.py:plain", *tls)
     assert running.served_by[0][0].startswith("https://")

@@ -310,6 +310,7 @@ def test_a_stopped_terminal(unread: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=slow)])
+@pytest.mark.slow
 def test_the_reader_goes(unread: Any, pipe: Pipe, workers: str) -> None:
     running = unread("--workers", workers)
     pipe[0].close()

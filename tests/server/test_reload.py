@@ -65,6 +65,7 @@ def test_an_open_stream_does_not_hold_up_a_restart(serve: Serve) -> None:
     assert len(running.served_by) == 2
 
 
+@pytest.mark.slow
 def test_models_of_a_directory_are_watched(serve: Serve, tmp_path: Path) -> None:
     model = tmp_path / "models" / "m" / "model.py"
     model.parent.mkdir(parents=True)
@@ -76,6 +77,7 @@ def test_models_of_a_directory_are_watched(serve: Serve, tmp_path: Path) -> None
     until(lambda: running.predict("m") == (200, 2))
 
 
+@pytest.mark.slow
 def test_second_signal_ends_all_at_once(serve: Serve) -> None:
     running = serve("served.py", "--reload", "--drain-timeout", "30")
     with running.stream():
@@ -86,6 +88,7 @@ def test_second_signal_ends_all_at_once(serve: Serve) -> None:
         until(lambda: not processes_of(running), within=2)
 
 
+@pytest.mark.slow
 def test_worker_ends_with_the_process_that_watches(serve: Serve) -> None:
     running = serve("served.py", "--reload")
     running.signal(KILL)

@@ -34,6 +34,7 @@ def test_drain(serve: Serve, sig: signal.Signals, flags: str) -> None:
         ("text/event-stream", b'event: error\ndata: {"error":"server shutting down"}\n\n'),
     ],
 )
+@pytest.mark.slow
 def test_end_of_the_drain(serve: Serve, accept: str, last: bytes) -> None:
     running = serve("served.py", "--drain-timeout", "0.3")
     with running.stream(accept=accept) as stream:
@@ -58,6 +59,7 @@ def test_handler_that_blocks(serve: Serve) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_handler_that_blocks_the_event_loop(serve: Serve) -> None:
     running = serve("served.py", "--drain-timeout", "0")
     connection = running.start_asking("block_loop")
@@ -136,6 +138,7 @@ def test_second_signal_ends_at_once(serve: Serve, model: str) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_idle_connection_does_not_hold_up_the_end(serve: Serve) -> None:
     running = serve()
     connection = running.connect()
@@ -162,6 +165,7 @@ def test_connection_without_a_request_is_answered_at_the_end(serve: Serve, flags
     assert running.exit_code(within=2) == 0
 
 
+@pytest.mark.slow
 def test_load_that_blocks_does_not_hold_up_the_end(start: Serve) -> None:
     running = start("served.py")
     running.touch("slow-load")
@@ -186,6 +190,7 @@ def test_mounted(serve: Serve) -> None:
     assert running.has("stopped")
 
 
+@pytest.mark.slow
 def test_other_application(serve: Serve) -> None:
     running = serve("served.py:plain")
     connection = running.connect()

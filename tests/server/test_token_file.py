@@ -58,6 +58,7 @@ def followers() -> int:
     return sum(thread.name == "modelserve-token" for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_a_file_is_followed_until_its_holder_is_gone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,6 +46,7 @@ def test_client_leaves_while_the_handler_waits(
 
 @hosts("httptools", "trio", slow=["h11", "hypercorn"])
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+@pytest.mark.slow
 def test_client_leaves_in_any_form(start: Start, key: str, host: str, accept: str) -> None:
     server = start(host, "awaits")
     for n, wait in enumerate(WAITS):

@@ -201,6 +201,7 @@ def error_shape(body: bytes) -> bool:
 
 
 @pytest.mark.parametrize(("host", "batch"), BATCHES)
+@pytest.mark.slow
 def test_bad_requests(start: Start, host: str, batch: Callable[[], Iterator[bytes]]) -> None:
     server = start(host, "streams")
     for data in batch():

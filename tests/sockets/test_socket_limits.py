@@ -33,6 +33,7 @@ PLANS = {
 @every_host
 @both
 @pytest.mark.parametrize("limit", PLANS)
+@pytest.mark.slow
 def test_time_limits_leave_a_record(
     start: Start, key: str, host: str, model: str, limit: str
 ) -> None:
@@ -54,6 +55,7 @@ def test_time_limits_leave_a_record(
 
 @both
 @pytest.mark.parametrize("limit", PLANS)
+@pytest.mark.slow
 def test_time_limits_cut_a_raw_stream(start: Start, key: str, model: str, limit: str) -> None:
     server = start("httptools", "limited")
     plan: dict[str, Any] = {"key": key, **PLANS[limit], "items": ["a"] * 500}
@@ -62,6 +64,7 @@ def test_time_limits_cut_a_raw_stream(start: Start, key: str, model: str, limit:
     server.ledger.wait(key, "end")
 
 
+@pytest.mark.slow
 def test_each_limit_has_its_own_text(start: Start, key: str) -> None:
     port = start("httptools", "limited").port
     plans: list[dict[str, Any]] = [*PLANS.values(), {"before": 0.5}]
@@ -115,6 +118,7 @@ def test_time_limit_by_header_is_a_positive_number(start: Start, key: str, secon
     assert server.ledger.of(key) == []
 
 
+@pytest.mark.slow
 def test_body_that_arrives_too_slowly(start: Start, key: str) -> None:
     server = start("httptools", "limited")
     data = request("POST", url("unary"), json.dumps({"key": key}).encode())
@@ -189,6 +193,7 @@ def asking(server: Server, *asks: tuple[str, dict[str, Any]]) -> Iterator[list[C
 
 
 @every_host
+@pytest.mark.slow
 def test_beyond_the_queue_is_refused(start: Start, key: str, host: str) -> None:
     server = start(host, "queued")
     plans = [("unary", {"key": f"{key}-{n}", "before": 0.4}) for n in range(4)]
@@ -225,6 +230,7 @@ def test_finally_before_the_slot_is_given_on(
 
 
 @both
+@pytest.mark.slow
 def test_finally_before_the_slot_is_given_on_after_a_time_limit(
     start: Start, key: str, model: str
 ) -> None:
@@ -239,6 +245,7 @@ def test_finally_before_the_slot_is_given_on_after_a_time_limit(
 
 
 @every_host
+@pytest.mark.slow
 def test_client_that_leaves_the_queue(start: Start, key: str, host: str) -> None:
     server = start(host, "queued")
     plans = [("unary", {"key": f"{key}-{n}", "before": 0.5}) for n in range(3)]
@@ -277,6 +284,7 @@ def test_slots_survive_clients_that_leave(start: Start, key: str, host: str) -> 
         *(pytest.param(x, marks=pytest.mark.slow) for x in ("sync-generator", "unary")),
     ],
 )
+@pytest.mark.slow
 def test_sigterm_runs_finally(tmp_path: Path, key: str, host: str, model: str) -> None:
     options = ["--timeout-graceful-shutdown", "1"]
     server = realserver.start(host, "streams", tmp_path, *options)

@@ -275,6 +275,7 @@ def test_sync_items_come_from_one_thread(
 
 @main_hosts
 @pytest.mark.parametrize("origin", ["async-generator:predict", "sync-generator:predict"])
+@pytest.mark.slow
 def test_client_never_reads(start: Start, key: str, host: str, origin: str) -> None:
     server = start(host, "streams")
     memory = server.memory()
@@ -292,6 +293,7 @@ def test_client_never_reads(start: Start, key: str, host: str, origin: str) -> N
 
 @main_hosts
 @pytest.mark.parametrize("origin", ["async-generator:predict", "sync-generator:predict"])
+@pytest.mark.slow
 def test_client_reads_after_a_pause(start: Start, key: str, host: str, origin: str) -> None:
     server = start(host, "streams")
     with Connection(server.port, receive_buffer=65536) as client:

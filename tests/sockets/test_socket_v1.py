@@ -185,6 +185,7 @@ def test_broken_percent_encoding_is_not_found(server: Server, segment: str) -> N
 # Not ready: listed, 503, and the others are served.
 
 
+@pytest.mark.slow
 def test_broken_models(broken: Server) -> None:
     port = broken.port
     assert_json(get(port, "/"), 200, b'{"status":"alive"}')
@@ -479,6 +480,7 @@ def test_traceback_is_logged_once_with_the_request_id(server: Server, key: str) 
 
 
 @pytest.mark.parametrize("model", ["errors", "async-errors"])
+@pytest.mark.slow
 def test_errors_with_debugging_on(start: Start, model: str) -> None:
     port = start("httptools", "debugging").port
     answer = post(port, f"/v1/models/{model}:predict", "ValueError")

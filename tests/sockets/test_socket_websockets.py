@@ -74,6 +74,7 @@ def test_a_client_that_leaves_ends_the_hook(start: Start, host: str, key: str, h
 
 
 @hosts("httptools", slow=("wsproto", "websockets", "hypercorn", "granian-ws"))
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_cut(start: Start, host: str, key: str) -> None:
     server = start(host, "sockets")
     with (
@@ -98,6 +99,7 @@ def stopping(host: str, folder: Path, *options: str) -> Any:
         server.process.wait()
 
 
+@pytest.mark.slow
 def test_the_command_line_closes_with_4503_once_its_drain_is_over(tmp_path: Path) -> None:
     with stopping("modelserve", tmp_path) as server, dial(server, "watched:predict") as client:
         client.send('"k"')
@@ -134,6 +136,7 @@ def test_the_command_line_lets_go_of_a_client_that_never_reads(tmp_path: Path) -
             client.socket.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.slow
 def test_the_command_line_does_not_compress_and_logs_no_token(tmp_path: Path) -> None:
     with stopping("modelserve", tmp_path) as server:
         with dial(

@@ -211,6 +211,7 @@ def test_integers_that_become_others_as_floats_are_an_error():
         get_predict_response(InferRequest("m", []), result, "m")
 
 
+@pytest.mark.slow
 def test_a_large_object_is_cut_in_a_sentence() -> None:
     assert short({str(n): {"a": [1]} for n in range(9)}) == (
         "{'0': {'a': [1]}, '1': {'a': [1]}, '2': {'a': [1]}, '3': {'a': [1]}, ...}"

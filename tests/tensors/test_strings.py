@@ -63,6 +63,7 @@ def test_what_is_joined_is_split_again() -> None:
     ],
     ids=["nothing", "ones", "short runs", "by turns", "two and one"],
 )
+@pytest.mark.slow
 def test_many_short_elements_are_counted_fast(raw: bytes, a_moment: float) -> None:
     before = time.thread_time()
     count_strings(memoryview(raw), len(raw))

@@ -192,6 +192,7 @@ headers = st.lists(st.tuples(media_ranges, qualities).map("".join), min_size=1, 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(headers.map(", ".join))
+@pytest.mark.slow
 def test_the_choice_is_that_of_the_rfc(header: str) -> None:
     for first, forms in FORMS.items():
         assert named(choose_encoder(header, first)) == slow_choice(header, forms)

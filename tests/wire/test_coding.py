@@ -114,6 +114,7 @@ def test_a_run_stops_once_enough_has_come() -> None:
     assert noise.plain == plain
 
 
+@pytest.mark.slow
 def test_a_body_that_grows_a_thousandfold_is_refused_once_it_is_large() -> None:
     small = gzip.compress(bytes(16 * MEBIBYTE))
     assert len(decompressed(small, b"gzip", math.inf)) == 16 * MEBIBYTE
@@ -126,6 +127,7 @@ def test_a_body_that_grows_a_thousandfold_is_refused_once_it_is_large() -> None:
         decompressed(large, b"gzip", 9)
 
 
+@pytest.mark.slow
 def test_a_large_body_may_be_compressed_well() -> None:
     plain = (KINDS["noise"](8_000) + bytes(MEBIBYTE)) * 40
     body = gzip.compress(plain)

@@ -42,6 +42,7 @@ values = st.recursive(
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.lists(values), st.booleans(), st.sampled_from([None, 1]))
 @example(['"', '\\"', "\\", "\\\\", ',"', '",', "[[["], False, None)
+@pytest.mark.slow
 def test_what_is_counted(value: Any, ensure_ascii: bool, indent: int | None) -> None:
     body = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent).encode()
     assert is_accepted(body, slow_cost(value))

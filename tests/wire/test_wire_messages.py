@@ -82,5 +82,6 @@ def test_an_item_that_no_message_can_hold_is_refused() -> None:
         ('{"error":"' + "é" * 100 + '"}', "é" * 61),
     ],
 )
+@pytest.mark.slow
 def test_a_close_reason_fits_into_its_frame(document: Any, reason: str) -> None:
     assert close_reason(document) == reason
