@@ -696,7 +696,6 @@ def program(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("loaded", [True, False])
-@pytest.mark.slow
 def test_a_program_serves_until_it_is_stopped(program: Path, loaded: bool) -> None:
     flags = ["--loaded"] if loaded else ["--model_name", "words", "--grpc_port", "0"]
     name = "model" if loaded else "words"
@@ -757,7 +756,6 @@ def test_a_transformer_sends_on_to_the_predictor_of_the_command_line(tmp_path: P
             assert (status, json.loads(body)) == (200, {"predictions": ["setosa"]})
 
 
-@pytest.mark.slow
 def test_a_port_that_is_taken_ends_the_program(program: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         result = subprocess.run(

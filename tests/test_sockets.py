@@ -422,7 +422,6 @@ async def test_limits_on_time_close_it(limits: Any, code: int, reason: str) -> N
         await model.cleaned.wait()
 
 
-@pytest.mark.slow
 async def test_a_client_that_reads_nothing_is_cut_and_blocks_nobody() -> None:
     model = Watching(send_timeout=0.1)
     app = ModelServer([model])

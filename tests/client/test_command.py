@@ -263,7 +263,6 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": message.get("body", b""), "more_body": more})  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_script_sees_each_result_before_it_sends_the_next_row() -> None:
     with serving(echo, lifespan="off") as url:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -294,7 +293,6 @@ def test_ctrl_c_while_rows_are_awaited() -> None:
         assert (process.returncode, errors) == (130, b"")
 
 
-@pytest.mark.slow
 def test_a_script_holds_a_conversation(url: str) -> None:
     said = b"one two\n\nraise\nbye\n"
     done = run("call", url, "bot", "--chat", "--system", "be nice", input=said)

@@ -346,7 +346,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.skip("openssl is not installed")
 
 
-@pytest.mark.slow
 async def test_over_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"ssl_certfile": certificate / "cert.pem", "ssl_keyfile": certificate / "key.pem"}
     with serving(app, lifespan="off", **files) as url:

@@ -62,7 +62,6 @@ def test_the_inside_of_anyio_is_where_we_look_for_it() -> None:
     assert KNOWN_TASKS is vars(_task_states)["data"]
 
 
-@pytest.mark.slow
 def test_without_the_inside_of_anyio_requests_are_served() -> None:
     code = (
         "import anyio._backends._asyncio as inside\n"

@@ -39,7 +39,6 @@ def test_hangup_drains(serve: Serve, flags: str) -> None:
     assert "Traceback" not in running.log
 
 
-@pytest.mark.slow
 def test_hangup_after_another_signal_does_not_hurry(serve: Serve) -> None:
     """As systemd sends it, with SendSIGHUP."""
     running = serve()

@@ -101,7 +101,6 @@ def test_a_load_that_a_client_asked_for_is_waited_for(serve: Serve, tmp_path: Pa
 
 
 @pytest.mark.parametrize("flags", [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
-@pytest.mark.slow
 def test_a_load_that_fails_may_end_the_process(flags: tuple[str, ...], start: Serve) -> None:
     running = start("loads.py:failing", "--exit-on-load-failure", *flags)
     assert running.exit_code(within=10) == 4
@@ -109,7 +108,6 @@ def test_a_load_that_fails_may_end_the_process(flags: tuple[str, ...], start: Se
     assert "no disk" in running.log
 
 
-@pytest.mark.slow
 def test_a_terminal_counts_the_loads(start: Serve, tmp_path: Path) -> None:
     (tmp_path / "loads.py").write_text(
         LOADS + "\nfor name in 'ab': named.add_model(InThread(name))\n"

@@ -65,7 +65,6 @@ def test_any_worker_shows_the_metrics_of_all(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("sig", [TERM, INT])
-@pytest.mark.slow
 def test_workers_drain(serve: Serve, sig: signal.Signals) -> None:
     running = serve_with_workers(serve)
     with running.stream() as stream:
