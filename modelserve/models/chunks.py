@@ -78,11 +78,16 @@ class Chunks:
         self._sink = sink
         self._request = request
         self._make_call = make_call
-        self._call = make_call()
         self._check = check
         self._seconds = seconds
+        self._call = self._new_call()
         self._who = f"With a streamed body, {plan.main.name}"
         self._key = _RESULTS.get(plan.main.name, "predictions")
+
+    def _new_call(self) -> Call:
+        call = self._make_call()
+        call.seconds = self._seconds
+        return call
 
     async def run(self) -> None:
         """Answer all records. Raises what ends the request."""
@@ -188,12 +193,9 @@ class Chunks:
             return (), exc
         finally:
             if not call.is_finished:
-                self._call = self._make_call()
+                self._call = self._new_call()
                 closing = call.finish()
                 await (closing if call.is_exhausted else clean_up(self._request, closing))
-            for hook, seconds in call.seconds.items():
-                self._seconds[hook] = self._seconds.get(hook, 0.0) + seconds
-            call.seconds.clear()
 
     async def _hand_on(self, items: Any) -> None:
         has_begun = False

@@ -37,7 +37,7 @@ class Call:
     """One run of a model's hooks: what they share, and the streams that they have opened.
 
     `coalesces` is true once a hook has returned `Coalesced`. `seconds` has the duration of each
-    hook; that of one that streams or fails lasts until `finish`.
+    hook, of all its runs together; that of one that streams or fails lasts until `finish`.
     """
 
     __slots__ = (
@@ -147,7 +147,7 @@ class Call:
         """Note how long the latest hook has run, and return its result."""
         name, started = self._running[-1]
         self._running = self._running[:-1]
-        self.seconds[name] = monotonic() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + monotonic() - started
         return result
 
     def close_later(self, stream: AsyncIterator[Any] | None) -> None:
@@ -182,7 +182,7 @@ class Call:
                 await self.finish()
         now = monotonic()
         for name, started in self._running:
-            self.seconds[name] = now - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - started
         self._running = ()
 
     async def _close(self, stream: Any) -> None:
