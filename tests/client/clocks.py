@@ -41,7 +41,10 @@ async def turns() -> None:
 
 
 async def wait_long(jump: Jump, begun: threading.Event) -> None:
-    """Let one minute after the other pass once something has begun."""
+    """Let one minute after the other pass once something has begun; until then, hardly any time.
+
+    Who waits a moment before it begins must not wait for ever.
+    """
     while True:
         await turns()
-        jump(61 if begun.is_set() else 0)
+        jump(61 if begun.is_set() else 0.001)
