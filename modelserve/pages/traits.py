@@ -5,7 +5,7 @@ What nothing is said of is taken to be JSON, which nearly every model takes.
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, get_args, get_origin
+from typing import Any, Final, NamedTuple, TypeAlias, get_args, get_origin
 
 import orjson
 from starlette.datastructures import ImmutableMultiDict
@@ -25,7 +25,21 @@ __all__ = ["Described", "Given", "Taken", "as_json", "example_of", "given_by", "
 
 logger = logging.getLogger("modelserve")
 
+# Types, the first that fits counts, with the name of what they are.
+_Named: TypeAlias = tuple[tuple[type | tuple[type, ...], str], ...]
 _BYTES: Final = (bytes, bytearray, memoryview)
+_TAKEN: Final[_Named] = (
+    (_BYTES, "bytes"),
+    (InferRequest, "tensors"),
+    (ImmutableMultiDict, "form"),
+)
+_GIVEN: Final[_Named] = (
+    (str, "text"),
+    (_BYTES, "bytes"),
+    (Response, "response"),
+    (InferResponse, "tensors"),
+)
+_UNSAID: Final = (UNKNOWN, Any, object)
 _HOSTS: Final = {"predict": "predictor_host", "explain": "explainer_host"}
 
 
@@ -102,7 +116,7 @@ def taken_by(described: Described, plan: Plan) -> Taken | None:
     if main.is_default and not getattr(model, _HOSTS.get(main.name, ""), None):
         return None
     iterates = plan.iterates is not None
-    kinds = set() if iterates else _kinds_taken(_annotation(model, plan))
+    kinds = set() if iterates else _kinds(_annotation(model, plan), _TAKEN)
     pieces = iterates and _is_of_bytes(element_of(_annotation(model, plan), iterates=True))
     tensors = _takes_tensors(described, plan, kinds)
     is_unknown = not kinds and not iterates and not _is_of_tensors(described.example)
@@ -124,7 +138,7 @@ def given_by(model: Any, plan: Plan) -> Given:
     annotation = bare(return_type(getattr(model, last.name)))
     item = element_of(annotation, iterates=True)
     streams = plan.streams or item is not UNKNOWN
-    kinds = _kinds_given(item if streams else annotation)
+    kinds = _kinds(item if streams else annotation, _GIVEN, (*_UNSAID, None))
     if plan.forwards or model.stepping is not None:
         kinds = set()
     is_unknown = not kinds
@@ -170,21 +184,21 @@ def _annotation(model: Any, plan: Plan) -> Any:
     return payload_type(getattr(model, first.name))[1]
 
 
-def _kinds_taken(annotation: Any) -> set[str]:
-    return {kind for member in _members(annotation) if (kind := _kind_taken(member))}
+def _kinds(annotation: Any, named: _Named, unsaid: tuple[Any, ...] = _UNSAID) -> set[str]:
+    """Return what the members of an annotation are, by name: JSON, if they are none of the named.
+
+    Args:
+        unsaid: Members that say nothing.
+    """
+    return {_kind(member, named) for member in _members(annotation) if member not in unsaid}
 
 
-def _kind_taken(member: Any) -> str:
-    if member in (UNKNOWN, Any, object):
-        return ""
+def _kind(member: Any, named: _Named) -> str:
     kind = get_origin(member) or member
     if isinstance(kind, type):
-        if issubclass(kind, _BYTES):
-            return "bytes"
-        if issubclass(kind, InferRequest):
-            return "tensors"
-        if issubclass(kind, ImmutableMultiDict):
-            return "form"
+        for types, name in named:
+            if issubclass(kind, types):
+                return name
     return "json"
 
 
@@ -194,7 +208,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _is_of_bytes(annotation: Any) -> bool:
-    return any(_kind_taken(member) == "bytes" for member in _members(annotation))
+    return "bytes" in _kinds(annotation, _TAKEN)
 
 
 def _takes_tensors(described: Described, plan: Plan, kinds: set[str]) -> bool:
@@ -235,26 +249,3 @@ def _properties(schema: Schema | None) -> Schema:
     found: Schema = schema.get("$defs", {}).get(name, schema)
     properties: Schema = found.get("properties", {})
     return properties
-
-
-# --- what a hook gives --------------------------------------------------------------------------
-
-
-def _kinds_given(annotation: Any) -> set[str]:
-    return {kind for member in _members(annotation) if (kind := _kind_given(member))}
-
-
-def _kind_given(member: Any) -> str:
-    if member in (UNKNOWN, Any, object, None):
-        return ""
-    kind = get_origin(member) or member
-    if isinstance(kind, type):
-        if issubclass(kind, str):
-            return "text"
-        if issubclass(kind, _BYTES):
-            return "bytes"
-        if issubclass(kind, Response):
-            return "response"
-        if issubclass(kind, InferResponse):
-            return "tensors"
-    return "json"
