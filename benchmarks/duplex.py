@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import accounts
+
 KINDS = ("bare", "lists", "bare_iterator", "iterator")
 ROW = b'{"x": 12345, "name": "a row of an ordinary size", "more": [1.5, 2.5, 3.5]}\n'
 LOT_ROWS = 2000
@@ -131,11 +133,7 @@ def _rss(pid: int) -> int:
 
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process and its children."""
-    total = 0.0
-    for one in [pid, *_children(pid)]:
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / 100
-    return total
+    return sum(accounts.cpu_seconds(one) for one in [pid, *_children(pid)])
 
 
 @contextmanager

@@ -10,7 +10,6 @@ in the environment, beside `modelserve[grpc]` and numpy.
 """
 
 import asyncio
-import os
 import random
 import socket
 import statistics
@@ -23,12 +22,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.accounts import cpu_seconds
+
 __all__ = ["main"]
 
 _AT_A_TIME: Final = 16
 _SERVICE: Final = "/inference.GRPCInferenceService"
 _OPTIONS: Final = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 _BARE = """
 import asyncio, sys
@@ -163,9 +163,9 @@ async def _measure(port: int, pid: int, calls: dict[str, bytes], seconds: float)
         infer = channel.unary_unary(f"{_SERVICE}/ModelInfer")
         for name, call in calls.items():
             await _repeat(infer, call, seconds / 4)
-            used = _cpu_seconds(pid)
+            used = cpu_seconds(pid)
             count, taken = await _repeat(infer, call, seconds)
-            found[name] = (count / taken, (_cpu_seconds(pid) - used) / count * 1e6)
+            found[name] = (count / taken, (cpu_seconds(pid) - used) / count * 1e6)
     return found
 
 
@@ -188,11 +188,6 @@ async def _repeat(infer: Any, call: bytes, seconds: float) -> tuple[int, float]:
 
     await asyncio.gather(*(caller() for _ in range(_AT_A_TIME)))
     return count, time.perf_counter() - began
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def main(seconds: float = 3.0, rounds: int = 3) -> str:
