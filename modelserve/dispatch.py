@@ -196,9 +196,7 @@ async def _open(
         codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
         return codec.open(body, exchange)
 
-    is_small = len(body) <= SMALL_BYTES
-    opened = open_() if is_small else await _in_turns(serving, open_, len(body), share)
-    ref, exchange.payload = opened
+    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
     entry = serving.registry.entries.get(ref.name)
     if entry is not None:
         limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
