@@ -214,9 +214,14 @@ async def _answer(request: CallRequest) -> None:
         if request.left:
             raise ClientGone
         request.entry = entry = await _usable_entry(request)
-        await request.serving.admission.nesting.acquire(entry.gate, _held(request), request)
+        plan = entry.plans[request.verb]
+        nesting = request.serving.admission.nesting
+        await nesting.acquire(entry.gate, _held(request), request)
         request.admitted = True
-        await _run_hooks(request, entry, entry.plans[request.verb])
+        try:
+            await _run_hooks(request, entry, plan)
+        finally:
+            nesting.release(entry.gate)
         request.status = 200
     except BaseException as exc:
         if request.flight is not None and request.flight.is_interrupted_by(exc):
@@ -288,7 +293,7 @@ def _workers_for(request: CallRequest, entry: Entry) -> Workers:
 
 
 async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
-    """Run the hooks, hand on what they give, clean up and release the slot."""
+    """Run the hooks and hand on what they give; then close what they have opened."""
     headers = response_headers = None
     if plan.wants_headers:
         given = {**request.headers, "x-request-id": request.id.decode("latin-1")}
@@ -309,11 +314,8 @@ async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
             request.items.append(result)
         request.phase = Phase.DONE
     finally:
-        try:
-            if not call.is_finished:
-                await clean_up(request, call.finish())
-        finally:
-            request.serving.admission.nesting.release(entry.gate)
+        if not call.is_finished:
+            await clean_up(request, call.finish())
 
 
 async def _hand_on(request: CallRequest, streamed: _Streamed, items: AsyncIterator[Any]) -> None:

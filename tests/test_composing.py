@@ -325,6 +325,20 @@ async def test_a_model_may_call_itself_while_it_has_slots() -> None:
     )
 
 
+@pytest.mark.parametrize("unusable", [{"verb": "chat"}, {"headers": {"x-user": "\u0141ukasz"}}])
+async def test_a_call_that_cannot_be_made_takes_no_slot(unusable: dict[str, Any]) -> None:
+    app = ModelServer()
+
+    @app.model("called", limits=Limits(concurrency=1))
+    async def called(payload: Any, headers: Any) -> Any:
+        return payload
+
+    with anyio.fail_after(10):
+        with pytest.raises((InvalidInput, UnicodeEncodeError)):
+            await app.call("called", 1, **unusable)
+        assert await app.call("called", 2) == 2
+
+
 async def test_two_models_that_wait_for_each_other_are_not_left_so() -> None:
     app = ModelServer()
     both = anyio.Event()
