@@ -55,6 +55,17 @@ def stream(channel: Any, model: str, **options: Any) -> Any:
     return method(iter([message.SerializeToString()]), **options)
 
 
+@pytest.mark.xfail(strict=True, reason="the paths of HTTP are reached")
+@pytest.mark.parametrize(
+    "path", ["/v1/models/fast:predict", "/v2/repository/models/fast/unload", "/metrics", "/"]
+)
+def test_paths_of_http_are_not_served(served: Running, channel: Any, path: str) -> None:
+    with pytest.raises(grpc.RpcError) as failed:
+        channel.unary_unary(path)(b"", timeout=20)
+    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert '"logger":"modelserve.access"' not in served.log
+
+
 @pytest.mark.xfail(strict=True, reason="UNKNOWN, without a text")
 def test_a_limit_that_passes_while_a_client_does_not_read_has_its_code(
     served: Running, channel: Any
