@@ -60,14 +60,22 @@ NAMES = {
         "logger trace_logger configure_logging KSERVE_LOGGER_NAME KSERVE_TRACE_LOGGER_NAME"
     ),
     "modelserve.kserve.protocol.infer_type": (
-        "InferRequest InferInput InferOutput InferResponse RequestedOutput"
+        "InferRequest InferInput InferOutput InferResponse RequestedOutput serialize_byte_tensor "
+        "deserialize_bytes_tensor to_http_parameters"
     ),
+    "modelserve.kserve.protocol.dataplane": "DataPlane",
+    "modelserve.kserve.protocol.model_repository_extension": "ModelRepositoryExtension",
+    "modelserve.kserve.protocol.rest.v2_datamodels": (
+        "InferenceRequest InferenceResponse RequestInput RequestOutput ResponseOutput"
+    ),
+    "modelserve.kserve.protocol.grpc.servicer": "InferenceServicer to_headers",
     "modelserve.kserve.constants.constants": (
         "PredictorProtocol ModelType KSERVE_GROUP KSERVE_V1BETA1 DEFAULT_HTTP_PORT "
         "INFERENCE_CONTENT_LENGTH_HEADER"
     ),
     "modelserve.kserve.utils.utils": (
-        "generate_uuid get_predict_input get_predict_response strtobool cpu_count is_v1 is_v2"
+        "generate_uuid get_predict_input get_predict_response strtobool cpu_count is_v1 is_v2 "
+        "to_headers"
     ),
     "modelserve.kserve.utils.numpy_codec": "from_np_dtype to_np_dtype",
 }

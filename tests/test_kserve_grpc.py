@@ -19,6 +19,7 @@ from modelserve.kserve.protocol.infer_type import (
     InferOutput,
     deserialize_bytes_tensor,
     serialize_byte_tensor,
+    to_http_parameters,
 )
 from modelserve.tensors.messages import generate_uuid
 from modelserve.testing import request
@@ -88,6 +89,13 @@ def test_what_are_no_bytes() -> None:
         serialize_byte_tensor(np.array([1.5]))
     with pytest.raises(InvalidInput, match="The tensor has binary data that ends inside element 0"):
         deserialize_bytes_tensor(b"\x09\0\0\0a")
+
+
+def test_parameters_of_a_message() -> None:
+    message = pb2.ModelInferRequest()
+    message.parameters["a"].int64_param = 5
+    assert to_http_parameters(message.parameters) == to_http_parameters({"a": 5}) == {"a": 5}
+    assert to_http_parameters(pb2.ModelInferRequest().parameters) == {}
 
 
 # --- a program's own server ---------------------------------------------------------------------

@@ -12,6 +12,7 @@ from modelserve.tensors import (
 )
 from modelserve.tensors.data import need
 from modelserve.tensors.elements import Misfit
+from modelserve.tensors.parameters import plain_parameters
 from modelserve.tensors.strings import join_strings, split_strings
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RequestedOutput",
     "deserialize_bytes_tensor",
     "serialize_byte_tensor",
+    "to_http_parameters",
 ]
 
 
@@ -49,6 +51,11 @@ def deserialize_bytes_tensor(encoded_tensor: bytes) -> Any:
     array = numpy.empty(len(elements), dtype=numpy.object_)
     array[:] = elements
     return array
+
+
+def to_http_parameters(parameters: Any) -> dict[str, Any]:
+    """Return parameters with the values that messages of gRPC hold."""
+    return dict(plain_parameters(parameters))
 
 
 def _contains_fp16_datatype(infer_response: InferResponse) -> bool:
