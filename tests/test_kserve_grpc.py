@@ -109,6 +109,10 @@ class Echo(Model):
         if what == "document":
             outputs = [{"name": "o", "datatype": "INT32", "shape": [1], "data": [3]}]
             return {"id": "9", "model_name": "m", "outputs": outputs}
+        if what == "contents":
+            contents = {"fp32_contents": [1.5]}
+            outputs = [{"name": "o", "datatype": "FP32", "shape": [1], "contents": contents}]
+            return {"id": "9", "model_name": "m", "outputs": outputs}
         if what == "headers":
             return InferResponse(None, self.name, [], parameters=dict(headers))
         if what == "refusal":
@@ -206,6 +210,8 @@ async def test_infer(server: ModelServer) -> None:
         assert (await stub.ModelInfer(request_for("message"))).model_name == "its own"
         answer = await stub.ModelInfer(request_for("document"))
         assert (answer.id, list(answer.outputs[0].contents.int_contents)) == ("9", [3])
+        answer = await stub.ModelInfer(request_for("contents"))
+        assert list(answer.outputs[0].contents.fp32_contents) == [1.5]
         metadata = (("x-there", "there"), ("data-bin", b"\xff"), ("x-request-id", "abc"))
         answer = await stub.ModelInfer(request_for("headers"), metadata=metadata)
         found = {key: value.string_param for key, value in answer.parameters.items()}
