@@ -6,7 +6,6 @@ The servers are `modelserve --grpc-port`, and a program for KServe with another 
 import asyncio
 import subprocess
 import sys
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,15 +185,8 @@ CONTENTS = {
     "UINT64": ("uint64_contents", [1, (1 << 64) - 1]),
     "FP32": ("fp32_contents", [1.5, -2.25]),
     "FP64": ("fp64_contents", [0.1, 1e300]),
-    "BYTES": ("bytes_contents", [b"a", b"\xff"]),
+    "BYTES": ("bytes_contents", [b"a", "\u00e9".encode()]),
 }
-
-
-def json_of(value: Any) -> Any:
-    """Return a value as protobuf's JSON has it."""
-    if isinstance(value, bytes):
-        return b64encode(value).decode()
-    return str(value) if type(value) is int and abs(value) >= 1 << 53 else value
 
 
 def test_every_datatype_comes_back_in_its_field(stub: Any) -> None:
@@ -223,7 +215,6 @@ ARRAYS = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="raw outputs do not tell their sizes")
 def test_raw_inputs_have_raw_outputs_with_their_sizes(stub: Any) -> None:
     entries = [{"name": name, "datatype": name, "shape": [2]} for name in ARRAYS]
     raws = [array.tobytes() for array in ARRAYS.values()]
