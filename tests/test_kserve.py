@@ -45,7 +45,7 @@ EXAMPLE = next((ROOT / "examples").glob("*_migration"))
 NAMES = {
     "modelserve.kserve": (
         "Model ModelServer ModelRepository InferRequest InferInput InferOutput InferResponse "
-        "InferenceVerb RequestedOutput PredictorConfig model_server logging errors constants utils"
+        "InferenceVerb InferenceGRPCClient RequestedOutput PredictorConfig model_server logging errors constants utils"
     ),
     "modelserve.kserve.errors": (
         "InferenceError InvalidInput ModelNotFound ModelNotReady ModelMissingError "
@@ -63,6 +63,7 @@ NAMES = {
         "InferRequest InferInput InferOutput InferResponse RequestedOutput serialize_byte_tensor "
         "deserialize_bytes_tensor to_http_parameters"
     ),
+    "modelserve.kserve.inference_client": "InferenceGRPCClient USE_CLIENT_DEFAULT",
     "modelserve.kserve.protocol.dataplane": "DataPlane",
     "modelserve.kserve.protocol.model_repository_extension": "ModelRepositoryExtension",
     "modelserve.kserve.protocol.rest.v2_datamodels": (

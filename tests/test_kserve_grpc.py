@@ -1,6 +1,7 @@
 """KServe's modules of gRPC: messages, the stub, and a servicer in a program's own server."""
 
 import importlib
+import json
 import logging
 import subprocess
 import sys
@@ -13,8 +14,16 @@ import anyio
 import numpy as np
 import pytest
 
-from modelserve.kserve import InferInput, InferRequest, InferResponse, Model, ModelServer
+from modelserve.kserve import (
+    InferenceGRPCClient,
+    InferInput,
+    InferRequest,
+    InferResponse,
+    Model,
+    ModelServer,
+)
 from modelserve.kserve.errors import InferenceError, InvalidInput
+from modelserve.kserve.inference_client import _options
 from modelserve.kserve.protocol.infer_type import (
     InferOutput,
     deserialize_bytes_tensor,
@@ -140,8 +149,8 @@ class Waits(Model):
 
 
 @asynccontextmanager
-async def stub_of(server: ModelServer) -> AsyncIterator[Any]:
-    """Serve with a server of grpcio's, and yield a stub for it."""
+async def stub_of(server: ModelServer) -> AsyncIterator[tuple[Any, str]]:
+    """Serve with a server of grpcio's, and yield a stub for it, and where it is."""
     port_of = grpc.aio.server()
     pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
         servicer.InferenceServicer(server.dataplane, server.model_repository_extension), port_of
@@ -150,7 +159,7 @@ async def stub_of(server: ModelServer) -> AsyncIterator[Any]:
     await port_of.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield pb2_grpc.GRPCInferenceServiceStub(channel)
+            yield pb2_grpc.GRPCInferenceServiceStub(channel), f"127.0.0.1:{port}"
     finally:
         await port_of.stop(None)
 
@@ -176,7 +185,7 @@ def server() -> ModelServer:
 
 @pytest.mark.anyio
 async def test_methods_that_run_no_model(server: ModelServer) -> None:
-    async with server.lifespan(), stub_of(server) as stub:
+    async with server.lifespan(), stub_of(server) as (stub, _):
         await server.ready()
         assert (await stub.ServerLive(pb2.ServerLiveRequest())).live
         assert (await stub.ServerReady(pb2.ServerReadyRequest())).ready
@@ -202,7 +211,7 @@ async def test_infer(server: ModelServer) -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [2]}
     plain = request_for(id="7", inputs=[{**tensor, "contents": {"fp32_contents": [1.5, 2]}}])
     raw = request_for(inputs=[tensor], raw_input_contents=[bytes(8)])
-    async with stub_of(server) as stub:
+    async with stub_of(server) as (stub, _):
         answer = await stub.ModelInfer(plain)
         assert (answer.id, answer.model_name) == ("7", "echo")
         assert list(answer.outputs[0].contents.fp32_contents) == [1.5, 2]
@@ -241,7 +250,7 @@ ERRORS = [
 async def test_errors_have_a_status_and_a_sentence(
     server: ModelServer, message: Any, code: str, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with stub_of(server) as stub:
+    async with stub_of(server) as (stub, _):
         with pytest.raises(grpc.RpcError) as failed:
             await stub.ModelInfer(message)
     assert failed.value.code().name == code
@@ -254,7 +263,7 @@ async def test_errors_have_a_status_and_a_sentence(
 async def test_a_token_is_asked_for() -> None:
     server = ModelServer(token="t0ken")
     server.register_model(Echo("echo"))
-    async with stub_of(server) as stub:
+    async with stub_of(server) as (stub, _):
         assert (await stub.ServerLive(pb2.ServerLiveRequest())).live
         with pytest.raises(grpc.RpcError) as failed:
             await stub.ModelInfer(request_for())
@@ -267,7 +276,7 @@ async def test_a_client_that_cancels_cancels_the_model(server: ModelServer) -> N
     model = Waits("waits")
     server.register_model(model)
     with anyio.fail_after(20):
-        async with stub_of(server) as stub:
+        async with stub_of(server) as (stub, _):
             call = stub.ModelInfer(pb2.ModelInferRequest(model_name="waits"))
             await model.started.wait()
             call.cancel()
@@ -276,7 +285,7 @@ async def test_a_client_that_cancels_cancels_the_model(server: ModelServer) -> N
 
 @pytest.mark.anyio
 async def test_calls_are_in_the_metrics_and_end_with_the_server(server: ModelServer) -> None:
-    async with server.lifespan(), stub_of(server) as stub:
+    async with server.lifespan(), stub_of(server) as (stub, _):
         await server.ready()
         await stub.ModelInfer(request_for())
         exposed = (await request(server, "GET", "/metrics")).body.decode()
@@ -286,6 +295,46 @@ async def test_calls_are_in_the_metrics_and_end_with_the_server(server: ModelSer
             await stub.ModelInfer(request_for())
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
         assert not (await stub.ServerReady(pb2.ServerReadyRequest())).ready
+
+
+@pytest.mark.anyio
+async def test_the_client(server: ModelServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "kserve.trace")
+    server.register_model(Waits("waits"))
+    array = InferInput("x", [2], "FP32")
+    array.set_data_from_numpy(np.array([1.5, 2], np.float32))
+    async with stub_of(server) as (_, url), InferenceGRPCClient(url, verbose=True) as client:
+        assert await client.is_server_live()
+        assert await client.is_model_ready("echo")
+        response = await client.infer(InferRequest("echo", [array], "7"), headers=(("a", "b"),))
+        assert (response.id, response.outputs[0].as_numpy().tolist()) == ("7", [1.5, 2])
+        assert "ModelInfer has answered" in caplog.text
+        with pytest.raises(grpc.RpcError) as failed:
+            await client.infer(InferRequest("waits", []), timeout=0.05)
+        assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        with pytest.raises(grpc.RpcError) as failed:
+            await client.is_model_ready("none")
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(InvalidInput, match="Expected an InferRequest, not dict"):
+            await client.infer({})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "retries", "options"),
+    [
+        (None, 1, {"grpc.max_send_message_length": -1, "grpc.max_receive_message_length": -1}),
+        ([("grpc.enable_retries", 0)], 3, {"grpc.enable_retries": 0}),
+        (
+            [("grpc.service_config", "{}")],
+            3,
+            {"grpc.enable_retries": 1, "grpc.service_config": "{}"},
+        ),
+    ],
+)
+def test_the_options_of_a_channel(given: Any, retries: int, options: dict[str, Any]) -> None:
+    assert dict(_options(given, retries)) == options
+    policy = json.loads(dict(_options([], 4))["grpc.service_config"])["methodConfig"][0]
+    assert policy["retryPolicy"]["maxAttempts"] == 4
 
 
 @pytest.mark.anyio
