@@ -148,6 +148,11 @@ class Waits(Model):
             self.ended.set()
 
 
+class Streams(Model):
+    async def predict(self, payload: Any) -> AsyncIterator[Any]:
+        yield InferResponse(payload.id, self.name, [])
+
+
 @asynccontextmanager
 async def stub_of(server: ModelServer) -> AsyncIterator[tuple[Any, str]]:
     """Serve with a server of grpcio's, and yield a stub for it, and where it is."""
@@ -180,6 +185,7 @@ def anyio_backend() -> str:
 def server() -> ModelServer:
     server = ModelServer()
     server.register_model(Echo("echo"))
+    server.register_model(Streams("streams"))
     return server
 
 
@@ -237,6 +243,11 @@ ERRORS = [
         "Model with name echo and version 9 does not exist.",
     ),
     (pb2.ModelInferRequest(model_name="none"), "NOT_FOUND", "Model with name none does not exist."),
+    (
+        pb2.ModelInferRequest(model_name="streams"),
+        "UNIMPLEMENTED",
+        "Model 'streams' streams, and there is",
+    ),
     (
         request_for(inputs=[{"name": "x", "datatype": "INT32", "shape": [1]}]),
         "INVALID_ARGUMENT",
@@ -348,4 +359,4 @@ async def test_the_planes_of_a_server(server: ModelServer) -> None:
         payload = InferRequest("echo", [InferInput("x", [1], "INT32", [5])], generate_uuid())
         response, headers = await models.infer("echo", payload)
         assert (response.outputs[0].data, headers) == ([5], {})
-        assert [row["name"] for row in await repository.index()] == ["echo"]
+        assert [row["name"] for row in await repository.index()] == ["echo", "streams"]

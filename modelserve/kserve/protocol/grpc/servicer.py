@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeAlias
 
-from modelserve.errors import describe, is_expected
+from modelserve.errors import InferenceError, describe, is_expected
 from modelserve.kserve.protocol.dataplane import DataPlane
 from modelserve.kserve.protocol.grpc import grpc_predict_v2_pb2 as pb2
 from modelserve.kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
@@ -17,7 +17,7 @@ from modelserve.kserve.utils.utils import to_headers
 from modelserve.protocols.codec import ModelRef
 from modelserve.protocols.signature import tensors_in
 from modelserve.protocols.v2 import as_response
-from modelserve.tensors import InferRequest
+from modelserve.tensors import InferRequest, InferResponse
 from modelserve.tensors.grpc import is_message
 from modelserve.tensors.messages import grpc_response
 from modelserve.wire.grpc import code_of_http
@@ -59,8 +59,8 @@ async def _abort(context: Any, name: str, error: Exception) -> None:
 class InferenceServicer(GRPCInferenceServiceServicer):
     """KServe's methods of the service, for a server of `grpc.aio`.
 
-    A method raises what it fails with, after it has told the context, where that is one of tests;
-    a client gets the status and the sentence that it gets on gRPC's own port.
+    A call that fails has the status and the sentence that it has on gRPC's own port. With a context
+    whose `abort` is no coroutine, as that of grpc_testing, a method raises the error itself.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
     @_method
     async def ModelInfer(self, request: Any, context: Any) -> Any:
-        """Run a model; one that streams has no response of one message here."""
+        """Run a model that does not stream."""
         headers = self._check_token(context)
         given = InferRequest.from_grpc(request)
         result, _ = await self._models.infer(
@@ -109,6 +109,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         )
         if is_message(result, "ModelInferResponse"):
             return result
+        if isinstance(result, list) and InferResponse in {*map(type, result)}:
+            words = f"Model {given.model_name!r} streams, and there is one response here."
+            raise InferenceError(words, status=501)
         ref = ModelRef(given.model_name, given.model_version)
         return grpc_response(as_response(result, given, ref), given)
 
