@@ -68,7 +68,7 @@ def test_what_needs_a_package_says_which(missing: str, package: str) -> None:
     code = (
         f"import importlib, sys; sys.modules[{missing!r}] = None\n"
         f"for name in ('grpc_predict_v2_pb2', 'grpc_predict_v2_pb2_grpc', 'servicer'):\n"
-        f"    importlib.import_module('{PATH}.' + name)\n"
+        f"    dir(importlib.import_module('{PATH}.' + name))\n"
         "from modelserve.kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb2_grpc\n"
         "pb2_grpc.add_GRPCInferenceServiceServicer_to_server(object(), None)\n"
     )

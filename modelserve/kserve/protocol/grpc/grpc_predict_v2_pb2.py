@@ -6,8 +6,10 @@ ExtraMissing without protobuf.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from modelserve.errors import ExtraMissing
 from modelserve.tensors.grpc import messages
 
 __all__: list[str] = []
@@ -24,4 +26,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *messages(), "DESCRIPTOR"})
+    names = {*globals()}
+    with suppress(ExtraMissing):
+        names |= {*messages(), "DESCRIPTOR"}
+    return sorted(names)
