@@ -212,6 +212,36 @@ async def test_methods_that_run_no_model(server: ModelServer) -> None:
         assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+class Annotated(Model):
+    def predict(
+        self, payload: dict[str, Any] | InferRequest | pb2.ModelInferRequest, headers: Any = None
+    ) -> dict[str, Any] | InferResponse | pb2.ModelInferResponse:
+        if isinstance(payload, dict):
+            return {"predictions": payload["instances"]}
+        return pb2.ModelInferResponse(id=payload.id)
+
+
+class OfNoModule(Annotated):
+    """Of a class as other generators of code make them."""
+
+    kind = type("Payload", (), {"__module__": None})
+
+    async def predict(self, payload: kind) -> Any:  # type: ignore[override, valid-type]
+        return {"predictions": [1]}
+
+
+@pytest.mark.anyio
+async def test_hooks_may_be_annotated_with_messages(server: ModelServer) -> None:
+    server.register_model(Annotated("annotated"))
+    server.register_model(OfNoModule("none"))
+    for name, answer in (("annotated", b'{"predictions":[1]}'), ("none", b'{"predictions":[1]}')):
+        path, body = f"/v1/models/{name}:predict", b'{"instances":[1]}'
+        assert (await request(server, "POST", path, body=body)).body == answer
+    async with stub_of(server) as (stub, _):
+        message = pb2.ModelInferRequest(model_name="annotated", id="7")
+        assert (await stub.ModelInfer(message)).id == "7"
+
+
 @pytest.mark.anyio
 async def test_infer(server: ModelServer) -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [2]}

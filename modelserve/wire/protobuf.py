@@ -38,16 +38,18 @@ def load_messages(package: str, name: str) -> dict[str, type[Any]]:
     found = pool.FindFileByName(file.name)
     make = message_factory.GetMessageClass
     return {
-        message: _with_nested(make(descriptor), make)
+        message: _finished(make(descriptor), package, make)
         for message, descriptor in found.message_types_by_name.items()
     }
 
 
-def _with_nested(kind: type[Any], make: Callable[[Any], type[Any]]) -> type[Any]:
-    """Return a class with those of the messages in it as attributes, as generated code has them."""
+def _finished(kind: type[Any], module: str, make: Callable[[Any], type[Any]]) -> type[Any]:
+    """Return a class as one of generated code is: in a module, with the messages in it."""
+    kind.__module__ = module
     for descriptor in kind.DESCRIPTOR.nested_types:
+        nested = _finished(make(descriptor), module, make)
         if not hasattr(kind, descriptor.name):  # where protobuf is all Python
-            setattr(kind, descriptor.name, _with_nested(make(descriptor), make))
+            setattr(kind, descriptor.name, nested)
     return kind
 
 

@@ -67,6 +67,7 @@ def test_messages_in_messages_are_attributes() -> None:
     request = messages()["ModelInferRequest"]
     tensor = request.InferInputTensor(name="x", shape=[1])  # type: ignore[attr-defined]
     assert list(request(inputs=[tensor]).inputs) == [tensor]
+    assert request.__module__ == type(tensor).__module__ == "modelserve.tensors"
 
 
 METHODS = {
