@@ -26,6 +26,8 @@ from modelserve.kserve.constants.constants import (
     KSERVE_TLS_KEY_FILE_ENV,
 )
 from modelserve.kserve.logging import configure_logging, logger
+from modelserve.kserve.protocol.dataplane import DataPlane
+from modelserve.kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from modelserve.kserve.utils.utils import strtobool
 from modelserve.limits import Limits
 from modelserve.models.model import Model
@@ -260,6 +262,16 @@ class ModelServer(_ModelServer):
         if config is not None and isinstance(model, Model) and not model.predictor_host:
             model.predictor_config = config
         self.registered_models.update(model, name)
+
+    @property
+    def dataplane(self) -> DataPlane:
+        """The models, for a program that has a way in of its own."""
+        return DataPlane(self, self.registered_models)
+
+    @property
+    def model_repository_extension(self) -> ModelRepositoryExtension:
+        """The loading and unloading of models, for the same."""
+        return ModelRepositoryExtension(self)
 
     def register_exception_handler(self, handler: ExceptionHandler) -> None:
         """Set the event loop's handler of uncaught exceptions, with asyncio's interface."""
