@@ -199,7 +199,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
         self.playground = playground
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
-        for model in models:
+        for model in _several(models):
             self.add_model(model)
         if repository is not None:
             self.serving.use(repository)
@@ -304,6 +304,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         For a host that mounts the application and runs no lifespan for it; `app` is ignored.
         """
         return self.serving.lifespan()
+
+
+def _several(models: Iterable[Any]) -> Iterable[Any]:
+    if not isinstance(models, Iterable):
+        raise TypeError(f"The models of a ModelServer are a list of models, not {models!r}")
+    return models
 
 
 def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:

@@ -98,6 +98,8 @@ def _import_file(path: Path) -> ModuleType:
 
 def _existing(path: Path) -> Path:
     path = path.absolute()
+    if path.is_dir():
+        raise LoadError(f"{path} is a folder: name a file, or serve its models by --model-dir.")
     if not path.is_file():
         raise LoadError(f"There is no file {path}.")
     return path

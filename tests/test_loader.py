@@ -102,7 +102,10 @@ def test_what_a_file_defines_can_be_pickled(folder: Path) -> None:
         ("gone.py", "There is no file {folder}/gone.py."),
         ("gone/served", "There is no file {folder}/gone/served."),
         ("bundle.py:app", "There is no file {folder}/bundle.py."),
-        ("bundle/deep/", "There is no file {folder}/bundle/deep."),
+        (
+            "bundle/deep/",
+            "{folder}/bundle/deep is a folder: name a file, or serve its models by --model-dir.",
+        ),
         ("gone", "There is no module 'gone': No module named 'gone'."),
         ("gone.inner:app", "There is no module 'gone.inner': No module named 'gone'."),
         (
