@@ -229,7 +229,7 @@ class Server(uvicorn.Server):
         """Wait for the running requests with the listener open; then let the server exit."""
         running = set(self.server_state.tasks)
         logger.info(
-            "Stopping: %d requests are running and have %g s", len(running), self.drain_seconds
+            "Stopping: running requests (%d) have %g s to finish", len(running), self.drain_seconds
         )
         try:
             await asyncio.gather(*(serving.drain() for serving in self._servings))
