@@ -268,7 +268,10 @@ def options_of(flags: Flags) -> Namespace:
             known = ", ".join(Flags.__annotations__)
             raise TypeError(f"There is no option {name!r}; there are {known}")
         words += _words_of(name, value)
-    return parse([_PROGRAM, *words], kind=_Raising)
+    try:
+        return parse([_PROGRAM, *words], kind=_Raising)
+    except ValueError as exc:
+        raise exc from None  # not with the three of argparse that it comes from
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
