@@ -274,11 +274,23 @@ def test_the_readme_links_to_each_guide() -> None:
         assert str(guide.relative_to(ROOT)) in README
 
 
-def test_each_line_of_the_contents_leads_to_a_heading() -> None:
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
-        for line in re.findall(r"^## (.*)$", README, re.MULTILINE)
+@pytest.mark.parametrize("document", [ROOT / "README.md", *GUIDES], ids=lambda path: path.name)
+def test_each_link_into_a_document_leads_to_a_heading(document: Path) -> None:
+    for path, anchor in re.findall(r"\]\(([\w./]*)#([^)]+)\)", document.read_text()):
+        target = document.parent / path if path else document
+        assert anchor in headings_of(target.read_text(), "#+"), f"{path}#{anchor}"
+
+
+def headings_of(text: str, level: str) -> set[str]:
+    """Return the anchors of the headings of that level, a pattern."""
+    return {
+        re.sub(r"[^a-z0-9_ -]", "", line.lower()).strip().replace(" ", "-")
+        for line in re.findall(rf"^{level} (.*)$", text, re.MULTILINE)
     }
+
+
+def test_each_line_of_the_contents_leads_to_a_heading() -> None:
+    headings = headings_of(README, "##")
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) == headings - {"contents"}
 
 
