@@ -395,6 +395,7 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
     _add_own_paths(parser)
     _add_logging(parser)
     _add_connections(parser)
+    _add_tls(parser)
     show_variables(parser)
     return parser
 
@@ -594,11 +595,29 @@ def _add_connections(parser: ArgumentParser) -> None:
         default=False,
         help="compress the messages of WebSockets; for audio and video it only takes time",
     )
-    group.add_argument("--ssl-certfile", metavar="PATH")
-    group.add_argument("--ssl-keyfile", metavar="PATH")
-    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD")
-    group.add_argument("--http", choices=("auto", "h11", "httptools"), default="auto")
-    group.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default="auto")
+    group.add_argument(
+        "--http",
+        choices=("auto", "h11", "httptools"),
+        default="auto",
+        help="the parser of HTTP; default: auto, which is httptools where it is installed",
+    )
+    group.add_argument(
+        "--loop",
+        choices=("auto", "asyncio", "uvloop"),
+        default="auto",
+        help="the event loop; default: auto, which is uvloop where it is installed",
+    )
+
+
+def _add_tls(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("TLS")
+    group.add_argument(
+        "--ssl-certfile", metavar="PATH", help="serve over TLS, with this chain of certificates"
+    )
+    group.add_argument(
+        "--ssl-keyfile", metavar="PATH", help="its private key; default: in the same file"
+    )
+    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD", help="of an encrypted key")
 
 
 # --- values -------------------------------------------------------------------------------------
