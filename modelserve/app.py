@@ -113,7 +113,7 @@ class _Addressed:
         self.show_playground(bool(wanted))
 
     def show_playground(self, shown: bool) -> None:
-        """Show the page, or do not, as long as it is served so: what is wanted stays the same."""
+        """Show the page or not, for whoever serves the application; `playground` stays as it is."""
         self.serving.has_playground = shown
         self._routes.show(pages() if shown else {})
 
@@ -139,7 +139,7 @@ class _Described:
 
 
 class ModelServer(_Addressed, _Described, _Runnable):
-    """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
+    """Serve models over KServe V1, the Open Inference Protocol and OpenAI's; an ASGI application.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.
