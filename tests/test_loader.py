@@ -18,6 +18,9 @@ class App:
 
 class Payload: ...
 
+class Echo:
+    def predict(self, payload): ...
+
 async def function(scope, receive, send): ...
 async def two(scope, receive): ...
 async def lenient(scope, receive, send, more=None): ...
@@ -28,6 +31,7 @@ async def generator(scope, receive, send):
 app = App()
 app.inner = App()
 text = "text"
+model = Echo()
 """
 
 
@@ -131,6 +135,13 @@ def test_what_a_file_defines_can_be_pickled(folder: Path) -> None:
         ),
         ("bundle", "There is no attribute 'app' in bundle."),
         ("served.py:text", "'text' in served.py is an instance of str, not an ASGI application."),
+        (
+            "served:model",
+            (
+                "'model' in served is an instance of Echo, not an ASGI application:"
+                " ModelServer([...]) makes one of models."
+            ),
+        ),
         ("served:App", "'App' in served is the class App, not an ASGI application."),
         ("served:two", "'two' in served is the function two, not an ASGI application."),
         ("served:sync", "'sync' in served is the function sync, not an ASGI application."),
