@@ -40,8 +40,8 @@ _PIECE: Final = 64 * 1024
 _LINES: Final = (".jsonl", ".jsonlines", ".ndjson")
 _EPILOG: Final = """\
 INSTANCE is JSON, or else text. One that has "instances" or "inputs" is the whole payload. Without
-any, rows are read from stdin, one JSON value a line, and sent as they come; results are printed as
-they come, a bad line's error in its place.
+any, rows are read from stdin, one JSON value per line, and sent as they come; results are printed
+as they come, a bad line's error in its place.
 
 exit codes: 0 all went well, 1 the server answered with an error, 2 the arguments cannot be used,
 3 no answer or a broken one, 4 some lines had errors, 130 Ctrl-C"""
