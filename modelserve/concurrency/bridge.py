@@ -175,11 +175,7 @@ class ThreadCall:
         except anyio.get_cancelled_exc_class():
             await self.stop()
             raise
-        try:
-            return self._outcome()
-        finally:
-            if not self.is_stream:
-                self._error = None  # its traceback leads back to this call, and to its arguments
+        return self._outcome()
 
     async def peek(self) -> Any:
         """Wait for the function's result; if cancelled, the thread goes on without being asked."""
