@@ -268,7 +268,10 @@ def options_of(flags: Flags) -> Namespace:
             known = ", ".join(Flags.__annotations__)
             raise TypeError(f"There is no option {name!r}; there are {known}")
         words += _words_of(name, value)
-    return parse([_PROGRAM, *words], kind=_Raising)
+    try:
+        return parse([_PROGRAM, *words], kind=_Raising)
+    except ValueError as exc:
+        raise exc from None  # not with the three of argparse that it comes from
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
@@ -392,6 +395,7 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
     _add_own_paths(parser)
     _add_logging(parser)
     _add_connections(parser)
+    _add_tls(parser)
     show_variables(parser)
     return parser
 
@@ -591,11 +595,29 @@ def _add_connections(parser: ArgumentParser) -> None:
         default=False,
         help="compress the messages of WebSockets; for audio and video it only takes time",
     )
-    group.add_argument("--ssl-certfile", metavar="PATH")
-    group.add_argument("--ssl-keyfile", metavar="PATH")
-    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD")
-    group.add_argument("--http", choices=("auto", "h11", "httptools"), default="auto")
-    group.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default="auto")
+    group.add_argument(
+        "--http",
+        choices=("auto", "h11", "httptools"),
+        default="auto",
+        help="the parser of HTTP; default: auto, which is httptools where it is installed",
+    )
+    group.add_argument(
+        "--loop",
+        choices=("auto", "asyncio", "uvloop"),
+        default="auto",
+        help="the event loop; default: auto, which is uvloop where it is installed",
+    )
+
+
+def _add_tls(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("TLS")
+    group.add_argument(
+        "--ssl-certfile", metavar="PATH", help="serve over TLS, with this chain of certificates"
+    )
+    group.add_argument(
+        "--ssl-keyfile", metavar="PATH", help="its private key; default: in the same file"
+    )
+    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD", help="of an encrypted key")
 
 
 # --- values -------------------------------------------------------------------------------------

@@ -52,10 +52,13 @@ NAMES = {
         "UnsupportedProtocol ServerNotReady ServerNotLive NoModelReady "
         "WorkersShouldBeLessThanMaxWorkersError"
     ),
-    "modelserve.kserve.model": "Model InferenceVerb BaseKServeModel InferenceModel",
+    "modelserve.kserve.model": (
+        "Model InferenceVerb BaseKServeModel InferenceModel PredictorProtocol PredictorConfig "
+        "InferRequest InferResponse InvalidInput"
+    ),
     "modelserve.kserve.model_repository": "ModelRepository MODEL_MOUNT_DIRS",
     "modelserve.kserve.model_server": "ModelServer parser app",
-    "modelserve.kserve.predictor_config": "PredictorConfig",
+    "modelserve.kserve.predictor_config": "PredictorConfig PredictorProtocol",
     "modelserve.kserve.logging": (
         "logger trace_logger configure_logging KSERVE_LOGGER_NAME KSERVE_TRACE_LOGGER_NAME"
     ),

@@ -94,7 +94,7 @@ def _add_logging(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--configure_logging", type=strtobool, default=True, help="whether to set up logging")
     add("--log_config_file", help="a file of logging's configuration: YAML, JSON or INI")
-    add("--enable_latency_logging", type=strtobool, default=True, help="log a line a request")
+    add("--enable_latency_logging", type=strtobool, default=True, help="log a line per request")
 
 
 def _add_model(parser: ArgumentParser) -> None:
@@ -188,7 +188,7 @@ class ModelServer(_ModelServer):
         max_asyncio_workers: How many sync hooks run at the same time; else 40.
         registered_models: A repository, whose models are served, and which loads others by name
             over HTTP.
-        enable_latency_logging: Log a line a request.
+        enable_latency_logging: Log a line per request.
         event_loop: "auto", "asyncio" or "uvloop".
         timeout_keep_alive: Seconds that an idle connection stays open; else 65.
         predictor_config: Where models without a `predict` forward their payloads, unless they

@@ -300,6 +300,8 @@ def check_answers(model: Any) -> None:
     answers = any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
     if answers or model.predictor_host or model.explainer_host:
         return
+    if callable(getattr(model, "step", None)):
+        raise TypeError(f"The class {kind.__name__} has a step: set stepping = Stepping()")
     misspelt = misspelt_answer(model)
     hint = "" if misspelt is None else f" (it has {misspelt!r})"
     raise TypeError(

@@ -10,6 +10,7 @@ once.
 """
 
 import asyncio
+import contextvars
 import logging
 import math
 import os
@@ -109,6 +110,7 @@ class Server(uvicorn.Server):
         self._before_exit = before_exit
         self._ports = ports
         self._loop: asyncio.AbstractEventLoop
+        self._context: contextvars.Context  # a signal comes in that of whichever request runs
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled, self.released = threading.Event(), threading.Event()
         self._impatience = Impatience()
@@ -134,10 +136,10 @@ class Server(uvicorn.Server):
         self._drains_at = monotonic() + (self._shutdown_delay if self.started else 0.0)
         self._signalled.set()
         if self.started:
-            self._loop.call_soon_threadsafe(self._start_to_stop)
+            self._loop.call_soon_threadsafe(self._start_to_stop, context=self._context)
         else:
             self.should_exit = True
-            self._loop.call_soon_threadsafe(self._start.give_up, self)
+            self._loop.call_soon_threadsafe(self._start.give_up, self, context=self._context)
 
     def _exit_in_time(self) -> None:
         """Exit once the time is over; run in a thread, since anything else may be blocked."""
@@ -158,6 +160,7 @@ class Server(uvicorn.Server):
     # -- start and end
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()  # before any signal is ours
         await super().serve(sockets)
 
@@ -226,7 +229,7 @@ class Server(uvicorn.Server):
         """Wait for the running requests with the listener open; then let the server exit."""
         running = set(self.server_state.tasks)
         logger.info(
-            "Stopping: %d requests are running and have %g s", len(running), self.drain_seconds
+            "Stopping: running requests (%d) have %g s to finish", len(running), self.drain_seconds
         )
         try:
             await asyncio.gather(*(serving.drain() for serving in self._servings))
