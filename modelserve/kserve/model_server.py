@@ -41,7 +41,6 @@ ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 _IGNORED: Final = (
     "access_log_format",
     "enable_docs_url",
-    "enable_predictor_health_check",
     "max_threads",
 )
 
@@ -117,13 +116,17 @@ def _add_predictor(parser: ArgumentParser) -> None:
     add(
         "--predictor_request_retries", type=int, default=0, help="times to retry a connection to it"
     )
+    add(
+        "--enable_predictor_health_check",
+        action="store_true",
+        help="be ready only while the predictor is",
+    )
 
 
 def _add_ignored(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("options of KServe without a meaning here").add_argument
     add("--access_log_format")
     add("--enable_docs_url", type=strtobool, default=False)
-    add("--enable_predictor_health_check", action="store_true")
     add("--max_threads", type=int, default=4)
 
 
@@ -164,6 +167,7 @@ def _predictor(options: Namespace) -> PredictorConfig | None:
         options.predictor_use_ssl,
         options.predictor_request_timeout_seconds,
         options.predictor_request_retries,
+        options.enable_predictor_health_check,
     )
 
 

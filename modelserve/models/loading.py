@@ -201,7 +201,7 @@ class Loading:
         if failed:
             why = "; ".join(filter(None, (entry.failure for entry in failed)))
             raise ModelNotReady(", ".join(entry.name for entry in failed), why)
-        unwell = [entry.name for entry in [*self.registry] if not await entry.is_ready()]
+        unwell = [entry.name for entry in [*self.registry] if not await entry.is_usable()]
         if unwell:
             raise ModelNotReady(", ".join(unwell), "It says so itself.")
 
