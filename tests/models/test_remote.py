@@ -701,8 +701,8 @@ async def test_cookies_are_not_kept_for_the_next() -> None:
 
 
 async def test_unknown_protocols_and_models_without_a_predictor(host: str) -> None:
-    response = await ask(transformer("m", host, protocol="grpc-v2"), "/v1/models/m:predict", {})
-    assert (response.status, response.json()) == (501, {"error": "Unsupported protocol grpc-v2."})
+    response = await ask(transformer("m", host, protocol="grpc-v1"), "/v1/models/m:predict", {})
+    assert (response.status, response.json()) == (501, {"error": "Unsupported protocol grpc-v1."})
     for verb in ("predict", "explain"):
         response = await ask(ModelServer([Model("m")]), f"/v1/models/m:{verb}", {})
         assert (response.status, verb in response.json()["error"]) == (501, True)

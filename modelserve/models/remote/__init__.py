@@ -1,7 +1,7 @@
 """Forward a model's payloads to a predictor or an explainer (KServe's transformers).
 
-The answer comes back as a hook would have returned it. How a predictor is called depends on
-its protocol; `http` is imported by the first call that needs it.
+The answer comes back as a hook would have returned it. How a predictor is called is in `http` and
+`grpc`, by its protocol; each is imported by the first call that needs it.
 """
 
 from __future__ import annotations
@@ -114,10 +114,17 @@ def _http_caller() -> Caller:
     return HttpCaller()
 
 
+def _grpc_caller() -> Caller:
+    from modelserve.models.remote.grpc import GrpcCaller
+
+    return GrpcCaller()
+
+
 # By the protocol of the predictor.
 _CALLERS: Final[Mapping[str, Callable[[], Caller]]] = {
     "v1": _http_caller,
     "v2": _http_caller,
+    "grpc-v2": _grpc_caller,
 }
 
 
