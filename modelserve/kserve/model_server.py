@@ -29,7 +29,7 @@ from modelserve.kserve.logging import configure_logging, logger
 from modelserve.kserve.utils.utils import strtobool
 from modelserve.limits import Limits
 from modelserve.models.model import Model
-from modelserve.models.predictor import PredictorConfig
+from modelserve.models.predictor import PROTOCOLS, PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server.run import serve
 from modelserve.server.settings import Settings, has_grpc
@@ -102,10 +102,9 @@ def _add_model(parser: ArgumentParser) -> None:
 
 def _add_predictor(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    protocols = ("v1", "v2", "grpc-v2")
     add("--predictor_host", help="where models without a predict forward their payloads")
-    add("--predictor_protocol", choices=protocols, default="v1", help="the predictor's protocol")
-    add("--protocol", choices=protocols, default="v1", help="old name of --predictor_protocol")
+    add("--predictor_protocol", choices=PROTOCOLS, default="v1", help="the predictor's protocol")
+    add("--protocol", choices=PROTOCOLS, default="v1", help="old name of --predictor_protocol")
     add("--predictor_use_ssl", type=strtobool, default=False, help="call it over TLS")
     add(
         "--predictor_request_timeout_seconds",

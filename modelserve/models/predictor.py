@@ -1,9 +1,11 @@
 """Where a model's predictor is and how it is called: data alone, which `remote` acts on."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-__all__ = ["PredictorConfig", "Transport", "config_of"]
+__all__ = ["PROTOCOLS", "PredictorConfig", "Transport", "config_of"]
+
+PROTOCOLS: Final = ("v1", "v2", "grpc-v2")
 
 
 class Transport(NamedTuple):

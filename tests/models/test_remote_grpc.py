@@ -120,7 +120,7 @@ def said(response: Response) -> tuple[int, Any]:
 
 @contextlib.asynccontextmanager
 async def answering(
-    answer: Callable[[Any, Any], Any], credentials: Any = None
+    answer: Callable[[Any, Any], Any], credentials: Any = None, address: str = "127.0.0.1:0"
 ) -> AsyncIterator[str]:
     """Serve every method with a function of the message's bytes and of grpc's context."""
     handler = grpc.unary_unary_rpc_method_handler(answer)
@@ -131,7 +131,6 @@ async def answering(
 
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((Handler(),))
-    address = "127.0.0.1:0"
     if credentials is None:
         port = server.add_insecure_port(address)
     else:
@@ -582,16 +581,9 @@ async def test_a_predictor_that_comes_back_is_called_at_once() -> None:
         for _ in range(3):
             response = await request(app, "POST", "/v2/models/m/infer", json={"inputs": []})
             assert said(response) == UNREACHABLE
-        server = grpc.aio.server()
-        handler = grpc.unary_unary_rpc_method_handler(answer)
-        server.add_registered_method_handlers(
-            "inference.GRPCInferenceService", {"ModelInfer": handler}
-        )
-        assert server.add_insecure_port(host) == int(host.partition(":")[2])
-        await server.start()
-        response = await request(app, "POST", "/v2/models/m/infer", json={"inputs": []})
-        assert response.status == 200
-        await server.stop(0)
+        async with answering(answer, address=host):
+            response = await request(app, "POST", "/v2/models/m/infer", json={"inputs": []})
+            assert response.status == 200
 
 
 @pytest.mark.slow
