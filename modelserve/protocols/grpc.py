@@ -70,6 +70,7 @@ class GrpcCodec(Codec):
     """What all methods have in common: one message in a frame, and errors."""
 
     protocol = "grpc"
+    carries_responses = False
 
     def unwrap(self, body: bytes | bytearray, head: Head) -> tuple[bytes | bytearray, bytes]:
         message, is_compressed = message_in(body)

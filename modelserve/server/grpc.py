@@ -1,9 +1,10 @@
 """gRPC's own port: grpcio's server, in the event loop of the HTTP server, in front of the same app.
 
-grpcio brings HTTP/2: flow control, TLS, clients of every kind. A call becomes a request of ASGI in
-gRPC-Web's form, so that the application answers both ports alike. Where a client leaves, grpcio
-cancels the task of its call: for one message, that of the application itself, which is told what a
-cancellation means; for a stream, one that waits for the application, which gets a disconnect.
+grpcio brings HTTP/2: flow control, TLS, clients of every kind. A call becomes a request of ASGI
+whose messages are in frames, as gRPC-Web's are, so that the application answers both alike. Where
+a client leaves, grpcio cancels the task of its call: for one message, that of the application
+itself, which is told what a cancellation means; for a stream, one that waits for the application,
+which gets a disconnect.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from modelserve.concurrency.flight import CANCELS
 from modelserve.errors import LoadError
 from modelserve.server.settings import Settings
 from modelserve.wire.grpc import (
+    CONTENT_TYPE,
+    FRAMES,
     MESSAGE,
     STATUS,
     STREAMS,
@@ -42,8 +45,8 @@ logger = logging.getLogger("modelserve")
 
 _CODES: Final[Mapping[int, Any]] = {code.value[0]: code for code in grpc.StatusCode}
 _UNKNOWN: Final = 2
-_CONTENT: Final[Header] = (b"content-type", b"application/grpc-web")
-_TIMEOUT: Final = b"grpc-timeout"
+_CONTENT: Final[Header] = (b"content-type", CONTENT_TYPE)
+_SECONDS: Final = b"x-request-timeout-seconds"
 # What describes a message of HTTP, which a call is not, or is the bridge's to say.
 _NOT_PASSED: Final = frozenset(
     ("connection", "content-encoding", "content-length", "content-type", "te", "transfer-encoding")
@@ -55,7 +58,7 @@ _VALUE: Final = re.compile(rb"[\x20-\x7e]*")
 # In which a cancellation shows after the end of a stream of requests, which looks the same.
 _CANCELLATION_SECONDS: Final = 0.005
 _GONE: Final = {"type": "http.disconnect"}
-_LONGEST_TIMEOUT: Final = 99_999_999  # of eight digits
+_LEAST_SECONDS: Final = 1e-9  # a time-out of 0 has passed
 _LEAST_GRACE: Final = 0.1
 
 
@@ -184,15 +187,18 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             "root_path": "",
             "client": None,
             "server": None,
-            "extensions": {CANCELS: {}},
+            "extensions": {CANCELS: {}, FRAMES: {}},
         }
 
 
 def _scope(template: Scope, state: Mapping[str, Any], context: Any) -> Scope:
-    headers = [_CONTENT, *_headers(context.invocation_metadata())]
+    headers = [_CONTENT]
+    for key, value in context.invocation_metadata():
+        if key not in _NOT_PASSED:
+            headers.append(_header(key, value))
     seconds = context.time_remaining()
     if seconds is not None:
-        headers.append((_TIMEOUT, _timeout(seconds)))
+        headers.append((_SECONDS, b"%.9f" % max(seconds, _LEAST_SECONDS)))
     scope = {**template, "headers": headers}
     if state:
         scope["state"] = dict(state)
@@ -366,17 +372,7 @@ def _entry(key: bytes, value: bytes) -> tuple[str, str | bytes]:
     return key.decode(), value.decode()
 
 
-def _headers(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[Header]:
-    """Yield metadata as headers; binary values in base64, as they travel."""
-    for key, value in metadata:
-        if key not in _NOT_PASSED:
-            given = value.encode("latin-1", "replace") if isinstance(value, str) else value
-            yield key.encode(), b64encode(given) if key.endswith("-bin") else given
-
-
-def _timeout(seconds: float) -> bytes:
-    """Return seconds as gRPC writes them."""
-    for unit, factor in ((b"u", 1e6), (b"m", 1e3), (b"S", 1.0)):
-        if seconds * factor < _LONGEST_TIMEOUT:
-            return b"%d%b" % (max(int(seconds * factor), 0), unit)
-    return b"%dS" % _LONGEST_TIMEOUT
+def _header(key: str, value: str | bytes) -> Header:
+    """Return metadata as a header; a binary value in base64, as it travels."""
+    given = value.encode("latin-1", "replace") if isinstance(value, str) else value
+    return key.encode(), b64encode(given) if key.endswith("-bin") else given
