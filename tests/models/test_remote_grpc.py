@@ -462,6 +462,28 @@ async def test_the_status_of_each_code(code: str, status: int) -> None:
         assert said(await infer(transformer("m", host), "m")) == (status, {"error": sentence})
 
 
+@pytest.mark.parametrize(
+    ("code", "sentence", "answer"),
+    [
+        ("UNAVAILABLE", "ipv4:10.0.0.1:80: Connection reset by peer", UNREACHABLE),
+        ("UNAVAILABLE", "Received http2 header with status: 503", UNREACHABLE),
+        (
+            "UNKNOWN",
+            "Stream removed",
+            (502, {"error": "The answer of the predictor was cut short."}),
+        ),
+        (
+            "UNIMPLEMENTED",
+            "Received http2 header with status: 404",
+            (502, {"error": "The answer of the predictor cannot be read."}),
+        ),
+    ],
+)
+async def test_what_grpcio_says_is_not_shown(code: str, sentence: str, answer: Any) -> None:
+    async with answering(aborting(code, sentence)) as host:
+        assert said(await infer(transformer("m", host), "m")) == answer
+
+
 async def test_headers_of_an_error_that_a_client_acts_on() -> None:
     metadata = (("retry-after", "7"), ("x-inside", "1"))
     async with answering(aborting("UNAVAILABLE", "later", *metadata)) as host:

@@ -169,6 +169,7 @@ def shown(text: str | None, config: PredictorConfig) -> str | None:
     """
     if text is None:
         return None
-    address = urlsplit(config.predictor_base_url).netloc
+    parts = urlsplit(config.predictor_base_url)
+    address = parts.netloc or parts.path.strip("/")  # gRPC has dns:///HOST
     is_revealed = address in text and any(sign in address for sign in ".:")
     return None if is_revealed or f"//{address}" in text else text

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -57,7 +57,8 @@ _OPTIONS: Final = (
 _HTTP: Final = ("http", "https")
 _PORTS: Final = {True: 443, False: 80}  # as KServe has them, where none is given
 _PRINTABLE: Final = re.compile("[ -~]*")
-# What is sent in metadata for HTTP's sake alone.
+_UNDECIDED: Final = ("IDLE", "CONNECTING")
+# What is forwarded to a predictor over HTTP alone.
 _OF_HTTP: Final = ("accept", "content-type")
 # The statuses of HTTP that codes come from, the other way round where several become one.
 _STATUSES: Final = {
@@ -75,12 +76,15 @@ _STATUSES: Final = {
     "UNAVAILABLE": 503,
     "UNAUTHENTICATED": 401,
 }
-# How grpc's own library begins a sentence about a connection; these may hold addresses.
-_OF_LIBRARY: Final = re.compile(
-    "Socket closed|Stream removed|Connection |Broken pipe|GOAWAY|Endpoint|recvmsg|sendmsg|Received "
-    "(http2|RST_STREAM)|failed to connect|errors resolving|(ipv[46]|unix):|Deadline Exceeded$",
+# How grpcio begins its own sentences, which may hold addresses: of a connection that is lost, and
+# of an answer that is not gRPC's.
+_LOST: Final = re.compile(
+    "Socket closed|Stream removed|Connection (reset|dropped|closed)|Broken pipe|GOAWAY|recvmsg|"
+    "sendmsg|failed to connect|errors resolving|DNS resolution|(ipv[46]|unix):",
     re.IGNORECASE,
 )
+_FOREIGN: Final = re.compile("Received (http2 header|RST_STREAM)")
+_LATE: Final = "Deadline Exceeded"
 
 
 class _Line:
@@ -103,7 +107,7 @@ class _Line:
     async def connect(self, seconds: float) -> bool:
         """Wait for a connection; return whether there is one."""
         state = self._channel.get_state(try_to_connect=True).name
-        if state in ("IDLE", "CONNECTING"):
+        if state in _UNDECIDED:
             if self._waiting is None or self._waiting.done():
                 self._waiting = asyncio.create_task(self._wait())
             await asyncio.wait([self._waiting], timeout=seconds)
@@ -112,8 +116,9 @@ class _Line:
 
     async def _wait(self) -> None:
         channel = self._channel
-        while (state := channel.get_state(try_to_connect=True)).name in ("IDLE", "CONNECTING"):
-            await channel.wait_for_state_change(state)
+        with suppress(Exception):  # in some versions, of a channel that is closed meanwhile
+            while (state := channel.get_state(try_to_connect=True)).name in _UNDECIDED:
+                await channel.wait_for_state_change(state)
 
     async def close(self) -> None:
         """Close the channel, which cancels the calls on it."""
@@ -146,22 +151,18 @@ class GrpcCaller:
         DeadlineExceeded, PredictorError.
         """
         message = _message(payload, name, incoming.version)
-        seconds, is_ours = _time_limit(config, incoming.time_limit)
+        seconds, is_clients = _time_limit(config, incoming.time_limit)
         line = await self._connected(config, seconds)
         call = line.infer(
             message.SerializeToString(), timeout=seconds, metadata=_metadata(incoming.headers)
         )
         try:
-            body = await call
-        except self._aio.AioRpcError as exc:
-            if is_ours and exc.code().name == "DEADLINE_EXCEEDED":
+            body = await self._body(call, line, config)
+        except PredictorError as exc:
+            if is_clients and exc.status == 504:
                 limit = f"timeout: the request took longer than {seconds:g} s"
                 raise DeadlineExceeded(limit) from None
-            raise _error_of(exc, line, config) from None
-        except asyncio.CancelledError as exc:
-            if ends_task(exc):
-                raise
-            raise Complaints(config).cut() from None  # the channel has been closed
+            raise
         metadata = [*await call.initial_metadata(), *await call.trailing_metadata()]
         return Answer(_response(body, config), None, _headers(metadata))
 
@@ -169,12 +170,21 @@ class GrpcCaller:
         """Call ModelReady."""
         seconds = _finite(config.timeout)
         line = await self._connected(config, seconds)
-        question = messages()["ModelReadyRequest"](name=name)
+        question = messages()["ModelReadyRequest"](name=name).SerializeToString()
+        body = await self._body(line.is_ready(question, timeout=seconds), line, config)
+        return bool(_parsed("ModelReadyResponse", body, config).ready)
+
+    async def _body(self, call: Any, line: _Line, config: PredictorConfig) -> bytes:
+        """Return the message that a call is answered with. Raises PredictorError."""
         try:
-            body = await line.is_ready(question.SerializeToString(), timeout=seconds)
+            body: bytes = await call
         except self._aio.AioRpcError as exc:
             raise _error_of(exc, line, config) from None
-        return bool(_parsed("ModelReadyResponse", body, config).ready)
+        except asyncio.CancelledError as exc:
+            if ends_task(exc):
+                raise
+            raise Complaints(config).cut() from None  # the channel has been closed
+        return body
 
     async def close(self) -> None:
         """Close the channels."""
@@ -346,14 +356,14 @@ def _error_of(exc: Any, line: _Line, config: PredictorConfig) -> PredictorError:
     """Make an error of the status of a call."""
     code, text = exc.code().name, exc.details() or ""
     complaints = Complaints(config)
-    is_librarys = _OF_LIBRARY.match(text) is not None
-    if code == "UNAVAILABLE" and (is_librarys or line.state != "READY"):
+    is_lost, is_foreign = _LOST.match(text), _FOREIGN.match(text)
+    if code == "UNAVAILABLE" and (is_lost or is_foreign or line.state != "READY"):
         return complaints.unreachable(text)
-    if code == "DEADLINE_EXCEEDED" and is_librarys:
+    if code == "DEADLINE_EXCEEDED" and text == _LATE:
         return complaints.late(text)
-    if is_librarys:  # what answers does not speak gRPC
+    if is_lost or is_foreign:
         complaints.note(text)
-        return complaints.unreadable()
+        return complaints.cut() if is_lost else complaints.unreadable()
     given = _headers([*exc.initial_metadata(), *exc.trailing_metadata()])
     copied = {name: given[name] for name in COPIED_OF_ERRORS if name in given}
     sentence = shown(text, config) or f"The predictor answered with status {code}."
