@@ -22,9 +22,10 @@ _SCALARS: Final = frozenset(
 
 
 def load_messages(package: str, name: str) -> dict[str, type[Any]]:
-    """Return the classes of the messages in a file of a package, by name.
+    """Return the classes of the messages in a file of a package, by name; `Outer.Inner` of others.
 
-    Raises ExtraMissing without protobuf.
+    Those within others have to be kept too: protobuf would make them anew after each collection of
+    garbage. Raises ExtraMissing without protobuf.
     """
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -35,11 +36,13 @@ def load_messages(package: str, name: str) -> dict[str, type[Any]]:
     _Reader(file, text).read_file()
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    found = pool.FindFileByName(file.name)
-    return {
-        message: message_factory.GetMessageClass(descriptor)
-        for message, descriptor in found.message_types_by_name.items()
-    }
+    found: dict[str, type[Any]] = {}
+    waiting = [*pool.FindFileByName(file.name).message_types_by_name.values()]
+    for descriptor in waiting:
+        name = descriptor.full_name.removeprefix(f"{file.package}.")
+        found[name] = message_factory.GetMessageClass(descriptor)
+        waiting += descriptor.nested_types
+    return found
 
 
 def parsed(kind: type[Any], data: bytes | bytearray) -> Any:

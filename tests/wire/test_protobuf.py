@@ -1,5 +1,8 @@
 """Message classes made of `.proto` files: what the files say, in a pool of their own."""
 
+import gc
+import weakref
+
 import pytest
 
 from modelserve.errors import InvalidInput
@@ -61,6 +64,12 @@ def test_maps_oneofs_nested_messages_and_enums_are_read() -> None:
     assert (read.inputs[0].shape, read.inputs[0].contents.bytes_contents) == ([1, -1], [b"\xff"])
     health = load_messages("modelserve.protocols", "health.proto")["HealthCheckResponse"]
     assert health(status="NOT_SERVING").SerializeToString() == b"\x08\x02"
+
+
+def test_classes_of_nested_messages_outlive_their_messages() -> None:
+    made = weakref.ref(type(messages()["ModelInferRequest"]().inputs.add()))
+    gc.collect()
+    assert made() is messages()["ModelInferRequest.InferInputTensor"]
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff"])
