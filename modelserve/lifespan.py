@@ -176,8 +176,7 @@ class Serving:
         """
         if entry.loading and not self.hosted and entry.attempted is not None:
             await entry.attempted.wait()
-        ready = await entry.is_ready() if entry.checks_health else entry.model.ready
-        if not ready:
+        if not await entry.is_usable():
             raise not_ready(self.registry, entry, debug=self.debug)
 
     async def check_ready(self) -> None:

@@ -242,10 +242,10 @@ def test_what_is_given_comes_before_the_command_line(parsed: Any) -> None:
 def test_what_means_nothing_is_said(parsed: Any, caplog: pytest.LogCaptureFixture) -> None:
     parsed("--enable_grpc false --grpc_port 9000 --model_name m", enable_docs_url=False)
     assert caplog.messages == []
-    parsed("--max_threads 2 --enable_predictor_health_check", enable_docs_url=True)
+    parsed("--max_threads 2", enable_docs_url=True)
     assert caplog.messages == [
         f"{name} means nothing to modelserve and is ignored"
-        for name in ("enable_docs_url", "enable_predictor_health_check", "max_threads")
+        for name in ("enable_docs_url", "max_threads")
     ]
 
 
@@ -284,7 +284,8 @@ def test_an_unusable_command_line(parsed: Any, capsys: pytest.CaptureFixture[str
 
 PREDICTOR = (
     "--predictor_host h --predictor_protocol v2 --protocol v1 --predictor_use_ssl true "
-    "--predictor_request_timeout_seconds 5 --predictor_request_retries 2"
+    "--predictor_request_timeout_seconds 5 --predictor_request_retries 2 "
+    "--enable_predictor_health_check"
 )
 
 
@@ -297,7 +298,7 @@ PREDICTOR = (
         ("--predictor_host h --protocol v2", PredictorConfig("h", "v2")),
         (
             PREDICTOR,
-            PredictorConfig("h", "v2", True, 5, 2),
+            PredictorConfig("h", "v2", True, 5, 2, True),
         ),
     ],
 )

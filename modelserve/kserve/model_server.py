@@ -31,7 +31,7 @@ from modelserve.kserve.protocol.model_repository_extension import ModelRepositor
 from modelserve.kserve.utils.utils import strtobool
 from modelserve.limits import Limits
 from modelserve.models.model import Model
-from modelserve.models.predictor import PredictorConfig
+from modelserve.models.predictor import PROTOCOLS, PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server.run import serve
 from modelserve.server.settings import Settings, has_grpc
@@ -43,7 +43,6 @@ ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 _IGNORED: Final = (
     "access_log_format",
     "enable_docs_url",
-    "enable_predictor_health_check",
     "max_threads",
 )
 
@@ -105,10 +104,9 @@ def _add_model(parser: ArgumentParser) -> None:
 
 def _add_predictor(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    protocols = ("v1", "v2", "grpc-v2")
     add("--predictor_host", help="where models without a predict forward their payloads")
-    add("--predictor_protocol", choices=protocols, default="v1", help="the predictor's protocol")
-    add("--protocol", choices=protocols, default="v1", help="old name of --predictor_protocol")
+    add("--predictor_protocol", choices=PROTOCOLS, default="v1", help="the predictor's protocol")
+    add("--protocol", choices=PROTOCOLS, default="v1", help="old name of --predictor_protocol")
     add("--predictor_use_ssl", type=strtobool, default=False, help="call it over TLS")
     add(
         "--predictor_request_timeout_seconds",
@@ -119,13 +117,17 @@ def _add_predictor(parser: ArgumentParser) -> None:
     add(
         "--predictor_request_retries", type=int, default=0, help="times to retry a connection to it"
     )
+    add(
+        "--enable_predictor_health_check",
+        action="store_true",
+        help="be ready only while the predictor is",
+    )
 
 
 def _add_ignored(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("options of KServe without a meaning here").add_argument
     add("--access_log_format")
     add("--enable_docs_url", type=strtobool, default=False)
-    add("--enable_predictor_health_check", action="store_true")
     add("--max_threads", type=int, default=4)
 
 
@@ -166,6 +168,7 @@ def _predictor(options: Namespace) -> PredictorConfig | None:
         options.predictor_use_ssl,
         options.predictor_request_timeout_seconds,
         options.predictor_request_retries,
+        options.enable_predictor_health_check,
     )
 
 

@@ -115,11 +115,9 @@ class MergedFormat(StreamFormat):
         def join(parts: list[bytes]) -> bytes:
             if len(parts) == 1:
                 return frame(parts[0]) + DONE
-            whole = (
-                merge_responses(responses)
-                if responses
-                else as_response({"outputs": []}, None, self.ref)
-            )
+            if not responses:
+                responses.append(as_response({"outputs": []}, None, self.ref))
+            whole = merge_responses(responses)
             return frame(_serialized(whole, self._payload, self.ref)) + DONE
 
         return Encoder(CONTENT_TYPE.decode(), add, join=join)
