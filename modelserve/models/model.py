@@ -74,6 +74,8 @@ class ModelSettings(TypedDict, total=False):
 
 SETTINGS: Final = tuple(ModelSettings.__annotations__)
 _SCHEMAS: Final = ("input_schema", "output_schema")
+# Settings of calls to a predictor or an explainer.
+_OF_CALLS: Final = ("timeout", "retries", "use_ssl", "protocol")
 
 
 class Model:
@@ -107,7 +109,8 @@ class Model:
         explainer_host: The same for `explain`.
         protocol: The predictor's protocol, "v1" or "v2".
         use_ssl: Call the predictor over TLS.
-        timeout: Seconds within which the predictor must answer.
+        timeout: Seconds for the start of the predictor's answer, and from one part of it to the
+            next. `limits=Limits(timeout=...)` limits the requests themselves.
         retries: How often a connection to the predictor is tried again.
 
     `preprocess`, `predict`, `explain` and `postprocess` may be sync or async and take as many of
@@ -297,8 +300,7 @@ def check_answers(model: Any) -> None:
     kind = type(model)
     if not isinstance(model, Model) or kind is Model:
         return
-    answers = any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
-    if answers or model.predictor_host or model.explainer_host:
+    if _answers(model) or model.predictor_host or model.explainer_host:
         return
     misspelt = misspelt_answer(model)
     hint = "" if misspelt is None else f" (it has {misspelt!r})"
@@ -306,6 +308,11 @@ def check_answers(model: Any) -> None:
         f"The class {kind.__name__} has no predict{hint}: define it, or set predictor_host "
         "before the model is registered"
     )
+
+
+def _answers(model: Any) -> bool:
+    """Return whether a model answers itself, without a predictor or an explainer."""
+    return any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
 
 
 def misspelt_answer(model: Any) -> str | None:
@@ -317,7 +324,8 @@ def misspelt_answer(model: Any) -> str | None:
 def configure(model: Any, settings: Mapping[str, Any]) -> None:
     """Set attributes of `ModelSettings` on a model.
 
-    Raises TypeError, in one sentence, for one that no model has or that this model cannot be given.
+    Raises TypeError, in one sentence, for one that no model has or that this model cannot be given,
+    and for one of calls to a predictor where the model makes none.
     """
     for setting, value in settings.items():
         if setting not in SETTINGS:
@@ -328,6 +336,22 @@ def configure(model: Any, settings: Mapping[str, Any]) -> None:
         except AttributeError:  # a frozen dataclass, or a property
             sentence = f"The setting {setting!r} of model {model.name!r} cannot be set"
             raise TypeError(sentence) from None
+    _check_calls(model, settings)
+
+
+def _check_calls(model: Any, settings: Mapping[str, Any]) -> None:
+    """Raise TypeError for a setting of calls to a predictor, on a model that answers itself.
+
+    One that only prepares payloads may be told its predictor later.
+    """
+    given = next((setting for setting in _OF_CALLS if setting in settings), None)
+    if given is None or model.predictor_host or model.explainer_host or not _answers(model):
+        return
+    hint = ": limits=Limits(timeout=...) limits its requests" if given == "timeout" else ""
+    raise TypeError(
+        f"The setting {given!r} is for calls to a predictor, and model {model.name!r} has no "
+        f"predictor_host or explainer_host{hint}"
+    )
 
 
 def _instance(kind: type[Model], name: str | None) -> Any:
