@@ -15,9 +15,12 @@ class Batching:
     have waited longest go together.
 
     Args:
-        max_size: Items in one call; a larger request is divided over several.
+        max_size: Items in one call; a larger request is divided over several. LitServe's
+            `max_batch_size`, KServe's `maxBatchSize`.
         max_wait: Seconds for which a request waits for others although the model is free.
+            LitServe's `batch_timeout`; KServe's `maxLatency`, which is in milliseconds.
         concurrency: Calls of `predict` at the same time, in each event loop that serves the model.
+            That of `Limits` counts requests instead.
         isolate: If a call for several requests raises, make it again once for each of them, so that
             one bad input fails its own request only.
 
