@@ -31,6 +31,7 @@ from modelserve.errors import (
     InferenceError,
     InvalidInput,
     NestedTooDeep,
+    PredictorError,
     UnsupportedProtocol,
 )
 from modelserve.models.predictor import PredictorConfig, Transport, config_of
@@ -42,7 +43,7 @@ from modelserve.wire.json import to_json
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["PredictorError", "Remote", "connect", "disconnect"]
+__all__ = ["Remote", "connect", "disconnect"]
 
 logger = logging.getLogger("modelserve")
 
@@ -86,18 +87,6 @@ _USUAL_TYPES: Final = frozenset(
     ("", "application/octet-stream", "application/x-ndjson", "text/event-stream", "text/plain")
 )
 _IDLE_SECONDS: Final = 4.0  # less than the 5 s after which uvicorn closes a connection
-
-
-class PredictorError(InferenceError):
-    """An error of the predictor or on the way to it, with the status for the client."""
-
-    def __init__(self, reason: str, status: int, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason, status)
-        self._headers = headers or {}
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._headers
 
 
 # --- the call -----------------------------------------------------------------------------------
