@@ -1,6 +1,5 @@
 """What a response holds, by its media type: one value, or items and how they are read. Pure."""
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,8 +24,7 @@ __all__ = [
 
 LENGTH: Final = "inference-header-content-length"
 EVENTS: Final = "text/event-stream"
-NDJSON: Final = "application/x-ndjson"
-_NDJSON_NAMES: Final = re.compile(r"application/(x-)?(ndjson|jsonl|jsonlines)")
+NDJSON: Final = media.LINE_TYPES[0]
 
 
 def media_type_of(content_type: str) -> str:
@@ -34,7 +32,7 @@ def media_type_of(content_type: str) -> str:
     name, parameters = media.media_type(content_type), content_type.lower().partition(";")[2]
     if name == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
         return "text"
-    return NDJSON if _NDJSON_NAMES.fullmatch(name) else name
+    return NDJSON if name in media.LINE_TYPES else name
 
 
 def is_json(media_type: str) -> bool:
