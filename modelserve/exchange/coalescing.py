@@ -8,7 +8,7 @@ from typing import Any, Final
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange, StreamState
-from modelserve.exchange.turns import TURN_SECONDS, give_way
+from modelserve.exchange.turns import Turn, give_way
 from modelserve.metrics.series import Tick
 
 __all__ = ["Coalesced", "Coalescer"]
@@ -91,15 +91,15 @@ class Coalescer:
 
     async def _gather(self, items: AsyncIterator[Any], encode: Callable[[Any], bytes]) -> None:
         """Gather items, and send them where they are many or have taken long."""
-        turn_ends = monotonic() + TURN_SECONDS
+        turn = Turn()
         async for item in items:
             self._add(encode(item))
             now = monotonic()
-            if self._size >= _EVENT_BYTES or now >= turn_ends:
+            if self._size >= _EVENT_BYTES or now >= turn.ends:
                 await self._send_parts()
-            if now >= turn_ends:
+            if now >= turn.ends:
                 await give_way()
-                turn_ends = monotonic() + TURN_SECONDS
+                turn.begin()
         await self._send_parts()
 
     def _add(self, part: bytes) -> None:

@@ -20,7 +20,7 @@ from modelserve.exchange.coalescing import Coalescer
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.heartbeat import start_heartbeat
 from modelserve.exchange.sending import send_failure
-from modelserve.exchange.turns import TURN_SECONDS, give_way
+from modelserve.exchange.turns import TURN_SECONDS, Turn, give_way
 from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, raw_item
@@ -190,7 +190,7 @@ class Stream:
         assert encoder.join is not None
         exchange, limit = self._exchange, self._streaming.collect_bytes
         size = sum(map(len, parts))
-        turn_ends = monotonic() + TURN_SECONDS
+        turn = Turn()
         exchange.enter(_ITEM)
         async for item in items:
             parts.append(encoder.encode(item))
@@ -199,9 +199,9 @@ class Stream:
                 raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
             exchange.check_reason()
             exchange.since = now = monotonic()
-            if now >= turn_ends:
+            if now >= turn.ends:
                 await give_way()
-                turn_ends = monotonic() + TURN_SECONDS
+                turn.begin()
         self.items = len(parts)
         exchange.check_reason()
         headers = stream_headers(self._format, encoder)
