@@ -92,14 +92,18 @@ class Chunks:
     async def run(self) -> None:
         """Answer all records. Raises what ends the request."""
         incoming = self._incoming
-        answer = self._answer_each if incoming.cutter.at_a_time == 1 else self._answer_all
+        one_by_one = incoming.cutter.at_a_time == 1
         while True:
             first, records = await incoming.take()
             if not records:
                 return
-            await answer(first, *incoming.cutter.parse(records))
+            values, is_regular = incoming.cutter.parse(records)
+            if one_by_one:
+                await self._answer_each(first, values)
+            else:
+                await self._answer_all(first, values, is_regular)
 
-    async def _answer_each(self, first: int, values: list[Any], is_regular: bool) -> None:
+    async def _answer_each(self, first: int, values: list[Any]) -> None:
         """Answer each record by itself, before the next is looked at."""
         for number, value in enumerate(values, first):
             if type(value) is BadLine:

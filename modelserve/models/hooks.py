@@ -34,7 +34,7 @@ from modelserve.models.signatures import (
     payload_type,
 )
 
-__all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
+__all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plans_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +196,6 @@ def plans_of(model: Any) -> "Plans":
         if plan is not None:
             plans[verb] = plan
     return plans
-
-
-def plan_of(model: Any, verb: str) -> Plan:
-    """Make the plan of one verb. Raises TypeError as `plans_of` does."""
-    return plans_of(model)[verb]
 
 
 def check_lifecycle(model: Any) -> None:
