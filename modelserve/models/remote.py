@@ -1,10 +1,10 @@
 """Forward a model's payloads to a predictor or an explainer over HTTP (KServe's transformers).
 
-The answer comes back as a hook would have returned it: a JSON document as a value, an
-`InferResponse` on V2, text and bytes as they are, and a stream as an iterator of its items, which
-reads no faster than it is asked. The media type decides what an item is: a line of NDJSON, an event
-of SSE (a `ServerSentEvent`), otherwise a chunk of a response without a length. An error record is
-raised as an error.
+The answer is what a hook would return: a JSON document as a value, an `InferResponse` on V2, text
+and bytes as they are, and a stream as an iterator of its items, which reads only when asked for the
+next one. The media type decides what an item is: a line of NDJSON, an event of SSE (a
+`ServerSentEvent`), otherwise a chunk of a response without a length. An error record is raised as
+an error.
 
 The predictor's error sentence and status reach the client, its address never does. httpx, an extra,
 is imported by the first call.
@@ -103,7 +103,7 @@ class Remote:
         self._clients = WeakKeyDictionary()
 
     def __reduce__(self) -> Any:
-        return Remote, ()  # models go to worker processes by pickle; connections do not
+        return Remote, ()  # models are pickled for worker processes; connections cannot be
 
     async def predict(
         self, model: Any, payload: Any, headers: Any, response_headers: Any, *, sets_type: bool
@@ -182,7 +182,7 @@ async def disconnect(model: Any) -> None:
 
 
 def _new_client(transport: Transport) -> httpx.AsyncClient:
-    """Create a client that shares nothing between requests but connections.
+    """Create a client whose requests share only connections, no cookies.
 
     The number of connections is bounded by the model's limit on concurrency.
     """
@@ -225,7 +225,7 @@ def _translated_errors(config: PredictorConfig, *, started: bool = False) -> Ite
 
 
 class _Complaints(NamedTuple):
-    """The errors for what goes wrong with a predictor. They do not leak its address; logs may."""
+    """The errors of a call to a predictor. Only the log shows its address."""
 
     config: PredictorConfig
 
@@ -251,7 +251,7 @@ class _Complaints(NamedTuple):
 
 
 class _Forwarded(NamedTuple):
-    """What of our client's request goes into the request to the predictor."""
+    """The parts of our client's request that go into the request to the predictor."""
 
     headers: dict[bytes, bytes]
     version: str | None
@@ -259,7 +259,7 @@ class _Forwarded(NamedTuple):
 
     @classmethod
     def of(cls, headers: Any) -> _Forwarded:
-        """Read the headers that a hook was given: the server's own, a dict, or None."""
+        """Read a hook's headers: those of the server, a dict, or None."""
         given = {name.lower(): text for name, text in headers.items()} if headers else {}
         sent = {name: given[name] for name in _FORWARDED if name in given}
         sent.setdefault("accept", "*/*")
@@ -283,7 +283,7 @@ def _version_and_verb(scope: Scope) -> tuple[str | None, str]:
 
 
 def _as_bytes(headers: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Encode headers, without those that HTTP does not allow."""
+    """Encode headers; drop those that HTTP does not allow."""
     pairs = ((name.encode(), text.encode("latin-1", "replace")) for name, text in headers.items())
     return {name: value for name, value in pairs if not value.translate(None, _VISIBLE)}
 
@@ -323,7 +323,7 @@ def _encode(payload: Any, forwarded: _Forwarded) -> tuple[dict[bytes, bytes], by
 
 
 class _Answer(NamedTuple):
-    """What the hook returns, its content type unless that is a usual one, and other headers."""
+    """The hook's result, its content type unless that is the default, and other headers."""
 
     result: Any
     content_type: str | None
@@ -354,13 +354,13 @@ async def _read(response: httpx.Response, config: PredictorConfig) -> _Answer:
 
 
 async def _error_in(response: httpx.Response, config: PredictorConfig) -> PredictorError:
-    """Make an error of an unsuccessful response."""
+    """Turn an unsuccessful response into an error."""
     status = response.status_code
     sentence = f"The predictor answered with status {status}."
     if not 400 <= status <= 599:
         return PredictorError(sentence, 502)
     document = None
-    with suppress(Exception):  # without a readable body, the status is all there is to say
+    with suppress(Exception):  # without a readable body, the status alone is reported
         document = orjson.loads(await response.aread())
     copied = {
         name: response.headers[name] for name in _COPIED_OF_ERRORS if name in response.headers

@@ -483,7 +483,7 @@ async def test_bytes_and_v2_are_refused_unless_they_are_declared() -> None:
     infer = {"inputs": [{"name": "a", "shape": [1], "datatype": "INT32", "data": [1]}]}
     v2 = await request(app, "POST", "/v2/models/m/infer", json=infer)
     assert v2.status == 400
-    assert "no request of V2" in v2.json()["error"]
+    assert "no V2 request" in v2.json()["error"]
 
     both = hook_for(Struct | InferRequest | bytes)
     app = ModelServer([model_for(predict=both)])

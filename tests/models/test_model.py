@@ -208,7 +208,7 @@ def test_a_model_without_a_name_is_refused(target: Any) -> None:
 
 
 def test_a_class_where_an_object_is_wanted_is_told_apart() -> None:
-    with pytest.raises(ValueError, match=r"has None \(an object is wanted, not the class\)$"):
+    with pytest.raises(ValueError, match=r"has None \(pass an object, not the class\)$"):
         ModelServer([Explains])
 
 
