@@ -125,6 +125,7 @@ class Serving:
         self.stopping = self.draining = self._drained = self._has_repository = self.hosted = False
         self.table: Table  # given by the application
         self.documents: Any = None  # what has described the API keeps here what it has made
+        self.watches: dict[Any, Any] = {}  # who watches the health of what
         self._stop_announced: anyio.Event | None = None
 
     # -- before it serves
