@@ -113,7 +113,7 @@ class _Addressed:
         self.show_playground(bool(wanted))
 
     def show_playground(self, shown: bool) -> None:
-        """Show the page, or do not, as long as it is served so: what is wanted stays the same."""
+        """Show the page or not, for whoever serves the application; `playground` stays as it is."""
         self.serving.has_playground = shown
         self._routes.show(pages() if shown else {})
 
@@ -139,7 +139,7 @@ class _Described:
 
 
 class ModelServer(_Addressed, _Described, _Runnable):
-    """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
+    """Serve models over KServe V1, the Open Inference Protocol and OpenAI's; an ASGI application.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.
@@ -199,7 +199,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
         self.playground = playground
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
-        for model in models:
+        for model in _several(models):
             self.add_model(model)
         if repository is not None:
             self.serving.use(repository)
@@ -304,6 +304,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         For a host that mounts the application and runs no lifespan for it; `app` is ignored.
         """
         return self.serving.lifespan()
+
+
+def _several(models: Iterable[Any]) -> Iterable[Any]:
+    if not isinstance(models, Iterable):
+        raise TypeError(f"The models of a ModelServer are a list of models, not {models!r}")
+    return models
 
 
 def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:

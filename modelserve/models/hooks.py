@@ -204,9 +204,12 @@ def plan_of(model: Any, verb: str) -> Plan:
 
 
 def check_lifecycle(model: Any) -> None:
-    """Raise TypeError for a hook outside requests that is a generator."""
+    """Raise TypeError for a hook outside requests that is a generator, or cannot be called."""
     for name in (*LIFECYCLE, *METADATA):
-        callee = callee_of(getattr(model, name, None))
+        hook = getattr(model, name, None)
+        if hook is not None and not callable(hook):  # the stop strings of a language model, say
+            raise TypeError(f"{name} of model {model.name!r} cannot be called: it is {hook!r}")
+        callee = callee_of(hook)
         if inspect.isasyncgenfunction(callee) or inspect.isgeneratorfunction(callee):
             raise TypeError(f"{name} of model {model.name!r} must not be a generator")
 
