@@ -13,8 +13,8 @@ class Caller(Protocol):
     """A request whose hook may call a model.
 
     Attributes:
-        id: Its id, which the call has as well.
-        series: That of its model.
+        id: Its id, which the call gets as well.
+        series: The series of its model.
         phase: What it waits for, one of `Phase`.
     """
 
