@@ -25,8 +25,8 @@ from modelserve.lifespan import Serving
 from modelserve.models.chunks import Chunks
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, NewCall, infer
-from modelserve.models.instances import Instances, SyncInstances
-from modelserve.models.iterating import Iterates
+from modelserve.models.instances import Instances
+from modelserve.models.iterating import Iterates, arriving
 from modelserve.models.registry import Entry
 from modelserve.protocols.codec import Codec, ModelRef, StreamFormat
 from modelserve.wire.head import HookHeaders
@@ -131,14 +131,14 @@ class Duplex:
             if self._plan.iterates is None:
                 await self._answer_chunks()
             else:
-                await self._answer_iterator(self._plan.iterates)
+                await self._answer_iterator(self._plan.iterates, exchange.flight)
         finally:
             self._log_stall()
             admission.release(gate)
 
     def _begin(self, flight: Flight) -> None:
         """Receive from now on; what is refused is refused before."""
-        flight.start_companion(self._intake.receive())
+        flight.start_companion(self._intake.receive)
 
     def _start_results(self) -> Results:
         format, streaming = self.stream_format(None), self._entry.streaming
@@ -183,14 +183,13 @@ class Duplex:
 
     # -- a hook that iterates
 
-    async def _answer_iterator(self, how: Iterates) -> None:
+    async def _answer_iterator(self, how: Iterates, flight: Flight) -> None:
+        instances = Instances(self._intake)
+        with arriving(instances, how, flight) as payload:
+            await self._answer_instances(instances, payload)
+
+    async def _answer_instances(self, instances: Instances, payload: Any) -> None:
         exchange = self._exchange
-        payload: Any
-        payload = instances = Instances(self._intake)
-        assert exchange.flight is not None
-        if how is Iterates.SYNC:
-            payload = SyncInstances(instances)
-            exchange.flight.start_companion(payload.serve())
         call = self._call(self._entry.new_call)
         exchange.seconds = call.seconds
         try:

@@ -7,8 +7,10 @@ they come, and answers meanwhile; that counts as one. While no request runs, a s
 and a drain ends it.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from typing import Any, Final
 
 import anyio.lowlevel
@@ -27,8 +29,8 @@ from modelserve.lifespan import Serving
 from modelserve.limits import Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
-from modelserve.models.instances import Instances, SyncInstances
-from modelserve.models.iterating import Iterates
+from modelserve.models.instances import Instances
+from modelserve.models.iterating import arriving
 from modelserve.models.registry import Entry
 from modelserve.protocols.codec import ModelRef
 from modelserve.protocols.grpc import stream_response, wants_ending
@@ -49,8 +51,8 @@ async def stream_infer(serving: Serving, target: Target, exchange: Exchange) -> 
         await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
     assert exchange.flight is not None
     stream = _Stream(serving, exchange)
-    exchange.flight.start_companion(stream.requests.receive())
-    exchange.flight.start_companion(stream.clock.keep(exchange.flight))
+    exchange.flight.start_companion(stream.requests.receive)
+    exchange.flight.start_companion(partial(stream.clock.keep, exchange.flight))
     while await stream.requests.wait_for_next():
         await stream.answer_next()
     await stream.responses.finish()
@@ -119,32 +121,31 @@ class _Stream:
         call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
         answered.seconds = call.seconds
         answer = _Answer(self, entry, request, call)
-        payload = self._payload(plan, answer.ref, request)
-        try:
-            result = await infer(plan, payload, call, _no_check)
-            if call.is_stream(result):
-                answered.streams = True
-                await answer.send_all(result, answered)
-            else:
-                await answer.send(result, final=True)
-        finally:
-            self.responses.endings = None
-            if not call.is_finished:
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(exchange, closing))
+        with self._payload(plan, answer.ref, request) as payload:
+            try:
+                result = await infer(plan, payload, call, _no_check)
+                if call.is_stream(result):
+                    answered.streams = True
+                    await answer.send_all(result, answered)
+                else:
+                    await answer.send(result, final=True)
+            finally:
+                self.responses.endings = None
+                if not call.is_finished:
+                    closing = call.finish()
+                    await (closing if call.is_exhausted else clean_up(exchange, closing))
 
-    def _payload(self, plan: Plan, ref: ModelRef, request: InferRequest) -> Any:
-        """Return the request, or an iterator of it and of those that follow."""
+    @contextmanager
+    def _payload(self, plan: Plan, ref: ModelRef, request: InferRequest) -> Iterator[Any]:
+        """Give the request, or an iterator of it and of those that follow."""
         if plan.iterates is None:
-            return request
+            yield request
+            return
         instances = Instances(Run(self.requests, ref))
         instances.fail_record = self.responses.fail_record
-        if plan.iterates is not Iterates.SYNC:
-            return instances
-        payload = SyncInstances(instances)
         assert self._exchange.flight is not None
-        self._exchange.flight.start_companion(payload.serve())
-        return payload
+        with arriving(instances, plan.iterates, self._exchange.flight) as payload:
+            yield payload
 
 
 class _Answer:

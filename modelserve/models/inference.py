@@ -17,7 +17,7 @@ from modelserve.concurrency.closing import aclose
 from modelserve.concurrency.endings import Ending, endings_of
 from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
-from modelserve.exchange.running import Caller, note_running
+from modelserve.exchange.running import Caller
 from modelserve.models.hooks import Hook, Plan
 from modelserve.models.iterating import as_iterator
 from modelserve.models.mistakes import as_mistake
@@ -107,8 +107,6 @@ class Call:
     async def _call_in_thread(
         self, hook: Hook, call: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Any:
-        if self.caller is not None:
-            note_running(self.caller)
         if hook.may_stream:
             return await self.workers.call_hook(self.label, call, *arguments)
         # in a tuple, since the thread would iterate over an iterator
@@ -205,8 +203,6 @@ class Call:
             if stream is result:
                 return stream
         elif isinstance(result, Iterator):
-            if self.caller is not None:
-                note_running(self.caller)
             stream = await self.workers.iterate(self.label, result)
         else:
             return result
