@@ -335,7 +335,7 @@ async def test_a_model_that_calls_itself_from_a_task_of_its_own_is_refused() -> 
         return refused
 
     (reason,) = (await ask(app, "itself", 1)).json()
-    assert reason.startswith("The call would wait for itself")
+    assert reason.startswith("The call would deadlock")
 
 
 async def test_a_model_may_call_itself_while_it_has_slots() -> None:
