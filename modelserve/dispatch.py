@@ -111,11 +111,9 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             del message
         plan, size = entry.plans[target.hook], len(body)
         del body  # it may be large, and the answer may take long
-        if not serving.admission.acquire_nowait(entry.gate):
+        if share is not None or not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share, who=exchange)
-        elif share is not None:
-            share.close()
         exchange.admitted = True
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))

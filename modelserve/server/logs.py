@@ -27,6 +27,7 @@ __all__ = [
     "add_request_id",
     "configure",
     "default_form",
+    "no_lost_call",
     "no_refusal",
     "no_response_cut",
     "print_error",
@@ -41,6 +42,7 @@ _NOT_EXTRA: Final = frozenset(
 
 _CLEAR_LINE: Final = "\r\x1b[K"
 _OF_REFUSED: Final = "ASGI callable returned without completing handshake."
+_OF_LOST_CALL: Final = 'Failed "execute_batch"'
 
 
 def print_error(text: str) -> None:
@@ -75,6 +77,7 @@ def configure(*, form: str, level: str) -> None:
     threading.excepthook = _log_thread_failure
     for noise in (no_response_cut, no_refusal):
         logging.getLogger("uvicorn.error").addFilter(noise)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(no_lost_call)
 
 
 def _stderr_handler(form: str) -> logging.Handler:
@@ -117,6 +120,12 @@ def no_response_cut(record: logging.LogRecord) -> bool:
 def no_refusal(record: logging.LogRecord) -> bool:
     """Filter out what uvicorn says of a WebSocket that was refused with an answer of its own."""
     return record.msg != _OF_REFUSED
+
+
+def no_lost_call(record: logging.LogRecord) -> bool:
+    """Filter out grpcio's traceback of a status that came too late for a call that had ended."""
+    exc = record.exc_info[1] if record.exc_info else None
+    return type(exc).__name__ != "ExecuteBatchError" or not str(exc).startswith(_OF_LOST_CALL)
 
 
 def _log_unraisable(failure: "sys.UnraisableHookArgs") -> None:

@@ -1,5 +1,8 @@
 """Message classes made of `.proto` files: what the files say, in a pool of their own."""
 
+import gc
+import weakref
+
 import pytest
 
 from modelserve.errors import InvalidInput
@@ -89,6 +92,12 @@ def test_services_are_read() -> None:
     health = load_messages("modelserve.protocols", "health.proto")["HealthCheckRequest"]
     watch = health.DESCRIPTOR.file.services_by_name["Health"].methods_by_name["Watch"]  # type: ignore[attr-defined]
     assert (watch.client_streaming, watch.server_streaming) == (False, True)
+
+
+def test_classes_of_nested_messages_outlive_their_messages() -> None:
+    made = weakref.ref(type(messages()["ModelInferRequest"]().inputs.add()))
+    gc.collect()
+    assert made() is messages()["ModelInferRequest.InferInputTensor"]
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff"])
