@@ -7,7 +7,7 @@ in: proto3 without options and imports.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any, Final
 
@@ -22,11 +22,9 @@ _SCALARS: Final = frozenset(
 
 
 def load_messages(package: str, name: str) -> dict[str, type[Any]]:
-    """Return the classes of the messages in a file of a package, by name; `Outer.Inner` of others.
+    """Return the classes of the messages in a file of a package, by name.
 
-    Those within others have to be kept too: protobuf would make them anew after each collection of
-    garbage. The file's services are in the `DESCRIPTOR.file` of each. Raises ExtraMissing without
-    protobuf.
+    The file's services are in the `DESCRIPTOR.file` of each. Raises ExtraMissing without protobuf.
     """
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -37,17 +35,23 @@ def load_messages(package: str, name: str) -> dict[str, type[Any]]:
     _Reader(file, text).read_file()
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    found: dict[str, type[Any]] = {}
-    waiting = [*pool.FindFileByName(file.name).message_types_by_name.values()]
-    for descriptor in waiting:
-        name = descriptor.full_name.removeprefix(f"{file.package}.")
-        found[name] = kind = message_factory.GetMessageClass(descriptor)
-        kind.__module__ = package
-        outer, _, inner = name.rpartition(".")
-        if outer and not hasattr(found[outer], inner):  # where protobuf is all Python
-            setattr(found[outer], inner, kind)
-        waiting += descriptor.nested_types
-    return found
+    found = pool.FindFileByName(file.name)
+    make = message_factory.GetMessageClass
+    return {
+        message: _finished(make(descriptor), package, make)
+        for message, descriptor in found.message_types_by_name.items()
+    }
+
+
+def _finished(kind: type[Any], module: str, make: Callable[[Any], type[Any]]) -> type[Any]:
+    """Return a class as one of generated code is: in a module, with the messages in it.
+
+    They are kept: protobuf would make those that nobody holds anew after each collection.
+    """
+    kind.__module__ = module
+    for descriptor in kind.DESCRIPTOR.nested_types:
+        setattr(kind, descriptor.name, _finished(make(descriptor), module, make))
+    return kind
 
 
 def parsed(kind: type[Any], data: bytes | bytearray) -> Any:

@@ -28,5 +28,5 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     names = {*globals()}
     with suppress(ExtraMissing):
-        names |= {"DESCRIPTOR", *(name for name in messages() if name.isidentifier())}
+        names |= {*messages(), "DESCRIPTOR"}
     return sorted(names)
