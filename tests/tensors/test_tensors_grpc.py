@@ -198,7 +198,6 @@ def test_an_output_that_does_not_fit_is_refused() -> None:
             InferResponse("7", "m", [output]).to_grpc()
 
 
-@pytest.mark.xfail(strict=True, reason="requests and responses keep the messages")
 def test_parameters_may_be_messages():
     parameter = messages()["InferParameter"]
     given = {"a": parameter(string_param="v"), "b": parameter(int64_param=5)}
