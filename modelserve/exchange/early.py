@@ -69,11 +69,12 @@ class _EarlyBody:
                     more = message.get("more_body", False)
                 else:  # nothing that belongs to a request, as in `watcher`
                     await anyio.sleep(_PAUSE_SECONDS)
-            self._messages.append((_DISCONNECT, 0))
-            self._notify()
             raise ClientGone
-        finally:
+        finally:  # the request is ending; what is no longer held must not be read
+            self._messages.clear()
+            self._messages.append((_DISCONNECT, 0))
             self._share.close()
+            self._notify()
 
     async def _next(self) -> Message:
         try:

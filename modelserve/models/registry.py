@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from time import time
 from typing import Any
 
@@ -21,7 +22,7 @@ from modelserve.limits import DEFAULTS, SMALL_BYTES, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.batching import batched, check_batching, with_room
-from modelserve.models.connecting import connect
+from modelserve.models.connecting import connect, is_predictor_ready
 from modelserve.models.followed import new_calls
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
@@ -112,6 +113,7 @@ class Entry:
         self.plans = plans
         self.checks_health = defines(model, "healthy")
         self.health = Health(self.name, model.healthy)
+        self.predictor_health = Health(self.name, partial(is_predictor_ready, model))
         self.needs_loading = bool(model.engine) or defines(model, "load") or defines(model, "start")
         self.versions = [str(version) for version in model.versions or ()]
 
@@ -168,6 +170,12 @@ class Entry:
         return State.LOADING if self.loading else State.UNAVAILABLE
 
     async def is_ready(self) -> bool:
+        """Return what probes are told: whether the model takes requests, and its predictor too."""
+        if not await self.is_usable():
+            return False
+        return not self.model.predictor_health_check or await self.predictor_health.ask()
+
+    async def is_usable(self) -> bool:
         """Ask the model's `healthy` if it has one; False where that fails or hangs."""
         if not self.checks_health:
             return bool(self.model.ready)

@@ -190,13 +190,12 @@ class Server(uvicorn.Server):
         accepted = accept_waiting(sockets or ())
         for closable in (*self.servers, *(sockets or ())):
             closable.close()
-        await _answer_late_requests(self, accepted, self._drains_at + self.drain_seconds)
+        await _answer_late_requests(self, accepted, self._ends())
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
-        ends = self._drains_at + self.drain_seconds
         for port in self._ports:
-            await port.stop(min(ends - monotonic(), _LATE_REQUEST_SECONDS))
-        await _finish_responses(self.server_state, ends, ends + CLEANUP_AFTER_DRAIN)
+            await port.stop(min(self._ends() - monotonic(), _LATE_REQUEST_SECONDS))
+        await _finish_responses(self.server_state, self._ends)
         await self.lifespan.shutdown()
         if any(serving.flights or serving.workers.running for serving in self._servings):
             self._exit_now()
@@ -225,6 +224,10 @@ class Server(uvicorn.Server):
             serving.refuse_new()
         self._drain_task = self._loop.create_task(self._drain())
 
+    def _ends(self) -> float:
+        """Return when running requests have had their time."""
+        return self._drains_at + self.drain_seconds
+
     async def _drain(self) -> None:
         """Wait for the running requests with the listener open; then let the server exit."""
         running = set(self.server_state.tasks)
@@ -234,8 +237,7 @@ class Server(uvicorn.Server):
         try:
             await asyncio.gather(*(serving.drain() for serving in self._servings))
             if self._servings and running:
-                ends = self._drains_at + self.drain_seconds
-                await asyncio.wait(running, timeout=_seconds_until(ends))
+                await asyncio.wait(running, timeout=_seconds_until(self._ends()))
         finally:
             self.should_exit = True
 
@@ -260,16 +262,17 @@ async def _answer_late_requests(
         await asyncio.sleep(0.005)
 
 
-async def _finish_responses(state: ServerState, ends: float, cut_at: float) -> None:
+async def _finish_responses(state: ServerState, ends: Callable[[], float]) -> None:
     """Wait for what is still being sent, and for requests of other applications."""
-    ends = max(ends, monotonic() + 0.1)
+    soonest = monotonic() + 0.1
     while (  # noqa: ASYNC110  (no event says that a connection has ended)
         state.connections or state.tasks
-    ) and monotonic() < ends:
+    ) and monotonic() < max(ends(), soonest):
         await asyncio.sleep(0.01)
     for task in state.tasks:
         task.cancel()
     if state.tasks:
+        cut_at = ends() + CLEANUP_AFTER_DRAIN
         await asyncio.wait(set(state.tasks), timeout=_seconds_until(cut_at))
 
 

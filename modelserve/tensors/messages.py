@@ -33,6 +33,7 @@ from modelserve.tensors.grpc import messages as grpc_messages
 from modelserve.tensors.grpc import read_request as read_grpc_request
 from modelserve.tensors.grpc import read_response as read_grpc_response
 from modelserve.tensors.grpc import write_parameters, write_tensors
+from modelserve.tensors.parameters import plain_parameters
 from modelserve.tensors.tensor import InferInput, InferOutput, RequestedOutput, Tensor
 
 __all__ = [
@@ -70,7 +71,7 @@ class InferRequest:
         self.model_name = model_name
         self.model_version = model_version
         self.inputs = infer_inputs
-        self.parameters = parameters
+        self.parameters = parameters and plain_parameters(parameters)
         self.request_outputs = request_outputs
         # KServe has the method and the attribute too.
         self.from_grpc = from_grpc  # type: ignore[method-assign,assignment]
@@ -83,6 +84,11 @@ class InferRequest:
     def from_rest(cls, model_name: str, request: Any) -> InferRequest:
         """Return the request in a JSON document; raise InvalidInput if it is not one."""
         return cls(model_name, **read_request(request))
+
+    @classmethod
+    def from_inference_request(cls, request: Any, model_name: str) -> InferRequest:
+        """Return the request in KServe's `v2_datamodels.InferenceRequest`, as `from_rest` does."""
+        return cls.from_rest(model_name, request.model_dump(exclude_none=True))
 
     @classmethod
     def from_bytes(cls, req_bytes: Buffer, json_length: int, model_name: str) -> InferRequest:
@@ -215,7 +221,7 @@ class InferResponse:
         self.model_name = model_name
         self.model_version = model_version
         self.outputs = infer_outputs
-        self.parameters = parameters
+        self.parameters = parameters and plain_parameters(parameters)
         self.from_grpc = from_grpc  # type: ignore[method-assign,assignment]
         self.use_binary_outputs = use_binary_outputs
         self.requested_outputs = requested_outputs

@@ -420,6 +420,7 @@ VALUES = {
     "use_ssl": True,
     "timeout": 5.0,
     "retries": 2,
+    "predictor_health_check": True,
 }
 
 

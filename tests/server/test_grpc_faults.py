@@ -55,7 +55,6 @@ def stream(channel: Any, model: str, **options: Any) -> Any:
     return method(iter([message.SerializeToString()]), **options)
 
 
-@pytest.mark.xfail(strict=True, reason="the paths of HTTP are reached")
 @pytest.mark.parametrize(
     "path", ["/v1/models/fast:predict", "/v2/repository/models/fast/unload", "/metrics", "/"]
 )
@@ -66,7 +65,6 @@ def test_paths_of_http_are_not_served(served: Running, channel: Any, path: str) 
     assert '"logger":"modelserve.access"' not in served.log
 
 
-@pytest.mark.xfail(strict=True, reason="UNKNOWN, without a text")
 def test_a_limit_that_passes_while_a_client_does_not_read_has_its_code(
     served: Running, channel: Any
 ) -> None:
@@ -80,7 +78,6 @@ def test_a_limit_that_passes_while_a_client_does_not_read_has_its_code(
     assert late.value.details() == "timeout: the request took longer than 1 s"
 
 
-@pytest.mark.xfail(strict=True, reason="UNKNOWN, and ExecuteBatchError in the log")
 def test_a_deadline_may_pass_at_any_moment(served: Running, channel: Any) -> None:
     """Among them the moment in which the start of the answer is on its way."""
     codes = set()
