@@ -139,7 +139,9 @@ class _Described:
 
 
 class ModelServer(_Addressed, _Described, _Runnable):
-    """Serve models over KServe V1, the Open Inference Protocol and OpenAI's; an ASGI application.
+    """Serve models over KServe's V1, the Open Inference Protocol (V2) and OpenAI's endpoints.
+
+    An ASGI 3 application, which answers V2's calls over gRPC and WebSockets of V1 as well.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.
@@ -290,11 +292,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         verb: str = "predict",
         headers: Mapping[str, str] | None = None,
     ) -> "ModelCall":
-        """Call a model of this application, from a hook of another one.
+        """Call a model of this application, from a hook of another one or outside of any request.
 
         The call counts for the model's limits and is in its metrics and its log, with the id of the
         request that runs, unless `headers` has one. The payload goes to the model as it is.
-        `ModelCall` says how the result is read.
+        `ModelCall` says how the result is read. Raises ValueError for a `verb` that does not exist;
+        where the model has no such hook, reading the result raises InvalidInput or HookMissing.
         """
         from modelserve.composing import ModelCall
 

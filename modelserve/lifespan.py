@@ -18,6 +18,7 @@ import anyio
 
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.sleepers import Sleepers
 from modelserve.concurrency.threads import Workers
 from modelserve.concurrency.uninterrupted import call_to_end
 from modelserve.errors import ServerNotReady, ServerShuttingDown
@@ -130,6 +131,8 @@ class Serving:
         self._drain = _Drain(self)
         self.table: Table  # given by the application
         self.documents: Any = None  # what has described the API keeps here what it has made
+        self.watches: dict[Any, Any] = {}  # who watches the health of what
+        self.sleepers = Sleepers()  # woken where a drain begins
         self._stop_announced: anyio.Event | None = None
 
     # -- before it serves
@@ -251,6 +254,7 @@ class Serving:
         """Start draining: not ready, queued and new requests refused, running ones go on."""
         self.stopping = self.draining = True
         self.admission.refuse_waiting(ServerShuttingDown)
+        self.sleepers.wake()
 
     async def drain(self) -> None:
         """Refuse new requests and wait until the last one has ended, for a bounded time.

@@ -24,6 +24,7 @@ from modelserve.errors import (
     HookMissing,
     InferenceError,
     InvalidInput,
+    PredictorError,
     ServingError,
 )
 from modelserve.models.predictor import PredictorConfig
@@ -33,7 +34,6 @@ from modelserve.models.remote.calls import (
     Answer,
     Complaints,
     Incoming,
-    PredictorError,
     shown,
 )
 from modelserve.tensors import InferRequest, InferResponse
