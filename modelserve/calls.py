@@ -16,7 +16,6 @@ from typing import Any, Final
 import anyio
 from starlette.types import Message, Receive
 
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, HostCancelled, Phase
 from modelserve.concurrency.gate import Gate
@@ -122,6 +121,10 @@ class CallRequest:
         return next(NEW_IDS) if self.caller is None else self.caller.id
 
     # -- for the caller
+
+    def hook_headers(self) -> HookHeaders:
+        """Return the headers that its hooks are given."""
+        return HookHeaders({**self.headers, "x-request-id": self.id.decode("latin-1")})
 
     def begin(self) -> None:
         """Start the call in a task of the event loop."""
@@ -284,18 +287,11 @@ def _workers_for(request: CallRequest, entry: Entry) -> Workers:
 
 async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
     """Run the hooks and hand on what they give; then close what they have opened."""
-    headers = response_headers = None
-    if plan.wants_headers:
-        given = {**request.headers, "x-request-id": request.id.decode("latin-1")}
-        headers = HookHeaders(given)
-    if plan.wants_response_headers:
-        response_headers = HookHeaders(raw=[])
-    workers = _workers_for(request, entry)
-    call = entry.new_call(entry.name, workers, headers, response_headers, request.id, request)
-    request.seconds = call.seconds
     _enter(request, Phase.FIRST)
     payload, request.payload = request.payload, None
-    try:
+    async with entry.new_call(*plan.headers_for(request), request) as call:
+        call.workers = _workers_for(request, entry)
+        request.seconds = call.seconds
         result = await infer(plan, payload, call, _nothing)
         if call.is_stream(result):
             request.stream = _Streamed(call.endings())
@@ -303,9 +299,6 @@ async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
         else:
             request.items.append(result)
         request.phase = Phase.DONE
-    finally:
-        if not call.is_finished:
-            await clean_up(request, call.finish())
 
 
 async def _hand_on(request: CallRequest, streamed: _Streamed, items: AsyncIterator[Any]) -> None:

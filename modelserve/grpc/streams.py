@@ -16,7 +16,6 @@ from typing import Any, Final
 import anyio.lowlevel
 
 from modelserve.concurrency.asyncio_guard import OwnContext
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import Target
 from modelserve.errors import ClientGone, InvalidInput
@@ -36,7 +35,6 @@ from modelserve.protocols.codec import ModelRef
 from modelserve.protocols.grpc import stream_response, wants_ending
 from modelserve.tensors import InferRequest
 from modelserve.wire.coding import too_large
-from modelserve.wire.head import HookHeaders
 from modelserve.wire.lines import BadLine
 
 __all__ = ["stream_infer"]
@@ -116,32 +114,25 @@ class _Stream:
     async def _run(self, entry: Entry, request: InferRequest, answered: Answered) -> None:
         """Run the hooks and send what they give; then close what they have opened."""
         exchange, plan = self._exchange, entry.plans["predict"]
-        headers = HookHeaders.of(exchange) if plan.wants_headers else None
-        response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
-        call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
-        answered.seconds = call.seconds
-        answer = _Answer(self, entry, request, call)
-        with self._payload(plan, answer.ref, request) as payload:
-            try:
+        new_call = partial(Call, entry.name, entry.workers)
+        with self._payload(plan, request) as payload:
+            async with new_call(*plan.headers_for(exchange), exchange) as call:
+                answered.seconds = call.seconds
+                answer = _Answer(self, entry, request, call)
                 result = await infer(plan, payload, call, _no_check)
                 if call.is_stream(result):
                     answered.streams = True
                     await answer.send_all(result, answered)
                 else:
                     await answer.send(result, final=True)
-            finally:
-                self.responses.endings = None
-                if not call.is_finished:
-                    closing = call.finish()
-                    await (closing if call.is_exhausted else clean_up(exchange, closing))
 
     @contextmanager
-    def _payload(self, plan: Plan, ref: ModelRef, request: InferRequest) -> Iterator[Any]:
+    def _payload(self, plan: Plan, request: InferRequest) -> Iterator[Any]:
         """Give the request, or an iterator of it and of those that follow."""
         if plan.iterates is None:
             yield request
             return
-        instances = Instances(Run(self.requests, ref))
+        instances = Instances(Run(self.requests, _ref(request)))
         instances.fail_record = self.responses.fail_record
         assert self._exchange.flight is not None
         with arriving(instances, plan.iterates, self._exchange.flight) as payload:
@@ -152,7 +143,7 @@ class _Answer:
     """The responses to one request, or to those that a hook iterates."""
 
     def __init__(self, stream: _Stream, entry: Entry, request: InferRequest, call: Call) -> None:
-        self.ref = ModelRef(request.model_name, request.model_version)
+        self._ref = _ref(request)
         self._exchange = stream._exchange
         self._responses = stream.responses
         self._streaming = entry.streaming
@@ -163,7 +154,7 @@ class _Answer:
 
     async def send(self, item: Any, *, final: bool) -> None:
         """Send what a hook gives as a response; `final` if no other follows."""
-        message = stream_response(item, self._request, self.ref, final=final)
+        message = stream_response(item, self._request, self._ref, final=final)
         await self._responses.send(message, self._call.response_headers)
 
     async def send_all(self, items: AsyncIterator[Any], answered: Answered) -> None:
@@ -179,6 +170,7 @@ class _Answer:
                 exchange.enter(Phase.ITEM)
         finally:
             mark.leave()
+            self._responses.endings = None
         if wants_ending(self._request):
             await self.send(_NO_OUTPUTS, final=True)
 
@@ -188,6 +180,10 @@ def _deadline(exchange: Exchange) -> float | None:
     requested = exchange.headers.get(b"x-request-timeout-seconds")
     seconds = None if requested is None else shortened(Deadlines(), requested).timeout
     return None if seconds is None else exchange.arrived + seconds
+
+
+def _ref(request: InferRequest) -> ModelRef:
+    return ModelRef(request.model_name, request.model_version)
 
 
 def _without_payload(request: InferRequest) -> InferRequest:
