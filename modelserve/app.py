@@ -113,7 +113,7 @@ class _Addressed:
         self.show_playground(bool(wanted))
 
     def show_playground(self, shown: bool) -> None:
-        """Show the page, or do not, as long as it is served so: what is wanted stays the same."""
+        """Show the page or not, for whoever serves the application; `playground` stays as it is."""
         self.serving.has_playground = shown
         self._routes.show(pages() if shown else {})
 
@@ -139,7 +139,9 @@ class _Described:
 
 
 class ModelServer(_Addressed, _Described, _Runnable):
-    """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
+    """Serve models over KServe's V1, the Open Inference Protocol (V2) and OpenAI's endpoints.
+
+    An ASGI 3 application, which answers V2's calls over gRPC and WebSockets of V1 as well.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.
@@ -199,7 +201,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
         self.playground = playground
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
-        for model in models:
+        for model in _several(models):
             self.add_model(model)
         if repository is not None:
             self.serving.use(repository)
@@ -288,11 +290,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         verb: str = "predict",
         headers: Mapping[str, str] | None = None,
     ) -> "ModelCall":
-        """Call a model of this application, from a hook of another one.
+        """Call a model of this application, from a hook of another one or outside of any request.
 
         The call counts for the model's limits and is in its metrics and its log, with the id of the
         request that runs, unless `headers` has one. The payload goes to the model as it is.
-        `ModelCall` says how the result is read.
+        `ModelCall` says how the result is read. Raises ValueError for a `verb` that does not exist;
+        where the model has no such hook, reading the result raises InvalidInput or HookMissing.
         """
         from modelserve.composing import ModelCall
 
@@ -304,6 +307,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         For a host that mounts the application and runs no lifespan for it; `app` is ignored.
         """
         return self.serving.lifespan()
+
+
+def _several(models: Iterable[Any]) -> Iterable[Any]:
+    if not isinstance(models, Iterable):
+        raise TypeError(f"The models of a ModelServer are a list of models, not {models!r}")
+    return models
 
 
 def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:

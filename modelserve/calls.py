@@ -240,7 +240,9 @@ async def _usable_entry(request: CallRequest) -> Entry:
         if not entry.is_retired:
             break
     if isinstance(entry.workers, OwnThread) and _blocks_thread_of(request, entry):
-        raise Overloaded("The call would wait for itself: its thread waits.", retry_after=1.0)
+        raise Overloaded(
+            "The call would deadlock: its caller holds the only thread.", retry_after=1.0
+        )
     return entry
 
 

@@ -358,9 +358,7 @@ def is_built_in(path: str) -> bool:
 
 def _with_ref(target: Target, found: Mapping[str, str]) -> Target:
     ref = ModelRef(found["model"], found.get("version"))
-    return Target(
-        target.endpoints, ref, target.codec, target.verb, target.hook, target.always, target.public
-    )
+    return replace(target, ref=ref)
 
 
 class _Segment(NamedTuple):

@@ -841,6 +841,11 @@ def test_a_class_is_given_settings_for_this_application_alone() -> None:
     assert Served.own_thread is None
 
 
+def test_a_model_in_place_of_a_list_of_them_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"are a list of models, not <.*Model object"):
+        ModelServer(Model("m"))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

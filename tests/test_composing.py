@@ -300,7 +300,7 @@ async def test_a_model_that_calls_itself_without_a_free_slot_is_refused(
 
     answer = await ask(app, caller, 1)
     assert answer.status == 503
-    assert answer.json()["error"].startswith("The call would wait for itself")
+    assert answer.json()["error"].startswith("The call would deadlock")
     assert app.serving.statistics().running == 0
 
 

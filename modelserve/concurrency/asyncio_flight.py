@@ -1,12 +1,11 @@
 """Requests in flight on asyncio.
 
-A flight is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers once; while a
-pipeline cleans up, `asyncio_guard` absorbs what the host cancels beside that, and the flight raises
-it at the end. The pipeline takes its first step without a flight: one that never
-suspends is over before anybody could end it early. Most of the others end within milliseconds, so
-the register has only those watched that are older than 20 ms: they get a task that awaits
-`http.disconnect` and a timer for the deadlines. A task group for each request would double the cost
-of a small one.
+A flight runs in the host's own task. It is cancelled by `task.cancel()`, which asyncio delivers
+once; while a pipeline cleans up, `asyncio_guard` absorbs further cancellations of the host, and the
+flight raises them at the end. The pipeline takes its first step without a flight: one that never
+suspends is over before anything could end it early. Most of the others end within milliseconds, so
+the register watches only those older than 20 ms: they get a task that awaits `http.disconnect`, and
+a timer for the deadlines. A task group for each request would double the cost of a small one.
 
 Inside a cancel scope of anyio's a cancellation is delivered again at every await. `ShieldedFlight`
 puts a shielded scope around the pipeline and relays the host's cancellation once.
@@ -85,7 +84,7 @@ class AsyncioFlight(ShelteredFlight):
             self._report(request.report_early_end(request.reason))
             raise
         except BaseException as exc:
-            if self.over:  # it was abandoned: no event loop is left to wait for the report
+            if self.over:  # it was abandoned: no event loop is left to run the report
                 self._reporter = None
                 raise
             if request.reason is not None and exc is not request.reason:
@@ -110,7 +109,7 @@ class AsyncioFlight(ShelteredFlight):
         self._set_timer()
 
     def is_interrupted_by(self, exc: BaseException) -> bool:
-        # A hook may raise CancelledError of itself, by awaiting a task that somebody cancelled.
+        # A hook may raise a CancelledError of its own, by awaiting a task that was cancelled.
         return self.request.reason is not None or (
             isinstance(exc, asyncio.CancelledError) and self.is_being_cancelled
         )
@@ -136,7 +135,7 @@ class AsyncioFlight(ShelteredFlight):
         self._interrupt_unless_ending()
 
     def _interrupt_unless_ending(self) -> None:
-        """Cancel the task; where user code is cleaning up by itself, once it has."""
+        """Cancel the task; if user code is cleaning up by itself, once that is done."""
         left = self._interrupts_at - self._loop().time()
         if left <= 0:
             self.spares_nothing = True
@@ -188,7 +187,7 @@ class AsyncioFlight(ShelteredFlight):
         for task, companion in self._companions:
             task.cancel()
             if inspect.getcoroutinestate(companion) == inspect.CORO_CREATED:
-                companion.close()  # nobody will await it
+                companion.close()  # it will never be awaited
         self._companions = ()
         self._take_back_cancels()
 

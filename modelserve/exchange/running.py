@@ -1,7 +1,7 @@
-"""The request that user code runs for, and its id, where somebody wants to know them.
+"""The request that user code runs for, and its id.
 
-It would cost every request something, so that the id is noted only where logging is ours, and the
-request once a model has called another.
+To note them costs every request something. So the id is noted only if this package has set up
+logging, and the request only after a model has called another.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Caller(Protocol):
     """A request whose hook may call a model.
 
     Attributes:
-        id: Its id, which the call has as well.
-        series: That of its model.
+        id: Its id, which the call gets as well.
+        series: The series of its model.
         phase: What it waits for, one of `Phase`.
     """
 
@@ -43,10 +43,10 @@ _CALLER: Final[ContextVar[Caller | None]] = ContextVar("modelserve_caller", defa
 
 
 class Running:
-    """What is noted of the request that runs; of a whole process, as its logging is.
+    """What is noted of each running request; for a whole process, like logging.
 
     Attributes:
-        note_id: To be called with the id of each request, in its context; None for no note.
+        note_id: Called with the id of each request, in its context; None for no note.
         note: The same with the request itself.
     """
 

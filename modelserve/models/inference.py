@@ -1,7 +1,7 @@
 """Run the hooks of one request in order: preprocess, predict or explain, postprocess.
 
-Whatever a hook returns becomes a value or an async iterator here, so that no later code has to ask
-what it was.
+Whatever a hook returns becomes a value or an async iterator here, so that later code deals with
+these two only.
 """
 
 import inspect
@@ -27,7 +27,7 @@ __all__ = ["PLAIN", "Call", "NewCall", "call_hook", "infer"]
 
 logger = logging.getLogger("modelserve")
 
-# Types whose values are neither streams nor awaitable, which spares a closer look.
+# Types whose values are neither streams nor awaitable, and need no further checks.
 PLAIN: Final = frozenset(
     (dict, list, str, bytes, tuple, int, float, bool, type(None), InferResponse)
 )
@@ -36,8 +36,8 @@ PLAIN: Final = frozenset(
 class Call:
     """One run of a model's hooks: what they share, and the streams that they have opened.
 
-    `coalesces` is true once a hook has returned `Coalesced`. `seconds` has the duration of each
-    hook, of all its runs together; that of one that streams or fails lasts until `finish`.
+    `coalesces` is true once a hook has returned `Coalesced`. `seconds` holds the duration of each
+    hook, all its runs added up; a hook that streams or fails counts until `finish`.
     """
 
     __slots__ = (
@@ -111,7 +111,7 @@ class Call:
             note_running(self.caller)
         if hook.may_stream:
             return await self.workers.call_hook(self.label, call, *arguments)
-        # in a tuple, since the thread would go on to run what iterates
+        # in a tuple, since the thread would iterate over an iterator
         [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
         return result
 
@@ -125,7 +125,7 @@ class Call:
         self._running = (*self._running, (hook.name, now))
 
     async def resolve(self, result: Any) -> Any:
-        """Make what the latest hook has returned a value or an async iterator; stop its clock."""
+        """Turn the latest hook's result into a value or an async iterator; stop its clock."""
         if type(result) not in PLAIN:
             result = await self._open_stream(result)
             if self._is_open(result):
@@ -133,7 +133,7 @@ class Call:
         return self._stop_clock(result)
 
     async def _value_of(self, result: Any) -> Any:
-        """Return what a hook that may not stream has returned, as it is; await what is awaitable.
+        """Return the result of a hook that may not stream, as it is; await it if it is awaitable.
 
         An async generator is closed with the request, since only an event loop can do that.
         """
@@ -193,14 +193,14 @@ class Call:
             logger.error("Closing a stream of %s failed", self.label, exc_info=exc, extra=extra)
 
     async def _open_stream(self, result: Any) -> Any:
-        """Await what is awaitable; make what iterates an open async iterator."""
+        """Await an awaitable result; open an iterable one as an async iterator."""
         while inspect.isawaitable(result):
             result = await result
         if isinstance(result, Coalesced):
             self.coalesces = True
             result = result.items
         if isinstance(result, AsyncIterable):
-            self._open.append(result)  # it may hold more than its iterator does
+            self._open.append(result)  # it may hold resources that its iterator does not
             stream = aiter(result)
             if stream is result:
                 return stream
@@ -214,7 +214,7 @@ class Call:
         return stream
 
 
-NewCall: TypeAlias = Callable[..., Call]  # makes one, of the arguments of `Call`
+NewCall: TypeAlias = Callable[..., Call]  # makes a call; takes the arguments of `Call`
 
 
 def _in_a_tuple(call: Callable[..., Any], *arguments: Any) -> tuple[Any]:

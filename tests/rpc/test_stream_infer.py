@@ -1,5 +1,7 @@
 """ModelStreamInfer: requests one after another, and any number of responses to each."""
 
+import gc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -409,3 +411,25 @@ async def test_a_models_own_thread_streams() -> None:
         client.ask(asked("own", 3), asked("own", 1))
         await started.head()
         assert [await client.number() for _ in range(4)] == [0, 1, 2, 0]
+
+
+async def test_a_request_that_failed_is_freed_without_a_collection_of_garbage() -> None:
+    kept: list[weakref.ref[InferRequest]] = []
+
+    async def fails(payload: InferRequest) -> None:
+        kept.append(weakref.ref(payload))
+        raise InvalidInput("bad")
+
+    gc.disable()
+    try:
+        async with opened(serve(fails, double)) as started:
+            client = Client(started)
+            client.ask(asked("fails", 0), asked("double", 1))
+            await started.head()
+            assert await client.error() == "bad"
+            assert await client.number() == 2
+            assert kept[0]() is None
+            client.end()
+            assert await client.ended() == 0
+    finally:
+        gc.enable()

@@ -124,6 +124,23 @@ def test_a_record_without_an_exception_is_logged() -> None:
     assert logs.no_response_cut(record("x", exc_info=(None, None, None)))
 
 
+class ExecuteBatchError(Exception):
+    """Named like grpcio's, which is not public."""
+
+
+@pytest.mark.parametrize(
+    ("exc", "logged"),
+    [
+        (ExecuteBatchError('Failed "execute_batch": (<SendStatusFromServerOperation>,)'), False),
+        (ExecuteBatchError("Failed grpc_call_start_batch: 8"), True),
+        (ValueError('Failed "execute_batch"'), True),
+    ],
+)
+def test_a_status_that_came_too_late_is_not_logged(exc: Exception, logged: bool) -> None:
+    assert logs.no_lost_call(failed(exc)) is logged
+    assert logs.no_lost_call(record("x"))
+
+
 # --- the id of the request that runs ------------------------------------------------------------
 
 LOGS = """
