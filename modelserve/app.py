@@ -199,6 +199,8 @@ class ModelServer(_Addressed, _Described, _Runnable):
         if (followed := self.serving.telemetry.followed) is not None:
             self.serving.flights = FollowedFlights(followed, self._routes.find)
         self.playground = playground
+        if not isinstance(aliases, Mapping | None):
+            raise TypeError(f"The aliases must be a dict of paths, not {aliases!r}")
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
         for model in _several(models):

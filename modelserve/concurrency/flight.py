@@ -29,6 +29,7 @@ __all__ = [
     "Pipeline",
     "Register",
     "Watched",
+    "timed_out",
 ]
 
 Pipeline = Coroutine[Any, Any, None]
@@ -192,9 +193,7 @@ class Flight:
         if phase == Phase.DONE:
             return None
         if limits.timeout is not None and now - request.arrived >= limits.timeout:
-            if phase == Phase.BODY:
-                return BodyTimedOut(limits.timeout)
-            return DeadlineExceeded(f"timeout: the request took longer than {limits.timeout:g} s")
+            return timed_out(limits.timeout, phase)
         limit = _phase_limit(limits, phase)
         if limit is None or now - request.since < limit:
             return None
@@ -223,6 +222,13 @@ class BodyTimedOut(BodyTimeout, DeadlineExceeded):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"request body not received within {seconds:g} s")
+
+
+def timed_out(seconds: float, phase: int) -> Stopped:
+    """Return what ends a request in this phase once the time for the whole of it has passed."""
+    if phase == Phase.BODY:
+        return BodyTimedOut(seconds)
+    return DeadlineExceeded(f"timeout: the request took longer than {seconds:g} s")
 
 
 _PHASE_TEXT: Final = {

@@ -64,7 +64,7 @@ class _Stream:
         self.responses = exchange.stream = Responses(exchange, debug=serving.debug)
         self._serving = serving
         self._exchange = exchange
-        self.clock = Clock(exchange, ends=_deadline(exchange))
+        self.clock = Clock(exchange, seconds=_seconds(exchange))
 
     async def answer_next(self) -> None:
         """Answer the next request: what fails is said in its place. Raises what ends the stream."""
@@ -169,11 +169,10 @@ class _Answer:
             await self.send(_NO_OUTPUTS, final=True)
 
 
-def _deadline(exchange: Exchange) -> float | None:
-    """Return when the client's deadline passes. Raises InvalidInput."""
+def _seconds(exchange: Exchange) -> float | None:
+    """Return the seconds that the client gives the stream. Raises InvalidInput."""
     requested = exchange.headers.get(b"x-request-timeout-seconds")
-    seconds = None if requested is None else shortened(Deadlines(), requested).timeout
-    return None if seconds is None else exchange.arrived + seconds
+    return None if requested is None else shortened(Deadlines(), requested).timeout
 
 
 def _ref(request: InferRequest) -> ModelRef:

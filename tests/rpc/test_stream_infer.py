@@ -296,6 +296,7 @@ async def test_a_deadline_ends_the_stream_with_its_status() -> None:
         await started.head()
         assert await client.number() == 2
         assert await client.ended() == 4
+        assert client.status[b"grpc-message"] == b"timeout: the request took longer than 0.2 s"
     limited = serve(waits)
     limited.add_model(waits, "limited", limits=Limits(timeout=0.05))
     async with opened(limited) as started:
@@ -304,6 +305,20 @@ async def test_a_deadline_ends_the_stream_with_its_status() -> None:
         client.ask(asked("limited", 0))
         head = await started.head()
         assert head.headers["grpc-status"] == "4"
+
+
+async def test_a_stream_has_arrived_when_it_came_whatever_its_requests_do() -> None:
+    app = serve(double)
+    async with opened(app) as started:
+        client = Client(started)
+        client.ask(asked("double", 1))
+        await started.head()
+        await client.number()
+        (flight,) = app.serving.flights
+        arrived = flight.request.arrived
+        client.ask(asked("double", 2))
+        await client.number()
+        assert flight.request.arrived == arrived
 
 
 async def test_a_drain_ends_a_stream_without_a_running_request() -> None:
