@@ -143,6 +143,7 @@ class CallRequest:
         _spawn(
             partial(observers.run_step, self.name, "call", run) if observers else run, self.context
         )
+        del self.context  # a reference cycle, once the call is noted there
 
     def make_room(self) -> None:
         """Let the model go on, as an item has been read."""
@@ -211,13 +212,9 @@ async def _answer(request: CallRequest) -> None:
             raise ClientGone
         request.entry = entry = await _usable_entry(request)
         plan = entry.plans[request.verb]
-        nesting = request.serving.admission.nesting
-        await nesting.acquire(entry.gate, _held(request), request)
-        request.admitted = True
-        try:
+        slot = request.serving.admission.nesting.slot
+        async with slot(entry.gate, _held(request), request):
             await _run_hooks(request, entry, plan)
-        finally:
-            nesting.release(entry.gate)
         request.status = 200
     except BaseException as exc:
         if request.flight is not None and request.flight.is_interrupted_by(exc):

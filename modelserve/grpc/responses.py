@@ -32,7 +32,10 @@ class Answered:
     Attributes:
         streams: The model streams.
         series: The model's; that of unknown ones before it is found.
+        waited: As in `concurrency.gate.Waits`; unset if it did not wait.
     """
+
+    waited: tuple[float, float]
 
     def __init__(self, series: ModelSeries) -> None:
         self.series = series
