@@ -15,7 +15,7 @@ from modelserve.endpoints import Request
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
-from modelserve.exchange.running import Running
+from modelserve.exchange.running import note_running
 from modelserve.exchange.websocket import cut
 from modelserve.following import FollowedFlights
 from modelserve.lifespan import Serving
@@ -139,7 +139,9 @@ class _Described:
 
 
 class ModelServer(_Addressed, _Described, _Runnable):
-    """Serve models over KServe V1, the Open Inference Protocol and OpenAI's; an ASGI application.
+    """Serve models over KServe's V1, the Open Inference Protocol (V2) and OpenAI's endpoints.
+
+    An ASGI 3 application, which answers V2's calls over gRPC and WebSockets of V1 as well.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.
@@ -197,6 +199,8 @@ class ModelServer(_Addressed, _Described, _Runnable):
         if (followed := self.serving.telemetry.followed) is not None:
             self.serving.flights = FollowedFlights(followed, self._routes.find)
         self.playground = playground
+        if not isinstance(aliases, Mapping | None):
+            raise TypeError(f"The aliases must be a dict of paths, not {aliases!r}")
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
         for model in _several(models):
@@ -224,10 +228,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
                 return
             target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
-        if Running.note_id is not None:
-            Running.note_id(exchange.id)
-        if Running.note is not None:
-            Running.note(exchange)
+        note_running(exchange)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:
@@ -288,11 +289,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         verb: str = "predict",
         headers: Mapping[str, str] | None = None,
     ) -> "ModelCall":
-        """Call a model of this application, from a hook of another one.
+        """Call a model of this application, from a hook of another one or outside of any request.
 
         The call counts for the model's limits and is in its metrics and its log, with the id of the
         request that runs, unless `headers` has one. The payload goes to the model as it is.
-        `ModelCall` says how the result is read.
+        `ModelCall` says how the result is read. Raises ValueError for a `verb` that does not exist;
+        where the model has no such hook, reading the result raises InvalidInput or HookMissing.
         """
         from modelserve.composing import ModelCall
 

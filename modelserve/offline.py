@@ -27,7 +27,7 @@ from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.hooks import VERBS
 from modelserve.models.lifecycle import start_and_load
-from modelserve.models.telling import told
+from modelserve.models.telling import log_load
 from modelserve.reading import items_in_thread
 from modelserve.tensors import InferRequest
 
@@ -269,7 +269,7 @@ class _Life:
         async with self._serving.lifespan():
             self.entry.attempted = anyio.Event()
             try:
-                with told(lambda: self.entry):
+                with log_load(lambda: self.entry):
                     await start_and_load(self.entry)
             finally:
                 self.entry.attempted.set()

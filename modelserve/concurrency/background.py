@@ -34,13 +34,13 @@ class Background:
             import trio
 
             trio.lowlevel.spawn_system_task(self._run, function, scope)
-        else:  # stored, since the loop holds its tasks weakly only
+        else:  # stored, since the loop holds only weak references to its tasks
             self._tasks[scope] = loop.create_task(self._run(function, scope))
 
     async def run(self, function: Function) -> None:
         """Run an async function in a new task and wait until it has ended.
 
-        Cancellation ends the wait and leaves the task running. Raises what the function raises,
+        Cancellation ends the wait and leaves the task running. Raises what the function raises, and
         ServerShuttingDown if the task is cancelled.
         """
         ended = anyio.Event()

@@ -1,18 +1,17 @@
 """The event loop that is running, for work that belongs to no single request.
 
-asyncio's own futures, timers and tasks cost a fraction of the forms that serve both event loops;
-the few things that such work needs are written here for each.
+asyncio's own futures, timers and tasks cost a fraction of anyio's. The few of them that such work
+needs are written here for asyncio and for trio.
 """
 
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-__all__ = ["EventLoop", "PerLoop", "Waiters", "Wakeup", "current_loop", "event_loop"]
+__all__ = ["Event", "EventLoop", "PerLoop", "Waiters", "Wakeup", "current_loop", "event_loop"]
 
 Function: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -36,7 +35,7 @@ def current_loop() -> Any:
 
 
 def event_loop() -> "EventLoop":
-    """Return what works on the event loop that is running now."""
+    """Return the interface to the event loop that is running now."""
     loop = current_loop()
     return _Asyncio(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _Trio(loop)
 
@@ -57,7 +56,7 @@ class PerLoop(Generic[T]):
         return len(self._objects)
 
     def get(self) -> T:
-        """Return the object of the loop that is running; idle ones of ended loops are dropped."""
+        """Return the object of the running loop; idle objects of ended loops are dropped."""
         loop = current_loop()
         found = self._objects.get(loop)
         if found is None:
@@ -83,33 +82,75 @@ def _is_running(loop: Any) -> bool:
 
 
 class Wakeup(Protocol):
-    """Wakes the one task that waits for it, once."""
+    """An event that wakes one waiting task, once."""
 
     def set(self) -> None:
-        """Let `wait` return; nothing happens if it was set before or nobody waits any more."""
+        """Let `wait` return; no effect if it was set before, or if nothing waits any more."""
 
     def wait(self) -> Awaitable[object]:
-        """Return what to await."""
+        """Return an awaitable that ends once this is set."""
 
 
 class EventLoop(Protocol):
-    """What work needs of the event loop that it belongs to."""
+    """What work uses of the event loop that it belongs to."""
 
     def wakeup(self) -> Wakeup:
         """Return a new wakeup."""
 
     def start_soon(self, function: Function, context: Context) -> None:
-        """Start a task of its own, which nobody else cancels; the function must not raise."""
+        """Start an independent task, which nothing else cancels; the function must not raise."""
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time; it must not raise."""
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        """Call a function soon, from any thread; nothing happens once the loop has ended."""
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+        """Call a function soon, from any thread; return False if the loop has ended."""
+
+    def run(self, function: Callable[..., None], *args: Any) -> bool:
+        """Call a function in the loop's own thread, at once if it is running in this one.
+
+        Return False if the loop has ended.
+        """
+
+
+class Event:
+    """What happens once; tasks of any event loop may wait for it, whichever thread it happens in.
+
+    Otherwise as anyio's, whose waiting tasks belong to the event loop that sets it.
+    """
+
+    __slots__ = ("_is_set", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: list[tuple[EventLoop, Wakeup]] = []
+
+    def is_set(self) -> bool:
+        """Return whether it has happened."""
+        return self._is_set
+
+    def set(self) -> bool:
+        """Wake all who wait; return False if the event loop of one of them has ended."""
+        self._is_set = True  # first: who comes later looks again once it is among those who wait
+        woken = [loop.run(wakeup.set) for loop, wakeup in self._waiting]
+        return all(woken)
+
+    async def wait(self) -> None:
+        """Wait until it has happened."""
+        if self._is_set:
+            return
+        loop = event_loop()
+        waits = loop, loop.wakeup()
+        self._waiting.append(waits)
+        try:
+            if not self._is_set:
+                await waits[1].wait()
+        finally:
+            self._waiting.remove(waits)
 
 
 class Waiters:
-    """Those who wait for the same thing on the event loop that is running."""
+    """Tasks of the running event loop that wait for the same thing."""
 
     __slots__ = ("_loop", "_wakeups")
 
@@ -118,7 +159,7 @@ class Waiters:
         self._wakeups: list[Wakeup] = []
 
     async def wait(self) -> None:
-        """Wait until all are woken the next time."""
+        """Wait until the next `wake`."""
         wakeup = self._loop.wakeup()
         self._wakeups.append(wakeup)
         try:
@@ -129,7 +170,7 @@ class Waiters:
             raise
 
     def wake(self) -> None:
-        """Wake all who wait now."""
+        """Wake all tasks that wait now."""
         if self._wakeups:
             for wakeup in self._wakeups:
                 wakeup.set()
@@ -153,7 +194,7 @@ class _AsyncioWakeup:
 class _Asyncio:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop holds its tasks weakly only
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop holds weak references
 
     def wakeup(self) -> Wakeup:
         return _AsyncioWakeup(self._loop)
@@ -166,9 +207,19 @@ class _Asyncio:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self._loop.call_later(seconds, function, context=Context())
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        with suppress(RuntimeError):
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+        try:
+            # Not in our context: that says which library runs the event loop.
             self._loop.call_soon_threadsafe(function, *args, context=Context())
+        except RuntimeError:
+            return False
+        return True
+
+    def run(self, function: Callable[..., None], *args: Any) -> bool:
+        if asyncio._get_running_loop() is not self._loop:
+            return self.call_from_thread(function, *args)
+        function(*args)
+        return True
 
 
 class _Trio:
@@ -188,9 +239,24 @@ class _Trio:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self.start_soon(partial(_call_later, seconds, function), Context())
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        with suppress(RuntimeError):  # trio's RunFinishedError is one
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+        try:
             self._token.run_sync_soon(function, *args)
+        except RuntimeError:  # trio's RunFinishedError is one
+            return False
+        return True
+
+    def run(self, function: Callable[..., None], *args: Any) -> bool:
+        import trio
+
+        try:
+            is_ours = trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            is_ours = False
+        if not is_ours:
+            return self.call_from_thread(function, *args)
+        function(*args)
+        return True
 
 
 async def _run(function: Function) -> None:

@@ -12,14 +12,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from modelserve.errors import ServingError, UnsupportedProtocol
+from modelserve.errors import PredictorError, ServingError, UnsupportedProtocol
 from modelserve.models.predictor import config_of
-from modelserve.models.remote.calls import Caller, Incoming, PredictorError, logger
+from modelserve.models.remote.calls import Caller, Incoming, logger
 
 if TYPE_CHECKING:
     from modelserve.models.remote.http import HttpCaller
 
-__all__ = ["PredictorError", "Remote", "connect", "disconnect"]
+__all__ = ["Remote", "connect", "disconnect"]
 
 
 class Remote:

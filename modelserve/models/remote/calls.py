@@ -6,11 +6,10 @@ The predictor's error sentence and status reach the client, its address never do
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
-from modelserve.errors import InferenceError
+from modelserve.errors import PredictorError
 from modelserve.wire.head import HookHeaders, Scope
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ __all__ = [
     "Caller",
     "Complaints",
     "Incoming",
-    "PredictorError",
     "shown",
 ]
 
@@ -126,20 +124,8 @@ class Answer(NamedTuple):
     headers: dict[str, str]
 
 
-class PredictorError(InferenceError):
-    """An error of the predictor or on the way to it, with the status for the client."""
-
-    def __init__(self, reason: str, status: int, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason, status)
-        self._headers = headers or {}
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._headers
-
-
 class Complaints(NamedTuple):
-    """The errors for what goes wrong with a predictor. They do not leak its address; logs may."""
+    """The errors of a call to a predictor. Only the log shows its address."""
 
     config: PredictorConfig
 

@@ -20,7 +20,13 @@ from modelserve.client.answers import LENGTH, media_type_of, reader_of, value_of
 from modelserve.client.connections import is_stalled, no_cookies, timeouts, trusted
 from modelserve.client.failures import sentence_in
 from modelserve.client.items import AsyncItems, Decoder
-from modelserve.errors import HookMissing, InferenceError, InvalidInput, NestedTooDeep
+from modelserve.errors import (
+    HookMissing,
+    InferenceError,
+    InvalidInput,
+    NestedTooDeep,
+    PredictorError,
+)
 from modelserve.models.predictor import PredictorConfig, Transport
 from modelserve.models.remote.calls import (
     COPIED_OF_ERRORS,
@@ -28,7 +34,6 @@ from modelserve.models.remote.calls import (
     Answer,
     Complaints,
     Incoming,
-    PredictorError,
     shown,
 )
 from modelserve.tensors import InferRequest
