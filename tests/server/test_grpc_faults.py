@@ -1,10 +1,16 @@
-"""What ends a call on gRPC's own port early, at the worst moment."""
+"""What ends a call on gRPC's own port early, at the worst moment; and what is no call."""
 
+import json
+import os
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 from servercommand import Running, Serve, until
 
 from modelserve.protocols.grpc import classes
@@ -38,10 +44,13 @@ def served(serve: Serve, tmp_path: Path) -> Running:
     return serve("models.py", "--grpc-port", "0")
 
 
+def port_of(served: Running) -> int:
+    return int(served.log.partition("gRPC is served on ")[2].partition('"')[0].rpartition(":")[2])
+
+
 @pytest.fixture
 def channel(served: Running) -> Iterator[Any]:
-    port = served.log.partition("gRPC is served on ")[2].partition('"')[0].rpartition(":")[2]
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{port_of(served)}") as channel:
         yield channel
 
 
@@ -88,3 +97,21 @@ def test_a_deadline_may_pass_at_any_moment(served: Running, channel: Any) -> Non
         codes.add(late.value.code())
     assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
     assert "Traceback" not in served.log
+
+
+def test_garbage_on_the_port_ends_nothing_and_is_not_logged(served: Running, channel: Any) -> None:
+    state = H2Connection(H2Configuration(header_encoding="utf-8"))
+    state.initiate_connection()
+    pseudo = {":method": "POST", ":path": f"{SERVICE}/ModelInfer", ":scheme": "http"}
+    headers = [*pseudo.items(), (":authority", "a"), ("te", "trailers"), ("grpc-timeout", "soon")]
+    state.send_headers(1, headers, end_stream=True)
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for data in (state.data_to_send(), b"GET / HTTP/1.1\r\n\r\n", preface + os.urandom(1000), b"x"):
+        with socket.create_connection(("127.0.0.1", port_of(served)), timeout=20) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):
+                while sock.recv(65536):
+                    pass
+    assert channel.unary_unary(f"{SERVICE}/ServerLive")(b"", timeout=20) == b"\x08\x01"
+    assert all(json.loads(line) for line in served.log.splitlines())
