@@ -46,6 +46,7 @@ logger = logging.getLogger("modelserve")
 LONGEST_EXIT: Final = CLEANUP_AFTER_DRAIN + 0.3
 # Seconds for a connection without a request to send one, once the listener is closed.
 _LATE_REQUEST_SECONDS: Final = 0.2
+_LONG: Final = 86_400.0
 
 
 class Port(Protocol):
@@ -191,7 +192,7 @@ class Server(uvicorn.Server):
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
         for port in self._ports:
-            await port.stop(min(self._ends() - monotonic(), _LATE_REQUEST_SECONDS))
+            await _stop_port(port, self._ends)
         await _finish_responses(self.server_state, self._ends)
         await self.lifespan.shutdown()
         if any(serving.flights or serving.workers.running for serving in self._servings):
@@ -263,6 +264,16 @@ async def _answer_late_requests(
         if connected and all(map(has_request, server.server_state.connections)):
             return
         await asyncio.sleep(0.005)
+
+
+async def _stop_port(port: Port, ends: Callable[[], float]) -> None:
+    """Take nothing more on a port, and wait until what was answered there has been sent."""
+    soonest = monotonic() + _LATE_REQUEST_SECONDS
+    stopping = asyncio.ensure_future(port.stop(_LONG))
+    while not stopping.done() and monotonic() < max(ends(), soonest):
+        await asyncio.wait((stopping,), timeout=0.05)  # a signal may bring the end nearer
+    await port.stop(0.0)
+    await stopping
 
 
 async def _finish_responses(state: ServerState, ends: Callable[[], float]) -> None:
