@@ -15,7 +15,7 @@ from modelserve.endpoints import Request
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
-from modelserve.exchange.running import Running
+from modelserve.exchange.running import note_running
 from modelserve.exchange.websocket import cut
 from modelserve.following import FollowedFlights
 from modelserve.lifespan import Serving
@@ -228,10 +228,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
                 return
             target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
-        if Running.note_id is not None:
-            Running.note_id(exchange.id)
-        if Running.note is not None:
-            Running.note(exchange)
+        note_running(exchange)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:

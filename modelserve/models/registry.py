@@ -26,7 +26,7 @@ from modelserve.models.connecting import connect, is_predictor_ready
 from modelserve.models.followed import new_calls
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
-from modelserve.models.inference import call_hook
+from modelserve.models.inference import NewCall, call_hook
 from modelserve.models.model import (
     HOOKS,
     Model,
@@ -155,7 +155,8 @@ class Entry:
         self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
-        self.new_call = new_calls(plans, shared.telemetry.followed)
+        make_call = new_calls(plans, shared.telemetry.followed)
+        self.new_call: NewCall = partial(make_call, self.name, self.workers)
 
         connect(model)
         if not self.needs_loading:
