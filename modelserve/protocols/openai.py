@@ -282,6 +282,8 @@ def _vectors(value: Any, given: str | list[str]) -> list[Any]:
     count = 1 if isinstance(given, str) else len(given)
     if len(vectors) != count:
         raise InferenceError(f"embed returned {len(vectors)} embeddings for {count} texts")
+    if not all(isinstance(vector, list | tuple) for vector in vectors):
+        raise InferenceError(_NO_EMBEDDINGS)
     return vectors
 
 
