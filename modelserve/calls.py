@@ -29,7 +29,7 @@ from modelserve.errors import (
     describe,
 )
 from modelserve.exchange.running import Caller, note_running
-from modelserve.lifespan import Serving
+from modelserve.lifespan import Serving, usable_entry
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries, Tick
 from modelserve.models.hooks import Plan
@@ -121,6 +121,11 @@ class CallRequest:
         return next(NEW_IDS) if self.caller is None else self.caller.id
 
     # -- for the caller
+
+    def note_entry(self, entry: Entry) -> None:
+        """Let a model's limits hold for this call; it counts in its metrics."""
+        self.series = entry.series
+        self.deadlines = entry.deadlines._replace(send_timeout=None)  # callers take their time
 
     def hook_headers(self) -> HookHeaders:
         """Return the headers that its hooks are given."""
@@ -224,17 +229,7 @@ async def _usable_entry(request: CallRequest) -> Entry:
     """Return the model, usable. Raises ModelNotFound, ModelNotReady, Overloaded."""
     if sum(1 for _ in _chain(request)) > _DEEPEST:
         raise InferenceError(f"Models call one another more than {_DEEPEST} deep.")
-    registry = request.serving.registry
-    if registry.pending:
-        request.serving.load_pending()
-    while True:
-        entry = registry.get(request.name)
-        request.series = entry.series
-        request.deadlines = entry.deadlines._replace(send_timeout=None)  # callers take their time
-        if entry.checks_health or not entry.model.ready:
-            await request.serving.usable(entry)
-        if not entry.is_retired:
-            break
+    entry = await usable_entry(request.serving, request.name, None, request.note_entry)
     if isinstance(entry.workers, OwnThread) and _blocks_thread_of(request, entry):
         raise Overloaded(
             "The call would deadlock: its caller holds the only thread.", retry_after=1.0
