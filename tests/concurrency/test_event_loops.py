@@ -14,6 +14,7 @@ import pytest
 from modelserve import Limits, ModelServer
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.threads import Workers
 from modelserve.errors import ServerShuttingDown
 from modelserve.limits import DEFAULTS
 from modelserve.testing import exchange, lifespan, request
@@ -331,6 +332,80 @@ def test_no_slot_is_lost_or_given_twice_between_event_loops(
         task.join()
     assert max(most) <= 3
     assert (gate.running, gate.waiting, admission.gate.running, admission.gate.waiting) == (0,) * 4
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_a_thread_goes_to_who_waits_in_another_event_loop(backends: tuple[str, str]) -> None:
+    workers = Workers(1)
+    runs, waits, let_go = threading.Event(), threading.Event(), threading.Event()
+
+    def run() -> bool:
+        runs.set()
+        return let_go.wait(20)
+
+    async def first() -> None:
+        assert await workers.call("first", run)
+
+    async def second() -> None:
+        await happened(runs)
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.call, "second", int)
+            await anyio.wait_all_tasks_blocked()
+            assert workers.has_waiting
+            waits.set()
+
+    tasks = [Task(backends[0], first), Task(backends[1], second)]
+    assert waits.wait(20)
+    let_go.set()
+    for task in tasks:
+        task.join()
+    assert (workers.running, workers.has_waiting) == ([], False)
+    workers.close()
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_threads_serve_one_event_loop_after_another(backends: tuple[str, str]) -> None:
+    workers = Workers(1)
+
+    async def call_twice_at_once() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(workers.call, "m", int)
+
+    for backend in backends:
+        anyio.run(call_twice_at_once, backend=backend)
+    assert (workers.running, workers.has_waiting) == ([], False)
+    workers.close()
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_no_thread_is_lost_or_shared_between_event_loops(
+    backends: tuple[str, str], fast_switches: None
+) -> None:
+    workers = Workers(3)
+    busy: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        busy.append(number)
+        most.append(len(busy))
+        busy.remove(number)
+
+    async def use(number: int) -> None:
+        for turn in range(5):
+            with anyio.move_on_after(0 if (number + turn) % 7 == 0 else None):
+                await workers.call("m", work, number)
+
+    async def use_all() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(30):
+                group.start_soon(use, number)
+
+    for task in [Task(backend, use_all) for backend in backends]:
+        task.join()
+    assert max(most) <= 3
+    assert (workers.running, workers.has_waiting) == ([], False)
+    workers.close()
 
 
 @pytest.fixture
