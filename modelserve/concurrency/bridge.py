@@ -23,6 +23,7 @@ import anyio
 
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
+from modelserve.concurrency.loops import Event
 
 __all__ = [
     "ThreadCall",
@@ -140,7 +141,7 @@ class ThreadCall:
         self._context = copy_context()
         self.call_soon = _thread_safe_call_soon()
         # written by the event loop
-        self._returned = anyio.Event()
+        self._returned = Event()  # another event loop may peek
         self._item_arrived = anyio.Event()
         self.all_taken = anyio.Event()
         self._ended = anyio.Event()
