@@ -15,7 +15,7 @@ from modelserve.endpoints import Request
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
-from modelserve.exchange.running import Running
+from modelserve.exchange.running import note_running
 from modelserve.exchange.websocket import cut
 from modelserve.following import FollowedFlights
 from modelserve.lifespan import Serving
@@ -113,7 +113,7 @@ class _Addressed:
         self.show_playground(bool(wanted))
 
     def show_playground(self, shown: bool) -> None:
-        """Show the page, or do not, as long as it is served so: what is wanted stays the same."""
+        """Show the page or not, for whoever serves the application; `playground` stays as it is."""
         self.serving.has_playground = shown
         self._routes.show(pages() if shown else {})
 
@@ -139,7 +139,9 @@ class _Described:
 
 
 class ModelServer(_Addressed, _Described, _Runnable):
-    """Serve models over KServe V1 and the Open Inference Protocol; an ASGI 3 application.
+    """Serve models over KServe's V1, the Open Inference Protocol (V2) and OpenAI's endpoints.
+
+    An ASGI 3 application, which answers V2's calls over gRPC and WebSockets of V1 as well.
 
     Args:
         models: Instances of `Model`, or objects with a `name` and a `predict`.
@@ -197,9 +199,11 @@ class ModelServer(_Addressed, _Described, _Runnable):
         if (followed := self.serving.telemetry.followed) is not None:
             self.serving.flights = FollowedFlights(followed, self._routes.find)
         self.playground = playground
+        if not isinstance(aliases, Mapping | None):
+            raise TypeError(f"The aliases must be a dict of paths, not {aliases!r}")
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
-        for model in models:
+        for model in _several(models):
             self.add_model(model)
         if repository is not None:
             self.serving.use(repository)
@@ -224,10 +228,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
                 return
             target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
-        if Running.note_id is not None:
-            Running.note_id(exchange.id)
-        if Running.note is not None:
-            Running.note(exchange)
+        note_running(exchange)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:
@@ -288,11 +289,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         verb: str = "predict",
         headers: Mapping[str, str] | None = None,
     ) -> "ModelCall":
-        """Call a model of this application, from a hook of another one.
+        """Call a model of this application, from a hook of another one or outside of any request.
 
         The call counts for the model's limits and is in its metrics and its log, with the id of the
         request that runs, unless `headers` has one. The payload goes to the model as it is.
-        `ModelCall` says how the result is read.
+        `ModelCall` says how the result is read. Raises ValueError for a `verb` that does not exist;
+        where the model has no such hook, reading the result raises InvalidInput or HookMissing.
         """
         from modelserve.composing import ModelCall
 
@@ -304,6 +306,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         For a host that mounts the application and runs no lifespan for it; `app` is ignored.
         """
         return self.serving.lifespan()
+
+
+def _several(models: Iterable[Any]) -> Iterable[Any]:
+    if not isinstance(models, Iterable):
+        raise TypeError(f"The models of a ModelServer are a list of models, not {models!r}")
+    return models
 
 
 def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:

@@ -55,7 +55,7 @@ def build(options: Namespace) -> ASGIApp:
     if isinstance(app, ModelServer):
         configure(app, options)
     else:
-        _refuse_flags(app, options)
+        _refuse_flags(options)
     return with_cors(app, options)
 
 
@@ -67,7 +67,7 @@ def _watched(options: Namespace) -> list[Path]:
     return folders
 
 
-def _refuse_flags(app: ASGIApp, options: Namespace) -> None:
+def _refuse_flags(options: Namespace) -> None:
     """Refuse flags for a `ModelServer` where the target is another application."""
     given = [name for name in LIMITS if getattr(options.limits, name) is not None]
     given += [

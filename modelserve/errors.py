@@ -1,16 +1,18 @@
-"""Every exception this package raises, each with the HTTP status that it becomes.
+"""The exceptions that users meet, each with the HTTP status that it becomes.
 
 Raise one from a hook to choose the status and the sentence that the client reads. Any other
-exception is a 500 whose text stays in the log.
+exception is a 500 whose text stays in the log. The client has its own in `modelserve.client`.
 
     ServingError                     500  the root: its reason is sent to the client
     +-- InferenceError               500  (or the status given) the model failed
     |   +-- NestedTooDeep            500  a value that is nested too deep for JSON
     |   +-- CollectedTooLarge        500  a stream over `max_collected_bytes`
     |   +-- InvalidOutput            500  an invalid V2 response
+    |   +-- PredictorError           500  (or the status given) the predictor failed
     |   +-- NotText                  500  `data` was asked for what is bytes, not text
     +-- InvalidInput                 400  an invalid request
     |   +-- NotAsDeclared            400  a payload that is not what the model has declared
+    |   +-- InvalidParameter         400  an invalid member of a request to OpenAI's endpoints
     +-- Forbidden                    403  what the server has been told not to do
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
@@ -61,6 +63,7 @@ __all__ = [
     "InferenceError",
     "InvalidInput",
     "InvalidOutput",
+    "InvalidParameter",
     "LoadError",
     "MethodNotAllowed",
     "ModelMissingError",
@@ -73,6 +76,7 @@ __all__ = [
     "NotAsDeclared",
     "NotText",
     "Overloaded",
+    "PredictorError",
     "ResponseCut",
     "RouteNotFound",
     "ServerNotLive",
@@ -164,6 +168,30 @@ class NotText(InferenceError, InvalidInput):
     """
 
     status = 500
+
+
+class InvalidParameter(InvalidInput):
+    """Raised when a member of a request to OpenAI's endpoints is invalid; `param` names it."""
+
+    def __init__(self, param: str, expected: str) -> None:
+        super().__init__(f'Expected "{param}" to be {expected}')
+        self.param = param
+
+
+class PredictorError(InferenceError):
+    """Raised when the predictor or the explainer failed, or cannot be reached.
+
+    Args:
+        headers: Those of the predictor's response that the client gets as well.
+    """
+
+    def __init__(self, reason: str, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason, status)
+        self._headers = headers or {}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._headers
 
 
 class Forbidden(ServingError):
@@ -376,7 +404,15 @@ class ResponseCut(Exception):
     """Raised out of the application, so that the host cuts a response that must not look complete.
 
     The failure itself has been logged before.
+
+    Attributes:
+        status, detail: Those of the failure, for a host that can still tell them.
     """
+
+    def __init__(self, text: str = "", *, status: int = 500, detail: Any = "") -> None:
+        super().__init__(text)
+        self.status = status
+        self.detail = detail
 
 
 class LoadError(Exception):

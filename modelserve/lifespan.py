@@ -18,6 +18,7 @@ import anyio
 
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.sleepers import Sleepers
 from modelserve.concurrency.threads import Workers
 from modelserve.concurrency.uninterrupted import call_to_end
 from modelserve.errors import ServerNotReady, ServerShuttingDown
@@ -30,6 +31,7 @@ from modelserve.models.telling import not_ready, states_of
 from modelserve.observers import Observers
 from modelserve.protocols.cloudevents import EventSettings
 from modelserve.wire.bearer import valid_token
+from modelserve.wire.handshake import checked_origins
 from modelserve.wire.head import Scope
 
 __all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics", "Table"]
@@ -104,13 +106,15 @@ class Serving:
         origins: Collection[str] = (),
         observers: Observers | None = None,
     ) -> None:
+        if not isinstance(limits, Limits):
+            raise TypeError(f"The limits of a ModelServer must be Limits: {limits!r}")
         self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.deadlines = self.limits.deadlines()
         self.debug = debug
         self.token = None if token is None else valid_token(token)
         self.control, self.wait_for_load = control, wait_for_load
-        self.origins = frozenset(origins)
+        self.origins = checked_origins(origins)
         self.telemetry = Telemetry(observers=observers)
         self.has_playground = False
         self.workers = Workers(threads)
@@ -127,6 +131,8 @@ class Serving:
         self._drain = _Drain(self)
         self.table: Table  # given by the application
         self.documents: Any = None  # what has described the API keeps here what it has made
+        self.watches: dict[Any, Any] = {}  # who watches the health of what
+        self.sleepers = Sleepers()  # woken where a drain begins
         self._stop_announced: anyio.Event | None = None
 
     # -- before it serves
@@ -150,6 +156,8 @@ class Serving:
 
         Raises OSError where there is no such directory.
         """
+        if isinstance(repository, str | os.PathLike):
+            raise TypeError(f"The repository must be a ModelRepository, as of {repository!r}")
         self.follow(repository, loads_by_name=True)
         self._has_repository = True
         names = repository.names()
@@ -178,8 +186,7 @@ class Serving:
         """
         if entry.loading and not self.hosted and entry.attempted is not None:
             await entry.attempted.wait()
-        ready = await entry.is_ready() if entry.checks_health else entry.model.ready
-        if not ready:
+        if not await entry.is_usable():
             raise not_ready(self.registry, entry, debug=self.debug)
 
     async def check_ready(self) -> None:
@@ -247,6 +254,7 @@ class Serving:
         """Start draining: not ready, queued and new requests refused, running ones go on."""
         self.stopping = self.draining = True
         self.admission.refuse_waiting(ServerShuttingDown)
+        self.sleepers.wake()
 
     async def drain(self) -> None:
         """Refuse new requests and wait until the last one has ended, for a bounded time.

@@ -20,14 +20,14 @@ import anyio.lowlevel
 
 from modelserve.calls import CallRequest
 from modelserve.concurrency.feeding import Feed
-from modelserve.concurrency.loops import EventLoop, event_loop
+from modelserve.concurrency.loops import Event, EventLoop, event_loop
 from modelserve.concurrency.threads import start_thread
 from modelserve.errors import ClientGone, ModelNotReady
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.hooks import VERBS
 from modelserve.models.lifecycle import start_and_load
-from modelserve.models.telling import told
+from modelserve.models.telling import log_load
 from modelserve.reading import items_in_thread
 from modelserve.tensors import InferRequest
 
@@ -267,8 +267,12 @@ class _Life:
             if self.is_closed:
                 self._closing.set()
         async with self._serving.lifespan():
-            with told(lambda: self.entry):
-                await start_and_load(self.entry)
+            self.entry.attempted = Event()
+            try:
+                with log_load(lambda: self.entry):
+                    await start_and_load(self.entry)
+            finally:
+                self.entry.attempted.set()
             if not self.entry.model.ready:
                 raise ModelNotReady(self.entry.name, "Its load() returned False.")
             self._up.set_result(None)

@@ -171,6 +171,8 @@ class Routes:
     def __init__(self, registry: Registry, *, prefix: str = "") -> None:
         self._registry = registry
         self._prefix = prefix.rstrip("/")
+        if self._prefix and not prefix.startswith("/"):
+            raise ValueError(f"The prefix {prefix!r} must begin with '/'")
         self._aliases: dict[tuple[str, ...], _Alias] = {}
         self._pages: dict[tuple[str, ...], Target] = {}
         # By what a host says of a path, its decoded form apart, which is compared.
@@ -358,9 +360,7 @@ def is_built_in(path: str) -> bool:
 
 def _with_ref(target: Target, found: Mapping[str, str]) -> Target:
     ref = ModelRef(found["model"], found.get("version"))
-    return Target(
-        target.endpoints, ref, target.codec, target.verb, target.hook, target.always, target.public
-    )
+    return replace(target, ref=ref)
 
 
 class _Segment(NamedTuple):

@@ -18,6 +18,7 @@ from modelserve.errors import (
     InferenceError,
     InvalidInput,
     InvalidOutput,
+    InvalidParameter,
     LoadError,
     MethodNotAllowed,
     ModelMissingError,
@@ -27,6 +28,7 @@ from modelserve.errors import (
     NoModelReady,
     NotAcceptable,
     Overloaded,
+    PredictorError,
     ResponseCut,
     RouteNotFound,
     ServerNotLive,
@@ -217,6 +219,18 @@ def test_only_groups_of_one_are_unwrapped() -> None:
     two = ExceptionGroup("g", [exc, KeyError()])
     assert single_cause(exc) is exc
     assert single_cause(two) is two
+
+
+def test_an_error_of_the_predictor_has_its_status_and_headers() -> None:
+    error = PredictorError("The predictor is busy.", 503, {"retry-after": "3"})
+    assert describe(error) == (503, "The predictor is busy.", {"retry-after": "3"})
+    assert describe(PredictorError("Failed.", 200)) == (500, "Failed.", {})
+
+
+def test_an_invalid_parameter_names_it() -> None:
+    error = InvalidParameter("stream", "a boolean")
+    assert describe(error) == (400, 'Expected "stream" to be a boolean', {})
+    assert error.param == "stream"
 
 
 def test_the_tree_in_the_docstring_is_complete() -> None:

@@ -144,7 +144,9 @@ async def test_ready_asks_the_models_whether_they_are_healthy() -> None:
     async with lifespan(app):
         await app.ready()
         model.is_well = False
-        with pytest.raises(ModelNotReady, match=r"checked is not ready\. It says so itself\."):
+        with pytest.raises(
+            ModelNotReady, match=r"checked is not ready\. Its healthy\(\) returned False\."
+        ):
             await app.ready()
         model.is_well = True
         await app.ready()

@@ -252,8 +252,9 @@ def test_arguments_are_read_as_flags_are(flags: Any, name: str, value: Any) -> N
 def test_an_argument_that_is_no_flags_is_refused(
     flags: Any, error: type[Exception], sentence: str
 ) -> None:
-    with pytest.raises(error, match=sentence):
+    with pytest.raises(error, match=sentence) as raised:
         options_of(flags)
+    assert raised.value.__context__ is None or raised.value.__suppress_context__
 
 
 # --- in a running event loop ----------------------------------------------------------------------

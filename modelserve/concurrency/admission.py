@@ -37,15 +37,15 @@ class Admission:
         assert limits.max_queued_bytes is not None
         self.budget = Budget(limits.max_queued_bytes, self.gate.refusal)
         self._numbers = count()
-        self._queues: dict[Gate, None] = {}  # the models with requests that wait
+        self._queues: dict[Gate, None] = {}  # the models with waiting requests
         self._lock = RLock()  # a waiting request that is collected as garbage gives up its place
         self.nesting = Nesting(self._queues, self._lock, self._admit_waiting)
         self._refusal: Callable[[], ServingError] | None = None
 
     def acquire_nowait(self, gate: Gate) -> bool:
-        """Acquire both slots if they are free and nobody waits for them; return whether.
+        """Acquire both slots if they are free and no request waits; return whether that was so.
 
-        Every request runs this and `release`, so neither calls anything where nobody waits.
+        Every request runs this and `release`, so neither calls anything unless a request waits.
         """
         outer = self.gate
         free = gate.running < gate.concurrency and outer.running < outer.concurrency
@@ -69,11 +69,11 @@ class Admission:
 
         Args:
             size: The bytes that the request holds while it waits.
-            share: What counts them, if it has one already; closed once it is admitted.
-            who: Is told for how long it has waited, if it had to.
-            on_wait: Called if it has to wait, once it has its place.
+            share: The share that counts them, if there is one already; closed at admission.
+            who: Its `waited` is set to the time that it waited, if it did.
+            on_wait: Called once the request has its place in the queue, if it waits.
 
-        Raises Overloaded if a queue or the budget is full, or what `refuse_waiting` was given. A
+        Raises Overloaded if a queue or the budget is full, or the refusal of `refuse_waiting`. A
         cancelled wait gives up its place.
         """
         if self.acquire_nowait(gate):
@@ -107,7 +107,7 @@ class Admission:
             gate.notify_if_empty()
 
     def refuse_waiting(self, refusal: Callable[[], ServingError] | None) -> None:
-        """Refuse the requests that wait, and from now on those that would have to.
+        """Refuse waiting requests, and from now on requests that would have to wait.
 
         None lets requests wait again.
         """
@@ -118,7 +118,7 @@ class Admission:
                     self._refuse_queued(gate, refusal)
 
     def refuse_waiting_for(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
-        """Refuse the requests that wait for one model now, and the calls inside of others."""
+        """Refuse the requests, and the calls inside of requests, that wait for one model now."""
         self._refuse_queued(gate, refusal)
         self.nesting.refuse(gate, refusal)
 

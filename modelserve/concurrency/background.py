@@ -34,7 +34,7 @@ class Background:
     async def run(self, function: Function) -> None:
         """Run an async function in a new task and wait until it has ended.
 
-        Cancellation ends the wait and leaves the task running. Raises what the function raises,
+        Cancellation ends the wait and leaves the task running. Raises what the function raises, and
         ServerShuttingDown if the task is cancelled.
         """
         ended = Event()

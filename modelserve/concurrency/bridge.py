@@ -1,13 +1,13 @@
 """One sync call on a worker thread, and the stream of what it yields.
 
-A call and the iterator that it returns run on one thread from beginning to end, since much keeps
-its state by thread (`torch.no_grad`, CUDA devices, sqlite). Items cross in a bounded buffer: one
-writer (the thread), one reader (the event loop), a deque between them, and a flag on each side,
-so that a side is woken only if it waits. Both sides set their flag before they look at the buffer
-again, so that no wake-up is lost.
+A call and the iterator that it returns run on one thread from beginning to end, since many
+libraries keep state by thread (`torch.no_grad`, CUDA devices, sqlite). Items cross in a bounded
+buffer: one writer (the thread), one reader (the event loop), a deque between them, and a flag on
+each side, so that a side is woken only if it waits. Both sides set their flag before they look at
+the buffer again, so that no wake-up is lost.
 
-A thread is never abandoned: cancellation asks it to stop, which it sees at its next item, and is
-delivered after it has.
+A thread is never abandoned: a cancellation asks it to stop, which it does at its next item, and is
+raised only after that.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ class ThreadStream:
 
 
 class _ChangedItem(NamedTuple):
-    """An item, with the context variables that the iterator has set since the one before it."""
+    """An item, with the context variables that the iterator has set since the previous item."""
 
     item: Any
     changes: Changes
@@ -99,7 +99,7 @@ class _Interruptions(deque["ThreadCall"]):
     """Calls for a thread to run between two items; the event loop adds them."""
 
     def take_back(self, call: "ThreadCall") -> bool:
-        """Take a call out again; return whether the thread had not taken it."""
+        """Remove a call; return whether that was in time, before the thread took it."""
         try:
             self.remove(call)
         except ValueError:
@@ -107,11 +107,11 @@ class _Interruptions(deque["ThreadCall"]):
         return True
 
     def run(self) -> None:
-        """Run the calls that there are; to be called by the thread."""
+        """Run the calls that were added; called by the thread."""
         while self:
             try:
                 call = self.popleft()
-            except IndexError:  # the event loop has taken it back
+            except IndexError:  # the event loop has removed it
                 return
             run_here(call)
 
@@ -121,8 +121,8 @@ class ThreadCall:
 
     Args:
         on_end: Called on the event loop once the thread is free again.
-        shares_context: What the call sets of context variables is set as well where its result or
-            its items are awaited.
+        shares_context: Context variables that the call sets are also set in the code that awaits
+            its result or its items.
     """
 
     def __init__(
@@ -176,10 +176,14 @@ class ThreadCall:
         except anyio.get_cancelled_exc_class():
             await self.stop()
             raise
-        return self._outcome()
+        try:
+            return self._outcome()
+        finally:
+            if not self.is_stream:
+                self._error = None  # its traceback leads back to this call, and to its arguments
 
     async def peek(self) -> Any:
-        """Wait for the function's result; if cancelled, the thread goes on without being asked."""
+        """Wait for the function's result; a cancellation ends the wait, and not the function."""
         await self._returned.wait()
         return self._outcome()
 
@@ -222,7 +226,7 @@ class ThreadCall:
                 with anyio.CancelScope(shield=True):
                     await self._ended.wait()
             except anyio.get_cancelled_exc_class():
-                continue  # a native cancellation passes a shield; ours is already under way
+                continue  # asyncio's own passes the shield; the thread is already stopping
 
     def _notify_item(self) -> None:
         self._item_arrived.set()
@@ -236,7 +240,7 @@ class ThreadCall:
     # -- in the thread
 
     def run(self) -> None:
-        """Call the function and exhaust what it yields; to be called by the thread."""
+        """Call the function and exhaust the iterator that it returns; called by the thread."""
         try:
             self._context.run(self._run)
         except BaseException as exc:
@@ -278,7 +282,7 @@ class ThreadCall:
             self.reader_waits = False
             _run_on_loop(self.call_soon, self._notify_item)
             if first:
-                time.sleep(0)  # release the interpreter's lock, so that it is sent at once
+                time.sleep(0)  # release the interpreter's lock, so that the item is sent at once
         self._interruptions.run()
         while self._has_no_room():
             self.room.clear()
@@ -293,7 +297,7 @@ class ThreadCall:
 
 
 def _buffers_more(call: ThreadCall, items: int, size: int) -> bool:
-    """Return, on either side, whether the buffer holds more than this many items or bytes."""
+    """Return whether the buffer holds more than this many items or bytes; for both sides."""
     held = len(call.items)
     return held > items or (call.bytes_in - call.bytes_out > size and held > 0)
 
@@ -304,7 +308,7 @@ def _call_each(callbacks: list[Callable[[], object]]) -> None:
 
 
 async def wait_until_taken(call: ThreadCall) -> None:
-    """Wait until whoever reads the items of a call is done with all; it adds none meanwhile."""
+    """Wait until the reader of a call's items has processed all; the call adds none meanwhile."""
     while call.is_stream and not call.stop_requested and (call.items or not call.reader_waits):
         taken = call.all_taken = anyio.Event()
         call.when_stopped.append(taken.set)
@@ -334,9 +338,9 @@ def run_here(call: ThreadCall) -> None:
 
 @contextmanager
 def stopping(call: ThreadCall, callback: Callable[[], object]) -> Iterator[None]:
-    """Have the event loop call a function as well when it asks the thread of a call to stop.
+    """Let the event loop also call a function when it asks the thread of a call to stop.
 
-    To be entered by the thread, before it waits for anything but its next item.
+    The thread enters this before it waits for anything other than its next item.
     """
     call.when_stopped.append(callback)
     try:
@@ -373,7 +377,7 @@ def _run_on_loop(call_soon: _CallSoon, callback: Callable[[], object]) -> None:
 
 
 def _thread_safe_call_soon() -> _CallSoon:
-    """Return what runs a callback on the current event loop from any thread."""
+    """Return a function that schedules a callback on the current event loop, from any thread."""
     try:
         return asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:

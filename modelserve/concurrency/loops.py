@@ -1,7 +1,7 @@
 """The event loop that is running, for work that belongs to no single request.
 
-asyncio's own futures, timers and tasks cost a fraction of the forms that serve both event loops;
-the few things that such work needs are written here for each.
+asyncio's own futures, timers and tasks cost a fraction of anyio's. The few of them that such work
+needs are written here for asyncio and for trio.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def current_loop() -> Any:
 
 
 def event_loop() -> "EventLoop":
-    """Return what works on the event loop that is running now."""
+    """Return the interface to the event loop that is running now."""
     loop = current_loop()
     return _Asyncio(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _Trio(loop)
 
@@ -56,7 +56,7 @@ class PerLoop(Generic[T]):
         return len(self._objects)
 
     def get(self) -> T:
-        """Return the object of the loop that is running; idle ones of ended loops are dropped."""
+        """Return the object of the running loop; idle objects of ended loops are dropped."""
         loop = current_loop()
         found = self._objects.get(loop)
         if found is None:
@@ -82,23 +82,23 @@ def _is_running(loop: Any) -> bool:
 
 
 class Wakeup(Protocol):
-    """Wakes the one task that waits for it, once."""
+    """An event that wakes one waiting task, once."""
 
     def set(self) -> None:
-        """Let `wait` return; nothing happens if it was set before or nobody waits any more."""
+        """Let `wait` return; no effect if it was set before, or if nothing waits any more."""
 
     def wait(self) -> Awaitable[object]:
-        """Return what to await."""
+        """Return an awaitable that ends once this is set."""
 
 
 class EventLoop(Protocol):
-    """What work needs of the event loop that it belongs to."""
+    """What work uses of the event loop that it belongs to."""
 
     def wakeup(self) -> Wakeup:
         """Return a new wakeup."""
 
     def start_soon(self, function: Function, context: Context) -> None:
-        """Start a task of its own, which nobody else cancels; the function must not raise."""
+        """Start an independent task, which nothing else cancels; the function must not raise."""
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time; it must not raise."""
@@ -150,7 +150,7 @@ class Event:
 
 
 class Waiters:
-    """Those who wait for the same thing on the event loop that is running."""
+    """Tasks of the running event loop that wait for the same thing."""
 
     __slots__ = ("_loop", "_wakeups")
 
@@ -159,7 +159,7 @@ class Waiters:
         self._wakeups: list[Wakeup] = []
 
     async def wait(self) -> None:
-        """Wait until all are woken the next time."""
+        """Wait until the next `wake`."""
         wakeup = self._loop.wakeup()
         self._wakeups.append(wakeup)
         try:
@@ -170,7 +170,7 @@ class Waiters:
             raise
 
     def wake(self) -> None:
-        """Wake all who wait now."""
+        """Wake all tasks that wait now."""
         if self._wakeups:
             for wakeup in self._wakeups:
                 wakeup.set()
@@ -194,7 +194,7 @@ class _AsyncioWakeup:
 class _Asyncio:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop holds its tasks weakly only
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop holds weak references
 
     def wakeup(self) -> Wakeup:
         return _AsyncioWakeup(self._loop)

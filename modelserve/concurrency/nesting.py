@@ -1,9 +1,9 @@
 """Admission of calls inside of requests: one model calls another.
 
-A request that calls a model has a slot of its own model and of the application, and keeps them
-while it waits. So such a call needs a slot of the called model alone, goes before the requests that
-have none, and may wait while the server drains. What would wait for itself, directly or by way of
-other calls, is refused: nothing else would ever end it.
+A request that calls a model has a slot of its own model and one of the application, and keeps them
+while it waits. So such a call needs only a slot of the called model, takes precedence over requests
+that have none, and may wait while the server drains. A call that would deadlock, directly or
+through other calls, is refused: it would wait for ever.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ class Nesting:
     """The calls inside of requests of one application that wait for a slot of a model.
 
     Args:
-        queues: The models with requests or calls that wait.
+        queues: The models with waiting requests or calls.
         lock: Held by whoever looks at or changes them.
-        admit_waiting: Called where there may be room for one that waits.
+        admit_waiting: Called when there may be room for a waiting one.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Nesting:
         """Acquire a slot of a model.
 
         Args:
-            held: The models that the request has slots of, each as often as it has.
-            who: Is told for how long it has waited, if it had to.
+            held: The models that the request has slots of, once for each slot held.
+            who: Its `waited` is set to the time that it waited, if it did.
 
-        Raises Overloaded if the queue is full, or if the call would wait for itself, and what
-        `refuse` was given. A cancelled wait gives up its place.
+            Raises Overloaded if the queue is full, or if the call would deadlock, and the refusal
+            of `refuse`. A cancelled wait gives up its place.
         """
         if not gate.nested and gate.claim():
             gate.in_flight.add(1)
@@ -60,7 +60,7 @@ class Nesting:
             raise call.refusal
 
     def release(self, gate: Gate) -> None:
-        """Release a slot, and admit who has waited longest."""
+        """Release a slot, and admit the call that has waited longest."""
         gate.add_running(-1)
         if self._queues:
             self._admit_waiting()
@@ -90,7 +90,7 @@ class Nesting:
         with self._lock:
             if self._would_never_end(gate, held):
                 raise Overloaded(
-                    "The call would wait for itself: no slot is free.", retry_after=1.0
+                    "The call would deadlock: its callers hold all slots.", retry_after=1.0
                 )
             if gate.waiting >= gate.queue:
                 raise gate.refusal()
@@ -116,7 +116,7 @@ class Nesting:
         gate.notify_if_empty()
 
     def _would_never_end(self, gate: Gate, held: Sequence[Gate]) -> bool:
-        """Return whether all that have a slot of the model wait, at last for one that is held."""
+        """Return whether all slots of the model are held by requests that wait for this one."""
         waiting = [(wanted, call.held) for wanted in self._queues for call in wanted.nested]
         seen: set[Gate] = set()
         unseen = [gate]
@@ -128,7 +128,7 @@ class Nesting:
                 running = full.running  # another thread may release a slot at any moment
                 waits = sum(slots for _, slots in stuck) + held.count(full)
                 if running < full.concurrency or waits < running:
-                    return False  # somebody goes on
+                    return False  # a request with a slot can go on
                 unseen += [wanted for wanted, slots in stuck if slots]
         return True
 

@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message
 
 from modelserve.concurrency.flight import Phase
+from modelserve.errors import InferenceError
 from modelserve.exchange.exchange import Exchange
 from modelserve.wire.headers import Header, sendable_headers
 
@@ -32,10 +33,12 @@ async def send_response(
 ) -> None:
     """Send status, headers and body of a response, then run its background tasks.
 
-    Headers that the model has set on `response_headers` are added. What fails before the first part
-    of the body is an ordinary status, what fails later cuts the connection. Raises ClientGone if
-    the client has left.
+    Headers that the model has set on `response_headers` are added. A failure before the first part
+    of the body is an ordinary status; a later one cuts the connection. Raises ClientGone if the
+    client has left, InferenceError where the protocol has no place for it.
     """
+    if not exchange.codec.carries_responses:
+        raise InferenceError(f"A response of HTTP cannot go over {exchange.codec.protocol}.")
     head: Message | None = None
 
     async def send(message: Message) -> None:
@@ -64,7 +67,7 @@ async def send_response(
 
 
 async def _receive_nothing() -> Message:
-    """Wait to be cancelled: that the client leaves, the request's flight notices."""
+    """Wait to be cancelled: the request's flight notices when the client leaves."""
     await anyio.sleep_forever()
     raise AssertionError
 

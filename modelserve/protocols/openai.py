@@ -16,6 +16,7 @@ from typing import Any, Final
 from modelserve.errors import (
     InferenceError,
     InvalidInput,
+    InvalidParameter,
     ModelNotFound,
     ServingError,
     Unauthorized,
@@ -39,7 +40,7 @@ from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json, to_json
 from modelserve.wire.values import to_builtin
 
-__all__ = ["ChatCodec", "EmbeddingsCodec", "InvalidParameter", "OpenAICodec", "TextCodec"]
+__all__ = ["ChatCodec", "EmbeddingsCodec", "OpenAICodec", "TextCodec"]
 
 _NO_RETRY: Final[Header] = (b"x-should-retry", b"false")
 _NOT_RETRIED: Final = frozenset({500, 501, 504})
@@ -52,14 +53,6 @@ _NO_EMBEDDINGS: Final = (
     "embed must return a vector for each text, or a dict with `embeddings` or `data`"
 )
 _TYPES: Final = {403: "permission_error", 429: "rate_limit_error"}
-
-
-class InvalidParameter(InvalidInput):
-    """A member of the request is not what it has to be; `param` names it."""
-
-    def __init__(self, param: str, expected: str) -> None:
-        super().__init__(f'Expected "{param}" to be {expected}')
-        self.param = param
 
 
 class OpenAICodec(Codec):

@@ -1,7 +1,7 @@
-"""Serve in an event loop that is somebody else's, such as a notebook's.
+"""Serve in an event loop of another program, such as a notebook's.
 
-Signals, the process and the event loop are left alone: what ends this server is the cancellation of
-whoever awaits it, which drains it as SIGTERM drains the command line. A second one cuts that short:
+Signals, the process and the event loop are left alone. The server ends when the code that awaits it
+is cancelled, and drains as the command line does at SIGTERM. A second cancellation cuts that short:
 the requests that are left are ended, with a moment to clean up.
 """
 
@@ -27,13 +27,13 @@ logger = logging.getLogger("modelserve")
 
 
 class EmbeddedServer(Server):
-    """A server that ends neither its process nor anything else in it."""
+    """A server that ends only itself, not its process."""
 
     _is_interrupted = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to whoever has them."""
+        """Leave the signals to the program."""
         yield
 
     def interrupt(self) -> None:
@@ -60,7 +60,7 @@ class EmbeddedServer(Server):
 
 
 async def serve_embedded(load: Callable[[], ASGIApp], settings: Settings) -> None:
-    """Serve the application that `load` returns until this is cancelled, which drains.
+    """Serve the application that `load` returns until this is cancelled, then drain.
 
     Raises OSError where the address cannot be listened on, RuntimeError where the server cannot
     start or stops by itself.
@@ -78,7 +78,7 @@ async def serve_embedded(load: Callable[[], ASGIApp], settings: Settings) -> Non
         if settings.uds is not None:
             stack.callback(listener.SocketFile(settings.uds).remove)
         stack.callback(sock.close)
-        sock.listen()  # now, so that who connects before the server has started waits for it
+        sock.listen()  # now, so that clients that connect before the server has started wait for it
         await _serve_until_cancelled(server, sock)
 
 

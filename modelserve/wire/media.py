@@ -11,6 +11,7 @@ LINE_TYPES: Final = (
     "application/x-ndjson",
     "application/jsonl",
     "application/ndjson",
+    "application/x-jsonl",
     "application/jsonlines",
     "application/x-jsonlines",
 )

@@ -167,6 +167,18 @@ def test_a_class_without_predict_is_refused(target: Any) -> None:
     assert app.serving.registry.names == []
 
 
+def test_a_class_with_a_step_alone_is_told_what_to_set() -> None:
+    class Steps(Model):
+        def step(self, active: list[Any]) -> None:
+            for slot in active:
+                slot.end()
+
+    with pytest.raises(
+        TypeError, match=r"^The class Steps has a step: set stepping = Stepping\(\)$"
+    ):
+        ModelServer([Steps("m")])
+
+
 @pytest.mark.parametrize(
     "target", [Transforms, Transforms("m"), Explains, Explains("m"), Model("m")]
 )
@@ -208,7 +220,7 @@ def test_a_model_without_a_name_is_refused(target: Any) -> None:
 
 
 def test_a_class_where_an_object_is_wanted_is_told_apart() -> None:
-    with pytest.raises(ValueError, match=r"has None \(an object is wanted, not the class\)$"):
+    with pytest.raises(ValueError, match=r"has None \(pass an object, not the class\)$"):
         ModelServer([Explains])
 
 
@@ -408,6 +420,7 @@ VALUES = {
     "use_ssl": True,
     "timeout": 5.0,
     "retries": 2,
+    "predictor_health_check": True,
 }
 
 
@@ -425,6 +438,43 @@ def test_an_object_keeps_its_settings(setting: str) -> None:
     assert getattr(made, setting) == VALUES[setting]
     others = set(SETTINGS) - {setting}
     assert {o: getattr(made, o) for o in others} == {o: getattr(Model, o) for o in others}
+
+
+class ExplainsElsewhere(Predicting):
+    explainer_host = "explainer"
+
+
+CALLS = ["timeout", "retries", "use_ssl", "protocol"]
+
+
+@pytest.mark.parametrize("setting", CALLS)
+@pytest.mark.parametrize("target", [payload_only, Bare, Predicting, Explains])
+def test_settings_of_calls_to_a_predictor_need_one(target: Any, setting: str) -> None:
+    app = ModelServer()
+    sentence = (
+        f"The setting '{setting}' is for calls to a predictor, and model 'm' has no predictor"
+    )
+    with pytest.raises(TypeError, match=sentence) as refusal:
+        app.model("m", **{setting: VALUES[setting]})(target)  # type: ignore[misc]
+    names_limits = "limits=Limits(timeout=...) limits its requests" in str(refusal.value)
+    assert names_limits is (setting == "timeout")
+    assert app.serving.registry.names == []
+
+
+@pytest.mark.parametrize("setting", CALLS)
+@pytest.mark.parametrize("model", [Transforms("m"), Prepares("m"), ExplainsElsewhere("m")])
+def test_settings_of_calls_to_a_predictor_are_kept(model: Model, setting: str) -> None:
+    """Models that only prepare payloads may be told their predictor when they are loaded."""
+    ModelServer().add_model(model, **{setting: VALUES[setting]})  # type: ignore[misc]
+    assert getattr(model, setting) == VALUES[setting]
+
+
+@pytest.mark.parametrize("setting", CALLS)
+def test_a_predictor_and_a_setting_of_calls_to_it_may_come_together(setting: str) -> None:
+    model = Predicting("m")
+    settings = {setting: VALUES[setting], "predictor_host": "predictor"}
+    ModelServer().add_model(model, **settings)  # type: ignore[arg-type]
+    assert getattr(model, setting) == VALUES[setting]
 
 
 @pytest.mark.parametrize("value", [None, print])
