@@ -5,10 +5,9 @@ has called, its hooks clean up before its slot is free. It has limits, metrics a
 access log as a client's request has, and the id of the request that has called.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextvars import Context, copy_context
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -19,6 +18,7 @@ from starlette.types import Message, Receive
 from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, HostCancelled, Phase
 from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.loops import event_loop
 from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
 from modelserve.errors import (
     ClientGone,
@@ -140,9 +140,8 @@ class CallRequest:
         self.receive: Receive = partial(_wait_for_leave, self._gone)
         self.arrived = self.since = monotonic()
         observers, run = self.serving.telemetry.followed, self.run
-        _spawn(
-            partial(observers.run_step, self.name, "call", run) if observers else run, self.context
-        )
+        run = partial(observers.run_step, self.name, "call", run) if observers else run
+        event_loop().start_soon(run, self.context)
 
     def make_room(self) -> None:
         """Let the model go on, as an item has been read."""
@@ -328,21 +327,6 @@ def _enter(request: CallRequest, phase: int) -> None:
 
 
 # --- the event loop -----------------------------------------------------------------------------
-
-_tasks: Final[set["asyncio.Task[None]"]] = set()  # the loop holds its tasks weakly only
-
-
-def _spawn(run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # only ever reached under trio
-
-        trio.lowlevel.spawn_system_task(run, context=context)
-    else:
-        task = loop.create_task(run(), context=context)
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
 
 
 async def _wait_for_leave(gone: anyio.Event) -> Message:
