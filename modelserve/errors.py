@@ -429,7 +429,11 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapp
     exc = single_cause(exc)
     if isinstance(exc, ServingError):
         if debug and isinstance(exc, NotAsDeclared) and exc.__cause__ is not None:
-            return exc.status, f"{exc.reason} ({str(exc.__cause__)[:_MOST_DETAILS]})", exc.headers
+            return (
+                exc.status,
+                f"{exc.reason} ({_text_of(exc.__cause__)[:_MOST_DETAILS]})",
+                exc.headers,
+            )
         return exc.status, exc.reason, exc.headers
     if isinstance(exc, HTTPException):
         status = exc.status_code if 400 <= exc.status_code <= 599 else 500
@@ -437,8 +441,15 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapp
     if (refusal := _refusal_by_ray(exc)) is not None:
         return refusal.status, refusal.reason, refusal.headers
     if debug:
-        return 500, f"{type(exc).__name__} : {exc}", {}
+        return 500, f"{type(exc).__name__} : {_text_of(exc)}", {}
     return 500, "Internal Server Error", {}
+
+
+def _text_of(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:
+        return "it has no text"
 
 
 def _refusal_by_ray(exc: BaseException) -> Overloaded | None:

@@ -373,3 +373,11 @@ async def test_a_hook_of_the_model_that_is_not_implemented_further_down_is_a_fai
     (record,) = caplog.records
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "secret"
+
+
+def test_an_exception_without_a_text_is_described_too() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    assert describe(Mute(), debug=True)[:2] == (500, "Mute : it has no text")
