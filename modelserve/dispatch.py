@@ -13,7 +13,6 @@ from typing import Any, Final
 from starlette.types import Message
 
 from modelserve.concurrency.budget import Share
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.concurrency.uncollected import call_uncollected
 from modelserve.duplex import duplex_for
@@ -330,7 +329,7 @@ async def _respond(
     headers = response_headers = None
     try:
         if plan.wants_headers:
-            headers = HookHeaders.of(exchange)
+            headers = exchange.hook_headers()
         if plan.wants_response_headers:
             response_headers = HookHeaders(raw=[])
         if plan.is_direct:
@@ -343,9 +342,7 @@ async def _respond(
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
-            call = entry.new_call(
-                entry.name, entry.workers, headers, response_headers, exchange.id, exchange
-            )
+            call = entry.new_call(headers, response_headers, exchange)
             exchange.seconds = call.seconds
             if plan.is_direct:
                 result = await call.take_over(plan.main, exchange.since, result)
@@ -375,8 +372,7 @@ async def _respond(
     finally:
         try:
             if call is not None and not call.is_finished:
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(exchange, closing))
+                await call.closing()
         finally:
             serving.admission.release(entry.gate)
 

@@ -19,7 +19,6 @@ from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, TypedDict, cast
-from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -48,6 +47,7 @@ from modelserve.server.application import find_drainables
 from modelserve.server.settings import HEAD_TIMEOUT, Settings
 from modelserve.server.token_file import follow_token, read_token
 from modelserve.version import __version__
+from modelserve.wire.handshake import is_origin
 
 __all__ = [
     "LIMITS",
@@ -723,8 +723,7 @@ def _whole_or_inf(text: str) -> float:
 
 
 def _origin(text: str) -> str:
-    parts = urlsplit(text)
-    if text not in ("*", "null") and text != f"{parts.scheme}://{parts.netloc}":
+    if not is_origin(text):
         raise ArgumentTypeError(f"{text!r} is not an origin, like https://example.org")
     return text
 

@@ -31,6 +31,7 @@ from modelserve.models.telling import not_ready, states_of
 from modelserve.observers import Observers
 from modelserve.protocols.cloudevents import EventSettings
 from modelserve.wire.bearer import valid_token
+from modelserve.wire.handshake import checked_origins
 from modelserve.wire.head import Scope
 
 __all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics", "Table"]
@@ -105,13 +106,15 @@ class Serving:
         origins: Collection[str] = (),
         observers: Observers | None = None,
     ) -> None:
+        if not isinstance(limits, Limits):
+            raise TypeError(f"The limits of a ModelServer must be Limits: {limits!r}")
         self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.deadlines = self.limits.deadlines()
         self.debug = debug
         self.token = None if token is None else valid_token(token)
         self.control, self.wait_for_load = control, wait_for_load
-        self.origins = frozenset(origins)
+        self.origins = checked_origins(origins)
         self.telemetry = Telemetry(observers=observers)
         self.has_playground = False
         self.workers = Workers(threads)
@@ -153,6 +156,8 @@ class Serving:
 
         Raises OSError where there is no such directory.
         """
+        if isinstance(repository, str | os.PathLike):
+            raise TypeError(f"The repository must be a ModelRepository, as of {repository!r}")
         self.follow(repository, loads_by_name=True)
         self._has_repository = True
         names = repository.names()

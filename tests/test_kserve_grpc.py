@@ -150,7 +150,8 @@ class Waits(Model):
 
 class Streams(Model):
     async def predict(self, payload: Any) -> AsyncIterator[Any]:
-        yield InferResponse(payload.id, self.name, [])
+        for number in (1, 2):
+            yield InferResponse(payload.id, self.name, [InferOutput("o", [1], "INT32", [number])])
 
 
 @asynccontextmanager
@@ -257,6 +258,8 @@ async def test_infer(server: ModelServer) -> None:
         assert (answer.id, list(answer.outputs[0].contents.int_contents)) == ("9", [3])
         answer = await stub.ModelInfer(request_for("contents"))
         assert list(answer.outputs[0].contents.fp32_contents) == [1.5]
+        answer = await stub.ModelInfer(pb2.ModelInferRequest(model_name="streams"))
+        assert list(answer.outputs[0].contents.int_contents) == [1, 2]
         metadata = (("x-there", "there"), ("data-bin", b"\xff"), ("x-request-id", "abc"))
         answer = await stub.ModelInfer(request_for("headers"), metadata=metadata)
         found = {key: value.string_param for key, value in answer.parameters.items()}
@@ -273,11 +276,6 @@ ERRORS = [
         "Model with name echo and version 9 does not exist.",
     ),
     (pb2.ModelInferRequest(model_name="none"), "NOT_FOUND", "Model with name none does not exist."),
-    (
-        pb2.ModelInferRequest(model_name="streams"),
-        "UNIMPLEMENTED",
-        "Model 'streams' streams, and there is",
-    ),
     (
         request_for(inputs=[{"name": "x", "datatype": "INT32", "shape": [1]}]),
         "INVALID_ARGUMENT",

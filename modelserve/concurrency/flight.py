@@ -11,7 +11,7 @@ cancelled and shielded is in `asyncio_flight` and `trio_flight`.
 """
 
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final, Protocol
 
 from starlette.types import Receive
@@ -22,6 +22,7 @@ from modelserve.limits import Deadlines
 __all__ = [
     "CANCELS",
     "BodyTimedOut",
+    "Companion",
     "Flight",
     "HostCancelled",
     "Phase",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 Pipeline = Coroutine[Any, Any, None]
+Companion = Callable[[], Coroutine[Any, Any, None]]
 # An extension of ASGI's scope: while it serves, the host cancels a request whose client has left.
 CANCELS: Final = "modelserve.cancels"
 
@@ -144,14 +146,17 @@ class Flight:
         if self.is_watched:
             self._start_watcher()
 
-    def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine until the pipeline ends; Stopped raised by it ends the pipeline."""
+    def start_companion(self, companion: Companion) -> Callable[[], object]:
+        """Run an async function beside the pipeline; Stopped raised by it ends the request.
+
+        It is cancelled when the pipeline ends, or by calling what is returned.
+        """
         raise NotImplementedError
 
-    async def accompany(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Await a companion; ClientGone raised by it ends the request."""
+    async def accompany(self, companion: Companion) -> None:
+        """Run a companion; Stopped raised by it ends the request."""
         try:
-            await companion
+            await companion()
         except Stopped as reason:
             self.cancel(reason)
 

@@ -33,7 +33,7 @@ async def read_ahead(exchange: Exchange, share: Share, limit: float) -> None:
     assert exchange.flight is not None
     early = _EarlyBody(exchange.receive, share, limit)
     exchange.receive = early.receive
-    exchange.flight.start_companion(early.read())
+    exchange.flight.start_companion(early.read)
 
 
 class _EarlyBody:

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -26,7 +26,7 @@ from modelserve.models.connecting import connect, is_predictor_ready
 from modelserve.models.followed import new_calls
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
-from modelserve.models.inference import call_hook
+from modelserve.models.inference import NewCall, call_hook
 from modelserve.models.model import (
     HOOKS,
     Model,
@@ -105,8 +105,7 @@ class Entry:
         check_stepping(model)
         _check_ready_can_be_set(model)
         _check_answers(model)
-        if not isinstance(model.limits, Limits | None):
-            raise TypeError(f"The limits of model {self.name!r} must be Limits: {model.limits!r}")
+        _check_settings(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -156,7 +155,8 @@ class Entry:
         self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
-        self.new_call = new_calls(plans, shared.telemetry.followed)
+        make_call = new_calls(plans, shared.telemetry.followed)
+        self.new_call: NewCall = partial(make_call, self.name, self.workers)
 
         connect(model)
         if not self.needs_loading:
@@ -231,6 +231,17 @@ def _check_ready_can_be_set(model: Any) -> None:
     except AttributeError:  # a frozen dataclass, or a property
         sentence = f"The attribute 'ready' of model {model.name!r} cannot be set"
         raise TypeError(sentence) from None
+
+
+def _check_settings(model: Any) -> None:
+    if not isinstance(model.limits, Limits | None):
+        raise TypeError(f"The limits of model {model.name!r} must be Limits: {model.limits!r}")
+    versions = model.versions
+    if versions is not None and (isinstance(versions, str) or not isinstance(versions, Iterable)):
+        raise TypeError(f"The versions of model {model.name!r} must be a list: {versions!r}")
+    beat = model.heartbeat
+    if beat is not None and not (isinstance(beat, int | float) and beat > 0):
+        raise TypeError(f"The heartbeat of model {model.name!r} must be seconds above 0: {beat!r}")
 
 
 def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: bool) -> Streaming:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from modelserve.errors import ResponseCut, single_cause
-from modelserve.exchange.running import Running, running_request_id
+from modelserve.exchange.running import running_request_id
 from modelserve.server.log_queue import QueuedHandler, blocking_descriptor
 
 __all__ = [
@@ -68,7 +68,6 @@ def configure(*, form: str, level: str) -> None:
     _open_standard_descriptors()
     handler = _stderr_handler(form)
     handler.addFilter(add_request_id)
-    Running.note_ids()
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)

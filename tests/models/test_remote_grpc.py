@@ -574,6 +574,20 @@ async def test_a_client_that_leaves_while_we_connect(caplog: pytest.LogCaptureFi
         connection.close()
 
 
+async def test_a_model_that_is_taken_out_while_we_connect() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        app = transformer("m", f"127.0.0.1:{listener.getsockname()[1]}")
+        document = {"inputs": [TENSOR]}
+        async with (
+            lifespan(app),
+            exchange(app, "POST", "/v2/models/m/infer", json=document) as client,
+        ):
+            connection, _ = await anyio.to_thread.run_sync(listener.accept)
+            await disconnect(app.serving.registry.get("m").model)
+            assert (await client.head()).status == 503
+        connection.close()
+
+
 @pytest.mark.parametrize("retries", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 async def test_connections_are_tried_again_as_often_as_the_model_says(retries: int) -> None:
     tries: list[None] = []

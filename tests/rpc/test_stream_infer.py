@@ -231,6 +231,23 @@ async def test_an_iterator_that_is_not_read_does_not_stop_the_stream() -> None:
     assert len(calls) == 2
 
 
+async def test_a_stream_keeps_no_task_of_the_requests_that_it_has_answered() -> None:
+    def takes_one(payload: Iterator[InferRequest]) -> Iterator[InferResponse]:
+        yield response(number_in(next(payload)))
+
+    async with opened(serve(takes_one)) as started:
+        client = Client(started)
+        client.ask(asked("takes_one", 0))
+        await started.head()
+        tasks = []
+        for number in range(50):
+            assert await client.number() == number
+            await anyio.wait_all_tasks_blocked()
+            tasks.append(len(anyio.get_running_tasks()))
+            client.ask(asked("takes_one", number + 1))
+        assert tasks[-1] < tasks[0] + 10
+
+
 async def test_clients_may_ask_where_the_responses_end() -> None:
     def final(message: Any) -> Any:
         parameters = message.infer_response.parameters

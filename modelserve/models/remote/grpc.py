@@ -196,7 +196,7 @@ class GrpcCaller:
         """Return a channel that is connected, having tried as often as the config says.
 
         One that cannot connect is returned as well: a call on it fails at once, and says why.
-        Raises PredictorError where a server is silent.
+        Raises PredictorError where a server is silent, or the channel has been closed.
         """
         address = _address_of(config)
         for attempt in range(config.retries + 1):
@@ -205,7 +205,7 @@ class GrpcCaller:
             line = self._line(address)
             if await line.connect(min(seconds or math.inf, _CONNECT_SECONDS)):
                 break
-        if line.state == "CONNECTING":
+        if line.state in ("CONNECTING", "SHUTDOWN"):
             raise Complaints(config).unreachable("no connection in time")
         return line
 

@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeAlias
 
-from modelserve.errors import InferenceError, describe, is_expected
+from modelserve.errors import describe, is_expected
 from modelserve.kserve.protocol.dataplane import DataPlane
 from modelserve.kserve.protocol.grpc import grpc_predict_v2_pb2 as pb2
 from modelserve.kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
 from modelserve.kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from modelserve.kserve.utils.utils import to_headers
 from modelserve.protocols.codec import ModelRef
+from modelserve.protocols.grpc import merge_responses
 from modelserve.protocols.signature import tensors_in
 from modelserve.protocols.v2 import as_response
 from modelserve.tensors import InferRequest, InferResponse
@@ -102,7 +103,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
     @_method
     async def ModelInfer(self, request: Any, context: Any) -> Any:
-        """Run a model that does not stream."""
+        """Run a model; the responses of one that streams become one, as on gRPC's own port."""
         headers = self._check_token(context)
         given = InferRequest.from_grpc(request)
         result, _ = await self._models.infer(
@@ -110,10 +111,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         )
         if is_message(result, "ModelInferResponse"):
             return result
-        if isinstance(result, list) and InferResponse in {*map(type, result)}:
-            words = f"Model {given.model_name!r} streams, and there is one response here."
-            raise InferenceError(words, status=501)
         ref = ModelRef(given.model_name, given.model_version)
+        if isinstance(result, list) and InferResponse in {*map(type, result)}:  # of a stream
+            result = merge_responses([as_response(item, given, ref) for item in result])
         return grpc_response(as_response(result, given, ref), given)
 
     @_method
