@@ -36,8 +36,8 @@ from modelserve.protocols.completions import CHAT, TEXT, Completion, Kind, count
 from modelserve.wire.encoders import COLLECTED, SSE, Encoder
 from modelserve.wire.generation import Generation
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON, Header
-from modelserve.wire.json import parse_json, to_json
+from modelserve.wire.headers import JSON, Header, error_headers
+from modelserve.wire.json import detail_text, parse_json, plain_detail, to_json
 from modelserve.wire.values import to_builtin
 
 __all__ = ["ChatCodec", "EmbeddingsCodec", "OpenAICodec", "TextCodec"]
@@ -325,10 +325,11 @@ def _error(status: int, detail: Any, error: BaseException | None) -> dict[str, A
     for types, of_param, of_code in _CODES:
         if isinstance(error, types):
             param, code = of_param, of_code
+    detail = plain_detail(detail)
     if isinstance(detail, dict) and isinstance(detail.get("error"), dict):
         detail = detail["error"]
-    message = detail if isinstance(detail, str) else to_json(detail).decode()
-    document = {"message": message, "type": kind, "param": param, "code": code}
+    message = detail_text(detail)
+    document = {"message": message, "type": kind, "param": plain_detail(param), "code": code}
     if isinstance(detail, dict) and isinstance(detail.get("message"), str):
         document |= detail
     return {"error": document}
@@ -336,8 +337,8 @@ def _error(status: int, detail: Any, error: BaseException | None) -> dict[str, A
 
 def _says_when(error: BaseException | None) -> bool:
     """Return whether an exception has a header that says when to try again."""
-    headers = getattr(error, "headers", None) or {}
-    return any(str(name).lower() == "retry-after" for name in headers)
+    headers = error_headers(getattr(error, "headers", None) or {})
+    return any(name == b"retry-after" for name, _ in headers)
 
 
 def _failure(status: int, detail: Any) -> bytes:
