@@ -24,12 +24,12 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, 0 once the server has stopped after a signal.
 
-    `modelserve call` calls a server; a file of that name is `./call.py`. For unusable arguments,
-    or an unusable target, it prints one sentence to stderr and returns 2.
+    `modelserve call` calls a server; write `./call.py` for a file of that name. For invalid
+    arguments, or a target that cannot be loaded, it prints one sentence to stderr and returns 2.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] == "call":
-        from modelserve.client import command  # a server needs none of it
+        from modelserve.client import command  # not needed by a server
 
         return command.main(given[1:])
     try:
@@ -68,7 +68,7 @@ def _watched(options: Namespace) -> list[Path]:
 
 
 def _refuse_flags(options: Namespace) -> None:
-    """Refuse flags for a `ModelServer` where the target is another application."""
+    """Refuse flags for a `ModelServer` if the target is another application."""
     given = [name for name in LIMITS if getattr(options.limits, name) is not None]
     given += [
         name
