@@ -15,7 +15,7 @@ from modelserve.endpoints import Request
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
-from modelserve.exchange.running import Running
+from modelserve.exchange.running import note_running
 from modelserve.exchange.websocket import cut
 from modelserve.following import FollowedFlights
 from modelserve.lifespan import Serving
@@ -199,9 +199,11 @@ class ModelServer(_Addressed, _Described, _Runnable):
         if (followed := self.serving.telemetry.followed) is not None:
             self.serving.flights = FollowedFlights(followed, self._routes.find)
         self.playground = playground
+        if not isinstance(aliases, Mapping | None):
+            raise TypeError(f"The aliases must be a dict of paths, not {aliases!r}")
         for path, means in (aliases or {}).items():
             self.add_alias(path, means)
-        for model in models:
+        for model in _several(models):
             self.add_model(model)
         if repository is not None:
             self.serving.use(repository)
@@ -226,10 +228,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
                 return
             target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
-        if Running.note_id is not None:
-            Running.note_id(exchange.id)
-        if Running.note is not None:
-            Running.note(exchange)
+        note_running(exchange)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:
@@ -307,6 +306,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         For a host that mounts the application and runs no lifespan for it; `app` is ignored.
         """
         return self.serving.lifespan()
+
+
+def _several(models: Iterable[Any]) -> Iterable[Any]:
+    if not isinstance(models, Iterable):
+        raise TypeError(f"The models of a ModelServer are a list of models, not {models!r}")
+    return models
 
 
 def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:

@@ -6,24 +6,20 @@ request, and the id of the calling request.
 """
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from time import monotonic
-from types import FrameType
 from typing import Any, Final
 
 import anyio
 from starlette.types import Message, Receive
 
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, HostCancelled, Phase
 from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
-from modelserve.dispatch import dispatch
 from modelserve.errors import (
     ClientGone,
     InferenceError,
@@ -32,13 +28,7 @@ from modelserve.errors import (
     Stopped,
     describe,
 )
-from modelserve.exchange.running import (
-    Caller,
-    Running,
-    note_all_running,
-    note_running,
-    running_caller,
-)
+from modelserve.exchange.running import Caller, note_running
 from modelserve.lifespan import Serving
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries, Tick
@@ -47,10 +37,9 @@ from modelserve.models.inference import infer
 from modelserve.models.registry import Entry
 from modelserve.wire.head import NEW_IDS, HookHeaders, valid_id
 
-__all__ = ["CallRequest", "caller_here"]
+__all__ = ["CallRequest"]
 
 _PROTOCOL: Final = "call"  # in metrics and in the access log
-_PIPELINE: Final = dispatch.__code__
 _DEEPEST: Final = 64
 
 
@@ -133,6 +122,10 @@ class CallRequest:
 
     # -- for the caller
 
+    def hook_headers(self) -> HookHeaders:
+        """Return the headers that its hooks are given."""
+        return HookHeaders({**self.headers, "x-request-id": self.id.decode("latin-1")})
+
     def begin(self) -> None:
         """Start the call in a task of the event loop."""
         if self.begun:
@@ -208,15 +201,18 @@ class CallRequest:
 
 async def _answer(request: CallRequest) -> None:
     note_running(request)
-    if Running.note_id is not None:
-        Running.note_id(request.id)
     try:
         if request.left:
             raise ClientGone
         request.entry = entry = await _usable_entry(request)
-        await request.serving.admission.nesting.acquire(entry.gate, _held(request), request)
+        plan = entry.plans[request.verb]
+        nesting = request.serving.admission.nesting
+        await nesting.acquire(entry.gate, _held(request), request)
         request.admitted = True
-        await _run_hooks(request, entry, entry.plans[request.verb])
+        try:
+            await _run_hooks(request, entry, plan)
+        finally:
+            nesting.release(entry.gate)
         request.status = 200
     except BaseException as exc:
         if request.flight is not None and request.flight.is_interrupted_by(exc):
@@ -290,19 +286,12 @@ def _workers_for(request: CallRequest, entry: Entry) -> Workers:
 
 
 async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
-    """Run the hooks, pass on their results, clean up and release the slot."""
-    headers = response_headers = None
-    if plan.wants_headers:
-        given = {**request.headers, "x-request-id": request.id.decode("latin-1")}
-        headers = HookHeaders(given)
-    if plan.wants_response_headers:
-        response_headers = HookHeaders(raw=[])
-    workers = _workers_for(request, entry)
-    call = entry.new_call(entry.name, workers, headers, response_headers, request.id, request)
-    request.seconds = call.seconds
+    """Run the hooks and pass on their results; then close what they have opened."""
     _enter(request, Phase.FIRST)
     payload, request.payload = request.payload, None
-    try:
+    async with entry.new_call(*plan.headers_for(request), request) as call:
+        call.workers = _workers_for(request, entry)
+        request.seconds = call.seconds
         result = await infer(plan, payload, call, _nothing)
         if call.is_stream(result):
             request.stream = _Streamed(call.endings())
@@ -310,12 +299,6 @@ async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
         else:
             request.items.append(result)
         request.phase = Phase.DONE
-    finally:
-        try:
-            if not call.is_finished:
-                await clean_up(request, call.finish())
-        finally:
-            request.serving.admission.nesting.release(entry.gate)
 
 
 async def _hand_on(request: CallRequest, streamed: _Streamed, items: AsyncIterator[Any]) -> None:
@@ -347,25 +330,6 @@ def _record(request: CallRequest, streamed: _Streamed, now: float) -> None:
 def _enter(request: CallRequest, phase: int) -> None:
     request.phase = phase
     request.since = monotonic()
-
-
-def caller_here() -> Caller | None:
-    """Return the request whose hook runs here, if one does.
-
-    Requests are noted from the first call on. Before that, the request is found on the stack, below
-    the hook.
-    """
-    note_all_running()
-    noted = running_caller()
-    if noted is not None:
-        return noted
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _PIPELINE:
-            caller: Caller = frame.f_locals["exchange"]
-            return caller
-        frame = frame.f_back
-    return None
 
 
 # --- the event loop -----------------------------------------------------------------------------

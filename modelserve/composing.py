@@ -10,8 +10,9 @@ from typing import Any, Self
 
 import anyio
 
-from modelserve.calls import CallRequest, caller_here
+from modelserve.calls import CallRequest
 from modelserve.concurrency.bridge import call_of_this_thread
+from modelserve.exchange.running import running_caller
 from modelserve.lifespan import Serving
 from modelserve.models.hooks import VERBS
 from modelserve.reading import items_in_thread
@@ -44,7 +45,7 @@ class ModelCall:
         if verb not in VERBS:
             raise ValueError(f"There is no verb {verb!r}: there are {', '.join(VERBS)}")
         self._thread = call_of_this_thread()
-        request = CallRequest(serving, name, payload, verb, headers, caller_here())
+        request = CallRequest(serving, name, payload, verb, headers, running_caller())
         request.from_thread = self._thread is not None
         self._reader = _Reader(request)
 

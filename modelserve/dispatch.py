@@ -13,7 +13,6 @@ from typing import Any, Final
 from starlette.types import Message
 
 from modelserve.concurrency.budget import Share
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.concurrency.uncollected import call_uncollected
 from modelserve.duplex import duplex_for
@@ -196,7 +195,8 @@ async def _open(
         codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
         return codec.open(body, exchange)
 
-    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
+    is_small = len(body) <= SMALL_BYTES
+    ref, exchange.payload = open_() if is_small else await _in_turn(serving, open_, body, share)
     entry = serving.registry.entries.get(ref.name)
     if entry is not None:
         limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
@@ -260,18 +260,18 @@ async def _decode(
         codec.check_cost(body, exchange, entry.max_json_values)
         return codec.decode(body, exchange, ref)
 
-    exchange.payload = await _in_turns(serving, decode, len(body), share)
+    is_small = len(body) <= SMALL_BYTES
+    exchange.payload = decode() if is_small else await _in_turn(serving, decode, body, share)
 
 
-async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, share: Share) -> Any:
-    """Decode a body: on the event loop if it is small, else in a thread.
+async def _in_turn(
+    serving: Serving, decode: Callable[[], Any], body: bytes | bytearray, share: Share
+) -> Any:
+    """Decode a large body in a thread; cancellation waits for its end.
 
-    A parser keeps the interpreter's lock, but other requests run before and after it. Cancellation
-    waits for its end.
+    A parser keeps the interpreter's lock, but other requests run before and after it.
     """
-    if size <= SMALL_BYTES:
-        return decode()
-    share.resize(size)
+    share.resize(len(body))
     return await serving.decoders.call("decode", call_uncollected, decode)
 
 
@@ -329,7 +329,7 @@ async def _respond(
     headers = response_headers = None
     try:
         if plan.wants_headers:
-            headers = HookHeaders.of(exchange)
+            headers = exchange.hook_headers()
         if plan.wants_response_headers:
             response_headers = HookHeaders(raw=[])
         if plan.is_direct:
@@ -342,9 +342,7 @@ async def _respond(
             finally:
                 exchange.seconds = {plan.main.name: monotonic() - exchange.since}
         if not plan.is_direct or type(result) not in PLAIN:
-            call = entry.new_call(
-                entry.name, entry.workers, headers, response_headers, exchange.id, exchange
-            )
+            call = entry.new_call(headers, response_headers, exchange)
             exchange.seconds = call.seconds
             if plan.is_direct:
                 result = await call.take_over(plan.main, exchange.since, result)
@@ -374,8 +372,7 @@ async def _respond(
     finally:
         try:
             if call is not None and not call.is_finished:
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(exchange, closing))
+                await call.closing()
         finally:
             serving.admission.release(entry.gate)
 

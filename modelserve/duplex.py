@@ -12,7 +12,6 @@ from urllib.parse import parse_qs
 
 import anyio.lowlevel
 
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
 from modelserve.exchange.bodies import BodyResults
@@ -23,12 +22,11 @@ from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
 from modelserve.models.chunks import Chunks
 from modelserve.models.hooks import Plan
-from modelserve.models.inference import Call, NewCall, infer
-from modelserve.models.instances import Instances, SyncInstances
-from modelserve.models.iterating import Iterates
+from modelserve.models.inference import Call, infer
+from modelserve.models.instances import Instances
+from modelserve.models.iterating import Iterates, arriving
 from modelserve.models.registry import Entry
 from modelserve.protocols.codec import Codec, ModelRef, StreamFormat
-from modelserve.wire.head import HookHeaders
 from modelserve.wire.lines import Cutter, Lines
 from modelserve.wire.media import LINE_TYPES, media_type
 
@@ -96,8 +94,7 @@ class Duplex:
             timeout=exchange.deadlines.input_timeout,
             reader=messages if codec.is_socket else bodies,
         )
-        self._headers = HookHeaders.of(exchange) if plan.wants_headers else None
-        self._response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
+        self._headers, self._response_headers = plan.headers_for(exchange)
 
     def stream_format(self, payload: Any) -> StreamFormat:
         """Return the format of the results: lines if the client has no preference."""
@@ -130,14 +127,14 @@ class Duplex:
             if self._plan.iterates is None:
                 await self._answer_chunks()
             else:
-                await self._answer_iterator(self._plan.iterates)
+                await self._answer_iterator(self._plan.iterates, exchange.flight)
         finally:
             self._log_stall()
             admission.release(gate)
 
     def _begin(self, flight: Flight) -> None:
         """Begin to receive; after this, the request is not refused any more."""
-        flight.start_companion(self._intake.receive())
+        flight.start_companion(self._intake.receive)
 
     def _start_results(self) -> Results:
         format, streaming = self.stream_format(None), self._entry.streaming
@@ -154,13 +151,6 @@ class Duplex:
         results.begin()
         return results
 
-    def _call(self, new_call: NewCall) -> Call:
-        exchange, entry = self._exchange, self._entry
-        headers = self._headers
-        return new_call(
-            entry.name, entry.workers, headers, self._response_headers, exchange.id, exchange
-        )
-
     # -- a hook of whole payloads
 
     async def _answer_chunks(self) -> None:
@@ -172,7 +162,14 @@ class Duplex:
             self._intake,
             results,
             self._exchange,
-            make_call=partial(self._call, Call),
+            make_call=partial(
+                Call,
+                self._entry.name,
+                self._entry.workers,
+                self._headers,
+                self._response_headers,
+                self._exchange,
+            ),
             check=self._codec.check,
             seconds=seconds,
         )
@@ -182,17 +179,16 @@ class Duplex:
 
     # -- a hook that iterates
 
-    async def _answer_iterator(self, how: Iterates) -> None:
+    async def _answer_iterator(self, how: Iterates, flight: Flight) -> None:
+        instances = Instances(self._intake)
+        with arriving(instances, how, flight) as payload:
+            await self._answer_instances(instances, payload)
+
+    async def _answer_instances(self, instances: Instances, payload: Any) -> None:
         exchange = self._exchange
-        payload: Any
-        payload = instances = Instances(self._intake)
-        assert exchange.flight is not None
-        if how is Iterates.SYNC:
-            payload = SyncInstances(instances)
-            exchange.flight.start_companion(payload.serve())
-        call = self._call(self._entry.new_call)
-        exchange.seconds = call.seconds
-        try:
+        new_call = self._entry.new_call
+        async with new_call(self._headers, self._response_headers, exchange) as call:
+            exchange.seconds = call.seconds
             result = await infer(self._plan, payload, call, self._codec.check)
             if call.is_stream(result):
                 results = self._start_results()
@@ -215,10 +211,6 @@ class Duplex:
                 result, exchange, None, self._response_headers, self._ref
             )
             await exchange.send_document(200, fields, buffers)
-        finally:
-            if not call.is_finished:
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(exchange, closing))
 
     def _log_stall(self) -> None:
         """Log that a client was cut because it does not read while it sends."""

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 __all__ = [
-    "Repeated", "Switch", "WrongVariable", "fill_in", "show_variables", "spelled", "wrong_option",
+    "FALSE", "TRUE", "Repeated", "Switch", "WrongVariable", "fill_in", "show_variables", "spelled",
+    "wrong_option",
 ]  # fmt: skip
 
 _PREFIX: Final = "MODELSERVE_"
-_TRUE: Final = ("1", "true", "yes", "on")
-_FALSE: Final = ("0", "false", "no", "off")
+TRUE: Final = ("1", "true", "yes", "on")
+FALSE: Final = ("0", "false", "no", "off")
 # Kubernetes sets such values for a service called modelserve, or modelserve-something.
 _OF_SERVICES: Final = ("tcp://", "udp://", "sctp://")
 _UNSET: Final = object()
@@ -123,8 +124,8 @@ def _words_of(flag: Action, text: str) -> list[str]:
     if isinstance(flag, Switch):
         on, off = flag.option_strings
         word = text.strip().lower()
-        if word not in _TRUE + _FALSE:
+        if word not in TRUE + FALSE:
             raise ValueError(f"{text!r} is neither true nor false")
-        return [on if word in _TRUE else off]
+        return [on if word in TRUE else off]
     values = text.split() if isinstance(flag, Repeated) else [text]
     return [f"{flag.option_strings[0]}={value}" for value in values]

@@ -404,7 +404,15 @@ class ResponseCut(Exception):
     """Raised out of the application, so that the host cuts a response that must not look complete.
 
     The failure itself has been logged already.
+
+    Attributes:
+        status, detail: Those of the failure, for a host that can still report them.
     """
+
+    def __init__(self, text: str = "", *, status: int = 500, detail: Any = "") -> None:
+        super().__init__(text)
+        self.status = status
+        self.detail = detail
 
 
 class LoadError(Exception):

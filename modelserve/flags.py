@@ -18,14 +18,15 @@ from dataclasses import fields
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, TypedDict
-from urllib.parse import urlsplit
+from typing import Any, Final, TypedDict, cast
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from modelserve import hosting
 from modelserve.environment import (
+    FALSE,
+    TRUE,
     Repeated,
     Switch,
     WrongVariable,
@@ -38,13 +39,15 @@ from modelserve.errors import LoadError
 from modelserve.hosting import Hosted
 from modelserve.lifespan import Serving
 from modelserve.limits import DEFAULTS, Limits
-from modelserve.models.predictor import PredictorConfig
+from modelserve.models.model import ModelSettings
+from modelserve.models.predictor import PROTOCOLS
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.application import find_drainables
 from modelserve.server.settings import HEAD_TIMEOUT, Settings
 from modelserve.server.token_file import follow_token, read_token
 from modelserve.version import __version__
+from modelserve.wire.handshake import is_origin
 
 __all__ = [
     "LIMITS",
@@ -120,6 +123,10 @@ class Flags(TypedDict, total=False):
     model_name: str | None
     predictor_host: str | None
     predictor_protocol: str | None
+    predictor_use_ssl: bool | None
+    predictor_timeout: float | None
+    predictor_retries: int | None
+    predictor_health_check: bool | None
     token_file: str | os.PathLike[str] | None
     control: bool | None
     playground: bool | None
@@ -156,8 +163,7 @@ def configure(app: Hosted, options: Namespace) -> None:
         except ValueError as exc:
             raise LoadError(f"{spelled(options, 'model_name')}: {exc}.") from None
     if options.predictor_host is not None:
-        predictor = PredictorConfig(options.predictor_host, options.predictor_protocol or "v1")
-        serving.loading.source.forward_to(predictor)
+        serving.loading.source.forward_to(_predictor_of(options))
     serving.reconfigure(limits, threads=options.threads, debug=options.debug)
     if options.token is not None:
         serving.token = options.token
@@ -179,6 +185,20 @@ def configure(app: Hosted, options: Namespace) -> None:
         _add_paths(app, options)
     except ValueError as exc:
         raise LoadError(f"{exc}.") from None
+
+
+def _predictor_of(options: Namespace) -> ModelSettings:
+    """Return what the options say of a predictor; the rest is left to each model."""
+    settings = {
+        "predictor_host": options.predictor_host,
+        "protocol": options.predictor_protocol,
+        "use_ssl": options.predictor_use_ssl,
+        "timeout": options.predictor_timeout,
+        "retries": options.predictor_retries,
+        "predictor_health_check": options.predictor_health_check,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    return cast(ModelSettings, given)
 
 
 def _is_loopback(options: Namespace) -> bool:
@@ -268,7 +288,10 @@ def options_of(flags: Flags) -> Namespace:
             known = ", ".join(Flags.__annotations__)
             raise TypeError(f"There is no option {name!r}; there are {known}")
         words += _words_of(name, value)
-    return parse([_PROGRAM, *words], kind=_Raising)
+    try:
+        return parse([_PROGRAM, *words], kind=_Raising)
+    except ValueError as exc:
+        raise exc from None  # not with the three of argparse that it comes from
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
@@ -278,6 +301,8 @@ _SWITCHES: Final = (
     "exit_on_load_failure",
     "control",
     "playground",
+    "predictor_use_ssl",
+    "predictor_health_check",
     "sagemaker",
     "ws_per_message_deflate",
 )
@@ -389,9 +414,11 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
     _add_address(parser)
     _add_limits(parser)
     _add_application(parser)
+    _add_predictor(parser)
     _add_own_paths(parser)
     _add_logging(parser)
     _add_connections(parser)
+    _add_tls(parser)
     show_variables(parser)
     return parser
 
@@ -429,9 +456,9 @@ def _add_address(parser: ArgumentParser) -> None:
     )
 
 
-def _also(group: Any, spelling: str, **options: Any) -> None:
+def _also(group: Any, spelling: str, dest: str | None = None, **options: Any) -> None:
     """Take KServe's spelling of a flag, which is not in the help."""
-    dest = spelling.removeprefix("--").removeprefix("http_")
+    dest = dest or spelling.removeprefix("--").removeprefix("http_")
     group.add_argument(spelling, dest=dest, default=SUPPRESS, help=SUPPRESS, **options)
 
 
@@ -512,19 +539,44 @@ def _add_models(group: Any) -> None:
         help="the name of the model in DIR/model.py, or of TARGET's where it has one model; default"
         " for DIR: environment variable INFERENCE_SERVICE_NAME, else the name of DIR",
     )
-    group.add_argument(
-        "--predictor-host",
-        metavar="HOST[:PORT]",
-        help="where models without a predict of their own send their payloads",
+    for spelling in ("--model_dir", "--model_name"):
+        _also(group, spelling)
+
+
+def _add_predictor(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "predictor", "Where models without a predict of their own send their payloads."
     )
+    group.add_argument("--predictor-host", metavar="HOST[:PORT]")
     group.add_argument(
         "--predictor-protocol",
-        choices=("v1", "v2"),
-        help="the predictor's protocol; default: v1",
+        choices=PROTOCOLS,
+        help="default: the model's own, else v1; grpc-v2 is V2 over gRPC",
     )
-    for spelling in ("--model_dir", "--model_name", "--predictor_host"):
-        _also(group, spelling)
-    _also(group, "--predictor_protocol", choices=("v1", "v2"))
+    group.add_argument("--predictor-use-ssl", action=Switch, help="call it over TLS")
+    group.add_argument(
+        "--predictor-timeout",
+        type=_time_limit,
+        metavar="SECONDS",
+        help="for its answer, or a part of it; default: the model's own, else 600",
+    )
+    group.add_argument(
+        "--predictor-retries",
+        type=_whole,
+        metavar="N",
+        help="times to try a connection to it again; default: the model's own, else 0",
+    )
+    group.add_argument(
+        "--predictor-health-check",
+        action=Switch,
+        help="let probes find models ready only while it is",
+    )
+    _also(group, "--predictor_host")
+    _also(group, "--predictor_protocol", choices=PROTOCOLS)
+    _also(group, "--predictor_use_ssl", type=_truth)
+    _also(group, "--predictor_request_timeout_seconds", "predictor_timeout", type=_time_limit)
+    _also(group, "--predictor_request_retries", "predictor_retries", type=_whole)
+    _also(group, "--enable_predictor_health_check", "predictor_health_check", action="store_true")
 
 
 def _add_own_paths(parser: ArgumentParser) -> None:
@@ -591,11 +643,29 @@ def _add_connections(parser: ArgumentParser) -> None:
         default=False,
         help="compress the messages of WebSockets; for audio and video it only takes time",
     )
-    group.add_argument("--ssl-certfile", metavar="PATH")
-    group.add_argument("--ssl-keyfile", metavar="PATH")
-    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD")
-    group.add_argument("--http", choices=("auto", "h11", "httptools"), default="auto")
-    group.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default="auto")
+    group.add_argument(
+        "--http",
+        choices=("auto", "h11", "httptools"),
+        default="auto",
+        help="the parser of HTTP; default: auto, which is httptools where it is installed",
+    )
+    group.add_argument(
+        "--loop",
+        choices=("auto", "asyncio", "uvloop"),
+        default="auto",
+        help="the event loop; default: auto, which is uvloop where it is installed",
+    )
+
+
+def _add_tls(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("TLS")
+    group.add_argument(
+        "--ssl-certfile", metavar="PATH", help="serve over TLS, with this chain of certificates"
+    )
+    group.add_argument(
+        "--ssl-keyfile", metavar="PATH", help="its private key; default: in the same file"
+    )
+    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD", help="of an encrypted key")
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -605,6 +675,13 @@ def _whole(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def _truth(text: str) -> bool:
+    word = text.lower()
+    if word not in TRUE + FALSE:
+        raise ArgumentTypeError(f"{text!r} is neither true nor false")
+    return word in TRUE
 
 
 def _positive(text: str) -> int:
@@ -646,8 +723,7 @@ def _whole_or_inf(text: str) -> float:
 
 
 def _origin(text: str) -> str:
-    parts = urlsplit(text)
-    if text not in ("*", "null") and text != f"{parts.scheme}://{parts.netloc}":
+    if not is_origin(text):
         raise ArgumentTypeError(f"{text!r} is not an origin, like https://example.org")
     return text
 

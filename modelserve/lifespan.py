@@ -18,7 +18,9 @@ import anyio
 
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.sleepers import Sleepers
 from modelserve.concurrency.threads import Workers
+from modelserve.concurrency.uninterrupted import call_to_end
 from modelserve.errors import ServerNotReady, ServerShuttingDown
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.metrics.telemetry import Telemetry
@@ -29,6 +31,7 @@ from modelserve.models.telling import not_ready, states_of
 from modelserve.observers import Observers
 from modelserve.protocols.cloudevents import EventSettings
 from modelserve.wire.bearer import valid_token
+from modelserve.wire.handshake import checked_origins
 from modelserve.wire.head import Scope
 
 __all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics", "Table"]
@@ -103,13 +106,15 @@ class Serving:
         origins: Collection[str] = (),
         observers: Observers | None = None,
     ) -> None:
+        if not isinstance(limits, Limits):
+            raise TypeError(f"The limits of a ModelServer must be Limits: {limits!r}")
         self.limits, self.max_binary_bytes = limits.with_defaults(DEFAULTS), limits.binary_bytes
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.deadlines = self.limits.deadlines()
         self.debug = debug
         self.token = None if token is None else valid_token(token)
         self.control, self.wait_for_load = control, wait_for_load
-        self.origins = frozenset(origins)
+        self.origins = checked_origins(origins)
         self.telemetry = Telemetry(observers=observers)
         self.has_playground = False
         self.workers = Workers(threads)
@@ -122,9 +127,12 @@ class Serving:
         )
         self.loading = Loading(self.registry)
         self.events = _EVENTS.with_variables(os.environ)
-        self.stopping = self.draining = self._drained = self._has_repository = self.hosted = False
+        self.stopping = self.draining = self._has_repository = self.hosted = False
+        self._drain = _Drain(self)
         self.table: Table  # given by the application
         self.documents: Any = None  # a cache for the description of the API
+        self.watches: dict[Any, Any] = {}  # the watches of the health of models
+        self.sleepers = Sleepers()  # woken when a drain begins
         self._stop_announced: anyio.Event | None = None
 
     # -- before it serves
@@ -148,6 +156,8 @@ class Serving:
 
         Raises OSError if there is no such directory.
         """
+        if isinstance(repository, str | os.PathLike):
+            raise TypeError(f"The repository must be a ModelRepository, as of {repository!r}")
         self.follow(repository, loads_by_name=True)
         self._has_repository = True
         names = repository.names()
@@ -176,8 +186,7 @@ class Serving:
         """
         if entry.loading and not self.hosted and entry.attempted is not None:
             await entry.attempted.wait()
-        ready = await entry.is_ready() if entry.checks_health else entry.model.ready
-        if not ready:
+        if not await entry.is_usable():
             raise not_ready(self.registry, entry, debug=self.debug)
 
     async def check_ready(self) -> None:
@@ -214,9 +223,13 @@ class Serving:
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Load the models in the background; on the way out drain, then stop them."""
+        """Load the models in the background; on the way out drain, then stop them.
+
+        A cancellation on the way out cuts the drain short, and is raised at the end.
+        """
         self.hosted = True
-        self.stopping = self.draining = self._drained = False
+        self.stopping = self.draining = False
+        self._drain = _Drain(self)
         self.admission.refuse_waiting(None)
         self.events = _EVENTS.with_variables(os.environ)
         self.flights.reset_cleanup_cap()
@@ -229,14 +242,7 @@ class Serving:
                 await _until_either(self.loading.finished, self._stop_announced.wait)
             yield
         finally:
-            with anyio.CancelScope(shield=True):
-                await self.drain()
-                await self.loading.close(within=CLEANUP_AFTER_DRAIN)
-                self.workers.close()
-                self.scraper.close()
-                self.decoders.close()
-                self.telemetry.close()
-            self.hosted = False
+            await call_to_end(partial(_end, self), when_cancelled=self.cut_short)
 
     def announce_stop(self) -> None:
         """Fail readiness probes, and stop waiting for loads; keep serving requests."""
@@ -248,6 +254,7 @@ class Serving:
         """Begin to drain: not ready, queued and new requests are refused, running ones go on."""
         self.stopping = self.draining = True
         self.admission.refuse_waiting(ServerShuttingDown)
+        self.sleepers.wake()
 
     async def drain(self) -> None:
         """Refuse new requests and wait until the last one has ended, for a bounded time.
@@ -255,30 +262,66 @@ class Serving:
         Requests still running after `drain_timeout` are answered, cancelled and cleaned up. A
         second drain, at the end of the lifespan after the server's, does not wait again.
         """
-        if self._drained:
-            return
-        await _drain(self)
-        self._drained = True
+        await self._drain.run()
+
+    def cut_short(self) -> None:
+        """End the requests that a drain still waits for, now or once it begins."""
+        self._drain.cut_short()
 
 
-async def _drain(serving: Serving) -> None:
-    serving.refuse_new()
-    _log_loads(serving.loads())
-    with anyio.move_on_after(infinite_if_none(serving.limits.drain_timeout)):
-        await serving.flights.emptied()
-        await serving.loading.asked_for()
-    if serving.flights:
-        for flights in (serving.flights, serving.unattended):
-            flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
-        with anyio.move_on_after(CLEANUP_AFTER_DRAIN):
+class _Drain:
+    """The drain of one life of an application."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._is_over = self._is_short = False
+        self._patience: list[anyio.CancelScope] = []
+
+    async def run(self) -> None:
+        if not self._is_over:
+            self._serving.refuse_new()
+            _log_loads(self._serving.loads())
+            await self._wait()
+            await self._end_requests()
+            self._is_over = True
+
+    def cut_short(self) -> None:
+        self._is_short = True
+        for scope in self._patience:
+            scope.cancel()
+
+    async def _wait(self) -> None:
+        """Wait for requests, and for the loads that clients have asked for."""
+        serving = self._serving
+        seconds = 0.0 if self._is_short else infinite_if_none(serving.limits.drain_timeout)
+        with anyio.move_on_after(seconds) as scope:
+            self._patience.append(scope)
             await serving.flights.emptied()
-            await serving.unattended.emptied()
-    if serving.flights:
-        logger.warning(
-            "%d requests have not ended; busy threads: %s",
-            len(serving.flights),
-            ", ".join(serving.workers.running) or "none",
-        )
+            await serving.loading.asked_for()
+
+    async def _end_requests(self) -> None:
+        serving = self._serving
+        if serving.flights:
+            for flights in (serving.flights, serving.unattended):
+                flights.cancel_all(ServerShuttingDown, cleanup_cap=CLEANUP_AFTER_DRAIN)
+            with anyio.move_on_after(CLEANUP_AFTER_DRAIN):
+                await serving.flights.emptied()
+                await serving.unattended.emptied()
+        if serving.flights:
+            logger.warning(
+                "%d requests have not ended; busy threads: %s",
+                len(serving.flights),
+                ", ".join(serving.workers.running) or "none",
+            )
+
+
+async def _end(serving: Serving) -> None:
+    await serving.drain()
+    await serving.loading.close(within=CLEANUP_AFTER_DRAIN)
+    for workers in (serving.workers, serving.scraper, serving.decoders):
+        workers.close()
+    serving.telemetry.close()
+    serving.hosted = False
 
 
 async def _until_either(*functions: Callable[[], Awaitable[Any]]) -> None:

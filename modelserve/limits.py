@@ -82,7 +82,10 @@ class Limits:
             value = getattr(self, field.name)
             minimum = 0 if field.name in _MAY_BE_ZERO else None
             if value is not None and not _is_valid(value, minimum):
-                raise ValueError(f"The limit {field.name} cannot be {value!r}")
+                least = "above 0" if minimum is None else "of 0 or more"
+                raise ValueError(
+                    f"The limit {field.name} cannot be {value!r}: it is a number {least}"
+                )
 
     def with_defaults(self, defaults: "Limits") -> "Limits":
         """Return these limits, with `defaults` for those that are not set."""

@@ -36,7 +36,8 @@ def load_target(target: str) -> ASGIApp:
     module = _import_file(Path(where)) if _is_path(where) else _import_module(where)
     app = _find(module, attribute, where)
     if not _is_asgi(app):
-        raise LoadError(f"{attribute!r} in {where} is {_kind(app)}, not an ASGI application.")
+        hint = ": ModelServer([...]) makes one of models" if hasattr(app, "predict") else ""
+        raise LoadError(f"{attribute!r} in {where} is {_kind(app)}, not an ASGI application{hint}.")
     return app  # type: ignore[no-any-return]
 
 
@@ -98,6 +99,8 @@ def _import_file(path: Path) -> ModuleType:
 
 def _existing(path: Path) -> Path:
     path = path.absolute()
+    if path.is_dir():
+        raise LoadError(f"{path} is a folder: name a file, or serve its models by --model-dir.")
     if not path.is_file():
         raise LoadError(f"There is no file {path}.")
     return path

@@ -129,6 +129,8 @@ class Observers:
     @classmethod
     def of(cls, observers: Iterable[Observer]) -> "Observers | None":
         """Combine observers; None if there are none. Raises as the class does."""
+        if not isinstance(observers, Iterable):
+            raise TypeError(f"The observers must be a list of functions, not {observers!r}")
         given = tuple(observers)
         return cls(given) if given else None
 

@@ -267,8 +267,12 @@ class _Life:
             if self.is_closed:
                 self._closing.set()
         async with self._serving.lifespan():
-            with log_load(lambda: self.entry):
-                await start_and_load(self.entry)
+            self.entry.attempted = anyio.Event()
+            try:
+                with log_load(lambda: self.entry):
+                    await start_and_load(self.entry)
+            finally:
+                self.entry.attempted.set()
             if not self.entry.model.ready:
                 raise ModelNotReady(self.entry.name, "Its load() returned False.")
             self._up.set_result(None)

@@ -171,6 +171,8 @@ class Routes:
     def __init__(self, registry: Registry, *, prefix: str = "") -> None:
         self._registry = registry
         self._prefix = prefix.rstrip("/")
+        if self._prefix and not prefix.startswith("/"):
+            raise ValueError(f"The prefix {prefix!r} must begin with '/'")
         self._aliases: dict[tuple[str, ...], _Alias] = {}
         self._pages: dict[tuple[str, ...], Target] = {}
         # By the host's encoded path; the decoded form is compared.

@@ -96,16 +96,16 @@ def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
 
 
 class Server:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: str = SERVED, *flags: str) -> None:
         self.folder = folder
-        (folder / "served.py").write_text(SERVED)
+        (folder / "served.py").write_text(source)
         log = (folder / "log").open("wb")
         command = [sys.executable, "-m", "modelserve", "served.py", "--port", "0"]
         self.process = subprocess.Popen(
-            [*command, "--grpc-port", "0", "--log-format", "json"], cwd=folder, stderr=log
+            [*command, "--grpc-port", "0", "--log-format", "json", *flags], cwd=folder, stderr=log
         )
         log.close()
-        until(lambda: "Serving on" in self.log)
+        until(lambda: "Serving on" in self.log or self.process.poll() is not None)
         self.grpc = f"127.0.0.1:{self._found(r'gRPC is served on [^ ]*?:([0-9]+)')}"
 
     def _found(self, pattern: str, text: str | None = None) -> str:
@@ -124,8 +124,9 @@ class Server:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
+def served(folder: Path, source: str = SERVED, *flags: str) -> Iterator[Server]:
+    """Serve in a process of its own; flags are added to the command line."""
+    server = Server(folder, source, *flags)
     yield server
     server.process.terminate()
     assert server.process.wait(40) == 0, server.log

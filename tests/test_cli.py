@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 from starlette.middleware.cors import CORSMiddleware
 
-from modelserve import Limits, ModelServer, __version__, cli
+from modelserve import Limits, ModelServer, __version__, cli, flags
+from modelserve.client import command as calling
 from modelserve.errors import LoadError
 from modelserve.hosting import PORT_VARIABLES
+from modelserve.models.predictor import PredictorConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,6 +146,11 @@ def test_help_names_every_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{name.replace('_', '-')}" in text for name in cli.LIMITS)
 
 
+def test_help_says_what_each_argument_is() -> None:
+    for parser in (flags._parser(ArgumentParser), calling._parser()):
+        assert [action.dest for action in parser._actions if action.help is None] == []
+
+
 # --- into the application -----------------------------------------------------------------------
 
 
@@ -207,6 +215,44 @@ def test_the_flags_that_kserve_gives_a_transformer(flags: str, tmp_path: Path) -
     two = built(f"{file}:two", *flags.split()).serving.registry
     assert two.names == ["a", "b"]
     assert [two.get(name).model.predictor_host for name in "ab"] == ["there:80", "other"]
+
+
+MORE = (
+    "--predictor-host=there --predictor-protocol=grpc-v2 --predictor-use-ssl"
+    " --predictor-timeout=2.5 --predictor-retries=3 --predictor-health-check"
+)
+MORE_OF_KSERVES = (
+    "--predictor_host there --predictor_protocol grpc-v2 --predictor_use_ssl True"
+    " --predictor_request_timeout_seconds 2.5 --predictor_request_retries 3"
+    " --enable_predictor_health_check"
+)
+
+
+@pytest.mark.parametrize("flags", [MORE, MORE_OF_KSERVES])
+def test_all_that_the_flags_say_of_a_predictor(flags: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{tmp_path.name}.py"
+    file.write_text("from modelserve import Model, ModelServer\napp = ModelServer([Model('m')])\n")
+    model = built(str(file), *flags.split()).serving.registry.get("m").model
+    wanted = PredictorConfig("there", "grpc-v2", True, 2.5, 3, True)
+    assert model.predictor_config == wanted
+
+
+def test_what_the_flags_leave_out_is_the_models_own(tmp_path: Path) -> None:
+    file = tmp_path / f"{tmp_path.name}.py"
+    file.write_text(
+        "from modelserve import Model, ModelServer\n"
+        "class Own(Model):\n"
+        "    protocol, use_ssl, timeout, retries = 'v2', True, 5, 1\n"
+        "    predictor_health_check = True\n"
+        "    def preprocess(self, payload): return payload\n"
+        "app, other = ModelServer([Own('m')]), ModelServer([Own('m')])\n"
+    )
+    model = built(str(file), "--predictor_host", "there").serving.registry.get("m").model
+    assert model.predictor_config == PredictorConfig("there", "v2", True, 5, 1, True)
+    flags = ("--predictor_use_ssl", "false", "--no-predictor-health-check")
+    other = built(f"{file}:other", "--predictor_host", "there", *flags)
+    model = other.serving.registry.get("m").model
+    assert model.predictor_config == PredictorConfig("there", "v2", False, 5, 1, False)
 
 
 TRANSFORMER = """

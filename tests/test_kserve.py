@@ -45,29 +45,41 @@ EXAMPLE = next((ROOT / "examples").glob("*_migration"))
 NAMES = {
     "modelserve.kserve": (
         "Model ModelServer ModelRepository InferRequest InferInput InferOutput InferResponse "
-        "InferenceVerb RequestedOutput PredictorConfig model_server logging errors constants utils"
+        "InferenceVerb InferenceGRPCClient RequestedOutput PredictorConfig model_server logging errors constants utils"
     ),
     "modelserve.kserve.errors": (
         "InferenceError InvalidInput ModelNotFound ModelNotReady ModelMissingError "
         "UnsupportedProtocol ServerNotReady ServerNotLive NoModelReady "
         "WorkersShouldBeLessThanMaxWorkersError"
     ),
-    "modelserve.kserve.model": "Model InferenceVerb BaseKServeModel InferenceModel",
+    "modelserve.kserve.model": (
+        "Model InferenceVerb BaseKServeModel InferenceModel PredictorProtocol PredictorConfig "
+        "InferRequest InferResponse InvalidInput"
+    ),
     "modelserve.kserve.model_repository": "ModelRepository MODEL_MOUNT_DIRS",
     "modelserve.kserve.model_server": "ModelServer parser app",
-    "modelserve.kserve.predictor_config": "PredictorConfig",
+    "modelserve.kserve.predictor_config": "PredictorConfig PredictorProtocol",
     "modelserve.kserve.logging": (
         "logger trace_logger configure_logging KSERVE_LOGGER_NAME KSERVE_TRACE_LOGGER_NAME"
     ),
     "modelserve.kserve.protocol.infer_type": (
-        "InferRequest InferInput InferOutput InferResponse RequestedOutput"
+        "InferRequest InferInput InferOutput InferResponse RequestedOutput serialize_byte_tensor "
+        "deserialize_bytes_tensor to_http_parameters"
     ),
+    "modelserve.kserve.inference_client": "InferenceGRPCClient USE_CLIENT_DEFAULT",
+    "modelserve.kserve.protocol.dataplane": "DataPlane",
+    "modelserve.kserve.protocol.model_repository_extension": "ModelRepositoryExtension",
+    "modelserve.kserve.protocol.rest.v2_datamodels": (
+        "InferenceRequest InferenceResponse RequestInput RequestOutput ResponseOutput"
+    ),
+    "modelserve.kserve.protocol.grpc.servicer": "InferenceServicer to_headers",
     "modelserve.kserve.constants.constants": (
         "PredictorProtocol ModelType KSERVE_GROUP KSERVE_V1BETA1 DEFAULT_HTTP_PORT "
         "INFERENCE_CONTENT_LENGTH_HEADER"
     ),
     "modelserve.kserve.utils.utils": (
-        "generate_uuid get_predict_input get_predict_response strtobool cpu_count is_v1 is_v2"
+        "generate_uuid get_predict_input get_predict_response strtobool cpu_count is_v1 is_v2 "
+        "to_headers"
     ),
     "modelserve.kserve.utils.numpy_codec": "from_np_dtype to_np_dtype",
 }
@@ -127,7 +139,7 @@ def test_importing_does_nothing() -> None:
         "assert threading.active_count() == 1\n"
         "assert not any(logging.getLogger(n).handlers for n in ('', 'kserve', 'modelserve'))\n"
         "assert logging.getLogger('kserve').level == logging.NOTSET\n"
-        "late = ('numpy', 'pandas', 'prometheus_client', 'trio', 'httpx', 'yaml')\n"
+        "late = ('numpy', 'pandas', 'prometheus_client', 'trio', 'httpx', 'yaml', 'grpc', 'google')\n"
         "assert [m for m in late if m in sys.modules] == []\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30, cwd=ROOT)
@@ -230,10 +242,10 @@ def test_what_is_given_comes_before_the_command_line(parsed: Any) -> None:
 def test_what_means_nothing_is_said(parsed: Any, caplog: pytest.LogCaptureFixture) -> None:
     parsed("--enable_grpc false --grpc_port 9000 --model_name m", enable_docs_url=False)
     assert caplog.messages == []
-    parsed("--max_threads 2 --enable_predictor_health_check", enable_docs_url=True)
+    parsed("--max_threads 2", enable_docs_url=True)
     assert caplog.messages == [
         f"{name} means nothing to modelserve and is ignored"
-        for name in ("enable_docs_url", "enable_predictor_health_check", "max_threads")
+        for name in ("enable_docs_url", "max_threads")
     ]
 
 
@@ -272,7 +284,8 @@ def test_an_unusable_command_line(parsed: Any, capsys: pytest.CaptureFixture[str
 
 PREDICTOR = (
     "--predictor_host h --predictor_protocol v2 --protocol v1 --predictor_use_ssl true "
-    "--predictor_request_timeout_seconds 5 --predictor_request_retries 2"
+    "--predictor_request_timeout_seconds 5 --predictor_request_retries 2 "
+    "--enable_predictor_health_check"
 )
 
 
@@ -285,7 +298,7 @@ PREDICTOR = (
         ("--predictor_host h --protocol v2", PredictorConfig("h", "v2")),
         (
             PREDICTOR,
-            PredictorConfig("h", "v2", True, 5, 2),
+            PredictorConfig("h", "v2", True, 5, 2, True),
         ),
     ],
 )

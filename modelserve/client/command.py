@@ -40,8 +40,8 @@ _PIECE: Final = 64 * 1024
 _LINES: Final = (".jsonl", ".jsonlines", ".ndjson")
 _EPILOG: Final = """\
 INSTANCE is JSON, or else text. One that has "instances" or "inputs" is the whole payload. Without
-any, rows are read from stdin, one JSON value a line, and sent as they come; results are printed as
-they come, a bad line's error in its place.
+any, rows are read from stdin, one JSON value per line, and sent as they come; results are printed
+as they come, a bad line's error in its place.
 
 exit codes: 0 all went well, 1 the server answered with an error, 2 the arguments cannot be used,
 3 no answer or a broken one, 4 some lines had errors, 130 Ctrl-C"""
@@ -299,23 +299,26 @@ def _parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("url", metavar="URL", help="the server, for example http://localhost:8080")
-    add("model", metavar="MODEL")
+    add("model", metavar="MODEL", help="the name of a model there")
     add("instance", metavar="INSTANCE", nargs="*", default=[], help="what to send")
     add("--file", metavar="FILE", help="send a file: .json is one payload, .ndjson and .jsonl"
         " are rows, any other is sent as it is; - is stdin")  # fmt: skip
     add("--json", action="store_true", help="stdin, or the file, is one JSON document")
     add("--content-type", metavar="TYPE", help="stream stdin, or the file, as this type")
-    add("--verb", choices=("predict", "explain"), default="predict")
+    add("--verb", choices=("predict", "explain"), default="predict", help="default: predict")
     add("--model-version", metavar="V", help="the version of the model")
     add("--sse", action="store_true", help="ask for server-sent events")
     add("--raw", action="store_true", help="print the bytes of the answer as they come")
     add("--on-error", choices=("stop",), help="have the server stop at the first bad line")
     add("--chunk", type=_count, metavar="N", help="send rows in requests of N each, for servers"
         " and proxies that read a body to its end first")  # fmt: skip
-    add("--at-once", type=_count, default=4, metavar="N", help="requests under way with --chunk")
+    add(
+        "--at-once", type=_count, default=4, metavar="N", help="requests under way with --chunk (4)"
+    )
     add("--chat", action="store_true", help="hold a conversation; Ctrl-C stops an answer")
     add("--system", metavar="TEXT", help="the system's message of a conversation")
-    add("--header", type=_header, action="append", default=[], metavar="'NAME: VALUE'")
+    add("--header", type=_header, action="append", default=[], metavar="'NAME: VALUE'",
+        help="to be sent with each request; repeatable")  # fmt: skip
     add("--token-file", metavar="FILE", help="a file with the bearer token")
     add("--timeout", type=_seconds, default=60.0, metavar="SECONDS",
         help="without a byte, either way (60)")  # fmt: skip

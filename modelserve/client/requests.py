@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 from modelserve.client.answers import EVENTS, LENGTH, NDJSON
 from modelserve.errors import InvalidInput
 from modelserve.tensors import InferInput, InferRequest, RequestedOutput
-from modelserve.tensors.data import name_datatype
+from modelserve.tensors.data import name_datatype, need
 from modelserve.version import __version__
 from modelserve.wire.json import to_json
 
@@ -215,6 +215,8 @@ def _infer_request(
     *,
     binary: bool,
 ) -> InferRequest:
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"Inputs must be arrays by their names, not {type(arrays).__name__}")
     asked = {**({"binary_data_output": True} if binary else {}), **(parameters or {})}
     named = [RequestedOutput(name, {"binary_data": binary}) for name in outputs or ()]
     tensors = [_tensor(name, array, binary=binary) for name, array in arrays.items()]
@@ -222,9 +224,7 @@ def _infer_request(
 
 
 def _tensor(name: str, values: Any, *, binary: bool) -> InferInput:
-    import numpy
-
-    array = numpy.asarray(values)
+    array = need("numpy").asarray(values)
     datatype = name_datatype(array.dtype)
     if datatype is None:
         raise InvalidInput(f"Tensor {name!r} has the dtype {array.dtype}, which V2 does not have.")

@@ -14,10 +14,9 @@ An exception leaves a flight as itself, never inside an exception group.
 """
 
 import asyncio
-import inspect
 import math
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
 from typing import Any, Final
 
@@ -27,7 +26,13 @@ import anyio.lowlevel
 from modelserve.concurrency.asyncio_guard import OVER, abandon, close_guarded, guarded, sheltered
 from modelserve.concurrency.asyncio_shelter import REPEAT_SECONDS, ShelteredFlight
 from modelserve.concurrency.endings import is_cleaning_up
-from modelserve.concurrency.flight import HostCancelled, Pipeline, Register, Watched
+from modelserve.concurrency.flight import (
+    Companion,
+    HostCancelled,
+    Pipeline,
+    Register,
+    Watched,
+)
 from modelserve.concurrency.watcher import watch
 
 __all__ = ["AsyncioFlight", "ShieldedFlight"]
@@ -55,7 +60,7 @@ class AsyncioFlight(ShelteredFlight):
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reporter: asyncio.Task[None] | None = None
-        self._companions: tuple[tuple[asyncio.Task[None], Coroutine[Any, Any, None]], ...] = ()
+        self._companions: set[asyncio.Task[None]] | None = None  # most have none
         self._absorbed = self._cancels = self._cancelled_before = 0
         self._patience_ends: float | None = None
         self._pipeline: Pipeline | None = None
@@ -114,9 +119,13 @@ class AsyncioFlight(ShelteredFlight):
             isinstance(exc, asyncio.CancelledError) and self.is_being_cancelled
         )
 
-    def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
+    def start_companion(self, companion: Companion) -> Callable[[], object]:
+        if self._companions is None:
+            self._companions = set()
         task = self._loop().create_task(self.accompany(companion))
-        self._companions = (*self._companions, (task, companion))
+        self._companions.add(task)
+        task.add_done_callback(self._companions.discard)
+        return task.cancel
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         await close_guarded(self.request, closing)
@@ -184,11 +193,9 @@ class AsyncioFlight(ShelteredFlight):
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None  # the traceback of its cancellation leads back to this object
-        for task, companion in self._companions:
-            task.cancel()
-            if inspect.getcoroutinestate(companion) == inspect.CORO_CREATED:
-                companion.close()  # it will never be awaited
-        self._companions = ()
+        for companion in self._companions or ():
+            companion.cancel()
+        self._companions = None
         self._take_back_cancels()
 
 

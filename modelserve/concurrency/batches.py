@@ -12,6 +12,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
+from modelserve.concurrency.cancelling import ends_task
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.joints import Joint
 from modelserve.concurrency.lanes import Caller, Lanes, Part, Work
@@ -129,15 +130,14 @@ class Batches:
         """Make a call for one caller alone, in its own task."""
         self._running += 1
         record_end = self._recorder.start(work.size, (waited,))
-        outcome = "cancelled"
+        outcome = "done"
         try:
             result = await self._make_call_alone(work)
             if isinstance(result, BaseException):
                 raise result
-            outcome = "done"
             return result
-        except Exception:
-            outcome = "error"
+        except BaseException as exc:
+            outcome = "cancelled" if ends_task(exc) else "error"
             raise
         finally:
             self._end_call(record_end, outcome)

@@ -175,7 +175,11 @@ class ThreadCall:
         except anyio.get_cancelled_exc_class():
             await self.stop()
             raise
-        return self._outcome()
+        try:
+            return self._outcome()
+        finally:
+            if not self.is_stream:
+                self._error = None  # its traceback leads back to this call, and to its arguments
 
     async def peek(self) -> Any:
         """Wait for the function's result; a cancellation ends the wait, and not the function."""

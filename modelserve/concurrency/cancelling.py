@@ -17,13 +17,15 @@ def ends_task(exc: BaseException) -> bool:
 
     Call this where the exception is caught.
     """
+    if isinstance(exc, Exception):
+        return False
     if isinstance(exc, GeneratorExit):
         return not _is_in_task()  # it was dropped, and is being closed
     if not isinstance(exc, anyio.get_cancelled_exc_class()):
         return False
-    if anyio.current_effective_deadline() == -math.inf:
-        return True
-    return isinstance(exc, asyncio.CancelledError) and _is_cancelled_natively()
+    if not isinstance(exc, asyncio.CancelledError):
+        return True  # code cannot make trio's of itself
+    return anyio.current_effective_deadline() == -math.inf or _is_cancelled_natively()
 
 
 def _is_in_task() -> bool:

@@ -11,7 +11,7 @@ cancelled and shielded is in `asyncio_flight` and `trio_flight`.
 """
 
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final, Protocol
 
 from starlette.types import Receive
@@ -22,15 +22,18 @@ from modelserve.limits import Deadlines
 __all__ = [
     "CANCELS",
     "BodyTimedOut",
+    "Companion",
     "Flight",
     "HostCancelled",
     "Phase",
     "Pipeline",
     "Register",
     "Watched",
+    "timed_out",
 ]
 
 Pipeline = Coroutine[Any, Any, None]
+Companion = Callable[[], Coroutine[Any, Any, None]]
 # An extension of ASGI's scope: while it serves, the host cancels a request whose client has left.
 CANCELS: Final = "modelserve.cancels"
 
@@ -143,14 +146,17 @@ class Flight:
         if self.is_watched:
             self._start_watcher()
 
-    def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine until the pipeline ends; Stopped raised by it ends the pipeline."""
+    def start_companion(self, companion: Companion) -> Callable[[], object]:
+        """Run an async function beside the pipeline; Stopped raised by it ends the request.
+
+        It is cancelled when the pipeline ends, or by calling what is returned.
+        """
         raise NotImplementedError
 
-    async def accompany(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Await a companion; ClientGone raised by it ends the request."""
+    async def accompany(self, companion: Companion) -> None:
+        """Run a companion; Stopped raised by it ends the request."""
         try:
-            await companion
+            await companion()
         except Stopped as reason:
             self.cancel(reason)
 
@@ -187,9 +193,7 @@ class Flight:
         if phase == Phase.DONE:
             return None
         if limits.timeout is not None and now - request.arrived >= limits.timeout:
-            if phase == Phase.BODY:
-                return BodyTimedOut(limits.timeout)
-            return DeadlineExceeded(f"timeout: the request took longer than {limits.timeout:g} s")
+            return timed_out(limits.timeout, phase)
         limit = _phase_limit(limits, phase)
         if limit is None or now - request.since < limit:
             return None
@@ -218,6 +222,13 @@ class BodyTimedOut(BodyTimeout, DeadlineExceeded):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"request body not received within {seconds:g} s")
+
+
+def timed_out(seconds: float, phase: int) -> Stopped:
+    """Return what ends a request in this phase once the time for the whole of it has passed."""
+    if phase == Phase.BODY:
+        return BodyTimedOut(seconds)
+    return DeadlineExceeded(f"timeout: the request took longer than {seconds:g} s")
 
 
 _PHASE_TEXT: Final = {

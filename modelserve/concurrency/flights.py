@@ -72,7 +72,7 @@ class Flights:
         if flight.is_watched or not isinstance(flight, AsyncioFlight):
             register.watched[flight] = None
             return
-        register.young[flight] = None
+        register.young[flight] = flight.request.arrived
         if not register.is_sweeping:
             register.sweep_later()
 
@@ -127,14 +127,15 @@ class _LoopFlights:
 
     Attributes:
         loop: asyncio's loop, or trio's token.
-        young: Requests that are not watched yet, the oldest first.
+        young: Requests that are not watched yet, the oldest first, with the time of their arrival:
+            as it was when they came, since the sweep relies on their order.
         watched: Those that are.
         is_sweeping: A sweep is due.
     """
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
-        self.young: dict[AsyncioFlight, None] = {}
+        self.young: dict[AsyncioFlight, float] = {}
         self.watched: dict[Flight, None] = {}
         self.is_sweeping = False
 
@@ -183,8 +184,8 @@ class _LoopFlights:
     def _sweep(self) -> None:
         """Watch requests that have run for a while; sweep again while there are younger ones."""
         born_before = monotonic() - _SWEEP_SECONDS
-        for flight in list(self.young):
-            if flight.request.arrived > born_before:
+        for flight, arrived in list(self.young.items()):
+            if arrived > born_before:
                 break  # those after it are younger still
             del self.young[flight]
             self.watched[flight] = None

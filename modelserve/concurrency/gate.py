@@ -5,8 +5,7 @@ from collections import deque
 from time import monotonic
 from typing import Any, Final, Protocol
 
-import anyio
-
+from modelserve.concurrency.loops import Event
 from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
 from modelserve.metrics.cells import Counter, Gauge
@@ -53,11 +52,22 @@ class Gate:
         self.tickets: deque[Ticket] = deque()
         self.nested: deque[Any] = deque()
         self.rate = _DrainRate()
-        self._emptied: anyio.Event | None = None
+        self._emptied: list[Event] | None = None  # of those who wait for it
 
     @property
     def has_room(self) -> bool:
         return self.running < self.concurrency
+
+    def claim(self) -> bool:
+        """Take a slot if there is one; return whether.
+
+        Event loops run in several threads. Between the look and the taking no other comes, since
+        the interpreter lets another thread go on only where something is called or repeated.
+        """
+        if self.running < self.concurrency:
+            self.running += 1
+            return True
+        return False
 
     @property
     def is_waited_for(self) -> bool:
@@ -83,9 +93,10 @@ class Gate:
     async def emptied(self) -> None:
         """Wait until no request runs or waits."""
         while self.running or self.waiting:
-            if self._emptied is None:
-                self._emptied = anyio.Event()
-            await self._emptied.wait()
+            emptied = Event()
+            self._emptied = [*(self._emptied or ()), emptied]
+            if self.running or self.waiting:  # else the last has ended meanwhile, in another thread
+                await emptied.wait()
 
     def refusal(self) -> Overloaded:
         """Make the error; `retry_after` estimates when the current queue will have drained."""
@@ -98,7 +109,8 @@ class Gate:
         """Wake the code in `emptied` if no request is left."""
         if self._emptied is not None and not (self.running or self.waiting):
             emptied, self._emptied = self._emptied, None
-            emptied.set()
+            for event in emptied:
+                event.set()
 
 
 class _DrainRate:
@@ -136,6 +148,6 @@ class Ticket:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.settled = anyio.Event()
+        self.settled = Event()
         self.admitted = False
         self.refusal: ServingError | None = None

@@ -7,12 +7,11 @@ needs are written here for asyncio and for trio.
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-__all__ = ["EventLoop", "PerLoop", "Waiters", "Wakeup", "current_loop", "event_loop"]
+__all__ = ["Event", "EventLoop", "PerLoop", "Waiters", "Wakeup", "current_loop", "event_loop"]
 
 Function: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -104,8 +103,50 @@ class EventLoop(Protocol):
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time; it must not raise."""
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        """Call a function soon, from any thread; no effect once the loop has ended."""
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+        """Call a function soon, from any thread; return False if the loop has ended."""
+
+    def run(self, function: Callable[..., None], *args: Any) -> bool:
+        """Call a function in the loop's own thread, at once if it is running in this one.
+
+        Return False if the loop has ended.
+        """
+
+
+class Event:
+    """What happens once; tasks of any event loop may wait for it, whichever thread it happens in.
+
+    Otherwise as anyio's, whose waiting tasks belong to the event loop that sets it.
+    """
+
+    __slots__ = ("_is_set", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: list[tuple[EventLoop, Wakeup]] = []
+
+    def is_set(self) -> bool:
+        """Return whether it has happened."""
+        return self._is_set
+
+    def set(self) -> bool:
+        """Wake all who wait; return False if the event loop of one of them has ended."""
+        self._is_set = True  # first: who comes later looks again once it is among those who wait
+        woken = [loop.run(wakeup.set) for loop, wakeup in self._waiting]
+        return all(woken)
+
+    async def wait(self) -> None:
+        """Wait until it has happened."""
+        if self._is_set:
+            return
+        loop = event_loop()
+        waits = loop, loop.wakeup()
+        self._waiting.append(waits)
+        try:
+            if not self._is_set:
+                await waits[1].wait()
+        finally:
+            self._waiting.remove(waits)
 
 
 class Waiters:
@@ -166,9 +207,19 @@ class _Asyncio:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self._loop.call_later(seconds, function, context=Context())
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        with suppress(RuntimeError):
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+        try:
+            # Not in our context: that says which library runs the event loop.
             self._loop.call_soon_threadsafe(function, *args, context=Context())
+        except RuntimeError:
+            return False
+        return True
+
+    def run(self, function: Callable[..., None], *args: Any) -> bool:
+        if asyncio._get_running_loop() is not self._loop:
+            return self.call_from_thread(function, *args)
+        function(*args)
+        return True
 
 
 class _Trio:
@@ -188,9 +239,24 @@ class _Trio:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self.start_soon(partial(_call_later, seconds, function), Context())
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        with suppress(RuntimeError):  # trio's RunFinishedError is one
+    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+        try:
             self._token.run_sync_soon(function, *args)
+        except RuntimeError:  # trio's RunFinishedError is one
+            return False
+        return True
+
+    def run(self, function: Callable[..., None], *args: Any) -> bool:
+        import trio
+
+        try:
+            is_ours = trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            is_ours = False
+        if not is_ours:
+            return self.call_from_thread(function, *args)
+        function(*args)
+        return True
 
 
 async def _run(function: Function) -> None:

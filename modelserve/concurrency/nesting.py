@@ -7,11 +7,11 @@ through other calls, is refused: it would wait for ever.
 """
 
 from collections.abc import Callable, Sequence
+from threading import RLock
 from time import monotonic
 
-import anyio
-
 from modelserve.concurrency.gate import Gate, Waits
+from modelserve.concurrency.loops import Event
 from modelserve.errors import Overloaded, ServingError
 
 __all__ = ["Nesting"]
@@ -22,11 +22,15 @@ class Nesting:
 
     Args:
         queues: The models with waiting requests or calls.
+        lock: Held by whoever looks at or changes them.
         admit_waiting: Called when there may be room for a waiting one.
     """
 
-    def __init__(self, queues: dict[Gate, None], admit_waiting: Callable[[], None]) -> None:
+    def __init__(
+        self, queues: dict[Gate, None], lock: RLock, admit_waiting: Callable[[], None]
+    ) -> None:
         self._queues = queues
+        self._lock = lock
         self._admit_waiting = admit_waiting
 
     async def acquire(self, gate: Gate, held: Sequence[Gate], who: Waits | None = None) -> None:
@@ -39,25 +43,16 @@ class Nesting:
             Raises Overloaded if the queue is full, or if the call would deadlock, and the refusal
             of `refuse`. A cancelled wait gives up its place.
         """
-        if gate.has_room and not gate.nested:
-            gate.add_running(1)
+        if not gate.nested and gate.claim():
+            gate.in_flight.add(1)
             return
-        if self._would_never_end(gate, held):
-            raise Overloaded(
-                "The call would deadlock: its callers hold all slots.", retry_after=1.0
-            )
-        if gate.waiting >= gate.queue:
-            raise gate.refusal()
-        call = _Waiting(held)
-        self._enqueue(gate, call)
+        call = self._enqueue(gate, held)
         since = monotonic()
         try:
             await call.settled.wait()
         except BaseException:
-            if call.admitted:
+            if self._give_up(gate, call):
                 self.release(gate)
-            elif call.refusal is None:
-                self._dequeue(gate, call)
             raise
         finally:
             gate.note_wait(since, who)
@@ -72,26 +67,46 @@ class Nesting:
         gate.notify_if_empty()
 
     def admit(self) -> None:
-        """Admit the calls that there is room for."""
+        """Admit the calls that there is room for; to be called with the lock."""
         for gate in list(self._queues):
-            while gate.nested and gate.has_room:
+            while gate.nested and gate.claim():
+                gate.in_flight.add(1)
                 call: _Waiting = gate.nested[0]
                 self._dequeue(gate, call)
-                gate.add_running(1)
-                call.admitted = True
-                call.settled.set()
+                call.admitted = call.settled.set()
+                if not call.admitted:  # its event loop has ended
+                    gate.add_running(-1)
 
     def refuse(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
         """Refuse the calls that wait for one model now."""
-        for call in list(gate.nested):
-            call.refusal = refusal()
-            self._dequeue(gate, call)
-            call.settled.set()
+        with self._lock:
+            for call in list(gate.nested):
+                call.refusal = refusal()
+                self._dequeue(gate, call)
+                call.settled.set()
 
-    def _enqueue(self, gate: Gate, call: "_Waiting") -> None:
-        gate.nested.append(call)
-        self._queues[gate] = None
-        gate.add_waiting(1)
+    def _enqueue(self, gate: Gate, held: Sequence[Gate]) -> "_Waiting":
+        """Give a call its place. Raises Overloaded."""
+        with self._lock:
+            if self._would_never_end(gate, held):
+                raise Overloaded(
+                    "The call would deadlock: its callers hold all slots.", retry_after=1.0
+                )
+            if gate.waiting >= gate.queue:
+                raise gate.refusal()
+            call = _Waiting(held)
+            gate.nested.append(call)
+            self._queues[gate] = None
+            gate.add_waiting(1)
+            self._admit_waiting()  # a slot may have become free meanwhile, in another thread
+            return call
+
+    def _give_up(self, gate: Gate, call: "_Waiting") -> bool:
+        """Take out a call whose wait was cancelled; return whether it has a slot already."""
+        with self._lock:
+            if call in gate.nested:
+                self._dequeue(gate, call)
+            return call.admitted
 
     def _dequeue(self, gate: Gate, call: "_Waiting") -> None:
         gate.nested.remove(call)
@@ -123,6 +138,6 @@ class _Waiting:
 
     def __init__(self, held: Sequence[Gate]) -> None:
         self.held = held
-        self.settled = anyio.Event()
+        self.settled = Event()
         self.admitted = False
         self.refusal: ServingError | None = None

@@ -12,7 +12,7 @@ left.
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from modelserve.concurrency.cancelling import ends_task
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.loops import EventLoop, Wakeup, event_loop
 from modelserve.concurrency.threads import Workers
@@ -179,8 +180,7 @@ class _Rounds:
             if not ready:
                 return
             await self._attempt(self._stepper.step, ready, ready)
-            await self._take_out(slot for slot in ready if slot._has_ended)
-            self._tell(ready)
+            await self._settle(ready)
             if pause is not None:
                 await pause()
             elif self._stepper.workers.has_waiting:
@@ -188,9 +188,7 @@ class _Rounds:
 
     async def _change_slots(self) -> list[Slot]:
         """Remove slots whose client left, admit waiting ones; return the slots to step."""
-        gone = [slot for slot in self.active if slot._is_gone]
-        await self._take_out(gone)
-        self._tell(gone)
+        await self._settle([slot for slot in self.active if slot._is_gone])
         while self.waiting and len(self.active) < self._stepper.max_active:
             try:
                 slot = self.waiting.popleft()
@@ -198,9 +196,7 @@ class _Rounds:
                 break
             self.active.append(slot)
             await self._attempt(self._stepper.join, slot, [slot])
-            if slot._has_ended:
-                await self._take_out([slot])
-            self._tell([slot])
+            await self._settle([slot])
         return [slot for slot in self.active if self._is_ready(slot) and not slot._is_gone]
 
     async def _attempt(
@@ -216,23 +212,36 @@ class _Rounds:
             for slot in slots:
                 slot.fail(exc if work is None or work.reason is None else work.reason)
             if is_interrupted:
-                try:
-                    await self._take_out(slots)
-                finally:
-                    self._tell(slots)
+                await self._settle(slots)
                 raise
         finally:
             self.attended = ()
 
-    async def _take_out(self, slots: Iterable[Slot]) -> None:
+    async def _settle(self, slots: list[Slot]) -> None:
+        """Take those of some slots out that have ended or are gone; wake the readers of all."""
+        try:
+            await self._take_out([slot for slot in slots if slot._has_ended or slot._is_gone])
+        finally:
+            self._tell(slots)
+
+    async def _take_out(self, slots: list[Slot]) -> None:
+        """Call `leave` for each; what interrupts one is raised once the others are out as well."""
+        interruption: BaseException | None = None
         for slot in slots:
             self.active.remove(slot)
             try:
                 await self._call(self._stepper.leave, slot)
-            except Exception:
-                logger.exception("leave of %s failed", self._stepper.label)
+            except BaseException as exc:  # libraries in Rust raise what is no `Exception`
+                if self.work is None or not ends_task(exc):
+                    logger.exception("leave of %s failed", self._stepper.label)
+                elif isinstance(exc, GeneratorExit):  # nothing can be awaited any more
+                    raise
+                else:
+                    interruption = exc
             finally:
                 slot._is_out = True
+        if interruption is not None:
+            raise interruption
 
     async def _call(self, function: Callable[[Any], Any] | None, argument: Any) -> None:
         if function is not None:

@@ -44,8 +44,8 @@ class Workers:
     def __init__(self, limit: int = 40) -> None:
         self._threads = 0  # first, since `__del__` reads these attributes
         self._own: weakref.WeakSet[OwnThread] = weakref.WeakSet()
-        if limit < 1:
-            raise ValueError(f"The number of threads must be at least 1, not {limit}")
+        if isinstance(limit, str) or limit < 1:
+            raise ValueError(f"The number of threads must be at least 1, not {limit!r}")
         self.limit = limit
         self._calls: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
         self._limiter: anyio.CapacityLimiter | None = None

@@ -9,7 +9,7 @@ Uses of trio's private names are in `trio_scopes`.
 
 import math
 import types
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from time import monotonic
 from typing import Any, ClassVar, cast
 
@@ -18,7 +18,14 @@ import anyio.abc
 import anyio.lowlevel
 
 from modelserve.concurrency.endings import is_cleaning_up
-from modelserve.concurrency.flight import Flight, HostCancelled, Pipeline, Register, Watched
+from modelserve.concurrency.flight import (
+    Companion,
+    Flight,
+    HostCancelled,
+    Pipeline,
+    Register,
+    Watched,
+)
 from modelserve.concurrency.trio_scopes import is_ending, is_visible_to
 from modelserve.concurrency.watcher import watch
 
@@ -92,8 +99,15 @@ class TrioFlight(Flight):
         assert error is not None
         raise error
 
-    def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        self._group.start_soon(self.accompany, companion)
+    def start_companion(self, companion: Companion) -> Callable[[], object]:
+        scope = anyio.CancelScope()
+
+        async def accompany() -> None:
+            with scope:
+                await self.accompany(companion)
+
+        self._group.start_soon(accompany)
+        return scope.cancel
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         self._closing = True

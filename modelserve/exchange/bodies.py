@@ -42,7 +42,7 @@ class BodyResults(Results):
 
     def begin(self) -> None:
         assert self._exchange.flight is not None
-        self._exchange.flight.start_companion(self._outbox.send())
+        self._exchange.flight.start_companion(self._outbox.send)
 
     async def start(self) -> None:
         if self._exchange.status:

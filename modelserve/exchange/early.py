@@ -33,7 +33,7 @@ async def read_ahead(exchange: Exchange, share: Share, limit: float) -> None:
     assert exchange.flight is not None
     early = _EarlyBody(exchange.receive, share, limit)
     exchange.receive = early.receive
-    exchange.flight.start_companion(early.read())
+    exchange.flight.start_companion(early.read)
 
 
 class _EarlyBody:
@@ -69,11 +69,12 @@ class _EarlyBody:
                     more = message.get("more_body", False)
                 else:  # not a message of a request, as in `watcher`
                     await anyio.sleep(_PAUSE_SECONDS)
-            self._messages.append((_DISCONNECT, 0))
-            self._notify()
             raise ClientGone
-        finally:
+        finally:  # the request is ending; what is no longer held must not be read
+            self._messages.clear()
+            self._messages.append((_DISCONNECT, 0))
             self._share.close()
+            self._notify()
 
     async def _next(self) -> Message:
         try:

@@ -10,21 +10,13 @@ from typing import Final
 
 from starlette.types import Message, Receive, Send
 
-from modelserve.wire.grpc import (
-    CONTENT_TYPE,
-    MESSAGE,
-    STATUS,
-    code_of_http,
-    quoted,
-    split_trailers,
-)
+from modelserve.wire.grpc import CONTENT_TYPE, MESSAGE, STATUS, split_trailers
 from modelserve.wire.headers import Header
 
 __all__ = ["TextAnswer", "TextBody", "TrailersAnswer", "WebAnswer"]
 
 _LENGTH: Final = b"content-length"
 _CONTENT: Final[Header] = (b"content-type", CONTENT_TYPE)
-_FOREIGN: Final = quoted("The model has answered with a response of HTTP, which gRPC cannot carry.")
 
 
 class WebAnswer:
@@ -38,29 +30,13 @@ class WebAnswer:
     def __init__(self, send: Send, content_type: bytes) -> None:
         self._send = send
         self._content_type = content_type
-        self._is_foreign = False
 
     async def send(self, message: Message) -> None:
         """Send an event of the answer."""
         if message["type"] == "http.response.start":
-            headers = self._own(message["status"], message["headers"])
-            headers.insert(0, (b"content-type", self._content_type))
+            headers = [(b"content-type", self._content_type), *_others(message["headers"])]
             message = {"type": message["type"], "status": 200, "headers": headers}
-        elif self._is_foreign:
-            message = {**message, "body": b""}
         await self._send(message)
-
-    def _own(self, status: int, headers: list[Header]) -> list[Header]:
-        """Return the headers without the content type; an error for an answer that is not gRPC."""
-        if headers[:1] == [_CONTENT]:  # as the codec has it
-            return headers[1:]
-        others = [pair for pair in headers if pair[0] != b"content-type"]
-        if dict(headers).get(b"content-type") == CONTENT_TYPE:
-            return others
-        self._is_foreign = True
-        code = code_of_http(status if status >= 400 else 500)
-        kept = [pair for pair in others if pair[0] != _LENGTH]
-        return [*kept, (STATUS, b"%d" % code), (MESSAGE, _FOREIGN)]
 
 
 class TextAnswer(WebAnswer):
@@ -86,7 +62,7 @@ class TrailersAnswer(WebAnswer):
         if message["type"] == "http.response.start":
             await self._start(message)
             return
-        body, trailers = split_trailers(b"" if self._is_foreign else message["body"])
+        body, trailers = split_trailers(message["body"])
         self._trailers += trailers
         more = message["more_body"]
         await self._send({"type": message["type"], "body": body, "more_body": more})
@@ -95,7 +71,7 @@ class TrailersAnswer(WebAnswer):
             await self._send({**ending, "more_trailers": False})
 
     async def _start(self, message: Message) -> None:
-        headers = self._own(message["status"], message["headers"])
+        headers = _others(message["headers"])
         self._trailers = [pair for pair in headers if pair[0] in (STATUS, MESSAGE)]
         kept = [pair for pair in headers if pair[0] not in (STATUS, MESSAGE, _LENGTH)]
         start = {"type": message["type"], "status": 200, "trailers": True}
@@ -118,6 +94,11 @@ class TextBody:
         end = len(text) - len(text) % 4
         self._rest = text[end:]
         return {**message, "body": _decoded(text[:end])}
+
+
+def _others(headers: list[Header]) -> list[Header]:
+    """Return the headers without the content type, which the codec has put first."""
+    return headers[1:] if headers[0] == _CONTENT else [h for h in headers if h[0] != _CONTENT[0]]
 
 
 def _decoded(text: bytes) -> bytes:

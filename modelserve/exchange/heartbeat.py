@@ -3,6 +3,7 @@
 They are for a client that asked for a framed form by name: such a form can carry them.
 """
 
+from functools import partial
 from time import monotonic
 from typing import Final
 
@@ -24,7 +25,7 @@ def start_heartbeat(exchange: Exchange, idle: bytes, seconds: float) -> None:
     """
     assert exchange.stream is not None and exchange.flight is not None
     exchange.stream.lock = anyio.Lock()
-    exchange.flight.start_companion(_beat(exchange, idle, seconds))
+    exchange.flight.start_companion(partial(_beat, exchange, idle, seconds))
 
 
 async def _beat(exchange: Exchange, idle: bytes, seconds: float) -> None:

@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message
 
 from modelserve.concurrency.flight import Phase
+from modelserve.errors import InferenceError
 from modelserve.exchange.exchange import Exchange
 from modelserve.wire.headers import Header, sendable_headers
 
@@ -34,8 +35,10 @@ async def send_response(
 
     Headers that the model has set on `response_headers` are added. A failure before the first part
     of the body is an ordinary status; a later one cuts the connection. Raises ClientGone if the
-    client has left.
+    client has left, InferenceError where the protocol has no place for it.
     """
+    if not exchange.codec.carries_responses:
+        raise InferenceError(f"A response of HTTP cannot go over {exchange.codec.protocol}.")
     head: Message | None = None
 
     async def send(message: Message) -> None:

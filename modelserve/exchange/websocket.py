@@ -145,11 +145,11 @@ async def cut(exchange: Exchange) -> None:
 
     A WebSocket is closed, if the host still can; for HTTP, ResponseCut is raised.
     """
-    if exchange.scope["type"] == "http":
-        exchange.error = None
-        raise ResponseCut("The response was cut short on purpose.") from None
     error, exchange.error = exchange.error, None
     status, detail, _ = describe(error or ResponseCut())
+    if exchange.scope["type"] == "http":
+        text = "The response was cut short on purpose."
+        raise ResponseCut(text, status=status, detail=detail) from None
     reason = close_reason(error_document(detail))
     with anyio.move_on_after(_CUT_SECONDS):
         try:

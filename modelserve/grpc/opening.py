@@ -1,7 +1,7 @@
 """The request that a call of gRPC becomes.
 
 A call comes in gRPC-Web's form over any host, or with trailers over a host of HTTP/2 that can send
-them. `server.grpc` brings those of gRPC's own port in the first form.
+them; or from gRPC's own port, see `server.grpc`, which reads what the pipeline writes.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from modelserve.errors import ServingError
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.grpc import TextAnswer, TextBody, TrailersAnswer, WebAnswer
 from modelserve.lifespan import Serving
-from modelserve.wire.grpc import seconds_of
+from modelserve.wire.grpc import FRAMES, seconds_of
 from modelserve.wire.media import media_type
 
 __all__ = ["open_call"]
@@ -56,6 +56,9 @@ class _NoTrailers(ServingError):
 
 def open_call(target: Target, scope: Scope, receive: Receive, send: Send) -> Request:
     """Return the request that a call is: what it means, and how it is received and answered."""
+    extensions = scope.get("extensions") or ()
+    if FRAMES in extensions:
+        return target, scope, receive, send
     content_type = timeout = b""
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -71,7 +74,7 @@ def open_call(target: Target, scope: Scope, receive: Receive, send: Send) -> Req
         return target, scope, TextBody(receive).receive, TextAnswer(send, content_type).send
     if kind is None:
         return replace(_refusing(target, _refuse_type), codec=NO_CODEC), scope, receive, send
-    if _TRAILERS not in (scope.get("extensions") or {}):
+    if _TRAILERS not in extensions:
         answer = WebAnswer(send, content_type)
         return _refusing(target, _refuse_http), scope, receive, answer.send
     return target, scope, receive, TrailersAnswer(send, content_type).send

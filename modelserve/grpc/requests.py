@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import anyio
 
@@ -21,8 +21,6 @@ from modelserve.wire.grpc import Calls, Compressed, Unreadable
 from modelserve.wire.lines import BadLine
 
 __all__ = ["Requests", "Run"]
-
-_DRAIN_SECONDS: Final = 0.5  # between two looks, while nothing comes
 
 
 class Requests:
@@ -56,8 +54,9 @@ class Requests:
         while not self._serving.draining:
             if self.next or self._records or self._has_ended:
                 return await self.look()
-            with anyio.move_on_after(_DRAIN_SECONDS):
-                await self._wait()
+            with anyio.CancelScope() as scope, self._serving.sleepers.woken_by(scope.cancel):
+                if not self._serving.draining:  # it may begin in another thread
+                    await self._wait()
         raise ServerShuttingDown
 
     async def look(self) -> bool:

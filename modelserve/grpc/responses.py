@@ -66,6 +66,7 @@ class Answered:
     def record(self, request_id: bytes) -> None:
         """Record it: it has ended."""
         self.series.record(_PROTOCOL, _VERB, self, monotonic() - self.arrived, request_id)
+        self.error = None  # its traceback leads back here, and to the request
 
 
 class Responses:

@@ -7,14 +7,15 @@ they come, and answers meanwhile; that counts as one. While no request runs, a s
 and a drain ends it.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from typing import Any, Final
 
 import anyio.lowlevel
 
 from modelserve.concurrency.asyncio_guard import OwnContext
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import Target
 from modelserve.errors import ClientGone, InvalidInput
@@ -27,14 +28,13 @@ from modelserve.lifespan import Serving
 from modelserve.limits import Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
-from modelserve.models.instances import Instances, SyncInstances
-from modelserve.models.iterating import Iterates
+from modelserve.models.instances import Instances
+from modelserve.models.iterating import arriving
 from modelserve.models.registry import Entry
 from modelserve.protocols.codec import ModelRef
 from modelserve.protocols.grpc import stream_response, wants_ending
 from modelserve.tensors import InferRequest
 from modelserve.wire.coding import too_large
-from modelserve.wire.head import HookHeaders
 from modelserve.wire.lines import BadLine
 
 __all__ = ["stream_infer"]
@@ -49,8 +49,8 @@ async def stream_infer(serving: Serving, target: Target, exchange: Exchange) -> 
         await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
     assert exchange.flight is not None
     stream = _Stream(serving, exchange)
-    exchange.flight.start_companion(stream.requests.receive())
-    exchange.flight.start_companion(stream.clock.keep(exchange.flight))
+    exchange.flight.start_companion(stream.requests.receive)
+    exchange.flight.start_companion(partial(stream.clock.keep, exchange.flight))
     while await stream.requests.wait_for_next():
         await stream.answer_next()
     await stream.responses.finish()
@@ -64,7 +64,7 @@ class _Stream:
         self.responses = exchange.stream = Responses(exchange, debug=serving.debug)
         self._serving = serving
         self._exchange = exchange
-        self.clock = Clock(exchange, ends=_deadline(exchange))
+        self.clock = Clock(exchange, seconds=_seconds(exchange))
 
     async def answer_next(self) -> None:
         """Answer the next request: what fails is said in its place. Raises what ends the stream."""
@@ -114,44 +114,36 @@ class _Stream:
     async def _run(self, entry: Entry, request: InferRequest, answered: Answered) -> None:
         """Run the hooks and send what they give; then close what they have opened."""
         exchange, plan = self._exchange, entry.plans["predict"]
-        headers = HookHeaders.of(exchange) if plan.wants_headers else None
-        response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
-        call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
-        answered.seconds = call.seconds
-        answer = _Answer(self, entry, request, call)
-        payload = self._payload(plan, answer.ref, request)
-        try:
-            result = await infer(plan, payload, call, _no_check)
-            if call.is_stream(result):
-                answered.streams = True
-                await answer.send_all(result, answered)
-            else:
-                await answer.send(result, final=True)
-        finally:
-            self.responses.endings = None
-            if not call.is_finished:
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(exchange, closing))
+        new_call = partial(Call, entry.name, entry.workers)
+        with self._payload(plan, request) as payload:
+            async with new_call(*plan.headers_for(exchange), exchange) as call:
+                answered.seconds = call.seconds
+                answer = _Answer(self, entry, request, call)
+                result = await infer(plan, payload, call, _no_check)
+                if call.is_stream(result):
+                    answered.streams = True
+                    await answer.send_all(result, answered)
+                else:
+                    await answer.send(result, final=True)
 
-    def _payload(self, plan: Plan, ref: ModelRef, request: InferRequest) -> Any:
-        """Return the request, or an iterator of it and of those that follow."""
+    @contextmanager
+    def _payload(self, plan: Plan, request: InferRequest) -> Iterator[Any]:
+        """Give the request, or an iterator of it and of those that follow."""
         if plan.iterates is None:
-            return request
-        instances = Instances(Run(self.requests, ref))
+            yield request
+            return
+        instances = Instances(Run(self.requests, _ref(request)))
         instances.fail_record = self.responses.fail_record
-        if plan.iterates is not Iterates.SYNC:
-            return instances
-        payload = SyncInstances(instances)
         assert self._exchange.flight is not None
-        self._exchange.flight.start_companion(payload.serve())
-        return payload
+        with arriving(instances, plan.iterates, self._exchange.flight) as payload:
+            yield payload
 
 
 class _Answer:
     """The responses to one request, or to those that a hook iterates."""
 
     def __init__(self, stream: _Stream, entry: Entry, request: InferRequest, call: Call) -> None:
-        self.ref = ModelRef(request.model_name, request.model_version)
+        self._ref = _ref(request)
         self._exchange = stream._exchange
         self._responses = stream.responses
         self._streaming = entry.streaming
@@ -162,7 +154,7 @@ class _Answer:
 
     async def send(self, item: Any, *, final: bool) -> None:
         """Send what a hook gives as a response; `final` if no other follows."""
-        message = stream_response(item, self._request, self.ref, final=final)
+        message = stream_response(item, self._request, self._ref, final=final)
         await self._responses.send(message, self._call.response_headers)
 
     async def send_all(self, items: AsyncIterator[Any], answered: Answered) -> None:
@@ -178,15 +170,19 @@ class _Answer:
                 exchange.enter(Phase.ITEM)
         finally:
             mark.leave()
+            self._responses.endings = None
         if wants_ending(self._request):
             await self.send(_NO_OUTPUTS, final=True)
 
 
-def _deadline(exchange: Exchange) -> float | None:
-    """Return when the client's deadline passes. Raises InvalidInput."""
+def _seconds(exchange: Exchange) -> float | None:
+    """Return the seconds that the client gives the stream. Raises InvalidInput."""
     requested = exchange.headers.get(b"x-request-timeout-seconds")
-    seconds = None if requested is None else shortened(Deadlines(), requested).timeout
-    return None if seconds is None else exchange.arrived + seconds
+    return None if requested is None else shortened(Deadlines(), requested).timeout
+
+
+def _ref(request: InferRequest) -> ModelRef:
+    return ModelRef(request.model_name, request.model_version)
 
 
 def _without_payload(request: InferRequest) -> InferRequest:

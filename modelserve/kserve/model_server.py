@@ -26,10 +26,12 @@ from modelserve.kserve.constants.constants import (
     KSERVE_TLS_KEY_FILE_ENV,
 )
 from modelserve.kserve.logging import configure_logging, logger
+from modelserve.kserve.protocol.dataplane import DataPlane
+from modelserve.kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from modelserve.kserve.utils.utils import strtobool
 from modelserve.limits import Limits
 from modelserve.models.model import Model
-from modelserve.models.predictor import PredictorConfig
+from modelserve.models.predictor import PROTOCOLS, PredictorConfig
 from modelserve.models.repository import ModelRepository
 from modelserve.server.run import serve
 from modelserve.server.settings import Settings, has_grpc
@@ -41,7 +43,6 @@ ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 _IGNORED: Final = (
     "access_log_format",
     "enable_docs_url",
-    "enable_predictor_health_check",
     "max_threads",
 )
 
@@ -92,7 +93,7 @@ def _add_logging(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--configure_logging", type=strtobool, default=True, help="whether to set up logging")
     add("--log_config_file", help="a file of logging's configuration: YAML, JSON or INI")
-    add("--enable_latency_logging", type=strtobool, default=True, help="log a line a request")
+    add("--enable_latency_logging", type=strtobool, default=True, help="log a line per request")
 
 
 def _add_model(parser: ArgumentParser) -> None:
@@ -103,10 +104,9 @@ def _add_model(parser: ArgumentParser) -> None:
 
 def _add_predictor(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    protocols = ("v1", "v2", "grpc-v2")
     add("--predictor_host", help="where models without a predict forward their payloads")
-    add("--predictor_protocol", choices=protocols, default="v1", help="the predictor's protocol")
-    add("--protocol", choices=protocols, default="v1", help="old name of --predictor_protocol")
+    add("--predictor_protocol", choices=PROTOCOLS, default="v1", help="the predictor's protocol")
+    add("--protocol", choices=PROTOCOLS, default="v1", help="old name of --predictor_protocol")
     add("--predictor_use_ssl", type=strtobool, default=False, help="call it over TLS")
     add(
         "--predictor_request_timeout_seconds",
@@ -117,13 +117,17 @@ def _add_predictor(parser: ArgumentParser) -> None:
     add(
         "--predictor_request_retries", type=int, default=0, help="times to retry a connection to it"
     )
+    add(
+        "--enable_predictor_health_check",
+        action="store_true",
+        help="be ready only while the predictor is",
+    )
 
 
 def _add_ignored(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("options of KServe without a meaning here").add_argument
     add("--access_log_format")
     add("--enable_docs_url", type=strtobool, default=False)
-    add("--enable_predictor_health_check", action="store_true")
     add("--max_threads", type=int, default=4)
 
 
@@ -164,6 +168,7 @@ def _predictor(options: Namespace) -> PredictorConfig | None:
         options.predictor_use_ssl,
         options.predictor_request_timeout_seconds,
         options.predictor_request_retries,
+        options.enable_predictor_health_check,
     )
 
 
@@ -186,7 +191,7 @@ class ModelServer(_ModelServer):
         max_asyncio_workers: How many sync hooks run at the same time; else 40.
         registered_models: A repository, whose models are served, and which loads others by name
             over HTTP.
-        enable_latency_logging: Log a line a request.
+        enable_latency_logging: Log a line per request.
         event_loop: "auto", "asyncio" or "uvloop".
         timeout_keep_alive: Seconds that an idle connection stays open; else 65.
         predictor_config: Where models without a `predict` forward their payloads, unless they
@@ -260,6 +265,16 @@ class ModelServer(_ModelServer):
         if config is not None and isinstance(model, Model) and not model.predictor_host:
             model.predictor_config = config
         self.registered_models.update(model, name)
+
+    @property
+    def dataplane(self) -> DataPlane:
+        """The models, for a program that has a way in of its own."""
+        return DataPlane(self, self.registered_models)
+
+    @property
+    def model_repository_extension(self) -> ModelRepositoryExtension:
+        """The loading and unloading of models, for the same."""
+        return ModelRepositoryExtension(self)
 
     def register_exception_handler(self, handler: ExceptionHandler) -> None:
         """Set the event loop's handler of uncaught exceptions, with asyncio's interface."""

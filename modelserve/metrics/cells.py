@@ -111,27 +111,29 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "request_postprocess_seconds": Family(Histogram, "post-process request latency"),
     "modelserve_requests_total": Family(
         Counter,
-        "model requests that have ended",
+        "Requests to models that have ended.",
         ("model_name", "protocol", "verb", "status", "outcome"),
     ),
-    "modelserve_request_seconds": Family(Histogram, "from a request's arrival to its end"),
+    "modelserve_request_seconds": Family(Histogram, "Seconds from a request's arrival to its end."),
     "modelserve_failed_request_seconds_total": Family(
-        Counter, "seconds from arrival to end of requests whose outcome was not done"
+        Counter, "Seconds from arrival to end of requests whose outcome was not done."
     ),
     "modelserve_queue_seconds_total": Family(
-        Counter, "seconds for which requests have waited for a slot"
+        Counter, "Seconds for which requests have waited for a slot."
     ),
     "modelserve_time_to_first_item_seconds": Family(
-        Histogram, "from a request's arrival to the first item of its stream"
+        Histogram, "Seconds from a request's arrival to the first item of its stream."
     ),
-    "modelserve_inter_item_seconds": Family(Histogram, "between two items of a stream"),
-    "modelserve_stream_items_total": Family(Counter, "items of streams"),
-    "modelserve_in_flight": Family(Gauge, "requests that run, those in the queue not counted"),
-    "modelserve_queued": Family(Gauge, "requests that wait for a slot"),
-    "modelserve_batch_size": Family(Histogram, "items in one batch", bounds=SIZES),
-    "modelserve_batch_wait_seconds": Family(Histogram, "how long a request waits for its batch"),
-    "modelserve_active_slots": Family(Gauge, "streams that are stepped together"),
+    "modelserve_inter_item_seconds": Family(Histogram, "Seconds between two items of a stream."),
+    "modelserve_stream_items_total": Family(Counter, "Items of streams."),
+    "modelserve_in_flight": Family(Gauge, "Requests that run, those in the queue not counted."),
+    "modelserve_queued": Family(Gauge, "Requests that wait for a slot."),
+    "modelserve_batch_size": Family(Histogram, "Items in one batch.", bounds=SIZES),
+    "modelserve_batch_wait_seconds": Family(
+        Histogram, "Seconds for which a request has waited for its batch."
+    ),
+    "modelserve_active_slots": Family(Gauge, "Streams that are stepped together."),
     "modelserve_batches_total": Family(
-        Counter, "batches that have ended", ("model_name", "outcome")
+        Counter, "Batches that have ended.", ("model_name", "outcome")
     ),
 }

@@ -186,7 +186,7 @@ _PYDANTIC_HAS: Final = ("__pydantic_validator__", "__get_pydantic_core_schema__"
 
 
 def _package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
+    return str(kind.__module__).partition(".")[0]  # of classes made by a program it may be None
 
 
 def _is_typed_dict(kind: type) -> bool:

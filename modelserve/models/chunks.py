@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, Final, Protocol
 
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Watched
 from modelserve.errors import InvalidInput, describe
 from modelserve.models.hooks import Plan
@@ -198,8 +197,7 @@ class Chunks:
         finally:
             if not call.is_finished:
                 self._call = self._new_call()
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(self._request, closing))
+                await call.closing()
 
     async def _hand_on(self, items: Any) -> None:
         has_begun = False

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["connect"]
+__all__ = ["connect", "is_predictor_ready"]
 
 
 def connect(model: Any) -> None:
@@ -10,3 +10,13 @@ def connect(model: Any) -> None:
     from modelserve.models import remote
 
     remote.connect(model)
+
+
+async def is_predictor_ready(model: Any) -> bool:
+    """Return whether a model's predictor is ready for it, where it is to be asked; else True.
+
+    False for a predictor that cannot be asked.
+    """
+    if not (model.predictor_health_check and model.predictor_host):
+        return True
+    return bool(await model._remote.is_ready(model))

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from modelserve.errors import InvalidInput
 from modelserve.models.annotations import are_bytes
@@ -33,6 +33,7 @@ from modelserve.models.signatures import (
     payload_annotation,
     payload_type,
 )
+from modelserve.wire.head import HookHeaders
 
 __all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plans_of"]
 
@@ -92,6 +93,13 @@ class Hook:
         )
 
 
+class HasHeaders(Protocol):
+    """A request, as far as its headers are concerned."""
+
+    def hook_headers(self) -> HookHeaders:
+        """Return a copy of its headers that hooks may write to, with its id."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The hooks that one verb of one model runs, in order.
@@ -143,6 +151,13 @@ class Plan:
             declared=declared,
             iterates=iterates,
             takes_bytes=takes_bytes,
+        )
+
+    def headers_for(self, request: HasHeaders) -> tuple[HookHeaders | None, HookHeaders | None]:
+        """Return the request's headers and those for the answer, each if a hook takes them."""
+        return (
+            request.hook_headers() if self.wants_headers else None,
+            HookHeaders(raw=[]) if self.wants_response_headers else None,
         )
 
     def with_main(self, main: Hook) -> "Plan":
@@ -199,9 +214,12 @@ def plans_of(model: Any) -> "Plans":
 
 
 def check_lifecycle(model: Any) -> None:
-    """Raise TypeError for a hook outside requests that is a generator."""
+    """Raise TypeError for a hook outside requests that is a generator, or cannot be called."""
     for name in (*LIFECYCLE, *METADATA):
-        callee = callee_of(getattr(model, name, None))
+        hook = getattr(model, name, None)
+        if hook is not None and not callable(hook):  # the stop strings of a language model, say
+            raise TypeError(f"{name} of model {model.name!r} cannot be called: it is {hook!r}")
+        callee = callee_of(hook)
         if inspect.isasyncgenfunction(callee) or inspect.isgeneratorfunction(callee):
             raise TypeError(f"{name} of model {model.name!r} must not be a generator")
 

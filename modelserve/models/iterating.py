@@ -8,10 +8,12 @@ The annotation of the payload's parameter decides, in the hook that runs first o
 import re
 from collections import abc
 from collections.abc import AsyncIterable, Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Final, get_origin
 
 from modelserve.concurrency.feeding import Feed
+from modelserve.concurrency.flight import Flight
 from modelserve.errors import InvalidInput
 from modelserve.models.annotations import bare
 from modelserve.models.checks import instances
@@ -20,7 +22,7 @@ from modelserve.models.instances import Instances, Listed, SyncInstances
 from modelserve.models.signatures import UNKNOWN, payload_annotation, payload_type
 from modelserve.tensors import InferRequest
 
-__all__ = ["Iterates", "as_iterator", "iterates"]
+__all__ = ["Iterates", "arriving", "as_iterator", "iterates"]
 
 _NAMED: Final = re.compile(r"(?:\w+\.)*(AsyncIterator|AsyncIterable|Iterator|Iterable)(?:\[|$)")
 
@@ -49,6 +51,22 @@ def iterates(
     if name == "Iterator" or (name == "Iterable" and is_generator and not on_loop):
         return Iterates.SYNC
     return None
+
+
+@contextmanager
+def arriving(
+    instances: Instances, how: Iterates, flight: Flight
+) -> Iterator[Instances | SyncInstances]:
+    """Give what a hook iterates of instances that arrive while it runs."""
+    if how is not Iterates.SYNC:
+        yield instances
+        return
+    payload = SyncInstances(instances)
+    stop_serving = flight.start_companion(payload.serve)
+    try:
+        yield payload
+    finally:
+        stop_serving()
 
 
 def as_iterator(payload: Any, how: Iterates, declared: Declared | None) -> Any:

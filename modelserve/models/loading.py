@@ -28,8 +28,7 @@ from modelserve.models.lifecycle import (
     start_and_load,
     stop,
 )
-from modelserve.models.model import Model, as_model, defines
-from modelserve.models.predictor import PredictorConfig
+from modelserve.models.model import Model, ModelSettings, as_model, configure, defines
 from modelserve.models.registry import Entry, Registry
 from modelserve.models.repository import ModelRepository
 from modelserve.models.telling import log_load
@@ -49,18 +48,17 @@ class Source:
         self._registry = registry
         self._repository: ModelRepository | None = None
         self._builds = False
-        self._predictor: PredictorConfig | None = None
+        self._predictor: ModelSettings | None = None
 
-    def forward_to(self, predictor: PredictorConfig) -> None:
-        """Set this predictor on the models that have none."""
+    def forward_to(self, predictor: ModelSettings) -> None:
+        """Set these attributes, `predictor_host` among them, on the models without a predictor."""
         self._predictor = predictor
         for _, model in self._registry.models:
             self._set_predictor(model)
 
     def _set_predictor(self, model: Any) -> None:
         if self._predictor is not None and isinstance(model, Model) and not model.predictor_host:
-            model.predictor_host = self._predictor.predictor_host
-            model.protocol = self._predictor.protocol
+            configure(model, self._predictor)
 
     def follow(self, repository: ModelRepository, *, builds: bool) -> None:
         """Serve the models of a repository, later ones too; with `builds`, it makes others."""
@@ -201,7 +199,7 @@ class Loading:
         if failed:
             why = "; ".join(filter(None, (entry.failure for entry in failed)))
             raise ModelNotReady(", ".join(entry.name for entry in failed), why)
-        unwell = [entry.name for entry in [*self.registry] if not await entry.is_ready()]
+        unwell = [entry.name for entry in [*self.registry] if not await entry.is_usable()]
         if unwell:
             raise ModelNotReady(", ".join(unwell), "Its healthy() returned False.")
 

@@ -70,6 +70,7 @@ class ModelSettings(TypedDict, total=False):
     use_ssl: bool
     timeout: float
     retries: int
+    predictor_health_check: bool
 
 
 SETTINGS: Final = tuple(ModelSettings.__annotations__)
@@ -107,11 +108,12 @@ class Model:
         engine: Whether `start_engine` and `stop_engine` are called.
         predictor_host: Where `predict` forwards its payload unless overridden; `host[:port]`.
         explainer_host: The same for `explain`.
-        protocol: The predictor's protocol, "v1" or "v2".
+        protocol: The predictor's protocol: "v1", "v2", or "grpc-v2" for V2 over gRPC.
         use_ssl: Call the predictor over TLS.
         timeout: Seconds for the start of the predictor's answer, and from one part of it to the
             next. `limits=Limits(timeout=...)` limits the requests themselves.
         retries: How often a connection to the predictor is tried again.
+        predictor_health_check: Let probes find the model ready only while the predictor's is.
 
     `preprocess`, `predict`, `explain` and `postprocess` may be sync or async, and are given those
     of `(payload, headers, response_headers)` that they declare. The last three may yield: their
@@ -145,6 +147,7 @@ class Model:
     use_ssl: bool = False
     timeout: float = 600
     retries: int = 0
+    predictor_health_check: bool = False
     # Set when the model is registered: what calls the predictor, and what calls `step`.
     _remote: "Remote | None" = None
     _stepped: Stepped | None = None
@@ -166,6 +169,7 @@ class Model:
         self.use_ssl = config.use_ssl
         self.timeout = config.timeout
         self.retries = config.retries
+        self.predictor_health_check = config.predictor_health_check
 
     def load(self) -> Any:
         """Make the model ready; return False if it is not. Sync (in a thread) or async."""
@@ -302,6 +306,8 @@ def check_answers(model: Any) -> None:
         return
     if _answers(model) or model.predictor_host or model.explainer_host:
         return
+    if callable(getattr(model, "step", None)):
+        raise TypeError(f"The class {kind.__name__} has a step: set stepping = Stepping()")
     misspelt = misspelt_answer(model)
     hint = "" if misspelt is None else f" (it has {misspelt!r})"
     raise TypeError(

@@ -1,9 +1,11 @@
 """Where a model's predictor is and how it is called, as data; `remote` makes the calls."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-__all__ = ["PredictorConfig", "Transport", "config_of"]
+__all__ = ["PROTOCOLS", "PredictorConfig", "Transport", "config_of"]
+
+PROTOCOLS: Final = ("v1", "v2", "grpc-v2")
 
 
 class Transport(NamedTuple):
@@ -25,12 +27,12 @@ class PredictorConfig:
     """Where a predictor is and how it is called; the names are KServe's.
 
     Args:
-        predictor_host: `host[:port]`, optionally followed by a path.
-        predictor_protocol: "v1" or "v2".
+        predictor_host: `host[:port]`, over HTTP optionally followed by a path.
+        predictor_protocol: "v1", "v2" or "grpc-v2".
         predictor_request_timeout_seconds: For the start of the answer, and from one part of it to
-            the next.
+            the next; over gRPC for the whole of it.
         predictor_request_retries: How often a connection that could not be made is tried again.
-        predictor_health_check: Accepted but not used: readiness is the model's own.
+        predictor_health_check: Whether the model is ready only while the predictor's is.
     """
 
     predictor_host: str
@@ -75,4 +77,6 @@ def config_of(model: Any, *, explainer: bool = False) -> PredictorConfig | None:
     if not host:
         return None
     protocol = "v1" if explainer else model.protocol
-    return PredictorConfig(host, protocol, model.use_ssl, model.timeout, model.retries)
+    return PredictorConfig(
+        host, protocol, model.use_ssl, model.timeout, model.retries, model.predictor_health_check
+    )

@@ -3,9 +3,10 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from time import time
 from typing import Any
 
@@ -21,11 +22,11 @@ from modelserve.limits import DEFAULTS, SMALL_BYTES, Limits
 from modelserve.metrics.series import ModelSeries
 from modelserve.metrics.telemetry import Telemetry
 from modelserve.models.batching import batched, check_batching, with_room
-from modelserve.models.connecting import connect
+from modelserve.models.connecting import connect, is_predictor_ready
 from modelserve.models.followed import new_calls
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
-from modelserve.models.inference import call_hook
+from modelserve.models.inference import NewCall, call_hook
 from modelserve.models.model import (
     HOOKS,
     Model,
@@ -104,8 +105,7 @@ class Entry:
         check_stepping(model)
         _check_ready_can_be_set(model)
         _check_answers(model)
-        if not isinstance(model.limits, Limits | None):
-            raise TypeError(f"The limits of model {self.name!r} must be Limits: {model.limits!r}")
+        _check_settings(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -113,6 +113,7 @@ class Entry:
         self.plans = plans
         self.checks_health = defines(model, "healthy")
         self.health = Health(self.name, model.healthy)
+        self.predictor_health = Health(self.name, partial(is_predictor_ready, model))
         self.needs_loading = bool(model.engine) or defines(model, "load") or defines(model, "start")
         self.versions = [str(version) for version in model.versions or ()]
 
@@ -154,7 +155,8 @@ class Entry:
         self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
-        self.new_call = new_calls(plans, shared.telemetry.followed)
+        make_call = new_calls(plans, shared.telemetry.followed)
+        self.new_call: NewCall = partial(make_call, self.name, self.workers)
 
         connect(model)
         if not self.needs_loading:
@@ -169,6 +171,12 @@ class Entry:
         return State.LOADING if self.loading else State.UNAVAILABLE
 
     async def is_ready(self) -> bool:
+        """Return what probes are told: whether the model takes requests, and its predictor too."""
+        if not await self.is_usable():
+            return False
+        return not self.model.predictor_health_check or await self.predictor_health.ask()
+
+    async def is_usable(self) -> bool:
         """Ask the model's `healthy` if it has one; False if that fails or hangs."""
         if not self.checks_health:
             return bool(self.model.ready)
@@ -223,6 +231,17 @@ def _check_ready_can_be_set(model: Any) -> None:
     except AttributeError:  # a frozen dataclass, or a property
         sentence = f"The attribute 'ready' of model {model.name!r} cannot be set"
         raise TypeError(sentence) from None
+
+
+def _check_settings(model: Any) -> None:
+    if not isinstance(model.limits, Limits | None):
+        raise TypeError(f"The limits of model {model.name!r} must be Limits: {model.limits!r}")
+    versions = model.versions
+    if versions is not None and (isinstance(versions, str) or not isinstance(versions, Iterable)):
+        raise TypeError(f"The versions of model {model.name!r} must be a list: {versions!r}")
+    beat = model.heartbeat
+    if beat is not None and not (isinstance(beat, int | float) and beat > 0):
+        raise TypeError(f"The heartbeat of model {model.name!r} must be seconds above 0: {beat!r}")
 
 
 def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: bool) -> Streaming:

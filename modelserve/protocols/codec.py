@@ -123,6 +123,7 @@ class Codec:
             and `decode` is given a `ReadBody`.
         takes_lines: A body may be streamed to the model: `cutter` is called.
         is_socket: There is no body, but the messages of a WebSocket, which are always streamed.
+        carries_responses: A response of starlette's that a hook returns is sent as it is.
 
         Args:
         format_class: The format of streams.
@@ -136,6 +137,7 @@ class Codec:
     takes_forms: bool = False
     takes_lines: bool = False
     is_socket: bool = False
+    carries_responses: bool = True
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ __all__ = [
     "GrpcCodec",
     "answer_headers",
     "classes",
+    "merge_responses",
     "read_call",
     "stream_ending",
     "stream_error",
@@ -70,6 +71,7 @@ class GrpcCodec(Codec):
     """What all methods have in common: one message in a frame, and errors."""
 
     protocol = "grpc"
+    carries_responses = False
 
     def unwrap(self, body: bytes | bytearray, head: Head) -> tuple[bytes | bytearray, bytes]:
         message, is_compressed = message_in(body)
@@ -113,9 +115,9 @@ class MergedFormat(StreamFormat):
         def join(parts: list[bytes]) -> bytes:
             if len(parts) == 1:
                 return frame(parts[0]) + DONE
-            whole = (
-                _merged(responses) if responses else as_response({"outputs": []}, None, self.ref)
-            )
+            if not responses:
+                responses.append(as_response({"outputs": []}, None, self.ref))
+            whole = merge_responses(responses)
             return frame(_serialized(whole, self._payload, self.ref)) + DONE
 
         return Encoder(CONTENT_TYPE.decode(), add, join=join)
@@ -250,7 +252,7 @@ def _data(item: Item) -> Any:
     return InferResponse.from_grpc(item) if is_message(item, _RESPONSE) else item
 
 
-def _merged(responses: list[InferResponse]) -> InferResponse:
+def merge_responses(responses: list[InferResponse]) -> InferResponse:
     """Return the first response with the outputs of all, concatenated by name."""
     parts: dict[str, list[InferOutput]] = {}
     for output in chain.from_iterable(response.outputs for response in responses):

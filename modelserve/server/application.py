@@ -50,6 +50,9 @@ class Drainable(Protocol):
     async def drain(self) -> None:
         """Wait until no request is running; after `drain_timeout`, cancel those that are left."""
 
+    def cut_short(self) -> None:
+        """Cancel now those that a drain still waits for."""
+
 
 def find_drainables(app: Any, *, mounted: bool = True) -> list[Drainable]:
     """Find the model servers in an application: itself, mounted in routes, or wrapped.

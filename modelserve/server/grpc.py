@@ -1,9 +1,10 @@
 """gRPC's own port: grpcio's server, in the event loop of the HTTP server, in front of the same app.
 
-grpcio brings HTTP/2: flow control, TLS, clients of every kind. A call becomes a request of ASGI in
-gRPC-Web's form, so that the application answers both ports alike. Where a client leaves, grpcio
-cancels the task of its call: for one message, that of the application itself, which is told what a
-cancellation means; for a stream, one that waits for the application, which gets a disconnect.
+grpcio brings HTTP/2: flow control, TLS, clients of every kind. A call becomes a request of ASGI
+whose messages are in frames, as gRPC-Web's are, so that the application answers both alike. Where
+a client leaves, grpcio cancels the task of its call: for one message, that of the application
+itself, which is told what a cancellation means; for a stream, one that waits for the application,
+which gets a disconnect.
 """
 
 import asyncio
@@ -20,17 +21,23 @@ import grpc
 from starlette.types import ASGIApp, Message, Scope
 
 from modelserve.concurrency.flight import CANCELS
-from modelserve.errors import LoadError
+from modelserve.errors import LoadError, ResponseCut
 from modelserve.server.settings import Settings
 from modelserve.wire.grpc import (
+    CONTENT_TYPE,
+    FRAMES,
+    HEALTH,
     MESSAGE,
+    SERVICE,
     STATUS,
     STREAMS,
     Frames,
     code_of_host,
+    code_of_http,
     frame,
     is_trailers,
     only_message,
+    quoted,
     read_trailers,
     unquoted,
 )
@@ -42,8 +49,8 @@ logger = logging.getLogger("modelserve")
 
 _CODES: Final[Mapping[int, Any]] = {code.value[0]: code for code in grpc.StatusCode}
 _UNKNOWN: Final = 2
-_CONTENT: Final[Header] = (b"content-type", b"application/grpc-web")
-_TIMEOUT: Final = b"grpc-timeout"
+_CONTENT: Final[Header] = (b"content-type", CONTENT_TYPE)
+_SECONDS: Final = b"x-request-timeout-seconds"
 # What describes a message of HTTP, which a call is not, or is the bridge's to say.
 _NOT_PASSED: Final = frozenset(
     ("connection", "content-encoding", "content-length", "content-type", "te", "transfer-encoding")
@@ -55,8 +62,9 @@ _VALUE: Final = re.compile(rb"[\x20-\x7e]*")
 # In which a cancellation shows after the end of a stream of requests, which looks the same.
 _CANCELLATION_SECONDS: Final = 0.005
 _GONE: Final = {"type": "http.disconnect"}
-_LONGEST_TIMEOUT: Final = 99_999_999  # of eight digits
+_LEAST_SECONDS: Final = 1e-9  # a time-out of 0 has passed
 _LEAST_GRACE: Final = 0.1
+_SERVICES: Final = (f"{SERVICE}/", f"{HEALTH}/")
 
 
 class GrpcPort:
@@ -132,7 +140,7 @@ def _credentials(uvicorn: Mapping[str, Any]) -> Any:
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Hands every call to the application: what is no method of it, it says."""
+    """Hands the calls of gRPC's services to the application: other paths are HTTP's."""
 
     def __init__(self, app: ASGIApp, state: Mapping[str, Any], credentials: Any) -> None:
         self._app = app
@@ -141,8 +149,10 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._known: dict[str, Any] = {}
 
     def service(self, details: Any) -> Any:
-        """Return the handler of a method."""
+        """Return the handler of a method; None where there is no such service."""
         path = details.method
+        if not path.startswith(_SERVICES):
+            return None
         handler = self._known.get(path)
         if handler is None:
             handler = self._handler(path)
@@ -165,8 +175,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             call = _Unary(request)
             try:
                 await app(scope_of(context), call.receive, call.send)
-            except Exception:  # the application has logged it
-                call.note_failure()
+            except Exception as exc:  # the application has logged it
+                call.note_failure(exc)
             return call.answer_in(context)
 
         return grpc.unary_unary_rpc_method_handler(answer)
@@ -184,15 +194,18 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             "root_path": "",
             "client": None,
             "server": None,
-            "extensions": {CANCELS: {}},
+            "extensions": {CANCELS: {}, FRAMES: {}},
         }
 
 
 def _scope(template: Scope, state: Mapping[str, Any], context: Any) -> Scope:
-    headers = [_CONTENT, *_headers(context.invocation_metadata())]
+    headers = [_CONTENT]
+    for key, value in context.invocation_metadata():
+        if key not in _NOT_PASSED:
+            headers.append(_header(key, value))
     seconds = context.time_remaining()
     if seconds is not None:
-        headers.append((_TIMEOUT, _timeout(seconds)))
+        headers.append((_SECONDS, b"%.9f" % max(seconds, _LEAST_SECONDS)))
     scope = {**template, "headers": headers}
     if state:
         scope["state"] = dict(state)
@@ -223,10 +236,10 @@ class _Unary:
         elif body := message.get("body"):
             self._parts.append(body)
 
-    def note_failure(self) -> None:
-        """Note that the application has failed: the answer is incomplete."""
+    def note_failure(self, error: Exception) -> None:
+        """Note what the application has raised: the answer is incomplete."""
         self._parts.clear()
-        self._pairs = [(STATUS, b"%d" % _UNKNOWN)]
+        self._pairs = _failure(error)
 
     def answer_in(self, context: Any) -> bytes:
         """Return the message of the answer, and tell grpcio the rest."""
@@ -268,19 +281,28 @@ class _Stream:
         self._status = 0
         self._pairs: list[Header] = []
         self._frames: Frames | None = None
+        self._opening: asyncio.Future[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application to its end, which a client's leaving only hastens."""
-        gone = self.gone = asyncio.get_running_loop().create_future()
+        self.gone = asyncio.get_running_loop().create_future()
         task = asyncio.ensure_future(app(scope, self.receive, self.send))
+        await self._until_done(task)
+        if task.cancelled() or task.exception() is not None:
+            self._pairs = _failure(None if task.cancelled() else task.exception())
+        if self._opening is not None:  # grpcio takes no status before its end
+            await self._until_done(self._opening)
+            if not self._opening.cancelled():
+                self._opening.exception()  # it is no news
+
+    async def _until_done(self, task: "asyncio.Future[None]") -> None:
+        """Wait for a task; a cancellation says that the client has left."""
         while not task.done():
             try:
                 await asyncio.wait((task,))
             except asyncio.CancelledError:
-                if not gone.done():
-                    gone.set_result(None)
-        if task.cancelled() or task.exception() is not None:
-            self._pairs = [(STATUS, b"%d" % _UNKNOWN)]
+                if not self.gone.done():
+                    self.gone.set_result(None)
 
     async def receive(self) -> Message:
         """Return the next message, the end of them, then that the client has left."""
@@ -320,11 +342,21 @@ class _Stream:
             self._pairs = headers
             return
         self._frames = Frames(math.inf)
-        await self._sent(self._context.send_initial_metadata(_metadata(headers)))
+        opening = self._context.send_initial_metadata(_metadata(headers))
+        self._opening = asyncio.ensure_future(opening)
+        await self._sent(asyncio.shield(self._opening))
 
     def set_status(self) -> None:
         """Tell grpcio the status."""
         _set_status(self._context, self._status, self._pairs)
+
+
+def _failure(error: BaseException | None) -> list[Header]:
+    """Return the trailers for what the application has raised."""
+    if not isinstance(error, ResponseCut):
+        return [(STATUS, b"%d" % _UNKNOWN)]
+    detail = error.detail if isinstance(error.detail, str) else ""
+    return [(STATUS, b"%d" % code_of_http(error.status)), (MESSAGE, quoted(detail))]
 
 
 # --- headers and metadata -----------------------------------------------------------------------
@@ -366,17 +398,7 @@ def _entry(key: bytes, value: bytes) -> tuple[str, str | bytes]:
     return key.decode(), value.decode()
 
 
-def _headers(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[Header]:
-    """Yield metadata as headers; binary values in base64, as they travel."""
-    for key, value in metadata:
-        if key not in _NOT_PASSED:
-            given = value.encode("latin-1", "replace") if isinstance(value, str) else value
-            yield key.encode(), b64encode(given) if key.endswith("-bin") else given
-
-
-def _timeout(seconds: float) -> bytes:
-    """Return seconds as gRPC writes them."""
-    for unit, factor in ((b"u", 1e6), (b"m", 1e3), (b"S", 1.0)):
-        if seconds * factor < _LONGEST_TIMEOUT:
-            return b"%d%b" % (max(int(seconds * factor), 0), unit)
-    return b"%dS" % _LONGEST_TIMEOUT
+def _header(key: str, value: str | bytes) -> Header:
+    """Return metadata as a header; a binary value in base64, as it travels."""
+    given = value.encode("latin-1", "replace") if isinstance(value, str) else value
+    return key.encode(), b64encode(given) if key.endswith("-bin") else given

@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from modelserve.errors import ResponseCut, single_cause
-from modelserve.exchange.running import Running, running_request_id
+from modelserve.exchange.running import running_request_id
 from modelserve.server.log_queue import QueuedHandler, blocking_descriptor
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "add_request_id",
     "configure",
     "default_form",
+    "no_lost_call",
     "no_refusal",
     "no_response_cut",
     "print_error",
@@ -41,6 +42,7 @@ _NOT_EXTRA: Final = frozenset(
 
 _CLEAR_LINE: Final = "\r\x1b[K"
 _OF_REFUSED: Final = "ASGI callable returned without completing handshake."
+_OF_LOST_CALL: Final = 'Failed "execute_batch"'
 
 
 def print_error(text: str) -> None:
@@ -66,7 +68,6 @@ def configure(*, form: str, level: str) -> None:
     _open_standard_descriptors()
     handler = _stderr_handler(form)
     handler.addFilter(add_request_id)
-    Running.note_ids()
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -75,6 +76,7 @@ def configure(*, form: str, level: str) -> None:
     threading.excepthook = _log_thread_failure
     for noise in (no_response_cut, no_refusal):
         logging.getLogger("uvicorn.error").addFilter(noise)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(no_lost_call)
 
 
 def _stderr_handler(form: str) -> logging.Handler:
@@ -117,6 +119,12 @@ def no_response_cut(record: logging.LogRecord) -> bool:
 def no_refusal(record: logging.LogRecord) -> bool:
     """Filter out uvicorn's complaint about a WebSocket that was refused with a response."""
     return record.msg != _OF_REFUSED
+
+
+def no_lost_call(record: logging.LogRecord) -> bool:
+    """Filter out grpcio's traceback of a status that came too late for a call that had ended."""
+    exc = record.exc_info[1] if record.exc_info else None
+    return type(exc).__name__ != "ExecuteBatchError" or not str(exc).startswith(_OF_LOST_CALL)
 
 
 def _log_unraisable(failure: "sys.UnraisableHookArgs") -> None:

@@ -10,6 +10,7 @@ once.
 """
 
 import asyncio
+import contextvars
 import logging
 import math
 import os
@@ -109,6 +110,7 @@ class Server(uvicorn.Server):
         self._before_exit = before_exit
         self._ports = ports
         self._loop: asyncio.AbstractEventLoop
+        self._context: contextvars.Context  # a signal comes in that of whichever request runs
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled, self.released = threading.Event(), threading.Event()
         self._impatience = Impatience()
@@ -134,10 +136,10 @@ class Server(uvicorn.Server):
         self._drains_at = monotonic() + (self._shutdown_delay if self.started else 0.0)
         self._signalled.set()
         if self.started:
-            self._loop.call_soon_threadsafe(self._start_to_stop)
+            self._loop.call_soon_threadsafe(self._start_to_stop, context=self._context)
         else:
             self.should_exit = True
-            self._loop.call_soon_threadsafe(self._start.give_up, self)
+            self._loop.call_soon_threadsafe(self._start.give_up, self, context=self._context)
 
     def _exit_in_time(self) -> None:
         """Exit once the time is over; runs in a thread, since everything else may be blocked."""
@@ -158,6 +160,7 @@ class Server(uvicorn.Server):
     # -- start and end
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()  # before signals are handled here
         await super().serve(sockets)
 
@@ -175,10 +178,7 @@ class Server(uvicorn.Server):
             sys.exit(CANNOT_START)
         if self.should_exit:
             return
-        url = _url(self, sockets or ())
-        logger.info("Serving on %s (process %d)", url, os.getpid())
-        if _has_page(self._app) and url.startswith("http"):
-            logger.info("A page to try the models in: %s/playground", url)
+        _log_start(_url(self, sockets or ()), self._app)
         if self._on_start is not None:
             self._on_start(self._shutdown_delay + self.drain_seconds)
 
@@ -187,13 +187,12 @@ class Server(uvicorn.Server):
         accepted = accept_waiting(sockets or ())
         for closable in (*self.servers, *(sockets or ())):
             closable.close()
-        await _answer_late_requests(self, accepted, self._drains_at + self.drain_seconds)
+        await _answer_late_requests(self, accepted, self._ends())
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
-        ends = self._drains_at + self.drain_seconds
         for port in self._ports:
-            await port.stop(min(ends - monotonic(), _LATE_REQUEST_SECONDS))
-        await _finish_responses(self.server_state, ends, ends + CLEANUP_AFTER_DRAIN)
+            await port.stop(min(self._ends() - monotonic(), _LATE_REQUEST_SECONDS))
+        await _finish_responses(self.server_state, self._ends)
         await self.lifespan.shutdown()
         if any(serving.flights or serving.workers.running for serving in self._servings):
             self._exit_now()
@@ -222,19 +221,28 @@ class Server(uvicorn.Server):
             serving.refuse_new()
         self._drain_task = self._loop.create_task(self._drain())
 
+    def _ends(self) -> float:
+        """Return when running requests have had their time."""
+        return self._drains_at + self.drain_seconds
+
     async def _drain(self) -> None:
         """Wait for the running requests with the listener open; then let the server exit."""
         running = set(self.server_state.tasks)
         logger.info(
-            "Stopping: %d requests are running and have %g s", len(running), self.drain_seconds
+            "Stopping: running requests (%d) have %g s to finish", len(running), self.drain_seconds
         )
         try:
             await asyncio.gather(*(serving.drain() for serving in self._servings))
             if self._servings and running:
-                ends = self._drains_at + self.drain_seconds
-                await asyncio.wait(running, timeout=_seconds_until(ends))
+                await asyncio.wait(running, timeout=_seconds_until(self._ends()))
         finally:
             self.should_exit = True
+
+
+def _log_start(url: str, app: ASGIApp) -> None:
+    logger.info("Serving on %s (process %d)", url, os.getpid())
+    if _has_page(app) and url.startswith("http"):
+        logger.info("A page to try the models in: %s/playground", url)
 
 
 def _has_page(app: ASGIApp) -> bool:
@@ -257,16 +265,17 @@ async def _answer_late_requests(
         await asyncio.sleep(0.005)
 
 
-async def _finish_responses(state: ServerState, ends: float, cut_at: float) -> None:
+async def _finish_responses(state: ServerState, ends: Callable[[], float]) -> None:
     """Wait until responses have been sent, and for requests of other applications."""
-    ends = max(ends, monotonic() + 0.1)
+    soonest = monotonic() + 0.1
     while (  # noqa: ASYNC110  (no event says that a connection has ended)
         state.connections or state.tasks
-    ) and monotonic() < ends:
+    ) and monotonic() < max(ends(), soonest):
         await asyncio.sleep(0.01)
     for task in state.tasks:
         task.cancel()
     if state.tasks:
+        cut_at = ends() + CLEANUP_AFTER_DRAIN
         await asyncio.wait(set(state.tasks), timeout=_seconds_until(cut_at))
 
 

@@ -440,8 +440,8 @@ def name_datatype(dtype: Any) -> str | None:
     """Return the datatype that holds a numpy dtype, or None if there is none."""
     if dtype.kind in _BYTES_KINDS:
         return "BYTES"
-    key = "bfloat16" if dtype.name == "bfloat16" else f"{dtype.kind}{dtype.itemsize}"
-    row = _BY_DTYPE.get(key)
+    # The name is not asked of most: numpy makes it anew each time.
+    row = _BY_DTYPE.get(f"{dtype.kind}{dtype.itemsize}") or _BY_DTYPE.get(dtype.name)
     return row.name if row else None
 
 

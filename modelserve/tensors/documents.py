@@ -10,6 +10,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Final, TypedDict, TypeVar
 
 import orjson
@@ -134,7 +135,10 @@ def _read_tensors(
         name = _read_name(entry, role.key, index, role.error)
         try:
             tensor = _read_tensor(kind, name, entry)
-            tail = _read_data(tensor, entry.get("data"), tail)
+            data = entry.get("data")
+            if data is None and kind is InferOutput:
+                data = _read_contents(entry)
+            tail = _read_data(tensor, data, tail)
         except Misfit as exc:
             raise role.error_of(name, exc) from None
         tensors.append(tensor)
@@ -152,6 +156,12 @@ def _read_tensor(kind: type[_Tensor], name: str, entry: dict[str, Any]) -> _Tens
     if not isinstance(datatype, str):
         raise Misfit('has no "datatype" that is a string')
     return kind(name, list(shape), datatype, parameters=_read_parameters(entry) or {})
+
+
+def _read_contents(entry: dict[str, Any]) -> list[Any] | None:
+    """Return the data of an output in gRPC's form, `{"contents": {"fp32_contents": [...]}}`."""
+    contents = entry.get("contents")
+    return [*chain.from_iterable(contents.values())] if isinstance(contents, dict) else None
 
 
 def _read_data(tensor: Tensor, data: Any, tail: memoryview | None) -> memoryview | None:

@@ -2,10 +2,11 @@
 
 Messages are known by the names of their fields only, so that those of generated code, KServe's or
 Triton's, will do as well as those of `inference.proto`. Tensors are in the field of their datatype,
-or all of a message are raw bytes.
+or all of a message are raw bytes. Repeated fields are copied by `[:]`: an iterator over one is made
+of failing look-ups.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -29,6 +30,7 @@ from modelserve.tensors.documents import (
 from modelserve.tensors.elements import Misfit, find_missing, is_array, list_elements, short
 from modelserve.tensors.strings import split_strings
 from modelserve.tensors.tensor import (
+    SIZE,
     InferInput,
     InferOutput,
     RequestedOutput,
@@ -110,7 +112,7 @@ def read_request(message: Any) -> "RequestArguments":
         "request_id": message.id or None,
         "parameters": _read_parameters(message.parameters) or None,
         "infer_inputs": _read_tensors(InferInput, message.inputs, message.raw_input_contents),
-        "request_outputs": _read_requested(message.outputs),
+        "request_outputs": _read_requested(message.outputs) if message.outputs else None,
         "from_grpc": True,
     }
 
@@ -134,9 +136,9 @@ def _read_tensors(
         raise role.error(
             f"There are {len(raws)} raw contents, where there are {len(entries)} {role.key}."
         )
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(entries[:]):
         parameters = _read_parameters(entry.parameters)
-        tensor = kind(entry.name, list(entry.shape), entry.datatype, parameters=parameters)
+        tensor = kind(entry.name, entry.shape[:], entry.datatype, parameters=parameters)
         try:
             if parameters:
                 refuse_shared(parameters)
@@ -164,7 +166,7 @@ def _read_contents(tensor: Tensor, contents: Any) -> None:
     field = _FIELDS.get(datatype.name)
     if field is None:
         raise Misfit(f"is {datatype.name}, which goes as raw contents only")
-    values = list(getattr(contents, field))
+    values = getattr(contents, field)[:]
     if datatype.name in _NARROW:
         values = check_json(values, tensor.shape, datatype)
     else:
@@ -173,10 +175,10 @@ def _read_contents(tensor: Tensor, contents: Any) -> None:
     tensor._is_checked = True
 
 
-def _read_requested(entries: Sequence[Any]) -> list[RequestedOutput] | None:
-    """Return the outputs that a request names, or None, which means all of them."""
+def _read_requested(entries: Sequence[Any]) -> list[RequestedOutput]:
+    """Return the outputs that a request names."""
     outputs = []
-    for entry in entries:
+    for entry in entries[:]:
         parameters = _read_parameters(entry.parameters)
         try:
             refuse_shared(parameters)
@@ -185,29 +187,28 @@ def _read_requested(entries: Sequence[Any]) -> list[RequestedOutput] | None:
         outputs.append(RequestedOutput(entry.name, parameters))
     if len(outputs) > 1:
         check_distinct([output.name for output in outputs], "Output", InvalidInput)
-    return outputs or None
+    return outputs
 
 
 def _read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as values; those that hold none are left out."""
-    if not parameters:
-        return {}
-    chosen = {
-        key: (value, value.WhichOneof("parameter_choice")) for key, value in parameters.items()
-    }
-    return {key: getattr(value, choice) for key, (value, choice) in chosen.items() if choice}
+    found: dict[str, Any] = {}
+    if parameters:
+        for key, value in parameters.items():
+            if choice := value.WhichOneof("parameter_choice"):
+                found[key] = getattr(value, choice)
+    return found
 
 
 # Writing.
 
 
-def write_tensors(tensors: Iterable[Tensor], entries: Any, raws: Any, *, raw: bool = False) -> None:
+def write_tensors(tensors: Sequence[Tensor], entries: Any, raws: Any, *, raw: bool = False) -> None:
     """Add tensors to a message.
 
-    All go as raw bytes if `raw` is set, one of them is bytes or an array, or has no other form.
-    Raises the error of the tensor's role for data that does not fit.
+    All go as raw bytes, with their size as a parameter, if `raw` is set, one of them is bytes or an
+    array, or has no other form. Raises the error of the tensor's role for data that does not fit.
     """
-    tensors = list(tensors)
     raw = raw or any(map(_is_raw, tensors))
     for tensor in tensors:
         try:
@@ -223,11 +224,13 @@ def _is_raw(tensor: Tensor) -> bool:
 def _write_tensor(tensor: Tensor, entries: Any, raws: Any) -> None:
     shape, datatype = plain_shape(tensor.shape), find_datatype(tensor.datatype)
     entry = entries.add(name=tensor.name, datatype=datatype.name, shape=shape)
+    form = tensor._form()
     if tensor.parameters:
         write_parameters(without_size(tensor.parameters), entry.parameters)
-    form = tensor._form()
     if raws is not None:
-        raws.append(bytes(to_bytes(form, shape, datatype)))
+        raw = to_bytes(form, shape, datatype)
+        raws.append(raw if type(raw) is bytes else bytes(raw))
+        entry.parameters[SIZE].int64_param = len(raw)  # as KServe's responses have it
         return
     field = getattr(entry.contents, _FIELDS[datatype.name])
     if type(form) is list and _fits(form, datatype.name):

@@ -33,6 +33,7 @@ from modelserve.tensors.grpc import messages as grpc_messages
 from modelserve.tensors.grpc import read_request as read_grpc_request
 from modelserve.tensors.grpc import read_response as read_grpc_response
 from modelserve.tensors.grpc import write_parameters, write_tensors
+from modelserve.tensors.parameters import plain_parameters
 from modelserve.tensors.tensor import InferInput, InferOutput, RequestedOutput, Tensor
 
 __all__ = [
@@ -70,18 +71,24 @@ class InferRequest:
         self.model_name = model_name
         self.model_version = model_version
         self.inputs = infer_inputs
-        self.parameters = parameters
+        self.parameters = parameters and plain_parameters(parameters)
         self.request_outputs = request_outputs
         # KServe has the method and the attribute too.
         self.from_grpc = from_grpc  # type: ignore[method-assign,assignment]
         self._is_of_grpc = bool(from_grpc)
         self._raw_inputs = bool(raw_inputs)
-        _set_raw(infer_inputs, raw_inputs)
+        if raw_inputs:
+            _set_raw(infer_inputs, raw_inputs)
 
     @classmethod
     def from_rest(cls, model_name: str, request: Any) -> InferRequest:
         """Return the request in a JSON document; raise InvalidInput if it is not one."""
         return cls(model_name, **read_request(request))
+
+    @classmethod
+    def from_inference_request(cls, request: Any, model_name: str) -> InferRequest:
+        """Return the request in KServe's `v2_datamodels.InferenceRequest`, as `from_rest` does."""
+        return cls.from_rest(model_name, request.model_dump(exclude_none=True))
 
     @classmethod
     def from_bytes(cls, req_bytes: Buffer, json_length: int, model_name: str) -> InferRequest:
@@ -214,11 +221,12 @@ class InferResponse:
         self.model_name = model_name
         self.model_version = model_version
         self.outputs = infer_outputs
-        self.parameters = parameters
+        self.parameters = parameters and plain_parameters(parameters)
         self.from_grpc = from_grpc  # type: ignore[method-assign,assignment]
         self.use_binary_outputs = use_binary_outputs
         self.requested_outputs = requested_outputs
-        _set_raw(infer_outputs, raw_outputs)
+        if raw_outputs:
+            _set_raw(infer_outputs, raw_outputs)
 
     @classmethod
     def from_rest(cls, response: Any) -> InferResponse:
@@ -365,9 +373,10 @@ def grpc_response(response: InferResponse, request: InferRequest | None = None) 
     message = _grpc_message("ModelInferResponse", response)
     if not message.id and request is not None:
         message.id = request.id or ""
-    chosen = _choose_outputs(response, request)
     raw = response.use_binary_outputs or (request is not None and request.use_binary_outputs)
-    outputs = [output for output, _ in chosen]
+    outputs = response.outputs
+    if requested := _requested_outputs(response, request):
+        outputs = [_find_output(response, output.name) for output in requested]
     write_tensors(outputs, message.outputs, message.raw_output_contents, raw=bool(raw))
     return message
 
@@ -446,13 +455,18 @@ def _choose_outputs(
 
     Where outputs are named, settings for all of them do not count (KServe's rule).
     """
-    requested = response.requested_outputs or (request and request.request_outputs)
-    if requested:
+    if requested := _requested_outputs(response, request):
         return [
             (_find_output(response, output.name), bool(output.binary_data)) for output in requested
         ]
     binary = response.use_binary_outputs or (request is not None and request.use_binary_outputs)
     return [(tensor, bool(binary)) for tensor in response.outputs]
+
+
+def _requested_outputs(
+    response: InferResponse, request: InferRequest | None
+) -> list[RequestedOutput] | None:
+    return response.requested_outputs or (None if request is None else request.request_outputs)
 
 
 def _find_output(response: InferResponse, name: str) -> InferOutput:
@@ -464,8 +478,8 @@ def _find_output(response: InferResponse, name: str) -> InferOutput:
     return tensor
 
 
-def _set_raw(tensors: Sequence[Tensor], raws: Sequence[Buffer] | None) -> None:
-    for tensor, raw in zip(tensors, raws or (), strict=False):
+def _set_raw(tensors: Sequence[Tensor], raws: Sequence[Buffer]) -> None:
+    for tensor, raw in zip(tensors, raws, strict=False):
         tensor._data, tensor._raw_data = None, raw
 
 

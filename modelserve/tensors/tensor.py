@@ -35,6 +35,7 @@ from modelserve.tensors.elements import (
     list_elements,
     short,
 )
+from modelserve.tensors.parameters import plain_parameters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class Tensor:
         self.name = name
         self.shape = shape
         self.datatype = datatype.upper()
-        self.parameters = parameters
+        self.parameters = parameters and plain_parameters(parameters)
         self._data = data
         self._raw_data: Buffer | None = None
         self._is_checked = False  # the data is a list whose every element has been checked
@@ -240,7 +241,7 @@ class RequestedOutput:
 
     def __init__(self, name: str, parameters: dict[str, Any] | None = None) -> None:
         self.name = name
-        self.parameters = parameters
+        self.parameters = parameters and plain_parameters(parameters)
 
     @property
     def binary_data(self) -> bool | None:

@@ -17,6 +17,7 @@ from modelserve.wire.headers import Header
 
 __all__ = [
     "CONTENT_TYPE",
+    "FRAMES",
     "HEALTH",
     "MESSAGE",
     "OK",
@@ -47,6 +48,8 @@ HEALTH: Final = "/grpc.health.v1.Health"
 STREAMS: Final = frozenset((f"{SERVICE}/ModelStreamInfer", f"{HEALTH}/Watch"))
 
 CONTENT_TYPE: Final = b"application/grpc"
+# In a scope's extensions: the host itself makes trailers of the last frame, and reads errors.
+FRAMES: Final = "modelserve.grpc_frames"
 STATUS: Final = b"grpc-status"
 MESSAGE: Final = b"grpc-message"
 OK: Final = 0

@@ -6,7 +6,14 @@ from collections.abc import Collection, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = ["SUBPROTOCOL", "bearer_token", "is_allowed_origin", "without_bearer"]
+__all__ = [
+    "SUBPROTOCOL",
+    "bearer_token",
+    "checked_origins",
+    "is_allowed_origin",
+    "is_origin",
+    "without_bearer",
+]
 
 SUBPROTOCOL: Final = "modelserve.v1"
 
@@ -28,6 +35,27 @@ def bearer_token(subprotocols: Sequence[str]) -> bytes | None:
 def without_bearer(subprotocols: Sequence[str]) -> list[str]:
     """Return the subprotocols without the token."""
     return [name for name in subprotocols if not name.startswith(_BEARER)]
+
+
+def is_origin(text: str) -> bool:
+    """Return whether this is an origin as browsers write it, or `*` for any."""
+    if text in ("*", "null"):
+        return True
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return bool(parts.scheme and parts.netloc) and text == f"{parts.scheme}://{parts.netloc}"
+
+
+def checked_origins(origins: Collection[str]) -> frozenset[str]:
+    """Return origins as a set. Raises TypeError for one text, ValueError for what is no origin."""
+    if isinstance(origins, str):
+        raise TypeError(f"Origins must be a list of them, not {origins!r}")
+    for origin in origins:
+        if not is_origin(origin):
+            raise ValueError(f"{origin!r} is not an origin, like https://example.org")
+    return frozenset(origins)
 
 
 def is_allowed_origin(origin: str, host: str, allowed: Collection[str]) -> bool:

@@ -33,18 +33,6 @@ class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[mis
     scope: Scope | None = None
     request_id: bytes = b""
 
-    @classmethod
-    def of(cls, head: "Head") -> "HookHeaders":
-        """Return a copy of a request's headers that hooks may write to, with the request's id."""
-        raw = list(head.scope["headers"])
-        if _ID in head.headers:  # the client's may be repeated or invalid
-            raw = [pair for pair in raw if pair[0] != _ID]
-        raw.append((_ID, head.id))
-        headers = cls(raw=raw)
-        headers.scope = head.scope
-        headers.request_id = head.id
-        return headers
-
 
 class Head:
     """The head of one request; a header is decoded only when it is read.
@@ -68,6 +56,17 @@ class Head:
     def get(self, name: bytes) -> bytes:
         """Return a header's value, b"" without one; the last value of a repeated header."""
         return self.headers.get(name, b"")
+
+    def hook_headers(self) -> HookHeaders:
+        """Return a copy of the headers that hooks may write to, with the request's id."""
+        raw = list(self.scope["headers"])
+        if _ID in self.headers:  # it may be repeated, or none that is valid
+            raw = [pair for pair in raw if pair[0] != _ID]
+        raw.append((_ID, self.id))
+        headers = HookHeaders(raw=raw)
+        headers.scope = self.scope
+        headers.request_id = self.id
+        return headers
 
     @property
     def accept(self) -> str | None:

@@ -1,14 +1,21 @@
 """One application that serves more than one event loop."""
 
 import asyncio
+import contextlib
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from modelserve import Limits, ModelServer
+from modelserve.concurrency.admission import Admission
+from modelserve.concurrency.gate import Gate
+from modelserve.errors import ServerShuttingDown
+from modelserve.limits import DEFAULTS
 from modelserve.testing import exchange, lifespan, request
 
 PREDICT = ("POST", "/v1/models/m:predict")
@@ -141,3 +148,195 @@ def test_requests_of_an_event_loop_that_was_closed_are_not_waited_for() -> None:
 
     asyncio.run(main())
     del task
+
+
+# --- what requests of different event loops wait for ----------------------------------------------
+
+
+class Task:
+    """An async function that runs in an event loop and a thread of its own."""
+
+    def __init__(self, backend: str, function: Callable[[], Any]) -> None:
+        self.error: BaseException | None = None
+        self._function = function
+        self._thread = threading.Thread(target=self._run, args=(backend,), daemon=True)
+        self._thread.start()
+
+    def _run(self, backend: str) -> None:
+        try:
+            anyio.run(self._function, backend=backend)
+        except BaseException as exc:
+            self.error = exc
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+async def happened(event: threading.Event) -> None:
+    assert await anyio.to_thread.run_sync(event.wait, 20)
+
+
+def slots(concurrency: int, queue: int = 1000) -> tuple[Admission, Gate]:
+    limits = Limits(concurrency=concurrency, queue=queue).with_defaults(DEFAULTS)
+    return Admission(Limits().with_defaults(DEFAULTS)), Gate(limits)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_a_slot_goes_to_who_waits_in_another_event_loop(
+    backends: tuple[str, str], nested: bool
+) -> None:
+    admission, gate = slots(1)
+    held, waits, let_go = threading.Event(), threading.Event(), threading.Event()
+    order: list[str] = []
+
+    async def first() -> None:
+        await admission.acquire(gate)
+        held.set()
+        await happened(let_go)
+        order.append("first")
+        admission.release(gate)
+
+    async def second() -> None:
+        await happened(held)
+        if nested:
+            await nested_call()
+        else:
+            await admission.acquire(gate, on_wait=waits.set)
+            order.append("second")
+            admission.release(gate)
+
+    async def nested_call() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(admission.nesting.acquire, gate, [])
+            await anyio.wait_all_tasks_blocked()
+            waits.set()
+        order.append("second")
+        admission.nesting.release(gate)
+
+    tasks = [Task(backends[0], first), Task(backends[1], second)]
+    assert waits.wait(20)
+    let_go.set()
+    for task in tasks:
+        task.join()
+    assert order == ["first", "second"]
+    assert (gate.running, gate.waiting, admission.gate.running, admission.gate.waiting) == (0,) * 4
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_who_waits_in_another_event_loop_is_refused(
+    backends: tuple[str, str], nested: bool
+) -> None:
+    admission, gate = slots(1)
+    waits = threading.Event()
+    assert admission.acquire_nowait(gate)
+
+    async def wait() -> None:
+        acquire = admission.nesting.acquire(gate, []) if nested else admission.acquire(gate)
+        async with anyio.create_task_group() as group:
+            group.start_soon(tell)
+            with pytest.raises(ServerShuttingDown):
+                await acquire
+
+    async def tell() -> None:
+        await anyio.wait_all_tasks_blocked()
+        waits.set()
+
+    async def refuse() -> None:
+        await happened(waits)
+        admission.refuse_waiting_for(gate, ServerShuttingDown)
+
+    for task in [Task(backends[0], wait), Task(backends[1], refuse)]:
+        task.join()
+    assert gate.waiting == 0
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_the_last_request_is_waited_for_in_another_event_loop(backends: tuple[str, str]) -> None:
+    admission, gate = slots(1)
+    waits = threading.Event()
+    assert admission.acquire_nowait(gate)
+
+    async def wait() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(gate.emptied)
+            await anyio.wait_all_tasks_blocked()
+            waits.set()
+
+    async def end() -> None:
+        await happened(waits)
+        admission.release(gate)
+
+    for task in [Task(backends[0], wait), Task(backends[1], end)]:
+        task.join()
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_a_slot_is_not_lost_to_an_event_loop_that_has_ended(backends: tuple[str, str]) -> None:
+    admission, gate = slots(1)
+    ended, other = backends
+    assert admission.acquire_nowait(gate)
+    kept: list[Any] = []
+
+    async def leave_behind() -> None:
+        acquire = admission.acquire(gate)
+        kept.append(acquire)  # so that it is not closed, which would give up its place
+        with contextlib.suppress(StopIteration):
+            acquire.send(None)
+
+    Task(ended, leave_behind).join()
+    assert gate.waiting == 1
+
+    async def take() -> None:
+        admission.release(gate)
+        await admission.acquire(gate)
+
+    Task(other, take).join()
+    assert (gate.running, gate.waiting, admission.gate.running) == (1, 0, 1)
+    kept.pop().close()
+    assert (gate.running, gate.waiting, admission.gate.running) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_no_slot_is_lost_or_given_twice_between_event_loops(
+    backends: tuple[str, str], fast_switches: None
+) -> None:
+    admission, gate = slots(3)
+    holders: list[int] = []
+    most: list[int] = []
+
+    async def use(number: int) -> None:
+        for turn in range(10):
+            nested = number % 5 == 0
+            with anyio.move_on_after(0 if (number + turn) % 7 == 0 else None):
+                await (admission.nesting.acquire(gate, []) if nested else admission.acquire(gate))
+                holders.append(number)
+                most.append(len(holders))
+                try:
+                    await anyio.lowlevel.checkpoint()
+                finally:
+                    holders.remove(number)
+                    (admission.nesting if nested else admission).release(gate)
+
+    async def use_all() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(40):
+                group.start_soon(use, number)
+
+    for task in [Task(backend, use_all) for backend in backends]:
+        task.join()
+    assert max(most) <= 3
+    assert (gate.running, gate.waiting, admission.gate.running, admission.gate.waiting) == (0,) * 4
+
+
+@pytest.fixture
+def fast_switches() -> Iterator[None]:
+    """Let the interpreter switch from thread to thread as often as it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

@@ -253,6 +253,27 @@ async def test_an_idle_pool_keeps_nothing_of_its_calls() -> None:
             await anyio.sleep(0.001)
 
 
+async def test_a_call_that_failed_keeps_nothing_until_garbage_is_collected() -> None:
+    class Thing:
+        pass
+
+    def fail(thing: Thing) -> None:
+        raise InvalidInput("bad")
+
+    workers = Workers(1)
+    thing = Thing()
+    kept = weakref.ref(thing)
+    gc.disable()
+    try:
+        with pytest.raises(InvalidInput):
+            await workers.call("m", fail, thing)
+        del thing
+        with anyio.fail_after(10):
+            await until(lambda: kept() is None)
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 def test_workers_serve_one_event_loop_after_another(anyio_backend: str) -> None:
     workers = Workers(2)

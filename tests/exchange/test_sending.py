@@ -356,3 +356,22 @@ async def test_a_cut_is_still_the_hosts_to_show() -> None:
     async with exchange(app, "POST", PATH, json={}) as client:
         await client.ended()
     assert isinstance(client.error, ResponseCut)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_host_is_told_why_an_answer_is_cut() -> None:
+    app = ModelServer()
+    app.model("m", limits=Limits(timeout=0.1))(items)
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        async def blocked(message: Any) -> None:
+            await anyio.sleep_forever()
+
+        await app(scope, receive, blocked)
+
+    async with exchange(host, "POST", PATH, json={}, headers=NDJSON) as client:
+        with anyio.fail_after(20):
+            await client.ended()
+    assert isinstance(client.error, ResponseCut)
+    assert client.error.status == 504
+    assert client.error.detail == "timeout: the request took longer than 0.1 s"

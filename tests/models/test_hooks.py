@@ -605,6 +605,14 @@ def test_a_hook_outside_of_requests_must_not_yield(name: str, function: Any) -> 
         check_lifecycle(with_hooks(**{name: function}))
 
 
+@pytest.mark.parametrize("name", ["load", "start", "stop", "healthy", "get_input_types"])
+def test_a_hook_outside_of_requests_is_something_to_call(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"^{name} of model 'm' cannot be called: it is \['</s>'\]$"
+    ):
+        check_lifecycle(with_hooks(**{name: ["</s>"]}))
+
+
 class Selfless(Model):
     def predict(payload: Any) -> Any:  # type: ignore[override]
         raise NotImplementedError

@@ -167,6 +167,18 @@ def test_a_class_without_predict_is_refused(target: Any) -> None:
     assert app.serving.registry.names == []
 
 
+def test_a_class_with_a_step_alone_is_told_what_to_set() -> None:
+    class Steps(Model):
+        def step(self, active: list[Any]) -> None:
+            for slot in active:
+                slot.end()
+
+    with pytest.raises(
+        TypeError, match=r"^The class Steps has a step: set stepping = Stepping\(\)$"
+    ):
+        ModelServer([Steps("m")])
+
+
 @pytest.mark.parametrize(
     "target", [Transforms, Transforms("m"), Explains, Explains("m"), Model("m")]
 )
@@ -408,6 +420,7 @@ VALUES = {
     "use_ssl": True,
     "timeout": 5.0,
     "retries": 2,
+    "predictor_health_check": True,
 }
 
 

@@ -24,10 +24,10 @@ def test_where_a_predictor_is(settings: Any, url: str) -> None:
 def test_a_model_takes_its_settings_from_a_config() -> None:
     model = Model("m")
     assert model.predictor_config is None
-    model.predictor_config = PredictorConfig("h", "v2", True, 5, 2)
+    model.predictor_config = PredictorConfig("h", "v2", True, 5, 2, True)
     assert (model.predictor_host, model.protocol, model.use_ssl) == ("h", "v2", True)
-    assert (model.timeout, model.retries) == (5, 2)
-    assert model.predictor_config == PredictorConfig("h", "v2", True, 5, 2)
+    assert (model.timeout, model.retries, model.predictor_health_check) == (5, 2, True)
+    assert model.predictor_config == PredictorConfig("h", "v2", True, 5, 2, True)
     config = model.predictor_config
     assert (config.protocol, config.use_ssl, config.timeout, config.retries) == ("v2", True, 5, 2)
 

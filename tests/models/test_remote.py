@@ -212,7 +212,8 @@ def read_request(connection: socket.socket) -> bytes:
             raise ConnectionError
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next(x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length"))
+    lines = head.lower().split(b"\r\n")
+    length = next((line for line in lines if line.startswith(b"content-length")), b":0")
     while len(body) < int(length.partition(b":")[2]):
         body += connection.recv(65536)
     return head + b"\r\n\r\n" + body
@@ -700,8 +701,8 @@ async def test_cookies_are_not_kept_for_the_next() -> None:
 
 
 async def test_unknown_protocols_and_models_without_a_predictor(host: str) -> None:
-    response = await ask(transformer("m", host, protocol="grpc-v2"), "/v1/models/m:predict", {})
-    assert (response.status, response.json()) == (501, {"error": "Unsupported protocol grpc-v2."})
+    response = await ask(transformer("m", host, protocol="grpc-v1"), "/v1/models/m:predict", {})
+    assert (response.status, response.json()) == (501, {"error": "Unsupported protocol grpc-v1."})
     for verb in ("predict", "explain"):
         response = await ask(ModelServer([Model("m")]), f"/v1/models/m:{verb}", {})
         assert (response.status, verb in response.json()["error"]) == (501, True)
@@ -1069,3 +1070,83 @@ async def test_a_model_outside_of_a_server_calls_its_predictor(host: str) -> Non
     model.predictor_host = host
     assert await model.predict([1]) == [1]
     await disconnect(model)
+
+
+# --- readiness ----------------------------------------------------------------------------------
+
+
+class Waking(Model):
+    """It becomes ready when a test says so, and answers when it is not as well."""
+
+    def load(self) -> bool:
+        return False
+
+    async def predict(self, payload: Any) -> Any:
+        return payload
+
+
+@pytest.fixture
+def waking() -> Iterator[tuple[str, Model]]:
+    model = Waking("m")
+    with serving(ModelServer([model]), log_level="error") as address:
+        yield address, model
+
+
+PROBES = ("/v2/health/ready", "/v1/models/m", "/v2/models/m/ready")
+
+
+async def probe(app: ModelServer) -> set[int]:
+    return {(await request(app, "GET", path)).status for path in PROBES}
+
+
+@pytest.mark.parametrize("protocol", ["v1", "v2"])
+async def test_probes_ask_the_predictor_where_the_model_says_so(
+    waking: tuple[str, Model], protocol: str
+) -> None:
+    address, model = waking
+    app = transformer("m", address, protocol=protocol, predictor_health_check=True)
+    unasked = transformer("m", address, protocol=protocol)
+    async with lifespan(app), lifespan(unasked):
+        assert (await probe(app), await probe(unasked)) == ({503}, {200})
+        response = await request(app, "GET", "/v1/models/m")
+        assert response.json() == {"error": "Model with name m is not ready."}
+        model.ready = True
+        assert (await probe(app), await probe(unasked)) == ({200}, {200})
+        await app.ready()
+
+
+async def test_requests_do_not_wait_for_what_probes_ask() -> None:
+    with answering(whole(b"[1]")) as (host, requests):
+        app = transformer("m", host, predictor_health_check=True)
+        async with lifespan(app):
+            assert (await request(app, "POST", "/v1/models/m:predict", json=[1])).status == 200
+    assert [line.split()[0] for line in requests] == [b"POST"]
+
+
+async def test_a_model_that_is_not_well_does_not_ask_its_predictor(host: str) -> None:
+    class Unwell(Model):
+        def healthy(self) -> bool:
+            return False
+
+    app = transformer("echo", host, cls=Unwell, predictor_health_check=True)
+    async with lifespan(app):
+        assert (await request(app, "GET", "/v1/models/echo")).status == 503
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (whole(b'{"name":"m","ready":true}'), 200),
+        (whole(b'{"name":"m","ready":false}'), 503),
+        (whole(b'{"model_version_status":[]}'), 200),
+        (whole(b"", content_type=""), 200),
+        (whole(b"{}", status="404 Not Found"), 503),
+        (b"", 503),
+    ],
+)
+async def test_what_says_that_a_predictor_is_ready(answer: bytes, status: int) -> None:
+    with answering(answer) as (host, requests):
+        app = transformer("m", host, predictor_health_check=True)
+        async with lifespan(app):
+            assert (await request(app, "GET", "/v1/models/m")).status == status
+    assert [line.partition(b"\r\n")[0] for line in requests] == [b"GET /v1/models/m HTTP/1.1"]

@@ -1,5 +1,7 @@
 """ModelStreamInfer: requests one after another, and any number of responses to each."""
 
+import gc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -226,6 +228,23 @@ async def test_an_iterator_that_is_not_read_does_not_stop_the_stream() -> None:
     assert len(calls) == 2
 
 
+async def test_a_stream_keeps_no_task_of_the_requests_that_it_has_answered() -> None:
+    def takes_one(payload: Iterator[InferRequest]) -> Iterator[InferResponse]:
+        yield response(number_in(next(payload)))
+
+    async with opened(serve(takes_one)) as started:
+        client = Client(started)
+        client.ask(asked("takes_one", 0))
+        await started.head()
+        tasks = []
+        for number in range(50):
+            assert await client.number() == number
+            await anyio.wait_all_tasks_blocked()
+            tasks.append(len(anyio.get_running_tasks()))
+            client.ask(asked("takes_one", number + 1))
+        assert tasks[-1] < tasks[0] + 10
+
+
 async def test_clients_may_ask_where_the_responses_end() -> None:
     def final(message: Any) -> Any:
         parameters = message.infer_response.parameters
@@ -277,6 +296,7 @@ async def test_a_deadline_ends_the_stream_with_its_status() -> None:
         await started.head()
         assert await client.number() == 2
         assert await client.ended() == 4
+        assert client.status[b"grpc-message"] == b"timeout: the request took longer than 0.2 s"
     limited = serve(waits)
     limited.add_model(waits, "limited", limits=Limits(timeout=0.05))
     async with opened(limited) as started:
@@ -285,6 +305,20 @@ async def test_a_deadline_ends_the_stream_with_its_status() -> None:
         client.ask(asked("limited", 0))
         head = await started.head()
         assert head.headers["grpc-status"] == "4"
+
+
+async def test_a_stream_has_arrived_when_it_came_whatever_its_requests_do() -> None:
+    app = serve(double)
+    async with opened(app) as started:
+        client = Client(started)
+        client.ask(asked("double", 1))
+        await started.head()
+        await client.number()
+        (flight,) = app.serving.flights
+        arrived = flight.request.arrived
+        client.ask(asked("double", 2))
+        await client.number()
+        assert flight.request.arrived == arrived
 
 
 async def test_a_drain_ends_a_stream_without_a_running_request() -> None:
@@ -394,3 +428,25 @@ async def test_a_models_own_thread_streams() -> None:
         client.ask(asked("own", 3), asked("own", 1))
         await started.head()
         assert [await client.number() for _ in range(4)] == [0, 1, 2, 0]
+
+
+async def test_a_request_that_failed_is_freed_without_a_collection_of_garbage() -> None:
+    kept: list[weakref.ref[InferRequest]] = []
+
+    async def fails(payload: InferRequest) -> None:
+        kept.append(weakref.ref(payload))
+        raise InvalidInput("bad")
+
+    gc.disable()
+    try:
+        async with opened(serve(fails, double)) as started:
+            client = Client(started)
+            client.ask(asked("fails", 0), asked("double", 1))
+            await started.head()
+            assert await client.error() == "bad"
+            assert await client.number() == 2
+            assert kept[0]() is None
+            client.end()
+            assert await client.ended() == 0
+    finally:
+        gc.enable()

@@ -98,6 +98,17 @@ def test_parameters_go_both_ways() -> None:
     assert (read.id, read.model_name, read.from_grpc) == ("7", "m", True)
 
 
+def test_raw_contents_have_their_size_as_a_parameter() -> None:
+    output = InferOutput("x", [2], "INT32", [3, 4], parameters={"k": "v", "binary_data_size": 1})
+    as_field, as_bytes = (
+        InferResponse("7", "m", [output], use_binary_outputs=raw).to_grpc().outputs[0].parameters
+        for raw in (False, True)
+    )
+    assert sorted(as_field) == ["k"]
+    assert sorted(as_bytes) == ["binary_data_size", "k"]
+    assert as_bytes["binary_data_size"].int64_param == 8
+
+
 def test_parameters_that_no_field_takes_go_as_text() -> None:
     response = InferResponse("7", "m", [], parameters={"big": 2**70, "none": None, "list": [1]})
     read = InferResponse.from_grpc(response.to_grpc()).parameters
@@ -185,3 +196,15 @@ def test_an_output_that_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(InvalidOutput, match=r"^Output 'o' "):
             InferResponse("7", "m", [output]).to_grpc()
+
+
+def test_parameters_may_be_messages():
+    parameter = messages()["InferParameter"]
+    given = {"a": parameter(string_param="v"), "b": parameter(int64_param=5)}
+    request, response = (
+        InferRequest("m", [], parameters=given),
+        InferResponse("1", "m", [], parameters=given),
+    )
+    for made in (request, response):
+        assert made.parameters == {"a": "v", "b": 5}
+        assert made.to_grpc().parameters["a"].string_param == "v"
