@@ -1,4 +1,4 @@
-"""The limits on time of a stream, which change with the model of each request."""
+"""The time limits of a stream, which change with the model of each request."""
 
 import math
 from time import monotonic
