@@ -11,7 +11,8 @@ from starlette.types import ASGIApp
 from modelserve.app import ModelServer
 from modelserve.environment import spelled
 from modelserve.errors import LoadError
-from modelserve.flags import LIMITS, configure, logging_of, settings_of, with_cors
+from modelserve.flag_table import FLAGS, Sets
+from modelserve.flags import configure, logging_of, settings_of, with_cors
 from modelserve.flags import parse as _parse
 from modelserve.loader import load_target, source_folder
 from modelserve.server import logs
@@ -69,22 +70,12 @@ def _watched(options: Namespace) -> list[Path]:
 
 def _refuse_flags(options: Namespace) -> None:
     """Refuse flags for a `ModelServer` if the target is another application."""
-    given = [name for name in LIMITS if getattr(options.limits, name) is not None]
-    given += [
-        name
-        for name in (
-            "threads",
-            "debug",
-            "model_dir",
-            "predictor_host",
-            "token_file",
-            "alias",
-            "predict_path",
-            "sagemaker",
-        )
-        if getattr(options, name)
+    of_model_server = (Sets.LIMIT, Sets.APPLICATION)
+    given = [
+        flag.name
+        for flag in FLAGS
+        if flag.sets in of_model_server and getattr(options, flag.name) != flag.default
     ]
-    given += [name for name in ("control", "playground") if getattr(options, name) is not None]
     if given:
         flags = ", ".join(spelled(options, name) for name in given)
         raise LoadError(
