@@ -76,7 +76,7 @@ class ModelSettings(TypedDict, total=False):
 SETTINGS: Final = tuple(ModelSettings.__annotations__)
 _SCHEMAS: Final = ("input_schema", "output_schema")
 # Settings of calls to a predictor or an explainer.
-_OF_CALLS: Final = ("timeout", "retries", "use_ssl", "protocol")
+_OF_CALLS: Final = ("timeout", "retries", "use_ssl", "protocol", "predictor_health_check")
 
 
 class Model:

@@ -452,7 +452,7 @@ class ExplainsElsewhere(Predicting):
     explainer_host = "explainer"
 
 
-CALLS = ["timeout", "retries", "use_ssl", "protocol"]
+CALLS = ["timeout", "retries", "use_ssl", "protocol", "predictor_health_check"]
 
 
 @pytest.mark.parametrize("setting", CALLS)
