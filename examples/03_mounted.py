@@ -4,8 +4,7 @@ Shows: `Mount`, the model server's lifespan run by the host, limits for one mode
 the same two lines: `FastAPI(lifespan=models.lifespan)` and `app.mount("/ml", models)`. Leaves out:
 authentication, which is left to the host.
 
-    uvicorn --app-dir examples 03_mounted:app
-    modelserve examples/03_mounted.py
+    uvicorn --app-dir examples 03_mounted:app    # or modelserve examples/03_mounted.py --port 8000
 
     curl localhost:8000/
     curl localhost:8000/ml/v1/models/shout:predict -d '{"instances": ["hello"]}'

@@ -1,9 +1,8 @@
-"""Requests whose body is streamed to the model: results go out while it comes in.
+"""Requests whose body is streamed to the model: results are sent while it arrives.
 
-Whether a request is one is decided by its content type and by what was settled about the model. All
-that can be refused is refused before the body is asked for: hosts send `100 Continue` then. Three
-things happen at the same time, each in a task of its own: the intake receives, the pipeline runs
-the hooks, and the results are sent.
+The content type of a request and the plan of its model decide whether it is one. All refusals come
+before the body is received, since hosts send `100 Continue` then. Three tasks run at the same time:
+the intake receives, the pipeline runs the hooks, and the results are sent.
 """
 
 import logging
@@ -13,7 +12,6 @@ from urllib.parse import parse_qs
 
 import anyio.lowlevel
 
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Flight, Phase
 from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
 from modelserve.exchange.bodies import BodyResults
@@ -24,12 +22,11 @@ from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
 from modelserve.models.chunks import Chunks
 from modelserve.models.hooks import Plan
-from modelserve.models.inference import Call, NewCall, infer
-from modelserve.models.instances import Instances, SyncInstances
-from modelserve.models.iterating import Iterates
+from modelserve.models.inference import Call, infer
+from modelserve.models.instances import Instances
+from modelserve.models.iterating import Iterates, arriving
 from modelserve.models.registry import Entry
 from modelserve.protocols.codec import Codec, ModelRef, StreamFormat
-from modelserve.wire.head import HookHeaders
 from modelserve.wire.lines import Cutter, Lines
 from modelserve.wire.media import LINE_TYPES, media_type
 
@@ -43,9 +40,9 @@ _ON_ERROR: Final = ("continue", "stop")
 def duplex_for(
     serving: Serving, entry: Entry, plan: Plan, codec: Codec, ref: ModelRef, exchange: Exchange
 ) -> "Duplex | None":
-    """Return what answers a request whose body is streamed to the model; None for any other.
+    """Return a Duplex for a request whose body is streamed to the model; None for any other.
 
-    Raises what refuses such a request: UnsupportedCoding, InvalidInput, NotAcceptable.
+    Raises UnsupportedCoding, InvalidInput or NotAcceptable to refuse such a request.
     """
     if not codec.takes_lines:
         return None
@@ -70,7 +67,7 @@ def _on_error(exchange: Exchange) -> str:
 
 
 class Duplex:
-    """One request that is answered while it is received."""
+    """Answers one request while it is received."""
 
     def __init__(
         self,
@@ -97,11 +94,10 @@ class Duplex:
             timeout=exchange.deadlines.input_timeout,
             reader=messages if codec.is_socket else bodies,
         )
-        self._headers = HookHeaders.of(exchange) if plan.wants_headers else None
-        self._response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
+        self._headers, self._response_headers = plan.headers_for(exchange)
 
     def stream_format(self, payload: Any) -> StreamFormat:
-        """Return how the results go out: as lines where the client has no preference."""
+        """Return the format of the results: lines if the client has no preference."""
         format = self._codec.stream_format(
             self._exchange, payload, self._response_headers, self._ref
         )
@@ -110,9 +106,9 @@ class Duplex:
         return format
 
     async def answer(self) -> None:
-        """Wait for a slot, run the hooks on what arrives, and send what they make of it.
+        """Wait for a slot, run the hooks on the records as they arrive, and send the results.
 
-        Raises Overloaded; what the hooks raise; ClientGone.
+        Raises Overloaded, ClientGone, and what the hooks raise.
         """
         exchange, admission, gate = self._exchange, self._serving.admission, self._entry.gate
         if exchange.flight is None:
@@ -131,14 +127,14 @@ class Duplex:
             if self._plan.iterates is None:
                 await self._answer_chunks()
             else:
-                await self._answer_iterator(self._plan.iterates)
+                await self._answer_iterator(self._plan.iterates, exchange.flight)
         finally:
             self._log_stall()
             admission.release(gate)
 
     def _begin(self, flight: Flight) -> None:
-        """Receive from now on; what is refused is refused before."""
-        flight.start_companion(self._intake.receive())
+        """Begin to receive; after this, the request is not refused any more."""
+        flight.start_companion(self._intake.receive)
 
     def _start_results(self) -> Results:
         format, streaming = self.stream_format(None), self._entry.streaming
@@ -155,13 +151,6 @@ class Duplex:
         results.begin()
         return results
 
-    def _call(self, new_call: NewCall) -> Call:
-        exchange, entry = self._exchange, self._entry
-        headers = self._headers
-        return new_call(
-            entry.name, entry.workers, headers, self._response_headers, exchange.id, exchange
-        )
-
     # -- a hook of whole payloads
 
     async def _answer_chunks(self) -> None:
@@ -173,7 +162,14 @@ class Duplex:
             self._intake,
             results,
             self._exchange,
-            make_call=partial(self._call, Call),
+            make_call=partial(
+                Call,
+                self._entry.name,
+                self._entry.workers,
+                self._headers,
+                self._response_headers,
+                self._exchange,
+            ),
             check=self._codec.check,
             seconds=seconds,
         )
@@ -183,24 +179,23 @@ class Duplex:
 
     # -- a hook that iterates
 
-    async def _answer_iterator(self, how: Iterates) -> None:
+    async def _answer_iterator(self, how: Iterates, flight: Flight) -> None:
+        instances = Instances(self._intake)
+        with arriving(instances, how, flight) as payload:
+            await self._answer_instances(instances, payload)
+
+    async def _answer_instances(self, instances: Instances, payload: Any) -> None:
         exchange = self._exchange
-        payload: Any
-        payload = instances = Instances(self._intake)
-        assert exchange.flight is not None
-        if how is Iterates.SYNC:
-            payload = SyncInstances(instances)
-            exchange.flight.start_companion(payload.serve())
-        call = self._call(self._entry.new_call)
-        exchange.seconds = call.seconds
-        try:
+        new_call = self._entry.new_call
+        async with new_call(self._headers, self._response_headers, exchange) as call:
+            exchange.seconds = call.seconds
             result = await infer(self._plan, payload, call, self._codec.check)
             if call.is_stream(result):
                 results = self._start_results()
                 instances.fail_record = partial(_fail, results)
                 async with results.flushing():
                     await results.put_all(result, call.endings())
-                    if instances.error is not None:  # the hook has caught it
+                    if instances.error is not None:  # the hook caught it
                         raise instances.error
                 await results.finish()
                 return
@@ -216,13 +211,9 @@ class Duplex:
                 result, exchange, None, self._response_headers, self._ref
             )
             await exchange.send_document(200, fields, buffers)
-        finally:
-            if not call.is_finished:
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(exchange, closing))
 
     def _log_stall(self) -> None:
-        """Tell of a client that was cut since it sent all before it would read anything."""
+        """Log that a client was cut because it does not read while it sends."""
         exchange = self._exchange
         is_cut = isinstance(exchange.reason, DeadlineExceeded) and exchange.sending
         if is_cut and self._intake.is_full:

@@ -27,30 +27,31 @@ def load_target(target: str) -> ASGIApp:
 
     The attribute is `app` by default, and may be dotted. A file's folder, or for a module the
     current directory, is put first in `sys.path`: a file becomes importable by its name, so that
-    pickle and worker processes find what it defines.
+    pickle and worker processes find its classes.
 
-    Raises LoadError for a missing target or one that is no ASGI application, and whatever the
-    module itself raises.
+    Raises LoadError if the target is missing or no ASGI application, and whatever the module itself
+    raises.
     """
     where, attribute = _split(target)
     module = _import_file(Path(where)) if _is_path(where) else _import_module(where)
     app = _find(module, attribute, where)
     if not _is_asgi(app):
-        raise LoadError(f"{attribute!r} in {where} is {_kind(app)}, not an ASGI application.")
+        hint = ": ModelServer([...]) makes one of models" if hasattr(app, "predict") else ""
+        raise LoadError(f"{attribute!r} in {where} is {_kind(app)}, not an ASGI application{hint}.")
     return app  # type: ignore[no-any-return]
 
 
 def source_folder(target: str) -> Path:
-    """Return the folder that a target's code is in, which for a module is the current directory.
+    """Return the folder of a target's code; for a module, the current directory.
 
-    Raises LoadError where the target is a file that is not there.
+    Raises LoadError if the target is a missing file.
     """
     where, _ = _split(target)
     return _existing(Path(where)).parent if _is_path(where) else Path.cwd()
 
 
 def users_traceback(exc: BaseException) -> TracebackType | None:
-    """Return an exception's traceback without the leading frames of ours and the import system;
+    """Return an exception's traceback without the leading frames of this package and of imports;
     None if no other is left.
     """
     found = exc.__traceback__
@@ -98,6 +99,8 @@ def _import_file(path: Path) -> ModuleType:
 
 def _existing(path: Path) -> Path:
     path = path.absolute()
+    if path.is_dir():
+        raise LoadError(f"{path} is a folder: name a file, or serve its models by --model-dir.")
     if not path.is_file():
         raise LoadError(f"There is no file {path}.")
     return path
@@ -139,7 +142,7 @@ def _find(module: ModuleType, attribute: str, where: str) -> Any:
 
 
 def _hint(module: ModuleType, where: str) -> str:
-    """Name the applications that a module has, under whatever names."""
+    """Return a hint that names the applications in a module."""
     things = vars(module).items()
     names = [name for name, it in things if _is_asgi(it) and not inspect.isroutine(it)]
     return f"; there is {' and '.join(f'{where}:{name}' for name in names)}" if names else ""

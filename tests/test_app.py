@@ -842,11 +842,36 @@ def test_a_class_is_given_settings_for_this_application_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"models": Model("m")}, TypeError, "are a list of models, not <.*Model object"),
+        ({"limits": 5}, TypeError, "The limits of a ModelServer must be Limits: 5"),
+        ({"threads": "4"}, ValueError, "The number of threads must be at least 1, not '4'"),
+        ({"threads": 0}, ValueError, "The number of threads must be at least 1, not 0"),
+        ({"prefix": "ml"}, ValueError, "The prefix 'ml' must begin with '/'"),
+        ({"repository": "models"}, TypeError, "must be a ModelRepository, as of 'models'"),
+        ({"origins": "https://a.org"}, TypeError, "must be a list of them, not 'https://a.org'"),
+        ({"origins": ["a.org"]}, ValueError, "'a.org' is not an origin, like https://example"),
+        ({"aliases": ["/p"]}, TypeError, r"The aliases must be a dict of paths, not \['/p'\]"),
+        ({"observers": print}, TypeError, "The observers must be a list of functions, not <"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused(
+    arguments: Any, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        ModelServer(**arguments)
+
+
+@pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"limit": Limits()}, "A model has no setting 'limit': there are"),
         ({"name": "n"}, "A model has no setting 'name'|multiple values"),
         ({"limits": {"queue": 1}}, "The limits of model 'm' must be Limits: {'queue': 1}"),
+        ({"versions": "10"}, "The versions of model 'm' must be a list: '10'"),
+        ({"heartbeat": "15"}, "The heartbeat of model 'm' must be seconds above 0: '15'"),
+        ({"heartbeat": 0}, "The heartbeat of model 'm' must be seconds above 0: 0"),
     ],
 )
 def test_what_no_model_has_is_refused(settings: dict[str, Any], sentence: str) -> None:

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from starlette.middleware.cors import CORSMiddleware
 
-from modelserve import Limits, ModelServer, __version__, cli
+from modelserve import Limits, ModelServer, __version__, cli, flags
+from modelserve.client import command as calling
 from modelserve.errors import LoadError
+from modelserve.flag_table import LIMITS
 from modelserve.hosting import PORT_VARIABLES
 from modelserve.models.predictor import PredictorConfig
 
@@ -141,7 +144,12 @@ def test_help_names_every_limit(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in text for name in cli.LIMITS)
+    assert all(f"--{name.replace('_', '-')}" in text for name in LIMITS)
+
+
+def test_help_says_what_each_argument_is() -> None:
+    for parser in (flags._parser(ArgumentParser), calling._parser()):
+        assert [action.dest for action in parser._actions if action.help is None] == []
 
 
 # --- into the application -----------------------------------------------------------------------

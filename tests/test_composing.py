@@ -13,18 +13,12 @@ import pytest
 from modelserve import InvalidInput, Limits, Model, ModelServer
 from modelserve.concurrency.bridge import call_of_this_thread
 from modelserve.concurrency.loops import event_loop
-from modelserve.exchange.running import Running
+from modelserve.errors import Overloaded
 from modelserve.testing import exchange, lifespan, request
 
 pytestmark = pytest.mark.anyio
 
 LINE = {"accept": "application/x-ndjson"}
-
-
-@pytest.fixture(autouse=True)
-def nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin as a new process does, in which no model has called another yet."""
-    monkeypatch.setattr(Running, "note", None)
 
 
 async def ask(app: ModelServer, name: str, payload: Any = None, **options: Any) -> Any:
@@ -145,6 +139,26 @@ async def test_a_call_is_in_the_log_and_the_metrics_with_the_requests_id(
     (counted,) = [line for line in lines_of if 'protocol="call"' in line]
     assert 'model_name="async"' in counted
     assert counted.endswith(" 2.0")
+
+
+async def test_a_call_in_a_task_of_the_hooks_own_has_the_requests_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = doubling()
+
+    @app.model("fan")
+    async def fan(payload: Any) -> Any:
+        async def double(number: int) -> None:
+            await app.call("async", number)
+
+        async with anyio.create_task_group() as group:
+            for number in payload:
+                group.start_soon(double, number)
+        return "done"
+
+    with caplog.at_level(logging.INFO, "modelserve.access"):
+        await ask(app, "fan", [1, 2], headers={"x-request-id": "the-fans"})
+    assert [vars(record)["request_id"] for record in caplog.records] == ["the-fans"] * 3
 
 
 @pytest.mark.parametrize("caller", ["call-async", "call-sync"])
@@ -300,8 +314,28 @@ async def test_a_model_that_calls_itself_without_a_free_slot_is_refused(
 
     answer = await ask(app, caller, 1)
     assert answer.status == 503
-    assert answer.json()["error"].startswith("The call would wait for itself")
+    assert answer.json()["error"].startswith("The call would deadlock")
     assert app.serving.statistics().running == 0
+
+
+async def test_a_model_that_calls_itself_from_a_task_of_its_own_is_refused() -> None:
+    app = ModelServer()
+
+    @app.model("itself", limits=Limits(concurrency=1))
+    async def itself(payload: Any) -> Any:
+        async def call() -> None:
+            try:
+                await app.call("itself", payload)
+            except Overloaded as exc:
+                refused.append(exc.reason)
+
+        refused: list[str] = []
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+        return refused
+
+    (reason,) = (await ask(app, "itself", 1)).json()
+    assert reason.startswith("The call would deadlock")
 
 
 async def test_a_model_may_call_itself_while_it_has_slots() -> None:
@@ -323,6 +357,20 @@ async def test_a_model_may_call_itself_while_it_has_slots() -> None:
         500,
         {"error": "Models call one another more than 64 deep."},
     )
+
+
+@pytest.mark.parametrize("unusable", [{"verb": "chat"}, {"headers": {"x-user": "\u0141ukasz"}}])
+async def test_a_call_that_cannot_be_made_takes_no_slot(unusable: dict[str, Any]) -> None:
+    app = ModelServer()
+
+    @app.model("called", limits=Limits(concurrency=1))
+    async def called(payload: Any, headers: Any) -> Any:
+        return payload
+
+    with anyio.fail_after(10):
+        with pytest.raises((InvalidInput, UnicodeEncodeError)):
+            await app.call("called", 1, **unusable)
+        assert await app.call("called", 2) == 2
 
 
 async def test_two_models_that_wait_for_each_other_are_not_left_so() -> None:

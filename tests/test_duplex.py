@@ -88,7 +88,7 @@ async def test_each_result_leaves_before_the_next_line_has_arrived(function: Any
 
 
 @pytest.mark.parametrize("function", ITERATORS + LISTS)
-@pytest.mark.parametrize("name", ["application/jsonl", "application/jsonlines; charset=utf-8"])
+@pytest.mark.parametrize("name", ["application/x-jsonl", "application/jsonlines; charset=utf-8"])
 async def test_many_lines_are_answered_in_order(function: Any, name: str) -> None:
     async with sending(served(function), **{"content-type": name}) as client:
         body = b"".join(b"%d\n" % n for n in range(5000))

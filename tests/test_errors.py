@@ -18,6 +18,7 @@ from modelserve.errors import (
     InferenceError,
     InvalidInput,
     InvalidOutput,
+    InvalidParameter,
     LoadError,
     MethodNotAllowed,
     ModelMissingError,
@@ -27,6 +28,7 @@ from modelserve.errors import (
     NoModelReady,
     NotAcceptable,
     Overloaded,
+    PredictorError,
     ResponseCut,
     RouteNotFound,
     ServerNotLive,
@@ -219,6 +221,18 @@ def test_only_groups_of_one_are_unwrapped() -> None:
     assert single_cause(two) is two
 
 
+def test_an_error_of_the_predictor_has_its_status_and_headers() -> None:
+    error = PredictorError("The predictor is busy.", 503, {"retry-after": "3"})
+    assert describe(error) == (503, "The predictor is busy.", {"retry-after": "3"})
+    assert describe(PredictorError("Failed.", 200)) == (500, "Failed.", {})
+
+
+def test_an_invalid_parameter_names_it() -> None:
+    error = InvalidParameter("stream", "a boolean")
+    assert describe(error) == (400, 'Expected "stream" to be a boolean', {})
+    assert error.param == "stream"
+
+
 def test_the_tree_in_the_docstring_is_complete() -> None:
     tree = str(errors.__doc__)
     kinds = [
@@ -359,3 +373,43 @@ async def test_a_hook_of_the_model_that_is_not_implemented_further_down_is_a_fai
     (record,) = caplog.records
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "secret"
+
+
+def test_an_exception_without_a_text_is_described_too() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    assert describe(Mute(), debug=True)[:2] == (500, "Mute : it has no text")
+
+
+class Careless(ServingError):
+    """It does not call `super().__init__()`."""
+
+    status = 422
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+
+class CarelessToo(HTTPException):
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("error", "described"),
+    [
+        (Careless(), (422, "", {})),
+        (Careless(reason="no", retry_after="5"), (422, "no", {"retry-after": "5"})),
+        (Careless(retry_after="soon"), (422, "", {})),
+        (Careless(retry_after=float("inf")), (422, "", {})),
+        (Careless(status=http.HTTPStatus.CONFLICT), (409, "", {})),
+        *[(Careless(status=status), (500, "", {})) for status in (200, "400", None)],
+        (CarelessToo(), (500, "", {})),
+        *[(CarelessToo(status_code=status), (500, "", {})) for status in (200, "400", None)],
+        (CarelessToo(status_code=409, detail="no", headers={"a": "b"}), (409, "no", {"a": "b"})),
+    ],
+)
+def test_exceptions_of_careless_classes_are_described(error: Exception, described: Any) -> None:
+    assert describe(error) == described

@@ -28,6 +28,7 @@ from modelserve.flags import parse
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md")])
 
 
 @contextmanager
@@ -262,7 +263,7 @@ def test_the_readmes_first_server_serves(tmp_path: Path) -> None:
         assert double.json() == {"predictions": [2]}
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", *GUIDES], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + path.name)
 def test_each_link_leads_to_a_file(document: Path) -> None:
     for path in files_named_in(document.read_text()):
         assert (document.parent / path).exists(), path
@@ -274,11 +275,28 @@ def test_the_readme_links_to_each_guide() -> None:
         assert str(guide.relative_to(ROOT)) in README
 
 
-def test_each_line_of_the_contents_leads_to_a_heading() -> None:
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
-        for line in re.findall(r"^## (.*)$", README, re.MULTILINE)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + path.name)
+def test_each_link_into_a_document_leads_to_a_heading(document: Path) -> None:
+    for path, anchor in re.findall(r"\]\(([\w./]*)#([^)]+)\)", document.read_text()):
+        target = document.parent / path if path else document
+        assert anchor in headings_of(target.read_text(), "#+"), f"{path}#{anchor}"
+
+
+def headings_of(text: str, level: str) -> set[str]:
+    """Return the anchors of the headings of that level, a pattern."""
+    return {
+        re.sub(r"[^a-z0-9_ -]", "", line.lower()).strip().replace(" ", "-")
+        for line in re.findall(rf"^{level} (.*)$", text, re.MULTILINE)
     }
+
+
+def test_the_examples_are_listed() -> None:
+    listed = set(re.findall(r"\]\((\d\d_\w+)", (ROOT / "examples" / "README.md").read_text()))
+    assert listed == {path.stem for path in (ROOT / "examples").glob("[0-9]*")}
+
+
+def test_each_line_of_the_contents_leads_to_a_heading() -> None:
+    headings = headings_of(README, "##")
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) == headings - {"contents"}
 
 

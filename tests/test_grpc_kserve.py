@@ -1,15 +1,15 @@
-"""KServe's own gRPC client, transformer and predictor against ours, unmodified."""
+"""KServe's own gRPC client, stub and messages against real servers, unmodified.
+
+The servers are `modelserve --grpc-port`, and a program for KServe with another import.
+"""
 
 import asyncio
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from grpcserver import Server, served, until
@@ -21,6 +21,10 @@ kserve = pytest.importorskip("kserve")
 grpc = pytest.importorskip("grpc")
 
 pytestmark = pytest.mark.grpc
+
+json_format = pytest.importorskip("google.protobuf.json_format")
+pb2 = pytest.importorskip("kserve.protocol.grpc.grpc_predict_v2_pb2")
+pb2_grpc = pytest.importorskip("kserve.protocol.grpc.grpc_predict_v2_pb2_grpc")
 
 
 @pytest.fixture(scope="module")
@@ -80,109 +84,218 @@ def test_generated_code_and_ours_live_in_one_process() -> None:
     assert kind.FromString(ours.SerializeToString()) == message
 
 
-# --- transformers -------------------------------------------------------------------------------
+# --- a program for KServe -----------------------------------------------------------------------
 
 PROGRAM = """
-import argparse
+import asyncio
+from pathlib import Path
+
 import numpy as np
-from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelServer
-from kserve import errors, model_server
+import pandas as pd
+
+from modelserve.kserve import InferResponse, Model, ModelServer
+from modelserve.kserve.errors import InvalidInput
+from modelserve.kserve.protocol.grpc import grpc_predict_v2_pb2 as pb2
+from modelserve.kserve.utils.utils import get_predict_response
 
 
-class Double(Model):
-    def __init__(self, name):
-        super().__init__(name)
-        self.ready = True
-
-    async def predict(self, payload, headers=None, response_headers=None):
-        array = payload.inputs[0].as_numpy()
-        if array[0] < 0:
-            raise errors.InvalidInput(f"not for {headers['x-request-id']}")
-        output = InferOutput("y", list(array.shape), "FP32")
-        output.set_data_from_numpy(array * 2, binary_data=False)
-        return InferResponse(payload.id, self.name, [output])
+class Table(Model):
+    async def predict(self, request, headers=None):
+        columns = {each.name: each.as_numpy().flatten() for each in request.inputs}
+        if (request.parameters or {}).get("half"):
+            columns["half"] = columns["FP32"].astype(np.float16)
+        response = get_predict_response(request, pd.DataFrame(columns), self.name)
+        response.parameters = request.parameters
+        return response
 
 
-class Bridge(Model):
-    def __init__(self, name):
-        super().__init__(name)
-        self.ready = True
+class Gives(Model):
+    async def predict(self, request, headers=None, response_headers=None):
+        if request.id == "message":
+            return pb2.ModelInferResponse(model_name="its own", id="1")
+        entry = {"name": "o", "datatype": "FP32", "shape": [2]}
+        if request.id == "contents":
+            contents = {"fp32_contents": [1.5, 2.5]}
+            return {"id": "9", "model_name": "m", "outputs": [{**entry, "contents": contents}]}
+        if request.id == "data":
+            return {"id": "9", "model_name": "m", "outputs": [{**entry, "data": [1.5, 2.5]}]}
+        if request.id == "headers":
+            response_headers["x-back"] = headers["x-there"]
+            return InferResponse(request.id, self.name, [])
+        if request.id == "refusal":
+            raise InvalidInput("not like this")
+        if request.id == "large":
+            return get_predict_response(request, pd.DataFrame({"o": np.zeros(300_000)}), self.name)
+        if request.id == "wait":
+            try:
+                await asyncio.sleep(60)
+            finally:
+                Path(__file__).with_name("cancelled").touch()
+        raise RuntimeError("secret")
 
-    async def preprocess(self, payload, headers=None):
-        numbers = payload["instances"]
-        tensor = InferInput("x", [len(numbers)], "FP32")
-        tensor.set_data_from_numpy(np.array(numbers, np.float32), binary_data=False)
-        return InferRequest(self.name, [tensor], "7")
 
-    async def postprocess(self, result, headers=None, response_headers=None):
-        return {"predictions": result.outputs[0].as_numpy().tolist()}
+def loaded(model):
+    model.ready = True
+    return model
 
 
 if __name__ == "__main__":
-    args, _ = argparse.ArgumentParser(parents=[model_server.parser]).parse_known_args()
-    kind = Bridge if args.predictor_host else Double
-    ModelServer().start([kind("m")])
+    ModelServer().start([loaded(Table("table")), loaded(Gives("gives"))])
 """
-PAIRS = [("kserve", "modelserve.kserve"), ("modelserve.kserve", "kserve")]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+class Program(Server):
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.folder = folder
+        (folder / "program.py").write_text(PROGRAM)
+        ports = ("--http_port", "0", "--grpc_port", "0")
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "program.py", *ports, *flags], cwd=folder, stderr=log
+            )
+        until(lambda: "Serving on" in self.log)
+        self.grpc = f"127.0.0.1:{self._found(r'gRPC is served on [^ ]*?:([0-9]+)')}"
 
 
-@contextmanager
-def running(folder: Path, library: str, *flags: str) -> Iterator[tuple[str, str]]:
-    """Run the program on a library; give its addresses for HTTP and for gRPC."""
-    path = folder / f"{library.replace('.', '_')}_{len(flags)}.py"
-    path.write_text(PROGRAM.replace("from kserve", f"from {library}"))
-    http, over_grpc = free_port(), free_port()
-    ports = ("--http_port", str(http), "--grpc_port", str(over_grpc))
-    with path.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, path, *ports, *flags], stdout=log, stderr=log)
-    base = f"http://127.0.0.1:{http}"
-    try:
-        until(lambda: process.poll() is not None or is_answered(base), 60)
-        yield base, f"127.0.0.1:{over_grpc}"
-    finally:
-        process.terminate()
-        process.wait(40)
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    folder = tmp_path_factory.mktemp("program")
+    program = Program(folder, "--grpc_max_send_message_length", "1000000")
+    yield program
+    program.process.terminate()
+    assert program.process.wait(40) == 0, program.log
 
 
-def is_answered(base: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(base, trust_env=False).is_success
-    return False
+@pytest.fixture
+def stub(program: Program) -> Iterator[Any]:
+    with grpc.insecure_channel(program.grpc) as channel:
+        yield pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-@pytest.mark.parametrize(("predicts", "transforms"), PAIRS)
-def test_a_transformer_before_a_predictor(tmp_path: Path, predicts: str, transforms: str) -> None:
-    with running(tmp_path, predicts) as (_, host):
-        until(lambda: asyncio.run(is_ready(host)))
-        flags = ("--predictor_host", host, "--predictor_protocol", "grpc-v2")
-        with running(tmp_path, transforms, *flags, "--enable_predictor_health_check") as (base, _):
-            assert httpx.get(f"{base}/v2/health/ready", trust_env=False).json() == {"ready": True}
-            assert call_v1(base, [1.5, 2]).json() == {"predictions": [3.0, 4.0]}
-            refused = call_v1(base, [-1.0])
-            assert "not for 7" in refused.json()["error"]
-            assert refused.status_code == (400 if transforms != "kserve" else 500)
+def as_dict(message: Any) -> Any:
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
-async def is_ready(host: str) -> bool:
-    client = kserve.InferenceGRPCClient(host, timeout=20, retries=0)
-    try:
-        return bool(await client.is_model_ready("m"))
-    except grpc.RpcError:
-        return False
-    finally:
-        await client.close()
+CONTENTS = {
+    "BOOL": ("bool_contents", [True, False]),
+    "INT8": ("int_contents", [1, -2]),
+    "INT32": ("int_contents", [1, -2]),
+    "INT64": ("int64_contents", [1 << 60, -2]),
+    "UINT8": ("uint_contents", [1, 255]),
+    "UINT64": ("uint64_contents", [1, (1 << 64) - 1]),
+    "FP32": ("fp32_contents", [1.5, -2.25]),
+    "FP64": ("fp64_contents", [0.1, 1e300]),
+    "BYTES": ("bytes_contents", [b"a", "\u00e9".encode()]),
+}
 
 
-def call_v1(base: str, instances: list[float]) -> httpx.Response:
-    headers = {"x-request-id": "7"}
-    return httpx.post(
-        f"{base}/v1/models/m:predict",
-        json={"instances": instances},
-        headers=headers,
-        trust_env=False,
-    )
+def test_every_datatype_comes_back_in_its_field(stub: Any) -> None:
+    inputs = [
+        {"name": datatype, "datatype": datatype, "shape": [2], "contents": {field: values}}
+        for datatype, (field, values) in CONTENTS.items()
+    ]
+    request = pb2.ModelInferRequest(model_name="table", id="123", inputs=inputs)
+    request.parameters["flag"].bool_param = True
+    answer = stub.ModelInfer(request, timeout=20)
+    outputs = pb2.ModelInferResponse(outputs=inputs).outputs
+    assert list(answer.outputs) == list(outputs)
+    assert as_dict(answer) == {
+        "model_name": "table",
+        "id": "123",
+        "parameters": {"flag": {"bool_param": True}},
+        "outputs": [as_dict(output) for output in outputs],
+    }
+
+
+ARRAYS = {
+    "FP16": np.array([1.5, -2], np.float16),
+    "FP32": np.array([1.5, -2], np.float32),
+    "INT64": np.array([1 << 60, -2], np.int64),
+    "BOOL": np.array([True, False]),
+}
+
+
+def test_raw_inputs_have_raw_outputs_with_their_sizes(stub: Any) -> None:
+    entries = [{"name": name, "datatype": name, "shape": [2]} for name in ARRAYS]
+    raws = [array.tobytes() for array in ARRAYS.values()]
+    request = pb2.ModelInferRequest(model_name="table", inputs=entries, raw_input_contents=raws)
+    answer = stub.ModelInfer(request, timeout=20)
+    assert list(answer.raw_output_contents) == raws
+    assert [(o.name, o.datatype, list(o.shape)) for o in answer.outputs] == [
+        (name, name, [2]) for name in ARRAYS
+    ]
+    sizes = [output.parameters["binary_data_size"].int64_param for output in answer.outputs]
+    assert sizes == [len(raw) for raw in raws]
+    response = kserve.InferResponse.from_grpc(answer)
+    for output, array in zip(response.outputs, ARRAYS.values(), strict=True):
+        assert np.array_equal(output.as_numpy(), array)
+
+
+def test_half_floats_make_all_outputs_raw(stub: Any) -> None:
+    contents = {"fp32_contents": [1.5, -2]}
+    entry = {"name": "FP32", "datatype": "FP32", "shape": [2], "contents": contents}
+    request = pb2.ModelInferRequest(model_name="table", inputs=[entry])
+    request.parameters["half"].bool_param = True
+    answer = stub.ModelInfer(request, timeout=20)
+    assert list(answer.raw_output_contents) == [ARRAYS["FP32"].tobytes(), ARRAYS["FP16"].tobytes()]
+    assert [output.datatype for output in answer.outputs] == ["FP32", "FP16"]
+
+
+X = {"name": "x", "datatype": "FP32", "shape": [2]}
+WRONG = [
+    pb2.ModelInferRequest(
+        model_name="table", inputs=[X, {**X, "name": "y"}], raw_input_contents=[bytes(8)]
+    ),
+    pb2.ModelInferRequest(
+        model_name="table",
+        inputs=[{**X, "contents": {"fp32_contents": [1, 2]}}],
+        raw_input_contents=[bytes(8)],
+    ),
+    pb2.ModelInferRequest(model_name="gives", id="refusal"),
+]
+
+
+@pytest.mark.parametrize("request_", WRONG)
+def test_wrong_requests(stub: Any, request_: Any) -> None:
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.ModelInfer(request_, timeout=20)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_a_model_may_give(stub: Any) -> None:
+    def give(name: str, **call: Any) -> Any:
+        return stub.ModelInfer(
+            pb2.ModelInferRequest(model_name="gives", id=name), timeout=20, **call
+        )
+
+    assert as_dict(give("message")) == {"model_name": "its own", "id": "1"}
+    output = {
+        "name": "o",
+        "datatype": "FP32",
+        "shape": ["2"],
+        "contents": {"fp32_contents": [1.5, 2.5]},
+    }
+    document = {"model_name": "m", "id": "9", "outputs": [output]}
+    assert as_dict(give("contents")) == as_dict(give("data")) == document
+    request = pb2.ModelInferRequest(model_name="gives", id="headers")
+    _, call = stub.ModelInfer.with_call(request, metadata=(("x-there", "there"),), timeout=20)
+    assert dict(call.trailing_metadata())["x-back"] == "there"
+    for name, code, words in (
+        ("large", grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max"),
+        ("failure", grpc.StatusCode.INTERNAL, "Internal Server Error"),
+    ):
+        with pytest.raises(grpc.RpcError) as failed:
+            give(name)
+        assert failed.value.code() is code
+        assert words in failed.value.details()
+
+
+def test_a_time_out_of_the_client_cancels_the_model(program: Program) -> None:
+    async def infer() -> Any:
+        async with kserve.InferenceGRPCClient(program.grpc, timeout=0.3, retries=2) as client:
+            await client.infer(kserve.InferRequest("gives", [], request_id="wait"))
+
+    with pytest.raises(grpc.RpcError) as failed:
+        asyncio.run(infer())
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    until((program.folder / "cancelled").exists)

@@ -45,29 +45,41 @@ EXAMPLE = next((ROOT / "examples").glob("*_migration"))
 NAMES = {
     "modelserve.kserve": (
         "Model ModelServer ModelRepository InferRequest InferInput InferOutput InferResponse "
-        "InferenceVerb RequestedOutput PredictorConfig model_server logging errors constants utils"
+        "InferenceVerb InferenceGRPCClient RequestedOutput PredictorConfig model_server logging errors constants utils"
     ),
     "modelserve.kserve.errors": (
         "InferenceError InvalidInput ModelNotFound ModelNotReady ModelMissingError "
         "UnsupportedProtocol ServerNotReady ServerNotLive NoModelReady "
         "WorkersShouldBeLessThanMaxWorkersError"
     ),
-    "modelserve.kserve.model": "Model InferenceVerb BaseKServeModel InferenceModel",
+    "modelserve.kserve.model": (
+        "Model InferenceVerb BaseKServeModel InferenceModel PredictorProtocol PredictorConfig "
+        "InferRequest InferResponse InvalidInput"
+    ),
     "modelserve.kserve.model_repository": "ModelRepository MODEL_MOUNT_DIRS",
     "modelserve.kserve.model_server": "ModelServer parser app",
-    "modelserve.kserve.predictor_config": "PredictorConfig",
+    "modelserve.kserve.predictor_config": "PredictorConfig PredictorProtocol",
     "modelserve.kserve.logging": (
         "logger trace_logger configure_logging KSERVE_LOGGER_NAME KSERVE_TRACE_LOGGER_NAME"
     ),
     "modelserve.kserve.protocol.infer_type": (
-        "InferRequest InferInput InferOutput InferResponse RequestedOutput"
+        "InferRequest InferInput InferOutput InferResponse RequestedOutput serialize_byte_tensor "
+        "deserialize_bytes_tensor to_http_parameters"
     ),
+    "modelserve.kserve.inference_client": "InferenceGRPCClient USE_CLIENT_DEFAULT",
+    "modelserve.kserve.protocol.dataplane": "DataPlane",
+    "modelserve.kserve.protocol.model_repository_extension": "ModelRepositoryExtension",
+    "modelserve.kserve.protocol.rest.v2_datamodels": (
+        "InferenceRequest InferenceResponse RequestInput RequestOutput ResponseOutput"
+    ),
+    "modelserve.kserve.protocol.grpc.servicer": "InferenceServicer to_headers",
     "modelserve.kserve.constants.constants": (
         "PredictorProtocol ModelType KSERVE_GROUP KSERVE_V1BETA1 DEFAULT_HTTP_PORT "
         "INFERENCE_CONTENT_LENGTH_HEADER"
     ),
     "modelserve.kserve.utils.utils": (
-        "generate_uuid get_predict_input get_predict_response strtobool cpu_count is_v1 is_v2"
+        "generate_uuid get_predict_input get_predict_response strtobool cpu_count is_v1 is_v2 "
+        "to_headers"
     ),
     "modelserve.kserve.utils.numpy_codec": "from_np_dtype to_np_dtype",
 }
@@ -127,7 +139,7 @@ def test_importing_does_nothing() -> None:
         "assert threading.active_count() == 1\n"
         "assert not any(logging.getLogger(n).handlers for n in ('', 'kserve', 'modelserve'))\n"
         "assert logging.getLogger('kserve').level == logging.NOTSET\n"
-        "late = ('numpy', 'pandas', 'prometheus_client', 'trio', 'httpx', 'yaml')\n"
+        "late = ('numpy', 'pandas', 'prometheus_client', 'trio', 'httpx', 'yaml', 'grpc', 'google')\n"
         "assert [m for m in late if m in sys.modules] == []\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30, cwd=ROOT)

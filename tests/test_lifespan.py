@@ -1,5 +1,6 @@
 """What an application says of itself: a snapshot of its requests, threads and models."""
 
+import asyncio
 import pickle
 import threading
 from dataclasses import FrozenInstanceError
@@ -143,7 +144,9 @@ async def test_ready_asks_the_models_whether_they_are_healthy() -> None:
     async with lifespan(app):
         await app.ready()
         model.is_well = False
-        with pytest.raises(ModelNotReady, match=r"checked is not ready\. It says so itself\."):
+        with pytest.raises(
+            ModelNotReady, match=r"checked is not ready\. Its healthy\(\) returned False\."
+        ):
             await app.ready()
         model.is_well = True
         await app.ready()
@@ -240,3 +243,108 @@ async def test_a_repository_without_any_model_is_not_ready(
         (tmp_path / "m" / "model.py").write_text("def load(path, name): return lambda payload: 1")
         assert (await request(app, "POST", "/v2/repository/models/m/load")).status == 200
         assert (await request(app, "GET", "/v2/health/ready")).status == 200
+
+
+class Hanging(Model):
+    """A model whose requests last until they are cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__("m")
+        self.began = anyio.Event()
+        self.ends: list[str] = []
+
+    async def predict(self, payload: Any) -> Any:
+        self.began.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            await anyio.lowlevel.checkpoint()
+            self.ends.append("cleaned up")
+
+    def stop(self) -> None:
+        self.ends.append("stopped")
+
+
+async def hosted(app: ModelServer) -> None:
+    async with app.lifespan():
+        await anyio.sleep_forever()
+
+
+async def until_draining(app: ModelServer) -> None:
+    with anyio.fail_after(10):
+        while not app.serving.draining:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_a_second_cancellation_of_the_host_cuts_the_drain_short(
+    anyio_backend_name: str,
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("a shield keeps all of trio's cancellations out")
+    model = Hanging()
+    app = ModelServer([model], limits=Limits(drain_timeout=60))
+    host = asyncio.create_task(hosted(app))
+    async with exchange(app, *PREDICT, json=[]) as client:
+        await model.began.wait()
+        host.cancel()
+        await until_draining(app)
+        assert model.ends == []
+        host.cancel()
+        host.cancel()
+        with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+            await host
+        assert model.ends == ["cleaned up", "stopped"]
+        assert not app.serving.hosted
+        assert (await client.response()).status == 503
+
+
+async def test_a_cancellation_of_a_lifespan_that_ends_by_itself_is_raised_at_its_end(
+    anyio_backend_name: str,
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("a shield keeps all of trio's cancellations out")
+    model = Hanging()
+    app = ModelServer([model], limits=Limits(drain_timeout=60))
+
+    async def host() -> None:
+        async with app.lifespan():
+            await model.began.wait()
+
+    task = asyncio.create_task(host())
+    async with exchange(app, *PREDICT, json=[]):
+        await until_draining(app)
+        task.cancel()
+        with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+            await task
+    assert model.ends == ["cleaned up", "stopped"]
+
+
+def test_an_event_loop_that_ends_in_the_drain_leaves_nothing_running() -> None:
+    app = ModelServer(limits=Limits(drain_timeout=60))
+    models: list[Hanging] = []
+
+    async def main() -> None:
+        models.append(Hanging())
+        app.add_model(models[0])
+        host = asyncio.create_task(hosted(app))
+        asked = asyncio.create_task(request(app, *PREDICT, json=[]))
+        await models[0].began.wait()
+        host.cancel()
+        await until_draining(app)
+        assert not asked.done()
+
+    asyncio.run(main())  # cancels every task
+    assert models[0].ends == ["cleaned up", "stopped"]
+    assert not app.serving.hosted
+
+
+async def test_a_host_that_is_cancelled_drains(anyio_backend_name: str) -> None:
+    model = Hanging()
+    app = ModelServer([model], limits=Limits(drain_timeout=0.05))
+    async with exchange(app, *PREDICT, json=[]) as client, anyio.create_task_group() as group:
+        group.start_soon(hosted, app)
+        await model.began.wait()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True), anyio.fail_after(20):
+            assert (await client.response()).status == 503
+    assert model.ends == ["cleaned up", "stopped"]

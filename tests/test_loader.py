@@ -18,6 +18,9 @@ class App:
 
 class Payload: ...
 
+class Echo:
+    def predict(self, payload): ...
+
 async def function(scope, receive, send): ...
 async def two(scope, receive): ...
 async def lenient(scope, receive, send, more=None): ...
@@ -28,6 +31,7 @@ async def generator(scope, receive, send):
 app = App()
 app.inner = App()
 text = "text"
+model = Echo()
 """
 
 
@@ -102,7 +106,10 @@ def test_what_a_file_defines_can_be_pickled(folder: Path) -> None:
         ("gone.py", "There is no file {folder}/gone.py."),
         ("gone/served", "There is no file {folder}/gone/served."),
         ("bundle.py:app", "There is no file {folder}/bundle.py."),
-        ("bundle/deep/", "There is no file {folder}/bundle/deep."),
+        (
+            "bundle/deep/",
+            "{folder}/bundle/deep is a folder: name a file, or serve its models by --model-dir.",
+        ),
         ("gone", "There is no module 'gone': No module named 'gone'."),
         ("gone.inner:app", "There is no module 'gone.inner': No module named 'gone'."),
         (
@@ -128,6 +135,13 @@ def test_what_a_file_defines_can_be_pickled(folder: Path) -> None:
         ),
         ("bundle", "There is no attribute 'app' in bundle."),
         ("served.py:text", "'text' in served.py is an instance of str, not an ASGI application."),
+        (
+            "served:model",
+            (
+                "'model' in served is an instance of Echo, not an ASGI application:"
+                " ModelServer([...]) makes one of models."
+            ),
+        ),
         ("served:App", "'App' in served is the class App, not an ASGI application."),
         ("served:two", "'two' in served is the function two, not an ASGI application."),
         ("served:sync", "'sync' in served is the function sync, not an ASGI application."),

@@ -399,7 +399,7 @@ def test_closing_cancels_what_runs() -> None:
             call.result(SECONDS)
 
 
-def test_a_load_that_fails_is_raised_and_tried_again() -> None:
+def test_a_load_that_fails_is_raised_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     class Flaky(Recorder):
         def load(self) -> bool:
             self.calls.append("load")
@@ -413,6 +413,7 @@ def test_a_load_that_fails_is_raised_and_tried_again() -> None:
         run({"instances": [1]})
     with pytest.raises(ModelNotReady, match=r"recorder is not ready\. Its load\(\) returned False"):
         run.start()
+    assert "Stopping while models are loading" not in caplog.text
     with run:
         assert run({"instances": [1]}) == {"predictions": [2]}
     assert model.calls.count("start") == model.calls.count("stop")

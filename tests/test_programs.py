@@ -252,8 +252,9 @@ def test_arguments_are_read_as_flags_are(flags: Any, name: str, value: Any) -> N
 def test_an_argument_that_is_no_flags_is_refused(
     flags: Any, error: type[Exception], sentence: str
 ) -> None:
-    with pytest.raises(error, match=sentence):
+    with pytest.raises(error, match=sentence) as raised:
         options_of(flags)
+    assert raised.value.__context__ is None or raised.value.__suppress_context__
 
 
 # --- in a running event loop ----------------------------------------------------------------------
@@ -290,8 +291,8 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def served(app: ModelServer, port: int) -> "asyncio.Task[None]":
-    task = asyncio.create_task(app.serve(port=port))
+async def served(app: ModelServer, port: int, **flags: Any) -> "asyncio.Task[None]":
+    task = asyncio.create_task(app.serve(port=port, **flags))
 
     async def answers() -> bool:
         assert not task.done(), task
@@ -361,16 +362,47 @@ def test_serving_in_a_loop_follows_the_platform(monkeypatch: pytest.MonkeyPatch)
 def test_a_second_cancellation_ends_what_is_left() -> None:
     async def check() -> None:
         model, port = Words(), free_port()
-        task = await served(ModelServer([model]), port)
+        app = ModelServer([model], limits=Limits(drain_timeout=60))
+        task = await served(app, port)
         url = f"http://127.0.0.1:{port}/v1/models/words:predict"
         async with httpx.AsyncClient() as client, client.stream("POST", url, json={}) as answer:
             chunks = answer.aiter_text()
             assert await anext(chunks) == "first"
-            for _ in range(2):
-                task.cancel()
-                await asyncio.sleep(0.05)
-            with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+            task.cancel()
+            await until_draining(app)
+            task.cancel()
+            with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
                 await task
+        assert model.stopped
+        assert app.serving.statistics().in_flight == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(check())
+
+
+async def until_draining(app: ModelServer) -> None:
+    async def is_draining() -> bool:
+        return app.serving.draining
+
+    await until(is_draining)
+
+
+def test_a_second_cancellation_ends_the_delay_of_the_stop() -> None:
+    async def check() -> None:
+        model, port = Words(), free_port()
+        app = ModelServer([model])
+        task = await served(app, port, shutdown_delay=60)
+        task.cancel()
+
+        async def is_stopping() -> bool:
+            return app.serving.stopping
+
+        await until(is_stopping)
+        assert not app.serving.draining
+        task.cancel()
+        with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+            await task
+        assert model.stopped
 
     asyncio.run(check())
 

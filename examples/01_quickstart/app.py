@@ -24,7 +24,7 @@ The writer's text comes as plain text. Add `-H "Accept: text/event-stream"` for 
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import anyio
 from textmodel import trained
@@ -40,7 +40,7 @@ class Writer(Model):
     so that you can see the stream; set it to 0 for full speed.
     """
 
-    example: ClassVar = {"instances": [{"prompt": "The interpreter", "max_tokens": 60, "seed": 1}]}
+    example = {"instances": [{"prompt": "The interpreter", "max_tokens": 60, "seed": 1}]}
 
     def __init__(self, name: str, *, delay: float = 0.05) -> None:
         super().__init__(name)
@@ -75,7 +75,7 @@ class Writer(Model):
 class NextWord(Model):
     """Return the five likeliest words after each text, with their probabilities."""
 
-    example: ClassVar = {"instances": ["the built-in"]}
+    example = {"instances": ["the built-in"]}
 
     def load(self) -> bool:
         self.text = trained()

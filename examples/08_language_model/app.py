@@ -17,7 +17,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default cpu)")
     parser.add_argument(
-        "--together", type=int, metavar="N", help="write up to N texts in one forward pass a step"
+        "--together", type=int, metavar="N", help="write up to N texts in one forward pass per step"
     )
     parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1")
     parser.add_argument("--port", type=int, default=8080, help="default 8080")

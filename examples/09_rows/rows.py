@@ -1,4 +1,4 @@
-"""Write rows like those of the irises to stdout, one a line: python rows.py 1000000"""
+"""Write rows like those of the irises to stdout, one per line: python rows.py 1000000"""
 
 import random
 import sys

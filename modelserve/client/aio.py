@@ -31,7 +31,7 @@ __all__ = ["AsyncClient"]
 class AsyncClient:
     """Call the models of one server, from asyncio or trio: the async form of `Client`.
 
-    An async context manager; `map` and `pipe` work inside of it only, since their tasks end with
+    An async context manager; `map` and `pipe` work only inside of it, since their tasks end with
     it. The arguments are those of `Client`. Cancelling a call closes its connection.
     """
 
@@ -50,7 +50,7 @@ class AsyncClient:
         assert tasks is not None
         tasks.cancel_scope.cancel()
         try:
-            # The body's error is not the group's: it would come out wrapped.
+            # Without the body's error, which the task group would raise in a group.
             await tasks.__aexit__(None, None, None)
         finally:
             await self.aclose()
@@ -197,7 +197,7 @@ class AsyncClient:
 
 
 async def _run(flow: Flow, http: httpx.AsyncClient, settings: Settings) -> Answer:
-    """Take the steps of a call."""
+    """Run the steps of a call."""
     steps = flows.Steps(flow)
     while (step := steps.next) is not None:
         with steps.taken() as outcome:
@@ -235,7 +235,7 @@ async def _send(step: Send, http: httpx.AsyncClient, settings: Settings) -> Answ
 
 
 async def _error_body(response: httpx.Response) -> bytes:
-    """Read what an unsuccessful response says, as far as it comes: its status is enough."""
+    """Read the body of an unsuccessful response as far as it comes; its status is enough."""
     import httpx
 
     body, pieces = b"", response.aiter_raw()

@@ -1,6 +1,5 @@
-"""What a response holds, by its media type: one value, or items and how they are read. Pure."""
+"""Decode a response by its media type: one value, or items of a stream. Pure."""
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,16 +24,15 @@ __all__ = [
 
 LENGTH: Final = "inference-header-content-length"
 EVENTS: Final = "text/event-stream"
-NDJSON: Final = "application/x-ndjson"
-_NDJSON_NAMES: Final = re.compile(r"application/(x-)?(ndjson|jsonl|jsonlines)")
+NDJSON: Final = media.LINE_TYPES[0]
 
 
 def media_type_of(content_type: str) -> str:
-    """Return the media type, one for all spellings of NDJSON; text that is not UTF-8 has none."""
+    """Return the media type, the same for all names of NDJSON; "text" for text not in UTF-8."""
     name, parameters = media.media_type(content_type), content_type.lower().partition(";")[2]
     if name == "text/plain" and "charset" in parameters and "utf-8" not in parameters:
         return "text"
-    return NDJSON if _NDJSON_NAMES.fullmatch(name) else name
+    return NDJSON if name in media.LINE_TYPES else name
 
 
 def is_json(media_type: str) -> bool:
@@ -43,7 +41,7 @@ def is_json(media_type: str) -> bool:
 
 
 def reader_of(media_type: str, headers: Mapping[str, str]) -> Reader | None:
-    """Choose what reads the items of a stream; None for an answer that does not stream."""
+    """Choose the reader of a stream's items; None for an answer that does not stream."""
     if media_type in (EVENTS, NDJSON):
         return EventReader() if media_type == EVENTS else LineReader()
     if LENGTH in headers or "content-length" in headers or is_json(media_type):
@@ -54,7 +52,7 @@ def reader_of(media_type: str, headers: Mapping[str, str]) -> Reader | None:
 def value_of(media_type: str, body: bytes, headers: Mapping[str, str], *, v2: bool) -> Any:
     """Decode a body; with `v2`, a document of outputs is an `InferResponse`.
 
-    Raises ValueError or InferenceError for one that is broken.
+    Raises ValueError or InferenceError for a broken body.
     """
     length = headers.get(LENGTH)
     if length is not None:
@@ -70,9 +68,9 @@ def value_of(media_type: str, body: bytes, headers: Mapping[str, str], *, v2: bo
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return for how many seconds a server is not to be asked again, if it says so.
+    """Return the seconds after which the server may be asked again, if it says so (Retry-After).
 
-    It may say a date, which is read by the server's own clock where the response has its time.
+    A date is compared with the server's own clock if the response has a date, else with ours.
     """
     wait = headers.get("retry-after", "").strip()
     if wait.isascii() and wait.isdigit():

@@ -35,20 +35,20 @@ UNUSABLE: Final = 2
 NO_ANSWER: Final = 3
 BAD_LINES: Final = 4
 INTERRUPTED: Final = 130
-NOBODY_READS: Final = 141  # as a shell names the end by SIGPIPE
+NOBODY_READS: Final = 141  # a shell's exit code for SIGPIPE
 _PIECE: Final = 64 * 1024
 _LINES: Final = (".jsonl", ".jsonlines", ".ndjson")
 _EPILOG: Final = """\
 INSTANCE is JSON, or else text. One that has "instances" or "inputs" is the whole payload. Without
-any, rows are read from stdin, one JSON value a line, and sent as they come; results are printed as
-they come, a bad line's error in its place.
+any, rows are read from stdin, one JSON value per line, and sent as they come; results are printed
+as they come, a bad line's error in its place.
 
 exit codes: 0 all went well, 1 the server answered with an error, 2 the arguments cannot be used,
 3 no answer or a broken one, 4 some lines had errors, 130 Ctrl-C"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; return its exit code. What goes wrong is one sentence on stderr."""
+    """Run the command; return its exit code. An error is one sentence on stderr."""
     options = _parse(arguments)
     try:
         return _run(options)
@@ -133,7 +133,7 @@ def _run_rows(new_client: Callable[[], AsyncClient], options: Namespace) -> int:
 
 
 def _begin(client: AsyncClient, *, options: Namespace, pieces: Iterator[bytes]) -> Lots:
-    """Begin to send rows: in one request, or some of them in each."""
+    """Begin to send rows: all in one request, or some in each of several."""
     verb, version = options.verb, options.model_version
     if options.chunk is not None:
         return client.map(
@@ -175,7 +175,7 @@ def _token_in(path: str | None) -> str | None:
 
 
 def _payload(options: Namespace) -> Any:
-    """Return the payload that is sent in one piece, None where rows are to be streamed."""
+    """Return the payload to send in one piece, None if rows are to be streamed."""
     if options.instance:
         return _as_payload([_parsed(text) for text in options.instance])
     path = options.file
@@ -195,7 +195,7 @@ def _parsed(text: str) -> Any:
 
 
 def _as_payload(value: Any) -> Any:
-    """Return a payload as it is; what is none becomes the instances of one."""
+    """Return a payload as it is; make other values the instances of one."""
     if isinstance(value, list) and len(value) == 1 and _is_payload(value[0]):
         return value[0]
     return value if _is_payload(value) or isinstance(value, list) else [value]
@@ -206,7 +206,7 @@ def _is_payload(value: Any) -> bool:
 
 
 def _type_of(options: Namespace) -> str | None:
-    """Return the content type: as it is given, or that of a file which is no JSON."""
+    """Return the content type: the given one, or that of a file that is not JSON."""
     if options.content_type is not None or options.instance or options.file in (None, "-"):
         return options.content_type  # type: ignore[no-any-return]
     if options.json or options.file.endswith((".json", *_LINES)):
@@ -215,7 +215,7 @@ def _type_of(options: Namespace) -> str | None:
 
 
 def _opened(options: Namespace) -> BinaryIO:
-    """Open the file, or stdin, without a buffer: a read gives what there is."""
+    """Open the file, or stdin, without a buffer: a read returns the bytes that have arrived."""
     if options.file in (None, "-"):
         return open(0, "rb", buffering=0, closefd=False)
     return Path(options.file).open("rb", buffering=0)
@@ -232,7 +232,7 @@ def _pieces(source: BinaryIO, progress: Progress) -> Iterator[bytes]:
 
 
 def _whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield pieces that end where a line does, the last one perhaps not."""
+    """Yield pieces that end at the end of a line, except perhaps the last."""
     rest = b""
     for piece in pieces:
         lines, end, left = piece.rpartition(b"\n")
@@ -246,7 +246,7 @@ def _whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    mark = BOM_UTF8  # with which files of Windows begin
+    mark = BOM_UTF8  # the byte order mark of files from Windows
     for piece in _whole_lines(pieces):
         piece, mark = piece.removeprefix(mark), b""
         yield from (line for line in piece.split(b"\n") if line and not line.isspace())
@@ -299,23 +299,26 @@ def _parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("url", metavar="URL", help="the server, for example http://localhost:8080")
-    add("model", metavar="MODEL")
+    add("model", metavar="MODEL", help="the name of a model there")
     add("instance", metavar="INSTANCE", nargs="*", default=[], help="what to send")
     add("--file", metavar="FILE", help="send a file: .json is one payload, .ndjson and .jsonl"
         " are rows, any other is sent as it is; - is stdin")  # fmt: skip
     add("--json", action="store_true", help="stdin, or the file, is one JSON document")
     add("--content-type", metavar="TYPE", help="stream stdin, or the file, as this type")
-    add("--verb", choices=("predict", "explain"), default="predict")
+    add("--verb", choices=("predict", "explain"), default="predict", help="default: predict")
     add("--model-version", metavar="V", help="the version of the model")
     add("--sse", action="store_true", help="ask for server-sent events")
     add("--raw", action="store_true", help="print the bytes of the answer as they come")
     add("--on-error", choices=("stop",), help="have the server stop at the first bad line")
     add("--chunk", type=_count, metavar="N", help="send rows in requests of N each, for servers"
         " and proxies that read a body to its end first")  # fmt: skip
-    add("--at-once", type=_count, default=4, metavar="N", help="requests under way with --chunk")
+    add(
+        "--at-once", type=_count, default=4, metavar="N", help="requests under way with --chunk (4)"
+    )
     add("--chat", action="store_true", help="hold a conversation; Ctrl-C stops an answer")
     add("--system", metavar="TEXT", help="the system's message of a conversation")
-    add("--header", type=_header, action="append", default=[], metavar="'NAME: VALUE'")
+    add("--header", type=_header, action="append", default=[], metavar="'NAME: VALUE'",
+        help="to be sent with each request; repeatable")  # fmt: skip
     add("--token-file", metavar="FILE", help="a file with the bearer token")
     add("--timeout", type=_seconds, default=60.0, metavar="SECONDS",
         help="without a byte, either way (60)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""How connections to a server are made: what httpx is told, and which certificates are trusted."""
+"""Settings of connections to a server: httpx's limits, and the trusted certificates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 CONNECT_SECONDS: Final = 10.0
-LARGEST_ERROR: Final = 1024 * 1024  # more is not read of what an unsuccessful response says
+LARGEST_ERROR: Final = 1024 * 1024  # the most that is read of an unsuccessful response's body
 LONGEST_HEAD: Final = 100 * 1024  # as httpcore has it
 
 
@@ -54,7 +54,7 @@ def is_stalled(exc: Exception) -> bool:
 def is_garbled(exc: Exception) -> bool:
     """Return whether an error of httpx is due to bytes that are not HTTP, and not to their end.
 
-    httpcore reports both alike; what h11 has said stands behind it.
+    httpcore reports both alike; the text of h11's error tells them apart.
     """
     import h11
 

@@ -1,9 +1,9 @@
 """A request whose answer is read while its body is still being written.
 
 httpx writes the whole body first (httpx issue 1475), so this is an HTTP/1.1 exchange of its own, on
-h11 and anyio. A task writes the rows as they come; who asks for items reads the socket, no faster
-than it asks, so each side waits for the other and nothing piles up. What the server answers early,
-a 404 or a 401, is seen while rows are being written, and ends the writing.
+h11 and anyio. A task writes the rows as they come. The code that asks for items reads the socket,
+only when it asks; so each side waits for the other and nothing piles up. An early answer of the
+server, a 404 or a 401, is seen while rows are being written, and ends the writing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipe"]
 
 _READ_BYTES: Final = 64 * 1024
-_WRITE_BYTES: Final = 64 * 1024  # what a server has to take within the time limit
+_WRITE_BYTES: Final = 64 * 1024  # a server has to accept so many bytes within the time limit
 
 
 class Pipe(Lots):
@@ -86,7 +86,7 @@ class Pipe(Lots):
             self._opened.set()
 
     async def _close(self, stream: ByteStream) -> None:
-        """Close the connection once nobody reads it."""
+        """Close the connection once nothing reads it any more."""
         with anyio.CancelScope(shield=True):
             self._reading.cancel()
             while self._is_reading:
@@ -102,14 +102,14 @@ class Pipe(Lots):
         self._opened.set()
 
     async def _write(self, stream: ByteStream) -> None:
-        """Write the request; stop without a word where the connection ends: the answer says why."""
+        """Write the request; stop silently if the connection ends: the answer says why."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._rows.run)
             try:
                 await self._write_rows(stream)
             except anyio.BrokenResourceError:
-                pass  # what the server said before is still to be read
-            except Exception as exc:  # of the source; not out of the group, which would wrap it
+                pass  # the server's answer may still be unread
+            except Exception as exc:  # an error of the source; the task group would wrap it
                 self._failure = exc
                 self._reading.cancel()
             tasks.cancel_scope.cancel()
@@ -133,7 +133,7 @@ class Pipe(Lots):
             await stream.send(piece[start : start + _WRITE_BYTES])
             self._moved = anyio.current_time()
 
-    # --- who asks, and so reads -----------------------------------------------------------------
+    # --- the code that asks for items, and so reads ---------------------------------------------
 
     async def _next_lot(self) -> list[Any]:
         await self._opened.wait()
@@ -148,9 +148,9 @@ class Pipe(Lots):
             self._decoder.feed(await self._incoming.piece())
 
     async def _receive(self) -> bytes:
-        """Read the socket; nothing at its end.
+        """Read the socket; return b"" at its end.
 
-        Time counts while the server neither sends nor takes what it is sent, but not while the
+        The time limit counts while the server neither sends nor accepts bytes, but not while the
         source has no rows.
         """
         assert self._stream is not None
@@ -182,7 +182,7 @@ class Pipe(Lots):
 
 
 class _Incoming:
-    """The response, as events of h11 from what `receive` returns."""
+    """The response, as events of h11 made of the bytes that `receive` returns."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class _Incoming:
         return decoder_of(answer, self._complaints, form)
 
     async def _error_body(self) -> bytes:
-        """Read what an unsuccessful response says, as far as it comes."""
+        """Read the body of an unsuccessful response as far as it comes."""
         body = b""
         try:
             while len(body) < LARGEST_ERROR and (piece := await self.piece()) is not None:
@@ -255,7 +255,7 @@ class _Incoming:
 
 
 def _head(request: Request, server: Server) -> h11.Request:
-    """Return the head of the request. Raises h11.LocalProtocolError for one that HTTP has not."""
+    """Return the head of the request. Raises h11.LocalProtocolError if HTTP does not allow it."""
     import h11
 
     headers = [(b"host", server.authority.encode()), (b"transfer-encoding", b"chunked")]

@@ -1,11 +1,11 @@
-"""What may go wrong when a server is called, as one tree of exceptions.
+"""The exceptions of a call of a server, as one tree.
 
 ClientError
-|-- AnswerError    the server said what is wrong
+|-- AnswerError    the server answered with an error
 |-- Unreachable    no connection could be made, so nothing has run
 |-- TimedOut       nothing has come, or could be sent, for too long
 |-- CutShort       the connection ended before the answer did
-`-- Unreadable     the answer is not what its headers or the protocol say
+`-- Unreadable     the answer does not follow its headers or the protocol
 """
 
 from typing import Any, Final
@@ -24,7 +24,7 @@ _SENTENCE_LENGTH: Final = 2000
 
 
 class ClientError(Exception):
-    """The root of what calling a server raises; its text is one sentence."""
+    """The root of the exceptions of a call; its text is one sentence."""
 
 
 class AnswerError(ClientError):
@@ -57,7 +57,7 @@ class CutShort(ClientError):
 
 
 class Unreadable(ClientError):
-    """The answer is broken: not what its content type, its framing or the protocol says."""
+    """The answer is broken: it does not follow its content type, its framing or the protocol."""
 
 
 def sentence_in(document: Any) -> str | None:

@@ -1,8 +1,8 @@
-"""What a client does for one call, without I/O: a generator of steps that a client takes.
+"""The course of one call, without I/O: a generator of steps that a client runs.
 
-The sync and the async client differ only in how they take a step. A call is tried again where the
-server says after how many seconds (`Retry-After` with 503 or 429), and, where the caller says that
-it is idempotent, after an error of the connection.
+The sync and the async client differ only in how they run a step. A call is tried again if the
+server says when (`Retry-After` with 503 or 429) and, if the caller says that it is idempotent,
+after an error of the connection.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 
 class Answer(NamedTuple):
-    """A response. `body` is None where it is read from `response` as a stream."""
+    """A response. `body` is None if it is read from `response` as a stream."""
 
     status: int
     headers: Mapping[str, str]
@@ -68,7 +68,7 @@ class Answer(NamedTuple):
 
     @property
     def media_type(self) -> str:
-        """The media type; NDJSON's is the same in all its spellings."""
+        """The media type; the same for all names of NDJSON."""
         return media_type_of(self.headers.get("content-type", ""))
 
 
@@ -91,13 +91,13 @@ Flow: TypeAlias = Generator[Send | Pause, Answer | None, Answer]
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often a call is tried again, and whether after an error of the connection as well."""
+    """How often a call is tried again, and whether after errors of the connection as well."""
 
     most: int
     idempotent: bool = False
 
     def pause(self, error: ClientError, attempt: int) -> float | None:
-        """Return the seconds before the next attempt, None where there must not be one."""
+        """Return the seconds before the next attempt, None if there must not be one."""
         if attempt >= self.most:
             return None
         if isinstance(error, AnswerError):
@@ -115,7 +115,7 @@ def is_broken(error: ClientError) -> bool:
 
 
 def call(request: Request, retries: Retries, *, streams: bool = False) -> Flow:
-    """Take the steps of one call; return the successful answer. Raises ClientError."""
+    """Yield the steps of one call; return the successful answer. Raises ClientError."""
     attempt = 0
     while True:
         try:
@@ -133,13 +133,13 @@ def call(request: Request, retries: Retries, *, streams: bool = False) -> Flow:
 
 
 class Outcome:
-    """What a step has come to."""
+    """The outcome of a step."""
 
     answer: Answer | None = None
 
 
 class Steps:
-    """The steps of a call, one after the other; `result` is there once `next` is None."""
+    """The steps of a call, one after the other; `result` is set once `next` is None."""
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
@@ -148,7 +148,7 @@ class Steps:
 
     @contextmanager
     def taken(self) -> Iterator[Outcome]:
-        """Take a step in this context: its outcome, or its ClientError, leads to the next."""
+        """Run a step in this context: its outcome, or its ClientError, leads to the next."""
         outcome = Outcome()
         try:
             try:
@@ -162,18 +162,18 @@ class Steps:
 
 
 def refusal(answer: Answer) -> AnswerError:
-    """Make an error of an unsuccessful response, with the server's sentence if it has one."""
+    """Turn an unsuccessful response into an error, with the server's sentence if it has one."""
     found = None
     with suppress(ValueError):
         found = sentence_in(orjson.loads(answer.body or b""))
     sentence = found or f"The server answered with status {answer.status}."
     if found is None and answer.status in _REDIRECTS and "location" in answer.headers:
-        sentence = f"{sentence[:-1]}; what it is asked for is at {answer.headers['location']}"
+        sentence = f"{sentence[:-1]}; it redirects to {answer.headers['location']}"
     return AnswerError(sentence, answer.status, retry_after=retry_after(answer.headers))
 
 
 class Complaints(NamedTuple):
-    """The errors for what goes wrong with an answer."""
+    """The errors of an answer."""
 
     server: Server
     seconds: float
@@ -193,7 +193,7 @@ class Complaints(NamedTuple):
         return self.cut() if started else self.no_answer()
 
     def unreachable(self, exc: Exception) -> Unreachable:
-        """Return the error where there is no connection."""
+        """Return the error for a connection that could not be made."""
         why = f": {exc}" if str(exc) else ""
         return Unreachable(f"{self.server.url} cannot be reached{why}")
 
@@ -202,30 +202,30 @@ class Complaints(NamedTuple):
         return TimedOut(f"Nothing came from the server for {self.seconds:g} s.")
 
     def no_answer(self) -> CutShort:
-        """Return the error where the connection ends before the response begins."""
+        """Return the error for a connection that ends before the response begins."""
         return CutShort("The server closed the connection without an answer.")
 
     def cut(self) -> CutShort:
-        """Return the error where the response ends too early."""
+        """Return the error for a response that ends too early."""
         return CutShort("The answer was cut short.")
 
     def unreadable(self) -> Unreadable:
-        """Return the error of an answer that is broken."""
+        """Return the error for a broken answer."""
         return Unreadable("The answer of the server cannot be read.")
 
     def failed(self, document: Any) -> AnswerError:
-        """Return the error that a record in a stream says."""
+        """Return the error for an error record in a stream."""
         sentence = "The server failed in the middle of its answer."
         return AnswerError(sentence_in(document) or sentence)
 
 
-# --- what an answer says ------------------------------------------------------------------------
+# --- the content of an answer -------------------------------------------------------------------
 
 
 def decoder_of(answer: Answer, complaints: Complaints, form: Form = "items") -> Decoder:
-    """Return what decodes the body of a successful answer: its items, or its one value.
+    """Return the decoder of a successful answer's body: of its items, or its one value.
 
-    In the form "raw" that is its bytes as they come, in "text" the text of a chat.
+    In the form "raw" it yields the bytes as they come, in "text" the text of a chat.
     """
     if form == "raw":
         return Decoder(ChunkReader(), complaints)
@@ -246,12 +246,12 @@ def decoder_of(answer: Answer, complaints: Complaints, form: Form = "items") -> 
 
 
 def is_plain(headers: Mapping[str, str]) -> bool:
-    """Return whether a body is not compressed, as each request asks."""
+    """Return whether a body is uncompressed, as each request asks."""
     return headers.get("content-encoding", "").strip().lower() in ("", "identity")
 
 
 def document(answer: Answer, complaints: Complaints) -> Any:
-    """Return the value in an answer; a stream that came all the same is a list of its items."""
+    """Return the value in an answer; if the server streamed, a list of its items."""
     decoder = decoder_of(answer, complaints)
     decoder.feed(answer.body or b"")
     items = [item[0] for item in iter(decoder.next_ready, None)]
@@ -267,7 +267,7 @@ def document(answer: Answer, complaints: Complaints) -> Any:
 
 
 def predictions(answer: Answer, complaints: Complaints, *, count: int) -> list[Any]:
-    """Return the predictions in a document, one for each of so many instances."""
+    """Return the predictions in a document, one for each of `count` instances."""
     found = document(answer, complaints)
     results = found.get("predictions") if isinstance(found, dict) else None
     if not isinstance(results, list) or len(results) != count:
@@ -276,7 +276,7 @@ def predictions(answer: Answer, complaints: Complaints, *, count: int) -> list[A
 
 
 def tensors(answer: Answer, complaints: Complaints, inputs: Any) -> dict[str, Any] | InferResponse:
-    """Return the V2 response in an answer: arrays by their names, unless a request was sent."""
+    """Return the V2 response in an answer; arrays by name unless an InferRequest was sent."""
     try:
         found = value_of(answer.media_type, answer.body or b"", answer.headers, v2=True)
         if isinstance(found, InferResponse):
@@ -298,14 +298,14 @@ def names(answer: Answer, complaints: Complaints) -> list[str]:
 
 
 def is_ready(error: AnswerError) -> bool:
-    """Return False for the answer that says so; raise any other error."""
+    """Return False for the error of a server or model that is not ready; raise any other."""
     if error.status == 503:
         return False
     raise error
 
 
 class ChatReader:
-    """Read the text in the chunks of a chat's stream, which has to say that it is complete."""
+    """Reads the text in the chunks of a chat's stream, which must end with `[DONE]`."""
 
     def __init__(self, reader: Reader, complaints: Complaints) -> None:
         self._reader = reader
@@ -313,11 +313,11 @@ class ChatReader:
         self._finished = False
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
-        """Yield the pieces of text, and the record of an error."""
+        """Yield the pieces of text, and an error record."""
         return self._texts(self._reader.feed(chunk))
 
     def finish(self) -> Iterator[Any]:
-        """Yield what is left. Raises CutShort for a conversation that has not ended."""
+        """Yield the rest. Raises CutShort for a stream that is not complete."""
         yield from self._texts(self._reader.finish())
         if not self._finished:
             raise self._complaints.cut()

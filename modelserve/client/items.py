@@ -1,6 +1,6 @@
 """The items of an answer, from its pieces: the decoding is pure, two thin iterators read.
 
-Who calls decides what is raised: `Complaints` makes the exceptions.
+The caller decides which exceptions are raised: its `Complaints` makes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NO_ITEM: Final = object()
 
 
 class ItemError(NamedTuple):
-    """What stands in the place of the result of a line that the server could not use.
+    """The item in place of the result of a line that the server could not use.
 
     Attributes:
         line: The number of the line in the request, from 1.
@@ -41,7 +41,7 @@ class ItemError(NamedTuple):
 
 
 class Complaints(Protocol):
-    """The exceptions for what goes wrong with an answer."""
+    """Makes the exceptions for the errors of an answer."""
 
     def broken(self, exc: Exception, *, started: bool) -> Exception:
         """Return the exception for an error of the connection."""
@@ -50,10 +50,10 @@ class Complaints(Protocol):
         """Return the exception for bytes that are no items."""
 
     def failed(self, document: Any) -> Exception:
-        """Return the exception for the record of an error."""
+        """Return the exception for an error record."""
 
     def cut(self) -> Exception:
-        """Return the exception for a last record that is not whole."""
+        """Return the exception for an incomplete last record."""
 
 
 class Decoder:
@@ -72,16 +72,16 @@ class Decoder:
         self.ended = False
 
     def feed(self, piece: bytes | None) -> None:
-        """Take the next piece, None for the end, once `next_ready` has given all there was."""
+        """Take the next piece, None for the end, once `next_ready` has returned all items."""
         self.ended = piece is None
         self._ready = self._reader.finish() if piece is None else self._reader.feed(piece)
 
     def stop(self) -> None:
-        """Give nothing more."""
+        """Return no more items."""
         self.ended, self._ready = True, iter(())
 
     def next_ready(self) -> tuple[Any] | None:
-        """Return the next item of what has been read, in a tuple, since an item may be None."""
+        """Return the next complete item, in a tuple, since an item may be None."""
         try:
             item = next(self._ready, _NO_ITEM)
         except ValueError:
@@ -97,7 +97,7 @@ class Decoder:
         return (item if self._convert is None else self._convert(item),)
 
     def lot(self) -> list[Any]:
-        """Return all that is ready; what is wrong after that is raised by the next call."""
+        """Return all complete items; an error after them is raised by the next call."""
         items: list[Any] = []
         try:
             while (item := self.next_ready()) is not None:
@@ -122,12 +122,12 @@ class Single:
         return iter(())
 
     def finish(self) -> Iterator[Any]:
-        """Yield the value of all pieces."""
+        """Yield the one value that all pieces make."""
         yield self._value_of(b"".join(self._pieces))
 
 
 def as_yielded(item: Any) -> Any:
-    """Return an item as the model has yielded it: the data of an event that has nothing else.
+    """Return an item as the model yielded it: of an event with data only, the data.
 
     The record of a bad line becomes an `ItemError`.
     """
@@ -141,7 +141,7 @@ def as_yielded(item: Any) -> Any:
 
 
 class Items:
-    """The items of a stream, each read when it is asked for; `close` frees the connection.
+    """The items of a stream, each read when it is requested; `close` frees the connection.
 
     A context manager that closes it.
     """
@@ -192,7 +192,7 @@ class Items:
 
 
 class AsyncItems:
-    """The items of a stream, each read when it is asked for; `aclose` frees the connection.
+    """The items of a stream, each read when it is requested; `aclose` frees the connection.
 
     An async context manager that closes it. Cancellation closes it as well.
     """
@@ -246,9 +246,9 @@ class AsyncItems:
 
 
 async def closed(response: Any, pieces: AsyncIterator[bytes]) -> None:
-    """Close a response and what iterates over it.
+    """Close a response and its iterator.
 
-    httpx's nested generators are run to their end, which then comes at once: trio warns of
+    httpx's nested generators are run to their end, which is near after the closing: trio warns of
     generators that are left to the garbage collector.
     """
     await response.aclose()

@@ -1,4 +1,4 @@
-"""What a task makes in lots, one by one for who asks: the shape of `map` and `pipe`."""
+"""Results that a background task makes in batches: the base of `map` and `pipe`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ __all__ = ["Lots"]
 
 
 class Lots(ABC):
-    """An async iterator whose work goes on in a task of the client's; `aclose` ends that.
+    """An async iterator whose work runs in a task of the client; `aclose` ends that.
 
-    An async context manager that closes it. An error, and a cancellation while waiting, close it.
+    Also an async context manager that closes it. An error, or a cancellation while it waits, closes
+    it as well.
     """
 
     def __init__(self) -> None:
@@ -25,14 +26,14 @@ class Lots(ABC):
 
     @abstractmethod
     async def _work(self) -> None:
-        """Do the work until all is done. Raises nothing but the cancellation."""
+        """Do all the work. Raises only a cancellation."""
 
     @abstractmethod
     async def _next_lot(self) -> list[Any]:
-        """Wait for results; return none at the end."""
+        """Wait for results; return an empty list at the end."""
 
     async def run(self) -> None:
-        """Do the work: the client begins this as a task."""
+        """Do the work; the client runs this as a task."""
         self._begun = True
         try:
             with self._scope:
@@ -41,7 +42,7 @@ class Lots(ABC):
             self._gone.set()
 
     async def lot(self) -> list[Any]:
-        """Wait for results and return those that there are; none at the end."""
+        """Wait for results and return all available ones; an empty list at the end."""
         if self._ended:
             return []
         try:

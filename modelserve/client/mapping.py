@@ -1,4 +1,4 @@
-"""Rows in ordinary requests of some rows each, several at once, the results in order."""
+"""Send rows in ordinary requests of some rows each, several at once; yield results in order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Pending:
 class Mapped(Lots):
     """The results of `ask` for each chunk of rows, in order.
 
-    At most `at_once` chunks are under way or wait to be taken, and the source is read no faster.
+    At most `at_once` chunks are under way or wait to be read; the source is read only for these.
     The first error, in order, ends it.
     """
 

@@ -1,4 +1,4 @@
-"""Requests to a server, as data: where it is, what is sent. Pure."""
+"""Requests to a server as data: its address, and what to send. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 from modelserve.client.answers import EVENTS, LENGTH, NDJSON
 from modelserve.errors import InvalidInput
 from modelserve.tensors import InferInput, InferRequest, RequestedOutput
-from modelserve.tensors.data import name_datatype
+from modelserve.tensors.data import name_datatype, need
 from modelserve.version import __version__
 from modelserve.wire.json import to_json
 
@@ -45,8 +45,8 @@ class Request:
 
     Attributes:
         path: The path below the server's address, with the query.
-        headers: What the request needs; those of the client count above them.
-        given: The caller's headers for this request, which count above all.
+        headers: The headers that the request needs; those of the client override them.
+        given: The caller's headers for this request, which override all others.
     """
 
     method: str
@@ -63,11 +63,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server is, and the headers of each request to it.
+    """The address of a server, and the headers of each request to it.
 
     Attributes:
         scheme: `http` or `https`.
-        host: A name or an address, of IPv6 without its brackets.
+        host: A name or an address; an IPv6 address without brackets.
         authority: Host and port as the `Host` header has them.
         base: The path below which the server is mounted, without a slash at its end.
     """
@@ -81,7 +81,7 @@ class Server:
 
     @classmethod
     def of(cls, url: str, *, token: str | None = None, headers: Headers | None = None) -> Server:
-        """Read an address, `http://` by default. Raises ValueError for what is none."""
+        """Read an address, `http://` by default. Raises ValueError for an invalid one."""
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
@@ -150,7 +150,7 @@ def stream(
 def rows(
     model: str, *, verb: str, version: str | None, content_type: str | None, on_error: str | None
 ) -> Request:
-    """Open a request whose body is streamed: rows of JSON, unless the content type is another."""
+    """Open a request whose body is streamed: rows of JSON, unless another content type is given."""
     headers = {"content-type": content_type or NDJSON, "accept": _ITEMS}
     query = "" if on_error is None else f"?on_error={quote(on_error, safe='')}"
     return Request("POST", _path(model, verb, version) + query, headers)
@@ -171,7 +171,7 @@ def infer(
     version: str | None,
     binary: bool,
 ) -> Request:
-    """Send tensors, in binary where it is asked for and possible.
+    """Send tensors, in binary if requested and possible.
 
     Raises InvalidInput for an array that V2 cannot hold.
     """
@@ -200,7 +200,7 @@ def _path(model: str, verb: str, version: str | None) -> str:
 
 
 def _body(payload: Any, content_type: str | None) -> tuple[dict[str, str], bytes]:
-    """Return headers and body of a payload: bytes as they are, a list as instances, else JSON."""
+    """Return a payload's headers and body: bytes as they are, a list as instances, else JSON."""
     if isinstance(payload, bytes | bytearray | memoryview):
         return {"content-type": content_type or "application/octet-stream"}, bytes(payload)
     document = {"instances": payload} if isinstance(payload, list | tuple) else payload
@@ -215,6 +215,8 @@ def _infer_request(
     *,
     binary: bool,
 ) -> InferRequest:
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"Inputs must be arrays by their names, not {type(arrays).__name__}")
     asked = {**({"binary_data_output": True} if binary else {}), **(parameters or {})}
     named = [RequestedOutput(name, {"binary_data": binary}) for name in outputs or ()]
     tensors = [_tensor(name, array, binary=binary) for name, array in arrays.items()]
@@ -222,17 +224,15 @@ def _infer_request(
 
 
 def _tensor(name: str, values: Any, *, binary: bool) -> InferInput:
-    import numpy
-
-    array = numpy.asarray(values)
+    array = need("numpy").asarray(values)
     datatype = name_datatype(array.dtype)
     if datatype is None:
-        raise InvalidInput(f"The tensor {name!r} has the dtype {array.dtype}, which V2 has not.")
+        raise InvalidInput(f"Tensor {name!r} has the dtype {array.dtype}, which V2 does not have.")
     tensor = InferInput(name, list(array.shape), datatype)
     tensor.set_data_from_numpy(array, binary_data=binary)
     return tensor
 
 
 def no_address(url: str) -> ValueError:
-    """Return the error for what is no address."""
+    """Return the error for an invalid address."""
     return ValueError(f"{url!r} is not the address of a server, like http://localhost:8080")

@@ -1,4 +1,4 @@
-"""What a client is told once, and what both kinds of client make of it."""
+"""A client's settings, shared by both clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IDLE_SECONDS: Final = 4.0  # less than the 5 s after which uvicorn closes a con
 
 
 class Given(TypedDict, total=False):
-    """What a client may be told beside the address; `Settings` says what each means."""
+    """The settings of a client beside the address; `Settings` explains each."""
 
     token: str | None
     headers: Headers | None
@@ -30,7 +30,7 @@ class Given(TypedDict, total=False):
 
 
 class ForMap(TypedDict, total=False):
-    """What `map` may be told."""
+    """The options of `map`."""
 
     chunk: int
     at_once: int
@@ -41,7 +41,7 @@ class ForMap(TypedDict, total=False):
 
 
 class ForPipe(TypedDict, total=False):
-    """What `pipe` may be told."""
+    """The options of `pipe`."""
 
     verb: str
     version: str | None
@@ -52,7 +52,7 @@ class ForPipe(TypedDict, total=False):
 
 
 class Settings:
-    """Say which server is called and how.
+    """Which server is called, and how.
 
     Args:
         url: The server's address, with the path that it is mounted below, if any.
@@ -60,12 +60,12 @@ class Settings:
         headers: More headers for each request.
         timeout: The seconds for which nothing may move, either way, before a call fails with
             `TimedOut`; making a connection may take 10 of them.
-        retries: How often a call is tried again where the server says when (`Retry-After` with 503
-            or 429, at most a minute). A call that is said to be idempotent is tried again after an
-            error of the connection as well.
-        verify: Whether certificates must be trusted, or the context that says which are.
+        retries: How often a call is tried again if the server says when (`Retry-After` with 503 or
+            429, at most a minute). A call with `idempotent` is tried again after an error of the
+            connection as well.
+        verify: Whether certificates must be trusted, or an `ssl.SSLContext` that decides.
 
-    Raises ExtraMissing without httpx, ValueError for what is no address and what is no token.
+        Raises ExtraMissing without httpx, ValueError for an invalid address or token.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Settings:
 
     @property
     def for_httpx(self) -> dict[str, Any]:
-        """How httpx makes connections: as it is told here, whatever the environment says."""
+        """httpx's options for connections; the environment is ignored."""
         import httpx
 
         return {
@@ -141,7 +141,7 @@ class Settings:
         on_error: str | None,
         headers: Headers | None,
     ) -> tuple[Request, Rows, Complaints, ssl.SSLContext | None]:
-        """Return what a pipe is made of."""
+        """Return the parts of a pipe."""
         request = requests.rows(
             model, verb=verb, version=version, content_type=content_type, on_error=on_error
         )

@@ -1,7 +1,7 @@
 """A connection whose two directions fail on their own.
 
-On asyncio a transport is gone with its first failed write, and with it what the server has sent
-before it stopped reading: the reason, most likely. So this reads and writes the socket itself.
+On asyncio a transport closes at its first failed write, and loses what the server had sent before
+it stopped reading: most likely the reason. So this module reads and writes the socket itself.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["BROKEN", "connect", "secured"]
 
 _NEXT_SECONDS: Final = 0.25
 
-# What a stream raises where its connection is at an end.
+# The exceptions of a stream whose connection has ended.
 BROKEN = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 
 async def connect(host: str, port: int, trusted: ssl.SSLContext | None) -> ByteStream:
-    """Return a connection, secured where certificates are given.
+    """Return a connection, over TLS if certificates are given.
 
     Each address of the host is tried. Raises one of `BROKEN`.
     """
@@ -36,7 +36,7 @@ async def connect(host: str, port: int, trusted: ssl.SSLContext | None) -> ByteS
 
 
 async def secured(stream: ByteStream, host: str | None, trusted: ssl.SSLContext) -> ByteStream:
-    """Begin TLS on a connection, which is closed where that fails. Raises one of `BROKEN`."""
+    """Begin TLS on a connection; close it if that fails. Raises one of `BROKEN`."""
     try:
         return await TLSStream.wrap(
             stream, hostname=host, ssl_context=trusted, standard_compatible=False
@@ -47,7 +47,7 @@ async def secured(stream: ByteStream, host: str | None, trusted: ssl.SSLContext)
 
 
 async def _first_connected(addresses: Sequence[tuple[Any, ...]]) -> socket.socket:
-    """Try one address after the other, and not for long before the next (RFC 8305)."""
+    """Try one address after the other, the next after a short time (RFC 8305)."""
     connected: list[socket.socket] = []
     problem = OSError("the name has no address")
 
@@ -92,7 +92,7 @@ async def _connected(raw: socket.socket, address: tuple[str | int, ...]) -> sock
 
 
 class _Socket(ByteStream):
-    """A connected socket. Closing it wakes who reads or writes, if anyio can do so."""
+    """A connected socket. Closing it wakes its reader and writer, if anyio can do so."""
 
     def __init__(self, raw: socket.socket) -> None:
         self._raw = raw

@@ -1,7 +1,7 @@
-"""The rows of a caller, encoded, a bounded number of bytes ahead of what takes them.
+"""The encoded rows of a caller, read ahead by a bounded number of bytes.
 
-An async source is read by a task. A sync one may block, so it is read on a thread of its own, which
-ends by itself when the source does: a thread that waits for a row cannot be interrupted.
+An async source is read by a task. A sync one may block, so it is read in a thread of its own, which
+ends only when the source does: a thread that waits for a row cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["RowSource", "Rows", "as_line", "as_piece", "as_row"]
 RowSource: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 
 _AHEAD_BYTES: Final = 256 * 1024
-# Rows that come faster than this are gathered for a moment: one write for many.
+# Rows that come faster than this are gathered for a moment, for one write.
 _GATHER_SECONDS: Final = 0.001
 _CLOSE_SECONDS: Final = 5.0
 
@@ -40,14 +40,14 @@ def as_line(row: Any) -> bytes:
 
 
 def as_piece(row: Any) -> bytes:
-    """Pass a piece of a binary body."""
+    """Return a piece of a binary body as it is."""
     if not isinstance(row, bytes | bytearray | memoryview):
         raise TypeError(f"A piece of a binary body must be bytes, not {type(row).__name__}")
     return bytes(row)
 
 
 class Rows:
-    """A source of rows, read ahead. `run` reads it, `take` gives what there is.
+    """A source of rows, read ahead. `run` reads it, `take` returns available rows.
 
     An exception of the source, or of a row that cannot be encoded, is raised by `take` after the
     rows before it.
@@ -63,14 +63,14 @@ class Rows:
         self._ended = self._stopped = False
         self._failure: Exception | None = None
         self._lock = threading.Condition()
-        self._news: anyio.Event | None = None  # somebody waits for rows
-        self._room: anyio.Event | None = None  # the task waits for room
+        self._news: anyio.Event | None = None  # set when rows arrive, if `take` waits
+        self._room: anyio.Event | None = None  # set when there is room, if the task waits
         self._is_awaited = False
         self._awaited_until = 0.0
         self.count = 0
 
     async def run(self) -> None:
-        """Read the source to its end, on this task or on a thread. Cancellation closes it."""
+        """Read the source to its end, in this task or in a thread. Cancellation closes it."""
         if isinstance(self._source, AsyncIterable):
             await self._read_async(self._source)
             return
@@ -84,7 +84,7 @@ class Rows:
             self._stop()
 
     async def take(self, most: int | None = None) -> list[bytes]:
-        """Wait for rows and return those that there are, `most` at most; none at the end."""
+        """Wait for rows and return all available ones, `most` at most; none at the end."""
         while True:
             with self._lock:
                 if self._rows:
@@ -103,7 +103,7 @@ class Rows:
                 self._is_awaited, self._awaited_until = False, anyio.current_time()
 
     def last_awaited(self) -> float:
-        """Return when `take` waited last: it tells a slow source from a slow server."""
+        """Return when `take` last waited: this tells a slow source from a slow server."""
         return anyio.current_time() if self._is_awaited else self._awaited_until
 
     async def gather(self, count: int) -> list[bytes]:
@@ -124,7 +124,7 @@ class Rows:
         return rows
 
     def _put(self, row: bytes) -> anyio.Event | None:
-        """Keep a row; return the event that somebody waits for."""
+        """Keep a row; return the event that `take` waits for."""
         self._rows.append(row)
         self._size += len(row)
         news, self._news = self._news, None
@@ -140,7 +140,7 @@ class Rows:
             self._stopped = True
             self._lock.notify_all()
 
-    # on the task
+    # in the task
 
     async def _read_async(self, source: AsyncIterable[Any]) -> None:
         iterator, failure = aiter(source), None
@@ -159,7 +159,7 @@ class Rows:
                 with anyio.move_on_after(_CLOSE_SECONDS, shield=True), suppress(Exception):
                     await close()
 
-    # on the thread
+    # in the thread
 
     def _read(self, source: Iterable[Any], call_soon: Callable[..., Any]) -> None:
         failure, iterator = None, None
@@ -179,7 +179,7 @@ class Rows:
             failure = exc
         finally:
             close = getattr(iterator, "close", None)
-            # A file or the like is the caller's to close; a generator is nobody else's.
+            # The caller closes a file or the like; a generator is closed here.
             if close is not None and hasattr(iterator, "gi_frame"):
                 with suppress(Exception):
                     close()
@@ -196,7 +196,7 @@ def _wake(news: anyio.Event | None) -> None:
 
 
 def _call_soon() -> Callable[..., Any]:
-    """Return what calls a function on this event loop from any thread."""
+    """Return a function that calls others on this event loop, from any thread."""
     try:
         return asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:

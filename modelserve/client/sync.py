@@ -36,11 +36,11 @@ class Client:
         token: The bearer token.
         headers: More headers for each request.
         timeout: The seconds for which nothing may move before a call fails (60).
-        retries: How often a call is tried again where the server says when (2).
-        verify: Whether certificates must be trusted, or the `ssl.SSLContext` that says which are.
+        retries: How often a call is tried again if the server says when (2).
+        verify: Whether certificates must be trusted, or an `ssl.SSLContext` that decides.
 
-    Calls raise `ClientError`. ExtraMissing is raised without httpx, ValueError for what is no
-    address.
+        Calls raise `ClientError`. The constructor raises ExtraMissing without httpx, ValueError for
+        an invalid address.
     """
 
     def __init__(self, url: str, **settings: Unpack[Given]) -> None:
@@ -95,10 +95,10 @@ class Client:
         """Send a payload as `predict` does; return an iterator of the answer's items.
 
         Items are what the model yielded: of NDJSON a line's value, of SSE an event's data, or the
-        whole `ServerSentEvent` where it has a name or an id. An error of one line of the request
-        is an `ItemError`; the record of an error is raised as AnswerError, a stream that is cut as
-        CutShort. An answer that does not stream is one item. With `raw` the items are the bytes of
-        the answer as they come.
+        whole `ServerSentEvent` if it has a name or an id. An error of one line of the request is an
+        `ItemError`. An error record raises AnswerError, a stream that is cut CutShort. An answer
+        that does not stream is one item. With `raw` the items are the bytes of the answer as they
+        come.
         """
         request = requests.stream(
             model, payload, verb=verb, version=version, content_type=content_type, sse=sse
@@ -118,10 +118,10 @@ class Client:
         headers: Headers | None = None,
         idempotent: bool = False,
     ) -> Any:
-        """Send arrays by the names of the inputs over V2; return arrays by those of the outputs.
+        """Send arrays over V2, by the names of the inputs; return arrays by those of the outputs.
 
-        `outputs` names the ones that are wanted. Both ways the data is binary, or with
-        `binary=False` JSON. An `InferRequest` gives an `InferResponse`.
+        `outputs` names the outputs to return. The data is binary in both directions, or JSON with
+        `binary=False`. For an `InferRequest` an `InferResponse` is returned.
         """
         request = requests.infer(
             model, inputs, outputs=outputs, parameters=parameters, version=version, binary=binary
@@ -153,20 +153,20 @@ class Client:
     def map(self, model: str, rows: RowSource, **settings: Unpack[ForMap]) -> Iterator[Any]:
         """Return an iterator of the predictions for rows, in order, by ordinary requests.
 
-        Each has `chunk` rows (256), and `at_once` (4) are under way, or done and not yet taken:
-        the rows are read no faster. Works through any proxy. A sync source is read on a thread.
-        `verb`, `version`, `headers` and `idempotent` are those of `predict`.
+        Each request has `chunk` rows (256). At most `at_once` (4) are under way, or done and not
+        yet read; rows are read only for these. This works through any proxy. A sync source is read
+        in a thread. `verb`, `version`, `headers` and `idempotent` are those of `predict`.
         """
         return self._each(lambda client: client.map(model, rows, **settings))
 
     def pipe(self, model: str, rows: RowSource, **settings: Unpack[ForPipe]) -> Iterator[Any]:
         """Send rows in one request, and return an iterator of the items that come meanwhile.
 
-        A row is any value that JSON has, or bytes: a line of JSON already. With a `content_type`
-        other than NDJSON, `audio/wav` for example, rows are the pieces of a binary body. Items are
-        those of `stream`. Each side waits for the other, and an early error ends the sending. What
-        the rows' source raises is raised here. `on_error="stop"` has the server stop at a bad line.
-        `verb`, `version` and `headers` are those of `predict`, `raw` is that of `stream`. It is
+        A row is any JSON value, or bytes that are a line of JSON. With a `content_type` other than
+        NDJSON, `audio/wav` for example, rows are the pieces of a binary body. Items are those of
+        `stream`. Each side waits for the other, and an early error ends the sending. Exceptions of
+        the rows' source are raised here. `on_error="stop"` has the server stop at a bad line.
+        `verb`, `version` and `headers` are those of `predict`, `raw` is that of `stream`. A pipe is
         never tried again.
         """
         return self._each(lambda client: client.pipe(model, rows, **settings))
@@ -188,7 +188,7 @@ class Client:
 def lots(
     new_client: Callable[[], AsyncClient], begin: Callable[[AsyncClient], Lots]
 ) -> Generator[list[Any]]:
-    """Yield what `begin` gives, lot by lot, from an event loop in a thread; closing ends both."""
+    """Yield the results of `begin` from an event loop in a thread; closing ends both."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(new_client()) as client,
@@ -199,7 +199,7 @@ def lots(
 
 
 def _run(flow: Flow, http: httpx.Client, settings: Settings) -> Answer:
-    """Take the steps of a call."""
+    """Run the steps of a call."""
     steps = flows.Steps(flow)
     while (step := steps.next) is not None:
         with steps.taken() as outcome:
@@ -237,7 +237,7 @@ def _send(step: Send, http: httpx.Client, settings: Settings) -> Answer:
 
 
 def _error_body(response: httpx.Response) -> bytes:
-    """Read what an unsuccessful response says, as far as it comes: its status is enough."""
+    """Read the body of an unsuccessful response as far as it comes; its status is enough."""
     import httpx
 
     body = b""

@@ -1,4 +1,4 @@
-"""What a person sees: how far a run of rows is, and a conversation."""
+"""Output for a person: the progress of rows, and a conversation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _EVERY_SECONDS: Final = 0.1
 class Progress:
     """One line that says how many rows are done; nothing unless `output` is a terminal.
 
-    Where the results go to a terminal too, there is only the last line, so that they do not mix.
-    `total` is the size of the source in bytes, None where nobody knows it.
+    If the results go to a terminal too, only the last line is shown, so that they do not mix.
+    `total` is the size of the source in bytes, None if it is unknown.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Progress:
 def converse(
     client: Client, model: str, *, system: str | None, ask: Callable[[], str | None]
 ) -> ClientError | None:
-    """Hold a conversation: `ask` gives what a person says, None at the end.
+    """Hold a conversation: `ask` returns what a person says, None at the end.
 
-    Ctrl-C stops an answer, of which what has come remains part of the conversation. Returns the
-    last error that an answer had, if any.
+    Ctrl-C stops an answer; the part that has come stays in the conversation. Returns the last error
+    of an answer, if any.
     """
     messages: list[dict[str, Any]] = []
     if system is not None:
@@ -92,7 +92,7 @@ def converse(
 def _turn(
     client: Client, model: str, messages: list[dict[str, Any]], said: str
 ) -> ClientError | None:
-    """Say something and print the answer; keep both, unless there is none."""
+    """Send a message and print the answer; keep both, unless there is no answer."""
     messages.append({"role": "user", "content": said})
     pieces: list[str] = []
     error = None
@@ -118,13 +118,13 @@ def _turn(
 
 
 def complain(sentence: str) -> None:
-    """Say on stderr what is wrong, on one line: a server's sentence must not steer a terminal."""
+    """Print an error to stderr, on one line: a server's text must not steer the terminal."""
     safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
     print(f"modelserve: {safe}", file=sys.stderr, flush=True)
 
 
 def asking() -> Iterator[str]:
-    """Yield what a person types, line by line, to the end; Ctrl-C is an end as well."""
+    """Yield the lines that a person types; Ctrl-C ends them as well."""
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:

@@ -1,8 +1,8 @@
-"""Connections for httpx that can still be read once a write has failed.
+"""Connections for httpx that can still be read after a write has failed.
 
-A server that refuses a large body answers and closes. On asyncio httpx's connections are gone with
-the write that fails then, and the refusal with them. This is the one module that knows httpx's
-insides; where they are others, httpx's own connections stay.
+A server that refuses a large body answers and closes. On asyncio httpx's connections are closed by
+the write that fails then, and the refusal is lost. This is the only module that uses httpx's
+internals; if they are different, httpx's own connections are used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["with_own_sockets"]
 
 
 def with_own_sockets(transport: httpx.AsyncHTTPTransport) -> httpx.AsyncHTTPTransport:
-    """Have a transport make its connections here."""
+    """Let a transport make its connections by this module."""
     pool: Any = getattr(transport, "_pool", None)
     if hasattr(pool, "_network_backend"):
         pool._network_backend = _Backend()
@@ -85,7 +85,7 @@ class _Connection(httpcore.AsyncNetworkStream):
 def _translated(
     late: type[Exception], broken: type[Exception], timeout: float | None
 ) -> Iterator[Any]:
-    """Raise httpcore's errors; give the limit on time to enter."""
+    """Translate errors into httpcore's; return a limit on time to enter."""
     try:
         yield anyio.fail_after(timeout)
     except TimeoutError as exc:
@@ -95,7 +95,7 @@ def _translated(
 
 
 def _is_readable(raw: Any) -> bool:
-    """Return whether an idle connection has something to read, which is its end."""
+    """Return whether an idle connection has something to read: then it has ended."""
     if raw.fileno() < 0:
         return True
     if not hasattr(select, "poll"):

@@ -1,1 +1,1 @@
-"""How long user code runs, on which thread, and what ends it early."""
+"""When user code runs, on which thread, and what ends it early."""

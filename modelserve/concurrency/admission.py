@@ -4,10 +4,15 @@ The limits of a model and of the application both hold. A request acquires a slo
 or waits for both in the queue of its model, so that it never holds one slot while it waits for the
 other. A slot that becomes free goes to the request that has waited longest among those that can
 use it.
+
+An application may serve several event loops, each in a thread of its own. Whoever looks at who
+waits, or changes it, holds a lock; a request for which there is room while nobody waits needs none
+(see `Gate.claim`).
 """
 
 from collections.abc import Callable
 from itertools import count
+from threading import RLock
 from time import monotonic
 
 from modelserve.concurrency.budget import Budget, Share
@@ -32,14 +37,15 @@ class Admission:
         assert limits.max_queued_bytes is not None
         self.budget = Budget(limits.max_queued_bytes, self.gate.refusal)
         self._numbers = count()
-        self._queues: dict[Gate, None] = {}  # the models with requests that wait
-        self.nesting = Nesting(self._queues, self._admit_waiting)
+        self._queues: dict[Gate, None] = {}  # the models with waiting requests
+        self._lock = RLock()  # a waiting request that is collected as garbage gives up its place
+        self.nesting = Nesting(self._queues, self._lock, self._admit_waiting)
         self._refusal: Callable[[], ServingError] | None = None
 
     def acquire_nowait(self, gate: Gate) -> bool:
-        """Acquire both slots if they are free and nobody waits for them; return whether.
+        """Acquire both slots if they are free and no request waits; return whether that was so.
 
-        Every request runs this and `release`, so neither calls anything where nobody waits.
+        Every request runs this and `release`, so neither calls anything unless a request waits.
         """
         outer = self.gate
         free = gate.running < gate.concurrency and outer.running < outer.concurrency
@@ -63,35 +69,26 @@ class Admission:
 
         Args:
             size: The bytes that the request holds while it waits.
-            share: What counts them, if it has one already; closed once it is admitted.
-            who: Is told for how long it has waited, if it had to.
-            on_wait: Called if it has to wait, once it has its place.
+            share: The share that counts them, if there is one already; closed at admission.
+            who: Its `waited` is set to the time that it waited, if it did.
+            on_wait: Called once the request has its place in the queue, if it waits.
 
-        Raises Overloaded if a queue or the budget is full, or what `refuse_waiting` was given. A
+        Raises Overloaded if a queue or the budget is full, or the refusal of `refuse_waiting`. A
         cancelled wait gives up its place.
         """
         if self.acquire_nowait(gate):
             if share is not None:
                 share.close()
             return
-        if self._refusal is not None:
-            raise self._refusal()
-        for level in (gate, self.gate):
-            if level.waiting >= level.queue:
-                raise level.refusal()
-        share = self.budget.hold(size, share)
-        ticket = Ticket(next(self._numbers))
-        self._enqueue(gate, ticket)
+        ticket, share = self._enqueue(gate, size, share)
         since = monotonic()
         try:
             if on_wait is not None:
                 on_wait()
             await ticket.settled.wait()
         except BaseException:
-            if ticket.admitted:
+            if self._give_up(gate, ticket):
                 self.release(gate)
-            elif ticket.refusal is None:
-                self._dequeue(gate, ticket)
             raise
         finally:
             share.close()
@@ -110,35 +107,54 @@ class Admission:
             gate.notify_if_empty()
 
     def refuse_waiting(self, refusal: Callable[[], ServingError] | None) -> None:
-        """Refuse the requests that wait, and from now on those that would have to.
+        """Refuse waiting requests, and from now on requests that would have to wait.
 
         None lets requests wait again.
         """
-        self._refusal = refusal
-        if refusal is not None:
-            for gate in list(self._queues):
-                self._refuse_queued(gate, refusal)
+        with self._lock:
+            self._refusal = refusal
+            if refusal is not None:
+                for gate in list(self._queues):
+                    self._refuse_queued(gate, refusal)
 
     def refuse_waiting_for(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
-        """Refuse the requests that wait for one model now, and the calls inside of others."""
+        """Refuse the requests, and the calls inside of requests, that wait for one model now."""
         self._refuse_queued(gate, refusal)
         self.nesting.refuse(gate, refusal)
 
     def _refuse_queued(self, gate: Gate, refusal: Callable[[], ServingError]) -> None:
-        for ticket in list(gate.tickets):
-            ticket.refusal = refusal()
-            self._dequeue(gate, ticket)
-            ticket.settled.set()
+        with self._lock:
+            for ticket in list(gate.tickets):
+                ticket.refusal = refusal()
+                self._dequeue(gate, ticket)
+                ticket.settled.set()
 
-    def _enqueue(self, gate: Gate, ticket: Ticket) -> None:
-        for level in (gate, self.gate):
-            if not level.waiting:
-                level.rate.restart()
-        gate.tickets.append(ticket)
-        self._queues[gate] = None
-        gate.waiting += 1
-        self.gate.waiting += 1
-        gate.queued.add(1)
+    def _enqueue(self, gate: Gate, size: int, share: Share | None) -> tuple[Ticket, Share]:
+        """Give a request its place, and hold its bytes. Raises as `acquire`."""
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal()
+            for level in (gate, self.gate):
+                if level.waiting >= level.queue:
+                    raise level.refusal()
+            share = self.budget.hold(size, share)
+            ticket = Ticket(next(self._numbers))
+            for level in (gate, self.gate):
+                if not level.waiting:
+                    level.rate.restart()
+                level.waiting += 1
+            gate.tickets.append(ticket)
+            self._queues[gate] = None
+            gate.queued.add(1)
+            self._admit_waiting()  # a slot may have become free meanwhile, in another thread
+            return ticket, share
+
+    def _give_up(self, gate: Gate, ticket: Ticket) -> bool:
+        """Take out a request whose wait was cancelled; return whether it has slots already."""
+        with self._lock:
+            if ticket in gate.tickets:
+                self._dequeue(gate, ticket)
+            return ticket.admitted
 
     def _dequeue(self, gate: Gate, ticket: Ticket) -> None:
         gate.tickets.remove(ticket)
@@ -150,17 +166,26 @@ class Admission:
         gate.notify_if_empty()
 
     def _admit_waiting(self) -> None:
-        self.nesting.admit()
-        while self.gate.has_room:
-            gates = [gate for gate in self._queues if gate.tickets and gate.has_room]
-            if not gates:
-                return
-            gate = min(gates, key=lambda g: g.tickets[0].number)
-            ticket = gate.tickets[0]
-            self._dequeue(gate, ticket)
-            for level in (gate, self.gate):
-                level.running += 1
-                level.rate.count_admission()
-            gate.in_flight.add(1)
-            ticket.admitted = True
-            ticket.settled.set()
+        with self._lock:
+            self.nesting.admit()
+            while self.gate.has_room:
+                gates = [gate for gate in self._queues if gate.tickets and gate.has_room]
+                if not gates:
+                    return
+                gate = min(gates, key=lambda g: g.tickets[0].number)
+                if gate.claim():
+                    if self.gate.claim():
+                        self._admit(gate, gate.tickets[0])
+                    else:  # another thread has taken it
+                        gate.running -= 1
+
+    def _admit(self, gate: Gate, ticket: Ticket) -> None:
+        """Give a request the slots that were claimed for it."""
+        self._dequeue(gate, ticket)
+        for level in (gate, self.gate):
+            level.rate.count_admission()
+        gate.in_flight.add(1)
+        ticket.admitted = ticket.settled.set()
+        if not ticket.admitted:  # its event loop has ended
+            gate.add_running(-1)
+            self.gate.running -= 1

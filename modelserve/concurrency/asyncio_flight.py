@@ -1,12 +1,11 @@
 """Requests in flight on asyncio.
 
-A flight is the host's own task. Cancelling is `task.cancel()`, which asyncio delivers once; while a
-pipeline cleans up, `asyncio_guard` absorbs what the host cancels beside that, and the flight raises
-it at the end. The pipeline takes its first step without a flight: one that never
-suspends is over before anybody could end it early. Most of the others end within milliseconds, so
-the register has only those watched that are older than 20 ms: they get a task that awaits
-`http.disconnect` and a timer for the deadlines. A task group for each request would double the cost
-of a small one.
+A flight runs in the host's own task. It is cancelled by `task.cancel()`, which asyncio delivers
+once; while a pipeline cleans up, `asyncio_guard` absorbs further cancellations of the host, and the
+flight raises them at the end. The pipeline takes its first step without a flight: one that never
+suspends is over before anything could end it early. Most of the others end within milliseconds, so
+the register watches only those older than 20 ms: they get a task that awaits `http.disconnect`, and
+a timer for the deadlines. A task group for each request would double the cost of a small one.
 
 Inside a cancel scope of anyio's a cancellation is delivered again at every await. `ShieldedFlight`
 puts a shielded scope around the pipeline and relays the host's cancellation once.
@@ -15,10 +14,9 @@ An exception leaves a flight as itself, never inside an exception group.
 """
 
 import asyncio
-import inspect
 import math
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
 from typing import Any, Final
 
@@ -28,7 +26,13 @@ import anyio.lowlevel
 from modelserve.concurrency.asyncio_guard import OVER, abandon, close_guarded, guarded, sheltered
 from modelserve.concurrency.asyncio_shelter import REPEAT_SECONDS, ShelteredFlight
 from modelserve.concurrency.endings import is_cleaning_up
-from modelserve.concurrency.flight import HostCancelled, Pipeline, Register, Watched
+from modelserve.concurrency.flight import (
+    Companion,
+    HostCancelled,
+    Pipeline,
+    Register,
+    Watched,
+)
 from modelserve.concurrency.watcher import watch
 
 __all__ = ["AsyncioFlight", "ShieldedFlight"]
@@ -56,7 +60,7 @@ class AsyncioFlight(ShelteredFlight):
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reporter: asyncio.Task[None] | None = None
-        self._companions: tuple[tuple[asyncio.Task[None], Coroutine[Any, Any, None]], ...] = ()
+        self._companions: set[asyncio.Task[None]] | None = None  # most have none
         self._absorbed = self._cancels = self._cancelled_before = 0
         self._patience_ends: float | None = None
         self._pipeline: Pipeline | None = None
@@ -85,7 +89,7 @@ class AsyncioFlight(ShelteredFlight):
             self._report(request.report_early_end(request.reason))
             raise
         except BaseException as exc:
-            if self.over:  # it was abandoned: no event loop is left to wait for the report
+            if self.over:  # it was abandoned: no event loop is left to run the report
                 self._reporter = None
                 raise
             if request.reason is not None and exc is not request.reason:
@@ -110,14 +114,18 @@ class AsyncioFlight(ShelteredFlight):
         self._set_timer()
 
     def is_interrupted_by(self, exc: BaseException) -> bool:
-        # A hook may raise CancelledError of itself, by awaiting a task that somebody cancelled.
+        # A hook may raise a CancelledError of its own, by awaiting a task that was cancelled.
         return self.request.reason is not None or (
             isinstance(exc, asyncio.CancelledError) and self.is_being_cancelled
         )
 
-    def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
+    def start_companion(self, companion: Companion) -> Callable[[], object]:
+        if self._companions is None:
+            self._companions = set()
         task = self._loop().create_task(self.accompany(companion))
-        self._companions = (*self._companions, (task, companion))
+        self._companions.add(task)
+        task.add_done_callback(self._companions.discard)
+        return task.cancel
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         await close_guarded(self.request, closing)
@@ -136,7 +144,7 @@ class AsyncioFlight(ShelteredFlight):
         self._interrupt_unless_ending()
 
     def _interrupt_unless_ending(self) -> None:
-        """Cancel the task; where user code is cleaning up by itself, once it has."""
+        """Cancel the task; if user code is cleaning up by itself, once that is done."""
         left = self._interrupts_at - self._loop().time()
         if left <= 0:
             self.spares_nothing = True
@@ -185,11 +193,9 @@ class AsyncioFlight(ShelteredFlight):
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None  # the traceback of its cancellation leads back to this object
-        for task, companion in self._companions:
-            task.cancel()
-            if inspect.getcoroutinestate(companion) == inspect.CORO_CREATED:
-                companion.close()  # nobody will await it
-        self._companions = ()
+        for companion in self._companions or ():
+            companion.cancel()
+        self._companions = None
         self._take_back_cancels()
 
 

@@ -1,11 +1,11 @@
-"""Clean-up on asyncio that no cancellation of the host's interrupts.
+"""Clean-up on asyncio that no cancellation by the host interrupts.
 
 asyncio delivers a cancellation once, but a host may cancel a task that has been cancelled already,
 and more than once. So while user code cleans up, its task does not wait for the future that the
 code awaits but for a guard around it. `Task.cancel` calls the guard's `cancel`, in the context of
-whoever cancels. What comes from inside the request goes on to the future: a time limit of the user
-code's own, a scope of anyio's, the bound on clean-up. The rest is absorbed: the flight counts it,
-and raises it again once the request has ended.
+the code that cancels. A cancellation from inside the request is passed on to the future: a time
+limit of the user code, a scope of anyio's, the bound on clean-up. Any other is absorbed: the flight
+counts it, and raises it again once the request has ended.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from modelserve.concurrency.flight import HostCancelled, Pipeline, Watched
 
 __all__ = ["OVER", "OwnContext", "abandon", "close_guarded", "guarded", "sheltered"]
 
-OVER: Final = object()  # instead of what a coroutine awaits, once it has ended
+OVER: Final = object()  # returned instead of what a coroutine awaits, once it has ended
 
 # The request whose clean-up, or stream, a piece of code belongs to; timers and tasks inherit it.
 _CLEANING: Final[ContextVar[object]] = ContextVar("modelserve_cleaning", default=None)
 _MOST_CLOSES: Final = 100  # of a pipeline that suspends while it is closed
-_SCOPE_MESSAGE: Final = "cancel scope"  # in the message of each cancellation of anyio's
+_SCOPE_MESSAGE: Final = "cancel scope"  # in the message of each cancellation by anyio
 
 
 class _Guard(asyncio.Future[None]):
@@ -50,7 +50,7 @@ class _Guard(asyncio.Future[None]):
             is_of_scope = isinstance(msg, str) and _SCOPE_MESSAGE in msg
             passes = is_of_scope or _CLEANING.get() is self._request
         if passes:
-            # Where nothing is left to cancel, the task raises the cancellation at its next step.
+            # If nothing is left to cancel, the task raises the cancellation at its next step.
             return self._trap is not None and bool(self._trap.cancel(msg))
         flight.absorb()
         return True
@@ -66,8 +66,8 @@ def guarded(
 ) -> Generator[Any, Any, Any]:
     """Drive a coroutine while it cleans up, which begins as `exc` is thrown into it, if any.
 
-    Returns what it awaits once no cancellation is under way any more, or OVER. With `closing` it is
-    clean-up to its end, though nothing may have been cancelled yet.
+    Returns what it awaits once no cancellation is under way any more, or OVER. With `closing` the
+    whole coroutine is clean-up, even if nothing has been cancelled yet.
     """
     loop = asyncio.get_running_loop()
     token = _CLEANING.set(request)
@@ -103,7 +103,8 @@ def guarded(
 def sheltered(request: Watched, pipeline: Pipeline, trap: Any) -> Generator[Any, Any, Any]:
     """Drive a pipeline whose generator is cleaning up by itself, awaiting `trap`.
 
-    Returns what it awaits once that is over, or OVER. What was absorbed ends the request then.
+    Returns what it awaits once that is over, or OVER. Then an absorbed cancellation ends the
+    request.
     """
     loop = asyncio.get_running_loop()
     while True:
@@ -125,7 +126,7 @@ def sheltered(request: Watched, pipeline: Pipeline, trap: Any) -> Generator[Any,
 
 
 class OwnContext:
-    """Marks what user code of a request starts as the request's own, in the current context."""
+    """Marks tasks and timers of user code as the request's own, in the current context."""
 
     def __init__(self, request: Watched) -> None:
         self._token = _CLEANING.set(request)
@@ -149,8 +150,8 @@ async def close_guarded(request: Watched, closing: Coroutine[Any, Any, None]) ->
 def abandon(request: Watched, pipeline: Pipeline) -> None:
     """End a pipeline that its host has dropped: nothing is sent, and nothing can be awaited.
 
-    A cancellation reaches user code inside an async generator; before Python 3.13 the exception
-    that closes a coroutine does not.
+    It is cancelled, since before Python 3.13 the exception that closes a coroutine does not reach
+    user code inside an async generator.
     """
     request.reason = request.reason or HostCancelled()
     if request.flight is not None:

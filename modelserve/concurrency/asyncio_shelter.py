@@ -1,8 +1,8 @@
-"""The cancellations of one request's task: whose they are, and when user code sees them.
+"""The cancellations of one request's task: who caused each, and when user code sees it.
 
-A task of asyncio's counts its cancellations, and a time limit compares counts to tell whether it
-was that limit that ended its block. So a cancellation that is absorbed is taken back at once, and
-made anew when it is delivered.
+An asyncio task counts its cancellations, and a time limit compares counts to find out whether that
+limit ended its block. So an absorbed cancellation is taken back (`uncancel`) at once, and made
+again when it is delivered.
 """
 
 import asyncio
@@ -18,11 +18,12 @@ REPEAT_SECONDS: Final = 0.1
 
 
 class ShelteredFlight(Flight):
-    """A request in flight, as far as it is cancelled.
+    """The cancellation of a request in flight.
 
     Attributes:
-        is_cancelling: It is the flight that cancels the task just now.
-        spares_nothing: What is being closed has seen no cancellation yet, and sees the next.
+        is_cancelling: The flight itself is cancelling the task just now.
+        spares_nothing: The code that is being closed has seen no cancellation yet, and sees the
+            next.
     """
 
     __slots__ = (
@@ -51,8 +52,7 @@ class ShelteredFlight(Flight):
     def absorb(self) -> None:
         """Note a cancellation that user code does not see, since it is cleaning up.
 
-        It is taken back until it is delivered: a time limit of the user code's own counts the
-        cancellations to tell whose has ended it.
+        It is taken back until it is delivered, since time limits of user code count cancellations.
         """
         assert self._task is not None
         self._task.uncancel()
@@ -65,13 +65,13 @@ class ShelteredFlight(Flight):
             self._loop().call_soon(self._pass_on)
 
     def end_shelter(self) -> None:
-        """Deliver one absorbed cancellation now that the one before it is over: a hook's own."""
+        """Deliver one absorbed cancellation, now that the hook's own cancellation is over."""
         if self._absorbed and self._task is not None:
             self._absorbed -= 1
             self._task.cancel()
 
     def _pass_on(self) -> None:
-        """End the request as an absorbed cancellation asks for, if that is not delivered soon."""
+        """End the request for an absorbed cancellation, unless that is delivered soon."""
         if self.over or self.request.reason is not None or not self._absorbed:
             return
         if self._is_patient():
@@ -87,10 +87,10 @@ class ShelteredFlight(Flight):
             self._absorbed = 0
             await asyncio.sleep(0)
         if self.request.reason is not None and self._pending_cancels() > 0:
-            raise asyncio.CancelledError  # the host cancelled at the same moment as we
+            raise asyncio.CancelledError  # the host cancelled at the same moment
 
     async def _finished(self, task: asyncio.Task[None]) -> None:
-        """Wait for a task in spite of the host's cancellations; the task is bounded in time."""
+        """Wait for a task, whatever the host cancels; the task is bounded in time."""
         while not task.done():
             try:
                 await asyncio.wait((task,))
@@ -122,7 +122,7 @@ class ShelteredFlight(Flight):
         return 0 if self._task is None else self._task.cancelling() - self._cancelled_before
 
     def _cancel_once(self) -> None:
-        """Cancel the task, in a way that its guard knows."""
+        """Cancel the task so that its guard knows that the flight did."""
         assert self._task is not None
         self._cancels += 1
         self.is_cancelling = True
@@ -130,7 +130,7 @@ class ShelteredFlight(Flight):
         self.is_cancelling = False
 
     def _take_back_cancels(self) -> None:
-        """Leave the task as the host would have it."""
+        """Restore the task's count of cancellations for the host."""
         if self._task is not None:
             for _ in range(self._cancels):
                 self._task.uncancel()

@@ -3,8 +3,8 @@
 While a call can be made at once it is made in the caller's own task, as if there were no batching.
 While it cannot, callers wait (`lanes`); when a call ends, the next one is made.
 
-A call for several callers has a task of its own (`joints`). A caller that leaves takes with it what
-is waiting.
+A call for several callers has a task of its own (`joints`). When a caller leaves, its waiting items
+are dropped.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,6 +12,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
+from modelserve.concurrency.cancelling import ends_task
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.joints import Joint
 from modelserve.concurrency.lanes import Caller, Lanes, Part, Work
@@ -26,9 +27,9 @@ class Policy(NamedTuple):
 
     Attributes:
         max_size: Items in one call.
-        max_wait: Seconds for which the first of a call waits for others while a call could be made.
-        concurrency: Calls at a time.
-        isolates: A call for several callers that raises is made again for each of them alone.
+        max_wait: Seconds for which the first caller waits for others although a call could be made.
+        concurrency: Calls at the same time.
+        isolates: If a call for several callers raises, it is made again for each of them alone.
         deadlines: `cleanup_timeout` bounds the clean-up of a call that is cancelled.
     """
 
@@ -45,14 +46,14 @@ class Recorder(Protocol):
     def start(
         self, size: int, waits: Sequence[float], callers: Sequence[Caller] = ()
     ) -> Callable[[str], None]:
-        """Record a call, in the task that makes it; return what records its end there.
+        """Record a call, in the task that makes it; return a function that records its end there.
 
         Args:
-            size: Its items.
-            waits: For how many seconds each caller has waited.
+            size: The number of its items.
+            waits: The seconds that each caller has waited.
             callers: Those of a joint call.
 
-        The end is that it is done, has an error or was cancelled: `done`, `error`, `cancelled`.
+        The end is `done`, `error` or `cancelled`.
         """
 
 
@@ -60,9 +61,9 @@ class Batches:
     """The callers and the calls of one model in one event loop.
 
     Args:
-        call_alone: Makes a call for one work, whole; returns the result or an exception.
+        call_alone: Makes a call for all items of one caller; returns the result or an exception.
         call: Makes a call for some parts; returns a result or an exception for each.
-        policy: When, and how large.
+        policy: When calls are made, and how large.
         recorder: Records each call.
         flights: The register of joint calls, which a drain ends.
     """
@@ -87,14 +88,14 @@ class Batches:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no call is running and nobody waits."""
+        """Whether no call is running and no caller waits."""
         return not self._running and not self._lanes
 
     async def submit(self, work: Work) -> Any:
-        """Return the result for what one caller brings.
+        """Return the result for one caller's work.
 
-        Raises what the call raises, or an exception among the results. A cancelled caller gives up
-        what waits; where it was the last one in a running call it waits for that call's clean-up.
+        Raises what the call raises, or an exception among the results. When a caller is cancelled,
+        its waiting items are dropped; the last caller in a running call waits for its clean-up.
         """
         policy = self._policy
         if (
@@ -129,15 +130,14 @@ class Batches:
         """Make a call for one caller alone, in its own task."""
         self._running += 1
         record_end = self._recorder.start(work.size, (waited,))
-        outcome = "cancelled"
+        outcome = "done"
         try:
             result = await self._make_call_alone(work)
             if isinstance(result, BaseException):
                 raise result
-            outcome = "done"
             return result
-        except Exception:
-            outcome = "error"
+        except BaseException as exc:
+            outcome = "cancelled" if ends_task(exc) else "error"
             raise
         finally:
             self._end_call(record_end, outcome)
@@ -149,9 +149,9 @@ class Batches:
             self._start_calls()
 
     async def _leave(self, caller: Caller) -> None:
-        """Take out what a caller still has here."""
+        """Remove a caller and its waiting items."""
         joints = [joint for joint in caller.leave() if joint.is_deserted and not joint.has_ended]
-        if caller.calls_itself:  # it was its turn
+        if caller.calls_itself:  # it was about to make its call
             self._running -= 1
         self._lanes.remove(caller)
         self._start_calls()
@@ -160,7 +160,7 @@ class Batches:
         for joint in joints:
             await joint.wait_for_end(self._loop)
 
-    # -- who goes next
+    # -- which call is next
 
     def _start_calls(self) -> None:
         """Start the calls that can be made now."""

@@ -1,16 +1,15 @@
 """One sync call on a worker thread, and the stream of what it yields.
 
-A call and the iterator that it returns run on one thread from beginning to end, since much keeps
-its state by thread (`torch.no_grad`, CUDA devices, sqlite). Items cross in a bounded buffer: one
-writer (the thread), one reader (the event loop), a deque between them, and a flag on each side,
-so that a side is woken only if it waits. Both sides set their flag before they look at the buffer
-again, so that no wake-up is lost.
+A call and the iterator that it returns run on one thread from beginning to end, since many
+libraries keep state by thread (`torch.no_grad`, CUDA devices, sqlite). Items cross in a bounded
+buffer: one writer (the thread), one reader (the event loop), a deque between them, and a flag on
+each side, so that a side is woken only if it waits. Both sides set their flag before they look at
+the buffer again, so that no wake-up is lost.
 
-A thread is never abandoned: cancellation asks it to stop, which it sees at its next item, and is
-delivered after it has.
+A thread is never abandoned: a cancellation asks it to stop, which it does at its next item, and is
+raised only after that.
 """
 
-import asyncio
 import threading
 import time
 from collections import deque
@@ -23,6 +22,7 @@ import anyio
 
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
+from modelserve.concurrency.loops import Event, event_loop
 
 __all__ = [
     "ThreadCall",
@@ -35,8 +35,6 @@ __all__ = [
 
 _BUFFERED_ITEMS: Final = 64
 _BUFFERED_BYTES: Final = 1 << 20
-
-_CallSoon = Callable[[Callable[[], object]], object]
 
 
 class ThreadStream:
@@ -88,7 +86,7 @@ class ThreadStream:
 
 
 class _ChangedItem(NamedTuple):
-    """An item, with the context variables that the iterator has set since the one before it."""
+    """An item, with the context variables that the iterator has set since the previous item."""
 
     item: Any
     changes: Changes
@@ -98,7 +96,7 @@ class _Interruptions(deque["ThreadCall"]):
     """Calls for a thread to run between two items; the event loop adds them."""
 
     def take_back(self, call: "ThreadCall") -> bool:
-        """Take a call out again; return whether the thread had not taken it."""
+        """Remove a call; return whether that was in time, before the thread took it."""
         try:
             self.remove(call)
         except ValueError:
@@ -106,11 +104,11 @@ class _Interruptions(deque["ThreadCall"]):
         return True
 
     def run(self) -> None:
-        """Run the calls that there are; to be called by the thread."""
+        """Run the calls that were added; called by the thread."""
         while self:
             try:
                 call = self.popleft()
-            except IndexError:  # the event loop has taken it back
+            except IndexError:  # the event loop has removed it
                 return
             run_here(call)
 
@@ -120,8 +118,8 @@ class ThreadCall:
 
     Args:
         on_end: Called on the event loop once the thread is free again.
-        shares_context: What the call sets of context variables is set as well where its result or
-            its items are awaited.
+        shares_context: Context variables that the call sets are also set in the code that awaits
+            its result or its items.
     """
 
     def __init__(
@@ -138,9 +136,9 @@ class ThreadCall:
         self._args = args
         self._on_end = on_end
         self._context = copy_context()
-        self.call_soon = _thread_safe_call_soon()
+        self.call_soon = event_loop().call_from_thread
         # written by the event loop
-        self._returned = anyio.Event()
+        self._returned = Event()  # another event loop may peek
         self._item_arrived = anyio.Event()
         self.all_taken = anyio.Event()
         self._ended = anyio.Event()
@@ -182,7 +180,7 @@ class ThreadCall:
                 self._error = None  # its traceback leads back to this call, and to its arguments
 
     async def peek(self) -> Any:
-        """Wait for the function's result; if cancelled, the thread goes on without being asked."""
+        """Wait for the function's result; a cancellation ends the wait, and not the function."""
         await self._returned.wait()
         return self._outcome()
 
@@ -225,7 +223,7 @@ class ThreadCall:
                 with anyio.CancelScope(shield=True):
                     await self._ended.wait()
             except anyio.get_cancelled_exc_class():
-                continue  # a native cancellation passes a shield; ours is already under way
+                continue  # asyncio's own passes the shield; the thread is already stopping
 
     def _notify_item(self) -> None:
         self._item_arrived.set()
@@ -239,7 +237,7 @@ class ThreadCall:
     # -- in the thread
 
     def run(self) -> None:
-        """Call the function and exhaust what it yields; to be called by the thread."""
+        """Call the function and exhaust the iterator that it returns; called by the thread."""
         try:
             self._context.run(self._run)
         except BaseException as exc:
@@ -248,13 +246,13 @@ class ThreadCall:
             self.changes = self._recorder.changes_in(self._context)
         self.finished = True
         self._interruptions.run()
-        _run_on_loop(self.call_soon, self._notify_end)
+        self.call_soon(self._notify_end)
 
     def _run(self) -> None:
         result = self._function(*self._args)
         if isinstance(result, Iterator):
             self.is_stream = True
-            _run_on_loop(self.call_soon, self._returned.set)
+            self.call_soon(self._returned.set)
             self._produce(result)
         else:
             self._result = result
@@ -279,9 +277,9 @@ class ThreadCall:
         self.items.append(item)
         if self.reader_waits:
             self.reader_waits = False
-            _run_on_loop(self.call_soon, self._notify_item)
+            self.call_soon(self._notify_item)
             if first:
-                time.sleep(0)  # release the interpreter's lock, so that it is sent at once
+                time.sleep(0)  # release the interpreter's lock, so that the item is sent at once
         self._interruptions.run()
         while self._has_no_room():
             self.room.clear()
@@ -296,7 +294,7 @@ class ThreadCall:
 
 
 def _buffers_more(call: ThreadCall, items: int, size: int) -> bool:
-    """Return, on either side, whether the buffer holds more than this many items or bytes."""
+    """Return whether the buffer holds more than this many items or bytes; for both sides."""
     held = len(call.items)
     return held > items or (call.bytes_in - call.bytes_out > size and held > 0)
 
@@ -307,7 +305,7 @@ def _call_each(callbacks: list[Callable[[], object]]) -> None:
 
 
 async def wait_until_taken(call: ThreadCall) -> None:
-    """Wait until whoever reads the items of a call is done with all; it adds none meanwhile."""
+    """Wait until the reader of a call's items has processed all; the call adds none meanwhile."""
     while call.is_stream and not call.stop_requested and (call.items or not call.reader_waits):
         taken = call.all_taken = anyio.Event()
         call.when_stopped.append(taken.set)
@@ -337,9 +335,9 @@ def run_here(call: ThreadCall) -> None:
 
 @contextmanager
 def stopping(call: ThreadCall, callback: Callable[[], object]) -> Iterator[None]:
-    """Have the event loop call a function as well when it asks the thread of a call to stop.
+    """Let the event loop also call a function when it asks the thread of a call to stop.
 
-    To be entered by the thread, before it waits for anything but its next item.
+    The thread enters this before it waits for anything other than its next item.
     """
     call.when_stopped.append(callback)
     try:
@@ -366,20 +364,3 @@ def _close(*iterators: Iterator[Any]) -> BaseException | None:
         except BaseException as exc:
             first = first or exc
     return first
-
-
-def _run_on_loop(call_soon: _CallSoon, callback: Callable[[], object]) -> None:
-    try:
-        call_soon(callback)
-    except RuntimeError:
-        pass  # the event loop has ended (trio's RunFinishedError is one too)
-
-
-def _thread_safe_call_soon() -> _CallSoon:
-    """Return what runs a callback on the current event loop from any thread."""
-    try:
-        return asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio  # only ever reached under trio
-
-        return trio.lowlevel.current_trio_token().run_sync_soon

@@ -1,8 +1,8 @@
 """A bound on the bytes of requests that are not admitted yet.
 
-Whatever a request holds while it waits for something is counted: the parts of an upload that have
-come, what a compressed body has become, and the body of a request in a queue. One that is admitted
-at once waits for nothing, and is not counted.
+All bytes that a request holds while it waits are counted: the received parts of an upload, the
+decompressed form of a body, and the body of a request in a queue. A request that is admitted at
+once does not wait, and is not counted.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Budget:
     def hold(self, size: int, share: "Share | None" = None) -> "Share":
         """Let one request hold this many bytes, by the share that it has or a new one.
 
-        Whoever has the share closes it. Raises as `Share.resize`.
+        The caller closes the share. Raises as `Share.resize`.
         """
         share = share or Share(self)
         share.resize(size)
@@ -36,7 +36,7 @@ class Budget:
 
 
 class Share:
-    """What one request holds of a budget.
+    """The part of a budget that one request holds.
 
     Attributes:
         size: In bytes.
@@ -51,8 +51,8 @@ class Share:
     def resize(self, size: int) -> None:
         """Hold this many bytes from now on.
 
-        Raises the budget's refusal if that is more than before and too much beside what other
-        requests hold; the share is then as it was.
+        Raises the budget's refusal if the share grows and the budget is exceeded, with the bytes of
+        other requests; the share is then as it was before.
         """
         budget = self._budget
         held = budget.held - self.size + size
@@ -66,5 +66,5 @@ class Share:
         self.resize(self.size + more)
 
     def close(self) -> None:
-        """Give back what is held; a second time has no effect."""
+        """Give the bytes back; a second call has no effect."""
         self.resize(0)

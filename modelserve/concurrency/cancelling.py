@@ -1,7 +1,7 @@
-"""Whether an exception is the end of the task that it is raised in, or its code's own failure.
+"""Tell an exception that ends its task from a failure of the task's code.
 
-Code may raise CancelledError of itself, by awaiting a task that somebody else has cancelled, and
-exceptions that are no `Exception`, as libraries in Rust do when they panic.
+Code may raise a CancelledError of its own, by awaiting a task that was cancelled elsewhere, and
+exceptions that are not an `Exception`, such as the panics of libraries in Rust.
 """
 
 import asyncio
@@ -15,15 +15,17 @@ __all__ = ["ends_task"]
 def ends_task(exc: BaseException) -> bool:
     """Return whether the current task is being cancelled, or was dropped, and must end.
 
-    To be asked where the exception is caught.
+    Call this where the exception is caught.
     """
+    if isinstance(exc, Exception):
+        return False
     if isinstance(exc, GeneratorExit):
-        return not _is_in_task()  # it is being closed by whoever drops it
+        return not _is_in_task()  # it was dropped, and is being closed
     if not isinstance(exc, anyio.get_cancelled_exc_class()):
         return False
-    if anyio.current_effective_deadline() == -math.inf:
-        return True
-    return isinstance(exc, asyncio.CancelledError) and _is_cancelled_natively()
+    if not isinstance(exc, asyncio.CancelledError):
+        return True  # code cannot make trio's of itself
+    return anyio.current_effective_deadline() == -math.inf or _is_cancelled_natively()
 
 
 def _is_in_task() -> bool:

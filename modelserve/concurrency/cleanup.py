@@ -12,11 +12,11 @@ __all__ = ["clean_up"]
 async def clean_up(request: Watched, closing: Coroutine[Any, Any, None]) -> None:
     """Await the coroutine that closes what a request has opened.
 
-    Neither the request's early end nor the host interrupts it before `cleanup_timeout` has passed
-    since then.
+    Neither the early end of the request nor the host interrupts it until `cleanup_timeout` has
+    passed since that moment.
     """
     flight = request.flight
-    if flight is None:  # only on asyncio does a request begin without one
+    if flight is None:  # a request may begin without a flight on asyncio only
         await close_guarded(request, closing)
     else:
         await flight.close(closing)

@@ -1,4 +1,4 @@
-"""Close iterators, and what hands out iterators, sync and async.
+"""Close iterators and iterables, sync and async.
 
 A generator may catch the exception that closes it and yield. Python gives up on it then, and its
 `finally` does not run; here it is closed again, a bounded number of times.
@@ -17,7 +17,7 @@ _IGNORED: Final = "ignored GeneratorExit"  # in the message of Python's RuntimeE
 def close(iterator: Any) -> None:
     """Close a sync iterator that can be closed.
 
-    Raises what its close raises; RuntimeError for a generator that has yielded instead.
+    Raises what its close raises; RuntimeError for a generator that yields instead of ending.
     """
     method = getattr(iterator, "close", None)
     if not callable(method):

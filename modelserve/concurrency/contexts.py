@@ -1,8 +1,8 @@
-"""Context variables that code in a thread has set, brought back to the event loop.
+"""Copy context variables that code in a thread has set back to the event loop.
 
-A call in a thread runs in a copy of the context of its task, since a context can be entered by one
-thread at a time. What the call sets there is set in the task afterwards, so that one hook finds
-what another has set, wherever the two run.
+A call in a thread runs in a copy of the context of its task, since only one thread at a time can
+enter a context. Variables that the call sets there are set in the task afterwards. So a hook finds
+what another hook has set, on whatever thread the two run.
 """
 
 from contextvars import Context, ContextVar, copy_context
@@ -22,23 +22,23 @@ def apply_changes(changes: Changes) -> None:
 
 
 class Recorder:
-    """What is set in a context, from one look at it to the next.
+    """The variables that are set in a context between two checks.
 
     Args:
-        context: As it is before anything is set.
+        context: The context before anything is set.
     """
 
     def __init__(self, context: Context) -> None:
         self._last = context.copy()
 
     def changes_in(self, context: Context) -> Changes:
-        """Return what has been set in a context since the last look."""
+        """Return what has been set in a context since the last check."""
         before, self._last = self._last, context.copy()
         pairs = self._last.items()
         return tuple((var, value) for var, value in pairs if before.get(var, _UNSET) is not value)
 
     def recent_changes(self) -> Changes:
-        """Return what has been set in the current context, unless that is equal to what was set.
+        """Return what has been set in the current context, except values equal to those before.
 
         Contexts without changes share their contents, so that comparing them takes no time.
         """

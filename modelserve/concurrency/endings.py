@@ -1,13 +1,13 @@
-"""Whether user code is cleaning up by itself: what it awaits is in a `finally` that it has reached.
+"""Find out whether user code is cleaning up by itself: whether it awaits in a `finally`.
 
 A generator that has ended, or a handler that is about to return, may be in the middle of its
-clean-up when its client leaves. Nothing that Python shows says so, but the compiled code does: it
-has a `finally` twice or more, once as the handler of exceptions, each copy with the same places in
-the source. So a frame that waits at a place which is in such a handler too is cleaning up. The exit
-of an `async with` is awaited by an instruction that names it.
+clean-up when its client leaves. Python has no interface that tells, but the compiled code does: it
+contains each `finally` twice or more, once as a handler of exceptions, and all copies have the same
+positions in the source. So a frame that waits at a position which also occurs in such a handler is
+cleaning up. The exit of an `async with` is awaited by an instruction that names it.
 
-The instructions are CPython's, and what hands a generator's items out does not show the generator
-but to the garbage collector. Where either is different, nothing is known to be cleaning up.
+The instructions are CPython's. The awaitable that reads a generator refers to it in a way that only
+the garbage collector shows. If either is different, no code counts as cleaning up.
 """
 
 import dis
@@ -27,7 +27,7 @@ _MOST_CODES: Final = 4096
 _MOST_FRAMES: Final = 200
 _NOWHERE: Final[frozenset[int]] = frozenset()
 
-# One async generator, and where its frame waits in a `finally` of its own.
+# One async generator, and the places where its frame waits in a `finally` of its own.
 Ending: TypeAlias = tuple[Any, frozenset[int]]
 
 _AWAITS: Final = frozenset(("GET_AWAITABLE", "GET_ANEXT"))
@@ -39,12 +39,12 @@ _END_OF_HANDLER: Final = ("COPY", "POP_EXCEPT", "RERAISE")
 _BETWEEN: Final = frozenset(
     ("async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper")
 )
-# What is in a handler that is no `finally`.
+# Instructions of a handler that is not a `finally`.
 _MATCHES: Final = frozenset(("CHECK_EXC_MATCH", "CHECK_EG_MATCH", "WITH_EXCEPT_START"))
 
 
 class _Code:
-    """Where in one code object its frames wait while they clean up: offsets of instructions.
+    """The places in one code object where frames wait while they clean up: offsets of instructions.
 
     Attributes:
         finallys: In a `finally`.
@@ -52,7 +52,7 @@ class _Code:
     """
 
     def __init__(self, code: CodeType, finallys: frozenset[int], exits: frozenset[int]) -> None:
-        self.code = code  # kept, since it is known by its id
+        self.code = code  # kept alive, since its id is the key
         self.finallys = finallys
         self.exits = exits
 
@@ -80,7 +80,7 @@ def is_cleaning_up(coroutine: Any) -> bool:
 
 
 def endings_of(opened: Iterable[Any]) -> list[Ending] | None:
-    """Return the clean-ups of those iterators that are generators with one; None for none."""
+    """Return the clean-ups of the iterators that are generators with one; None if none is."""
     endings: list[Ending] | None = None
     for iterator in opened:
         if type(iterator) is AsyncGeneratorType:
@@ -92,7 +92,7 @@ def endings_of(opened: Iterable[Any]) -> list[Ending] | None:
 
 
 def is_ending(endings: Iterable[Ending]) -> bool:
-    """Return whether one of the generators, which somebody awaits, is in its clean-up."""
+    """Return whether one of the generators, which are being awaited, is in its clean-up."""
     for generator, offsets in endings:
         frame = generator.ag_frame
         if frame is not None and frame.f_lasti in offsets:
@@ -101,7 +101,7 @@ def is_ending(endings: Iterable[Ending]) -> bool:
 
 
 def _frames(awaited: Any) -> Iterator[tuple[CodeType, FrameType]]:
-    """Yield the frames that a coroutine waits in, the outermost first."""
+    """Yield the suspended frames of a coroutine, the outermost first."""
     for _ in range(_MOST_FRAMES):
         if inspect.iscoroutine(awaited):
             code, frame, awaited = awaited.cr_code, awaited.cr_frame, awaited.cr_await
@@ -120,7 +120,7 @@ def _frames(awaited: Any) -> Iterator[tuple[CodeType, FrameType]]:
 
 
 def _inside(awaited: Any) -> Any:
-    """Return what an object waits for that Python puts between two frames, as for `async for`."""
+    """Return what is awaited by an object that Python puts between two frames (for `async for`)."""
     if type(awaited).__name__ in _BETWEEN:
         return next(iter(gc.get_referents(awaited)), None)
     return None
@@ -158,7 +158,7 @@ def _awaits(
 ) -> Iterator[tuple[dis.Instruction, list[int], Any]]:
     """Yield each `await`: its first instruction, where it waits, and its place in the source.
 
-    What begins an `async with` has the place of what ends it; the argument tells them apart.
+    The beginning and the end of an `async with` have the same place; the argument differs.
     """
     for index, start in enumerate(instructions):
         if start.opname in _AWAITS:
@@ -194,7 +194,7 @@ class _Handlers:
             seen.add(target)
             if target in self._finally_ends:
                 return True
-            if not self._is_end(target):  # not in that handler, but in what it guards
+            if not self._is_end(target):  # not in that handler, but in the block that it guards
                 own_end = self._handler_of.get(target)
                 if self._is_handler(target) and own_end is not None:
                     target = own_end

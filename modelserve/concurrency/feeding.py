@@ -1,8 +1,8 @@
 """Values of an iterable that belongs to one thread, for a hook that iterates over them elsewhere.
 
-Much that can be iterated keeps to the thread that made it: a database's cursor, a partition of
-Spark's. So that thread reads it, when the hook asks for more: some values at a time where they come
-without a pause, one at a time where they are waited for.
+Many iterables may be used only in the thread that made them: a database's cursor, a partition of
+Spark's. So that thread reads them, when the hook asks for more: several values at a time if they
+come without a pause, else one at a time.
 """
 
 import threading
@@ -28,14 +28,14 @@ _SECONDS_AT_ONCE: Final = 0.001
 class Feed:
     """The values of an iterable; both an iterator, for a worker thread, and an async iterator.
 
-    What the iterable raises, the hook sees.
+    The hook sees the exceptions of the iterable and of `convert`.
 
     Attributes:
-        convert: Makes what the hook takes of a value, found at an index; None where it takes the
-            values as they come. What it raises, the hook sees.
+        convert: Converts the value at an index for the hook; None if the hook takes the values as
+            they come.
         is_wanted: The hook waits for `read` to be called.
-        notify: Called, by whatever thread, when that is so.
-        error: What the iterable has raised.
+        notify: Called, by any thread, when the hook begins to wait.
+        error: The exception of the iterable.
     """
 
     def __init__(self, values: Iterable[Any]) -> None:
@@ -53,7 +53,7 @@ class Feed:
     # -- in the thread of the iterable
 
     def read(self) -> None:
-        """Read the next values, if there are any, and give them to the hook."""
+        """Read the next values, if any, and give them to the hook."""
         self.is_wanted = False
         latest = monotonic() + _SECONDS_AT_ONCE
         try:
@@ -99,7 +99,7 @@ class Feed:
         return self._is_over or bool(self._values)
 
     def _wait_in_thread(self) -> None:
-        """Wait for `read`. Raises ClientGone where the thread is asked to stop meanwhile."""
+        """Wait for `read`. Raises ClientGone if the thread is asked to stop meanwhile."""
         read, call = threading.Event(), call_of_this_thread()
         with nullcontext() if call is None else stopping(call, read.set):
             self._ask(read.set)

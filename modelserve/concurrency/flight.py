@@ -2,16 +2,16 @@
 
 Servers neither cancel an application nor raise from `send` when the client leaves, so each request
 that has suspended is watched. Whatever ends one early (the client left, a deadline passed, the
-drain is over, the host cancelled) goes through `Flight.cancel(reason)`, and user code is cancelled
-once, whoever cancels and how often: what its clean-up awaits completes, within `cleanup_timeout`,
-after which it is cancelled again until it ends.
+drain is over, the host cancelled) goes through `Flight.cancel(reason)`. User code is cancelled only
+once, however many causes there are: awaits in its clean-up complete, within `cleanup_timeout`;
+after that it is cancelled again until it ends.
 
 The base class has the state and the clock; it knows no event loop. How a pipeline is driven,
 cancelled and shielded is in `asyncio_flight` and `trio_flight`.
 """
 
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final, Protocol
 
 from starlette.types import Receive
@@ -22,15 +22,18 @@ from modelserve.limits import Deadlines
 __all__ = [
     "CANCELS",
     "BodyTimedOut",
+    "Companion",
     "Flight",
     "HostCancelled",
     "Phase",
     "Pipeline",
     "Register",
     "Watched",
+    "timed_out",
 ]
 
 Pipeline = Coroutine[Any, Any, None]
+Companion = Callable[[], Coroutine[Any, Any, None]]
 # An extension of ASGI's scope: while it serves, the host cancels a request whose client has left.
 CANCELS: Final = "modelserve.cancels"
 
@@ -43,21 +46,21 @@ class Phase:
     FIRST: Final = 2
     ITEM: Final = 3
     SEND: Final = 4
-    DONE: Final = 5  # all has been sent; only the drain limits what is still being closed
+    DONE: Final = 5  # all has been sent; only the drain limits the closing of user code
 
 
 class Suspending(Protocol):
-    """What is notified when a pipeline suspends."""
+    """An object that is notified when a pipeline suspends."""
 
     def note_suspension(self) -> bool:
-        """Return whether its generator is cleaning up by itself."""
+        """Note that the pipeline has suspended; return whether its generator is cleaning up."""
 
 
 class Watched(Protocol):
-    """A request, as far as its flight knows it.
+    """The attributes of a request that its flight uses.
 
     The pipeline writes these while it runs; the flight reads them only while the pipeline is
-    suspended. `reason` and `flight` are for the flight to set.
+    suspended. The flight sets `reason` and `flight`.
 
     Attributes:
         arrived, since: When the request arrived and when `phase` began (`time.monotonic`).
@@ -66,9 +69,9 @@ class Watched(Protocol):
         receive: The host's.
         body_read: Its body has been read: the next message can only be a disconnect.
         answered: The last event of the answer is on its way.
-        reason: What ends it early, once something does.
+        reason: The reason for its early end, if there is one.
         flight: The request's flight; None before its pipeline has suspended.
-        stream: Notified wherever the pipeline suspends; None before anything is streamed.
+        stream: Notified whenever the pipeline suspends; None before anything is streamed.
     """
 
     arrived: float
@@ -85,14 +88,14 @@ class Watched(Protocol):
     def stream(self) -> "Suspending | None": ...
 
     def host_cancelled(self) -> Stopped:
-        """Return what a cancellation by the host means."""
+        """Return the reason for a cancellation by the host."""
 
     def report_early_end(self, reason: Stopped) -> Coroutine[Any, Any, None]:
         """Report the early end to the client, while user code is still cleaning up."""
 
 
 class Register(Protocol):
-    """The register of an application's flights, as far as a flight knows it."""
+    """The part of the register of flights that a flight uses."""
 
     def add(self, flight: "Flight") -> None: ...
 
@@ -105,14 +108,14 @@ class Flight:
     """One request in flight, in the task that the host runs it in.
 
     Attributes:
-        request: What is in flight.
+        request: The request in flight.
         is_watched: Its deadlines and its client are being watched.
         over: Its user code has ended.
     """
 
     __slots__ = ("_register", "is_watched", "over", "request")
 
-    # Whether a task can be started at any moment, to send while the pipeline is suspended.
+    # Whether a task that sends can be started at any moment, even while the pipeline is suspended.
     spawns_tasks: ClassVar[bool] = True
 
     request: Watched
@@ -143,27 +146,30 @@ class Flight:
         if self.is_watched:
             self._start_watcher()
 
-    def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine until the pipeline ends; Stopped raised by it ends the pipeline."""
+    def start_companion(self, companion: Companion) -> Callable[[], object]:
+        """Run an async function beside the pipeline; Stopped raised by it ends the request.
+
+        It is cancelled when the pipeline ends, or by calling what is returned.
+        """
         raise NotImplementedError
 
-    async def accompany(self, companion: Coroutine[Any, Any, None]) -> None:
-        """Await a companion; ClientGone raised by it ends the request."""
+    async def accompany(self, companion: Companion) -> None:
+        """Run a companion; Stopped raised by it ends the request."""
         try:
-            await companion
+            await companion()
         except Stopped as reason:
             self.cancel(reason)
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
-        """Await what closes user code: a cancellation only bounds it."""
+        """Await the closing of user code: a cancellation only bounds its time."""
         raise NotImplementedError
 
     def shorten_clean_up(self, seconds: float) -> None:
-        """Give a request that is cleaning up no more than this from now."""
+        """Bound the remaining time of a request that is cleaning up."""
         raise NotImplementedError
 
     async def deliver_absorbed(self) -> None:
-        """Raise the host's cancellation if there was one that only the flight has seen."""
+        """Raise a cancellation by the host that only the flight has seen."""
 
     def _defer(self, reason: Stopped) -> bool:
         """Return whether the cancellation has been put off, to be tried again later."""
@@ -181,22 +187,20 @@ class Flight:
     # -- the clock
 
     def expired(self, now: float) -> Stopped | None:
-        """Return the limit that has passed, if one has."""
+        """Return the error of the limit that has passed, if any."""
         request = self.request
         limits, phase = request.deadlines, request.phase
         if phase == Phase.DONE:
             return None
         if limits.timeout is not None and now - request.arrived >= limits.timeout:
-            if phase == Phase.BODY:
-                return BodyTimedOut(limits.timeout)
-            return DeadlineExceeded(f"timeout: the request took longer than {limits.timeout:g} s")
+            return timed_out(limits.timeout, phase)
         limit = _phase_limit(limits, phase)
         if limit is None or now - request.since < limit:
             return None
         return DeadlineExceeded(_PHASE_TEXT[phase].format(limit))
 
     def next_check(self, now: float) -> float:
-        """Return when to look again: no limit, of this phase or a later one, can pass before."""
+        """Return when to check again: no limit, of this phase or a later one, can pass before."""
         request = self.request
         limits = request.deadlines
         if request.phase == Phase.DONE:
@@ -214,10 +218,17 @@ class HostCancelled(ServerShuttingDown):
 
 
 class BodyTimedOut(BodyTimeout, DeadlineExceeded):
-    """The time for the whole request has passed before its body had arrived."""
+    """The limit on the whole request passed before its body had arrived."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"request body not received within {seconds:g} s")
+
+
+def timed_out(seconds: float, phase: int) -> Stopped:
+    """Return what ends a request in this phase once the time for the whole of it has passed."""
+    if phase == Phase.BODY:
+        return BodyTimedOut(seconds)
+    return DeadlineExceeded(f"timeout: the request took longer than {seconds:g} s")
 
 
 _PHASE_TEXT: Final = {

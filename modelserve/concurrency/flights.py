@@ -1,24 +1,21 @@
 """The register of one application's requests in flight.
 
 An application may serve several event loops, one after another or in several threads at once. Each
-has a register and a sweeper of its own; from another loop its requests are reached only by way of
+has a register and a sweeper of its own. Code of another loop reaches its requests only by calls in
 its own thread.
 """
 
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterator
-from contextvars import Context
 from time import monotonic
 from typing import Any, Final
-
-import anyio
 
 from modelserve.concurrency.asyncio_flight import AsyncioFlight, ShieldedFlight
 from modelserve.concurrency.asyncio_guard import OVER
 from modelserve.concurrency.flight import Flight, Pipeline, Watched
 from modelserve.concurrency.host_scope import KNOWN_TASKS, in_host_scope
-from modelserve.concurrency.loops import current_loop
+from modelserve.concurrency.loops import Event, current_loop, interface_to
 from modelserve.errors import Stopped
 
 __all__ = ["Flights"]
@@ -31,8 +28,8 @@ class Flights:
 
     def __init__(self) -> None:
         self._registers: dict[Any, _LoopFlights] = {}
-        self._latest = _LoopFlights(None)  # of the loop that had the latest request
-        self._waiting: list[tuple[_LoopFlights, anyio.Event]] = []
+        self._latest = _LoopFlights(None)  # the register of the latest request's loop
+        self._waiting: list[Event] = []
         self._cleanup_cap = math.inf
 
     def __len__(self) -> int:
@@ -44,9 +41,9 @@ class Flights:
     def start(self, request: Watched, pipeline: Pipeline) -> Coroutine[Any, Any, None] | None:
         """Run the pipeline of a request until it suspends; return the rest of it, to be awaited.
 
-        None is returned if nothing is left. The rest raises the reason if something ends the
-        request early, and the host's cancellation once the pipeline has cleaned up. On trio, and
-        inside a cancel scope of the host's, the rest is all of it.
+        Returns None if nothing is left. The rest raises the reason if something ends the request
+        early, and a cancellation by the host once the pipeline has cleaned up. On trio, and inside
+        a cancel scope of the host, nothing runs here: the rest is the whole pipeline.
         """
         try:
             asyncio.get_running_loop()
@@ -64,7 +61,7 @@ class Flights:
         return flight.run(pipeline, trap)
 
     def add(self, flight: Flight) -> None:
-        """Register a request that has suspended, or may."""
+        """Register a request that has suspended or may suspend."""
         loop = asyncio.get_running_loop() if flight.spawns_tasks else current_loop()
         register = self._latest
         if register.loop is not loop:
@@ -72,7 +69,7 @@ class Flights:
         if flight.is_watched or not isinstance(flight, AsyncioFlight):
             register.watched[flight] = None
             return
-        register.young[flight] = None
+        register.young[flight] = flight.request.arrived
         if not register.is_sweeping:
             register.sweep_later()
 
@@ -83,15 +80,15 @@ class Flights:
                 register.remove(flight)
         if self._waiting and not self:
             waiting, self._waiting = self._waiting, []
-            for waiter, event in waiting:
-                waiter.run(event.set)
+            for event in waiting:
+                event.set()
 
     def reset_cleanup_cap(self) -> None:
-        """Lift the bound that `cancel_all` has set, after a restart."""
+        """Remove the bound that `cancel_all` has set, after a restart."""
         self._cleanup_cap = math.inf
 
     def cleanup_bound(self, seconds: float) -> float:
-        """Return how long clean-up may take: what is asked for, less once the drain is over."""
+        """Return how long clean-up may take: the time asked for, or less once the drain is over."""
         return min(seconds, self._cleanup_cap)
 
     def cancel_all(self, reason: Callable[[], Stopped], *, cleanup_cap: float) -> None:
@@ -104,37 +101,41 @@ class Flights:
                 flight.cancel(reason())
 
         for register in [*self._registers.values()]:
-            register.run(end, register)
+            interface_to(register.loop).run(end, register)
 
     async def emptied(self) -> None:
         """Wait until no request is in flight, in any event loop."""
+        self._forget_ended_loops()
         while self:
-            event = anyio.Event()
-            self._waiting.append((self._register_of(current_loop()), event))
+            event = Event()
+            self._waiting.append(event)
             if self:  # the last may have ended meanwhile, in another thread
                 await event.wait()
 
     def _register_of(self, loop: Any) -> "_LoopFlights":
-        """Return the register of an event loop; forget those of loops that have ended."""
-        for other, register in [*self._registers.items()]:
-            if register.is_closed:
-                self._registers.pop(other, None)
+        self._forget_ended_loops()
         return self._registers.setdefault(loop, _LoopFlights(loop))
+
+    def _forget_ended_loops(self) -> None:
+        for loop in [*self._registers]:
+            if interface_to(loop).has_ended:
+                self._registers.pop(loop, None)
 
 
 class _LoopFlights:
-    """The requests in flight of one event loop, and the one sweeper of them.
+    """The requests in flight of one event loop, and their sweeper.
 
     Attributes:
         loop: asyncio's loop, or trio's token.
-        young: Requests that are not watched yet, the oldest first.
+        young: Requests that are not watched yet, the oldest first, with the time of their arrival:
+            as it was when they came, since the sweep relies on their order.
         watched: Those that are.
         is_sweeping: A sweep is due.
     """
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
-        self.young: dict[AsyncioFlight, None] = {}
+        self.young: dict[AsyncioFlight, float] = {}
         self.watched: dict[Flight, None] = {}
         self.is_sweeping = False
 
@@ -144,33 +145,8 @@ class _LoopFlights:
     def __iter__(self) -> Iterator[Flight]:
         return iter((*self.young, *self.watched))
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether the loop has ended; nobody will end the requests that are left."""
-        if isinstance(self.loop, asyncio.AbstractEventLoop):
-            return self.loop.is_closed()
-        return not self.run(int)
-
-    def run(self, function: Callable[..., object], *args: Any) -> bool:
-        """Call a function in the loop's own thread, at once if that is ours.
-
-        Returns False if the loop has ended.
-        """
-        if current_loop() is self.loop:
-            function(*args)
-            return True
-        try:
-            if isinstance(self.loop, asyncio.AbstractEventLoop):
-                # not in our context: that says which library runs the event loop
-                self.loop.call_soon_threadsafe(function, *args, context=Context())
-            else:
-                self.loop.run_sync_soon(function, *args)
-        except RuntimeError:  # trio's RunFinishedError is one too
-            return False
-        return True
-
     def remove(self, flight: Flight) -> bool:
-        """Forget a request; return whether it was here."""
+        """Forget a request; return whether it was registered."""
         if flight in self.young:
             del self.young[flight]
             return True
@@ -181,10 +157,10 @@ class _LoopFlights:
         self.loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
-        """Watch the requests that have run for a while; come again while there are younger ones."""
+        """Watch requests that have run for a while; sweep again while there are younger ones."""
         born_before = monotonic() - _SWEEP_SECONDS
-        for flight in list(self.young):
-            if flight.request.arrived > born_before:
+        for flight, arrived in list(self.young.items()):
+            if arrived > born_before:
                 break  # those after it are younger still
             del self.young[flight]
             self.watched[flight] = None

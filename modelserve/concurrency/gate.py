@@ -1,12 +1,11 @@
-"""The slots of a model, or of an application, and who waits for them."""
+"""The slots of a model, or of an application, and the requests that wait for them."""
 
 import math
 from collections import deque
 from time import monotonic
 from typing import Any, Final, Protocol
 
-import anyio
-
+from modelserve.concurrency.loops import Event
 from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
 from modelserve.metrics.cells import Counter, Gauge
@@ -15,10 +14,10 @@ __all__ = ["Gate", "Ticket", "Waits"]
 
 
 class Waits(Protocol):
-    """Who waits for a slot.
+    """A request, or a call inside of one, that waits for a slot.
 
     Attributes:
-        waited: From when to when it has, by `time.monotonic`; set at the end of the wait.
+        waited: The start and the end of the wait, by `time.monotonic`; set at its end.
     """
 
     waited: tuple[float, float]
@@ -29,10 +28,10 @@ class Gate:
 
     Attributes:
         concurrency, queue: The limits: how many requests may run, and how many may wait.
-        running, waiting: How many do.
+        running, waiting: How many run, and how many wait.
         in_flight, queued: The same, as metrics.
-        tickets: The requests that wait, in their order.
-        nested: The calls inside of requests that wait, see `nesting`.
+        tickets: The waiting requests, in order.
+        nested: The waiting calls inside of requests, see `nesting`.
     """
 
     def __init__(
@@ -53,28 +52,39 @@ class Gate:
         self.tickets: deque[Ticket] = deque()
         self.nested: deque[Any] = deque()
         self.rate = _DrainRate()
-        self._emptied: anyio.Event | None = None
+        self._emptied: list[Event] | None = None  # the waiting calls
 
     @property
     def has_room(self) -> bool:
         return self.running < self.concurrency
+
+    def claim(self) -> bool:
+        """Take a slot if one is free; return whether that was so.
+
+        Event loops run in several threads. No other can come between the test and the taking, since
+        the interpreter switches threads only at calls and at the end of loops.
+        """
+        if self.running < self.concurrency:
+            self.running += 1
+            return True
+        return False
 
     @property
     def is_waited_for(self) -> bool:
         return bool(self.tickets or self.nested)
 
     def add_running(self, count: int) -> None:
-        """Count calls inside of requests that run, or do no longer."""
+        """Count calls inside of requests: `count` more run; negative for fewer."""
         self.running += count
         self.in_flight.add(count)
 
     def add_waiting(self, count: int) -> None:
-        """Count calls inside of requests that wait, or do no longer."""
+        """Count calls inside of requests: `count` more wait; negative for fewer."""
         self.waiting += count
         self.queued.add(count)
 
     def note_wait(self, since: float, who: Waits | None) -> None:
-        """Count for how long a request, or a call inside of one, has waited until now."""
+        """Record the wait of a request, or of a call inside of one, which ends now."""
         now = monotonic()
         self._waited.cells[0] += now - since
         if who is not None:
@@ -83,22 +93,24 @@ class Gate:
     async def emptied(self) -> None:
         """Wait until no request runs or waits."""
         while self.running or self.waiting:
-            if self._emptied is None:
-                self._emptied = anyio.Event()
-            await self._emptied.wait()
+            emptied = Event()
+            self._emptied = [*(self._emptied or ()), emptied]
+            if self.running or self.waiting:  # the last may have ended meanwhile, in another thread
+                await emptied.wait()
 
     def refusal(self) -> Overloaded:
-        """Build the error; `retry_after` estimates when the current queue will have drained."""
+        """Make the error; `retry_after` estimates when the current queue will have drained."""
         return Overloaded(
             "The server is busy and its queue is full.",
             retry_after=self.rate.seconds_to_drain(self.waiting),
         )
 
     def notify_if_empty(self) -> None:
-        """Let those go on that wait for the last request, if there is none."""
+        """Wake the code in `emptied` if no request is left."""
         if self._emptied is not None and not (self.running or self.waiting):
             emptied, self._emptied = self._emptied, None
-            emptied.set()
+            for event in emptied:
+                event.set()
 
 
 class _DrainRate:
@@ -112,7 +124,7 @@ class _DrainRate:
         self._seconds: float | None = None
 
     def restart(self) -> None:
-        """Count from now, as a queue has just formed: the time without one says nothing."""
+        """Measure from now, as a queue has just formed: the time without one does not count."""
         self._last = monotonic()
 
     def count_admission(self) -> None:
@@ -136,6 +148,6 @@ class Ticket:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.settled = anyio.Event()
+        self.settled = Event()
         self.admitted = False
         self.refusal: ServingError | None = None

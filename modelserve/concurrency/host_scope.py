@@ -1,7 +1,7 @@
-"""Whether a host runs us inside a cancel scope of anyio's, on asyncio.
+"""Find out whether a host runs the application inside a cancel scope of anyio's, on asyncio.
 
 This has to be known before a request takes its first step: a shield that is entered later would be
-nested wrongly. anyio's public functions know it too, but take as long as all of a small request.
+nested wrongly. anyio's public functions tell it too, but take as long as a whole small request.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ __all__ = ["KNOWN_TASKS", "in_host_scope", "may_be_in_scope"]
 
 
 def _known_tasks() -> Mapping[Any, Any] | None:
-    """Return what anyio keeps of each task, by weak reference: the inside of its dictionary."""
+    """Return anyio's states of tasks by weak references: the inside of its dictionary."""
     try:
         from anyio._backends._asyncio import _task_states
 

@@ -1,8 +1,7 @@
 """One call for several callers.
 
-It is cancelled only when nobody in it is left, once, and whoever leaves last waits for its
-clean-up. If it raises, it may be made again for each caller alone, so that one bad input fails its
-own caller only.
+It is cancelled once, when its last caller leaves, which then waits for its clean-up. If it raises,
+it may be made again for each caller alone, so that one bad input fails its own caller only.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ class Joint:
     Args:
         taken: The callers, their parts, and how long each has waited.
         deadlines: `cleanup_timeout` bounds the clean-up of the call.
-        isolates: If the call raises it is to be made again for each caller alone.
+        isolates: If the call raises, it is made again for each caller alone.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Joint:
 
     @property
     def is_deserted(self) -> bool:
-        """Whether nobody wants the result any more."""
+        """Whether no caller wants the result any more."""
         return all(caller.has_left for caller in self.callers)
 
     def singles(self) -> Iterator["Joint"]:
@@ -58,9 +57,9 @@ class Joint:
                 yield Joint([(caller, part, 0.0)], self._work.deadlines, isolates=False)
 
     async def make(self, call: Call, flights: Flights, lanes: Lanes) -> None:
-        """Make the call, in this task; give each caller its part of the result, but wake nobody.
+        """Make the call, in this task; give each caller its part of the result, but wake none.
 
-        Callers end it by leaving, and a drain does.
+        It ends early when all callers have left, and at the end of a drain.
         """
         try:
             if self.is_deserted:
@@ -91,13 +90,13 @@ class Joint:
                 lanes.give(caller, part, result)
 
     def wake_callers(self) -> None:
-        """Wake those who have an exception or all of their result."""
+        """Wake the callers that have an exception or their whole result."""
         for caller in self.callers:
             caller.wake()
 
     def cancel(self) -> None:
         """Cancel the call."""
-        self._work.cancel()  # where it has not begun yet it will see that nobody is left
+        self._work.cancel()  # a call that has not begun yet will see that no caller is left
 
     async def wait_for_end(self, loop: EventLoop) -> None:
         """Wait until the clean-up of a cancelled call is over.

@@ -1,8 +1,8 @@
-"""Who waits for a call that is made for several callers, and who goes next.
+"""The callers that wait for joint calls, and the order in which they are served.
 
-Only what has one key may go together: each key has a lane. The lane goes next whose first caller
-has waited longest, with all that fits into one call. Work that is larger than a call is divided
-over several, and takes turns with the others in its lane.
+Only works with the same key may share a call: each key has a lane. The next call is for the lane
+whose first caller has waited longest, with as many items as fit. Work that is larger than a call is
+divided over several, and takes turns with the others in its lane.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["Caller", "Lane", "Lanes", "Part", "Work"]
 
 
 class Work(Protocol):
-    """What one caller brings.
+    """The items of one caller.
 
     Attributes:
         size: The number of items.
-        key: Equal for what may go together; None for what goes alone.
+        key: Works with equal keys may share a call; None for a call of its own.
     """
 
     @property
@@ -35,7 +35,7 @@ class Work(Protocol):
     def key(self) -> Hashable: ...
 
     def whole(self, results: Sequence[Any]) -> Any:
-        """Return one result made of those of all parts, in order."""
+        """Join the results of all parts, in order."""
 
 
 class Part(NamedTuple):
@@ -54,12 +54,12 @@ class Caller:
     """One caller that waits, or is in a joint call.
 
     Attributes:
-        key: Of its lane.
+        key: The key of its lane.
         since: When it began to wait for its next call.
-        taken: How many of its items have gone into calls.
+        taken: How many of its items have been put into calls.
         joints: Those calls.
-        calls_itself: The next call is for it alone, and it makes it.
-        has_left: It has given up, or knows its result.
+        calls_itself: The next call is for it alone, and it makes that call itself.
+        has_left: It has given up, or has its result.
     """
 
     __slots__ = (
@@ -97,7 +97,7 @@ class Caller:
         self._done += part.size
 
     def fail(self, error: BaseException) -> None:
-        """Take an exception in a result's place; the first one counts."""
+        """Take an exception instead of a result; the first one counts."""
         if self.error is None:
             self.error, self.traceback = error, error.__traceback__
 
@@ -107,7 +107,7 @@ class Caller:
             self.wakeup.set()
 
     def leave(self) -> list[Any]:
-        """Want nothing any more; return the joint calls that it was in."""
+        """Leave all joint calls, and return them."""
         self.has_left = True
         joints, self.joints = self.joints, []  # a reference cycle
         return joints
@@ -130,9 +130,10 @@ class Lane:
     """The callers whose items may go together.
 
     Attributes:
-        waiting: Those who wait, in order.
-        served: Those of whose items some are in a call; they line up again when it ends, so that a
-            large caller takes turns with the others. Until then they fill what is left.
+        waiting: The waiting callers, in order.
+        served: Callers with some items in a running call, and others waiting. They line up again
+            when the call ends, so that a large caller takes turns with the others. Until then
+            their items only fill free places.
     """
 
     __slots__ = ("served", "waiting")
@@ -153,7 +154,7 @@ class Lane:
         return sum(caller.work.size - caller.taken for caller in self)
 
     def since(self) -> float:
-        """Return since when the first has waited."""
+        """Return when the first caller began to wait."""
         return next(iter(self)).since
 
     def remove(self, caller: Caller) -> None:
@@ -203,7 +204,7 @@ class Lanes:
             self._lanes[caller.key].line_up(caller)
 
     def first(self) -> Lane:
-        """Return the lane that goes next."""
+        """Return the lane of the next call."""
         return min(self._lanes.values(), key=lambda lane: (self.due(lane), lane.since()))
 
     def due(self, lane: Lane) -> float:
@@ -220,12 +221,12 @@ class Lanes:
             caller.take(part, result)
 
     def fail(self, caller: Caller, error: BaseException) -> None:
-        """Give a caller an exception; what it still has waiting is dropped."""
+        """Give a caller an exception; its waiting items are dropped."""
         caller.fail(error)
         self.remove(caller)
 
     def take(self, lane: Lane) -> list[tuple[Caller, Part, float]]:
-        """Take what goes into one call out of a lane: of each caller a part, and its wait."""
+        """Take the items of one call out of a lane: a part of each caller, with its wait."""
         taken: list[tuple[Caller, Part, float]] = []
         room, now = self.max_size, monotonic()
         for caller in list(lane):

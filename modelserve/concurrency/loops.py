@@ -1,20 +1,31 @@
 """The event loop that is running, for work that belongs to no single request.
 
-asyncio's own futures, timers and tasks cost a fraction of the forms that serve both event loops;
-the few things that such work needs are written here for each.
+asyncio's own futures, timers and tasks cost a fraction of anyio's. The few of them that such work
+needs are written here for asyncio and for trio.
 """
 
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
-__all__ = ["EventLoop", "PerLoop", "Waiters", "Wakeup", "current_loop", "event_loop"]
+__all__ = [
+    "Event",
+    "EventLoop",
+    "PerLoop",
+    "Waiters",
+    "Wakeup",
+    "current_loop",
+    "event_loop",
+    "interface_to",
+]
 
 Function: TypeAlias = Callable[[], Awaitable[None]]
+
+# Of asyncio's loops, which hold their tasks weakly only.
+_TASKS: Final[set["asyncio.Task[None]"]] = set()
 
 
 class _HasWork(Protocol):
@@ -36,8 +47,12 @@ def current_loop() -> Any:
 
 
 def event_loop() -> "EventLoop":
-    """Return what works on the event loop that is running now."""
-    loop = current_loop()
+    """Return the interface to the event loop that is running now."""
+    return interface_to(current_loop())
+
+
+def interface_to(loop: Any) -> "EventLoop":
+    """Return the interface to an event loop, one that `current_loop` has returned."""
     return _Asyncio(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _Trio(loop)
 
 
@@ -57,7 +72,7 @@ class PerLoop(Generic[T]):
         return len(self._objects)
 
     def get(self) -> T:
-        """Return the object of the loop that is running; idle ones of ended loops are dropped."""
+        """Return the object of the running loop; idle objects of ended loops are dropped."""
         loop = current_loop()
         found = self._objects.get(loop)
         if found is None:
@@ -66,50 +81,86 @@ class PerLoop(Generic[T]):
                 kept = {
                     key: other
                     for key, other in self._objects.items()
-                    if _is_running(key) or not other.is_idle
+                    if not (other.is_idle and interface_to(key).has_ended)
                 }
                 self._objects = {**kept, loop: found}
         return found
 
 
-def _is_running(loop: Any) -> bool:
-    if isinstance(loop, asyncio.AbstractEventLoop):
-        return loop.is_running()
-    try:
-        loop.run_sync_soon(int)
-    except RuntimeError:  # trio's RunFinishedError is one
-        return False
-    return True
-
-
 class Wakeup(Protocol):
-    """Wakes the one task that waits for it, once."""
+    """An event that wakes one waiting task, once."""
 
     def set(self) -> None:
-        """Let `wait` return; nothing happens if it was set before or nobody waits any more."""
+        """Let `wait` return; no effect if it was set before, or if nothing waits any more."""
 
     def wait(self) -> Awaitable[object]:
-        """Return what to await."""
+        """Return an awaitable that ends once this is set."""
 
 
 class EventLoop(Protocol):
-    """What work needs of the event loop that it belongs to."""
+    """What work uses of the event loop that it belongs to."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing will run on it any more."""
 
     def wakeup(self) -> Wakeup:
         """Return a new wakeup."""
 
     def start_soon(self, function: Function, context: Context) -> None:
-        """Start a task of its own, which nobody else cancels; the function must not raise."""
+        """Start an independent task, which nothing else cancels; the function must not raise."""
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time; it must not raise."""
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        """Call a function soon, from any thread; nothing happens once the loop has ended."""
+    def call_from_thread(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call a function soon, from any thread; return False if the loop has ended."""
+
+    def run(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call a function in the loop's own thread, at once if it is running in this one.
+
+        Return False if the loop has ended.
+        """
+
+
+class Event:
+    """An event that may be set in any thread, and awaited by tasks of any event loop.
+
+    Tasks that wait for anyio's event have to belong to the event loop that sets it.
+    """
+
+    __slots__ = ("_is_set", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: list[tuple[EventLoop, Wakeup]] = []
+
+    def is_set(self) -> bool:
+        """Return whether it is set."""
+        return self._is_set
+
+    def set(self) -> bool:
+        """Wake all waiting tasks; return False if the event loop of one of them has ended."""
+        self._is_set = True  # first: a later task tests it again after it has been added
+        woken = [loop.run(wakeup.set) for loop, wakeup in self._waiting]
+        return all(woken)
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        if self._is_set:
+            return
+        loop = event_loop()
+        waits = loop, loop.wakeup()
+        self._waiting.append(waits)
+        try:
+            if not self._is_set:
+                await waits[1].wait()
+        finally:
+            self._waiting.remove(waits)
 
 
 class Waiters:
-    """Those who wait for the same thing on the event loop that is running."""
+    """Tasks of the running event loop that wait for the same thing."""
 
     __slots__ = ("_loop", "_wakeups")
 
@@ -118,7 +169,7 @@ class Waiters:
         self._wakeups: list[Wakeup] = []
 
     async def wait(self) -> None:
-        """Wait until all are woken the next time."""
+        """Wait until the next `wake`."""
         wakeup = self._loop.wakeup()
         self._wakeups.append(wakeup)
         try:
@@ -129,7 +180,7 @@ class Waiters:
             raise
 
     def wake(self) -> None:
-        """Wake all who wait now."""
+        """Wake all tasks that wait now."""
         if self._wakeups:
             for wakeup in self._wakeups:
                 wakeup.set()
@@ -153,27 +204,44 @@ class _AsyncioWakeup:
 class _Asyncio:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop holds its tasks weakly only
+
+    @property
+    def has_ended(self) -> bool:
+        return self._loop.is_closed()
 
     def wakeup(self) -> Wakeup:
         return _AsyncioWakeup(self._loop)
 
     def start_soon(self, function: Function, context: Context) -> None:
         task = self._loop.create_task(_run(function), context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        _TASKS.add(task)
+        task.add_done_callback(_TASKS.discard)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self._loop.call_later(seconds, function, context=Context())
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        with suppress(RuntimeError):
+    def call_from_thread(self, function: Callable[..., object], *args: Any) -> bool:
+        try:
+            # In an empty context: ours names the library of this event loop.
             self._loop.call_soon_threadsafe(function, *args, context=Context())
+        except RuntimeError:
+            return False
+        return True
+
+    def run(self, function: Callable[..., object], *args: Any) -> bool:
+        if asyncio._get_running_loop() is not self._loop:
+            return self.call_from_thread(function, *args)
+        function(*args)
+        return True
 
 
 class _Trio:
     def __init__(self, token: Any) -> None:
         self._token = token
+
+    @property
+    def has_ended(self) -> bool:
+        return not self.call_from_thread(int)
 
     def wakeup(self) -> Wakeup:
         import trio
@@ -188,9 +256,24 @@ class _Trio:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self.start_soon(partial(_call_later, seconds, function), Context())
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> None:
-        with suppress(RuntimeError):  # trio's RunFinishedError is one
+    def call_from_thread(self, function: Callable[..., object], *args: Any) -> bool:
+        try:
             self._token.run_sync_soon(function, *args)
+        except RuntimeError:  # trio's RunFinishedError is one
+            return False
+        return True
+
+    def run(self, function: Callable[..., object], *args: Any) -> bool:
+        import trio
+
+        try:
+            is_ours = trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            is_ours = False
+        if not is_ours:
+            return self.call_from_thread(function, *args)
+        function(*args)
+        return True
 
 
 async def _run(function: Function) -> None:

@@ -1,17 +1,18 @@
 """Continuous batching: one step over all streams that are active; they join and leave in between.
 
-Each request has a slot. Between two steps, slots that have ended or whose client has left go out,
-and waiting ones come in. A slot whose client does not read is left out of the steps until it does,
-so that it delays nobody else. A reader is woken once a step, however much the step has put.
+Each request has a slot. Between two steps, slots that have ended or whose client has left are
+removed, and waiting ones are admitted. A slot whose client does not read is left out of the steps
+until it does, so that it delays no other. A reader is woken once in a step, however many items the
+step has put.
 
-Sync steps run in a thread, many in one call, until there is nothing to do or somebody else waits
-for the thread; async ones run on the event loop, where a step is cancelled once nobody who is in it
-is left.
+Sync steps run in a thread, many in one call, until there is nothing to do or another call waits for
+the thread. Async ones run on the event loop, where a step is cancelled once all its clients have
+left.
 """
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from modelserve.concurrency.cancelling import ends_task
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.loops import EventLoop, Wakeup, event_loop
 from modelserve.concurrency.threads import Workers
@@ -37,8 +39,8 @@ class Slot:
     """One request among those that are stepped together.
 
     Attributes:
-        payload: The request's.
-        state: For the model, which may keep here what it needs from step to step; None at first.
+        payload: The payload of the request.
+        state: For the model to keep its own data from step to step; None at first.
     """
 
     __slots__ = (
@@ -60,11 +62,11 @@ class Slot:
         self._items: deque[Any] = deque()
         self._error: BaseException | None = None
         self._has_ended = False
-        self._is_new = False  # there is something that the reader has not been woken for
+        self._is_new = False  # something has been put since the reader was woken
         self._is_gone = False  # the reader has left
         self._is_out = False  # `leave` has been called, or need not be
-        self._reader: Wakeup | None = None  # while the reader waits for an item
-        self._left: Wakeup | None = None  # while it waits for `leave`
+        self._reader: Wakeup | None = None  # set while the reader waits for an item
+        self._left: Wakeup | None = None  # set while the reader waits for `leave`
 
     def put(self, item: Any) -> None:
         """Send an item to the client. After the end, or once the client has left, it is dropped."""
@@ -86,7 +88,7 @@ class Slot:
         """Return True once there is an item, False once there will be none."""
         while not self._items:
             if self._has_ended:
-                return bool(self._items)  # the last may have come between the two looks
+                return bool(self._items)  # the last item may have come between the two checks
             self._reader = loop.wakeup()
             await self._reader.wait()
             self._reader = None
@@ -95,14 +97,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Stepper:
-    """What steps, and how many at once.
+    """The methods of a model that step, and the limits on the steps.
 
     Attributes:
-        step, join, leave: The model's; None where it has no `join` or `leave`.
+        step, join, leave: The model's methods; None if it has no `join` or `leave`.
         on_loop: They run on the event loop, and may be async; else in a thread of `workers`.
         max_active: Slots in one step at most.
         room: Items that may wait for a client; a slot with as many is left out of the steps.
-        label: What the calls are called among the threads, and in the log.
+        label: Names the calls in lists of busy threads, and in the log.
         deadlines: `cleanup_timeout` bounds the clean-up of an async step that is cancelled.
     """
 
@@ -123,9 +125,9 @@ class _Rounds:
 
     Attributes:
         waiting: Slots that have not joined.
-        active: Those that have; written by whoever runs the steps, in the thread or on the event
-            loop.
-        attended: Those whom the call that runs just now is for.
+        active: Those that have; written only by the code that runs the steps, in the thread or on
+            the event loop.
+        attended: The slots of the call that runs just now.
         work: What runs the steps, while they run on the event loop.
     """
 
@@ -135,7 +137,7 @@ class _Rounds:
         self._loop = loop
         self.waiting: deque[Slot] = deque()
         self.active: list[Slot] = []
-        self._shown = 0  # how many are active, by the gauge
+        self._shown = 0  # how many the gauge shows
         self.attended: Sequence[Slot] = ()
         self.work: Unattended | None = None
 
@@ -145,7 +147,7 @@ class _Rounds:
 
     @property
     def is_deserted(self) -> bool:
-        """Whether a `join` or `step` runs just now that nobody is left for."""
+        """Whether a `join` or `step` is running although all its clients have left."""
         return bool(self.attended) and all(slot._is_gone for slot in self.attended)
 
     def clear(self, error: BaseException) -> None:
@@ -172,34 +174,29 @@ class _Rounds:
         return len(slot._items) < self._stepper.room
 
     async def run(self, pause: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
-        """Step while a slot is ready; without `pause`, until somebody else needs the thread."""
+        """Step while a slot is ready; without `pause`, until another call needs the thread."""
         while True:
             ready = await self._change_slots()
             if not ready:
                 return
             await self._attempt(self._stepper.step, ready, ready)
-            await self._take_out(slot for slot in ready if slot._has_ended)
-            self._tell(ready)
+            await self._settle(ready)
             if pause is not None:
                 await pause()
             elif self._stepper.workers.has_waiting:
                 return
 
     async def _change_slots(self) -> list[Slot]:
-        """Let those out whose client has left, and in who waits; return what can be stepped."""
-        gone = [slot for slot in self.active if slot._is_gone]
-        await self._take_out(gone)
-        self._tell(gone)
+        """Remove slots whose client left, admit waiting ones; return the slots to step."""
+        await self._settle([slot for slot in self.active if slot._is_gone])
         while self.waiting and len(self.active) < self._stepper.max_active:
             try:
                 slot = self.waiting.popleft()
-            except IndexError:  # its client has left at this moment
+            except IndexError:  # its client has just left
                 break
             self.active.append(slot)
             await self._attempt(self._stepper.join, slot, [slot])
-            if slot._has_ended:
-                await self._take_out([slot])
-            self._tell([slot])
+            await self._settle([slot])
         return [slot for slot in self.active if self._is_ready(slot) and not slot._is_gone]
 
     async def _attempt(
@@ -215,23 +212,36 @@ class _Rounds:
             for slot in slots:
                 slot.fail(exc if work is None or work.reason is None else work.reason)
             if is_interrupted:
-                try:
-                    await self._take_out(slots)
-                finally:
-                    self._tell(slots)
+                await self._settle(slots)
                 raise
         finally:
             self.attended = ()
 
-    async def _take_out(self, slots: Iterable[Slot]) -> None:
+    async def _settle(self, slots: list[Slot]) -> None:
+        """Take those of some slots out that have ended or are gone; wake the readers of all."""
+        try:
+            await self._take_out([slot for slot in slots if slot._has_ended or slot._is_gone])
+        finally:
+            self._tell(slots)
+
+    async def _take_out(self, slots: list[Slot]) -> None:
+        """Call `leave` for each; what interrupts one is raised once the others are out as well."""
+        interruption: BaseException | None = None
         for slot in slots:
             self.active.remove(slot)
             try:
                 await self._call(self._stepper.leave, slot)
-            except Exception:
-                logger.exception("leave of %s failed", self._stepper.label)
+            except BaseException as exc:  # libraries in Rust raise what is no `Exception`
+                if self.work is None or not ends_task(exc):
+                    logger.exception("leave of %s failed", self._stepper.label)
+                elif isinstance(exc, GeneratorExit):  # nothing can be awaited any more
+                    raise
+                else:
+                    interruption = exc
             finally:
                 slot._is_out = True
+        if interruption is not None:
+            raise interruption
 
     async def _call(self, function: Callable[[Any], Any] | None, argument: Any) -> None:
         if function is not None:
@@ -240,7 +250,7 @@ class _Rounds:
                 await result
 
     def _tell(self, slots: list[Slot]) -> None:
-        """Wake the readers of slots in which something is new, or which are out."""
+        """Wake the readers of slots that have something new, or that have been removed."""
         new = [slot for slot in slots if slot._is_new or slot._is_out]
         if not new and len(self.active) == self._shown:
             return
@@ -274,7 +284,7 @@ class Steps:
         self._loop = event_loop()
         self._rounds = _Rounds(stepper, gauge, self._loop)
         self._is_running = False
-        self._changed: Wakeup | None = None  # while there is nothing to do
+        self._changed: Wakeup | None = None  # set while there is nothing to do
 
     @property
     def is_idle(self) -> bool:
@@ -314,7 +324,7 @@ class Steps:
             await slot._left.wait()
 
     def _wake(self) -> None:
-        """Let the steps see that something has changed."""
+        """Wake the loop of steps, as something has changed."""
         if not self._is_running:
             self._is_running = True
             self._loop.start_soon(self._run, Context())
@@ -343,7 +353,7 @@ class Steps:
         try:
             await self._rounds.work.run(self._stepper.flights, self._run_until_idle())
         except Stopped:
-            pass  # those who were in the step are out
+            pass  # the slots of the step have been removed
         finally:
             self._rounds.work = None
 

@@ -1,8 +1,8 @@
-"""The threads that sync user code runs in: a pool, and threads of which a model has its own.
+"""The threads that sync user code runs in: a pool, and a thread of a model's own.
 
 A call and the iterator that it returns run on one thread from beginning to end (`bridge`). Threads
-are daemons, so that one that blocks for ever does not keep the process alive. Where the system lets
-no thread start, a call is refused and leaves nothing behind.
+are daemons, so that one that blocks for ever does not keep the process alive. If the system refuses
+to start a thread, the call is refused and leaves nothing behind.
 """
 
 import logging
@@ -17,6 +17,7 @@ import anyio
 
 from modelserve.concurrency.bridge import ThreadCall, ThreadStream, run_here
 from modelserve.concurrency.closing import close
+from modelserve.concurrency.slots import Slots
 from modelserve.errors import NoThread
 
 __all__ = ["ExtraThreads", "OwnThread", "Workers", "let_threads_run", "start_thread"]
@@ -25,7 +26,7 @@ logger = logging.getLogger("modelserve")
 
 
 def start_thread(name: str, function: Callable[..., object], *args: Any) -> threading.Thread:
-    """Start a daemon thread and return it. Raises NoThread where the system does not let it."""
+    """Start a daemon thread and return it. Raises NoThread if the system refuses."""
     thread = threading.Thread(target=function, args=args, name=name, daemon=True)
     try:
         thread.start()
@@ -38,30 +39,30 @@ def start_thread(name: str, function: Callable[..., object], *args: Any) -> thre
 class Workers:
     """The worker threads of one application.
 
-    At most `limit` calls run at a time; more wait in order. Threads are started on demand and kept.
+    At most `limit` calls run at a time; more wait in order, whichever event loops they come from.
+    Threads are started on demand and kept.
     """
 
     def __init__(self, limit: int = 40) -> None:
-        self._threads = 0  # first, since `__del__` reads it and what follows
+        self._threads = 0  # first, since `__del__` reads these attributes
         self._own: weakref.WeakSet[OwnThread] = weakref.WeakSet()
-        if limit < 1:
-            raise ValueError(f"The number of threads must be at least 1, not {limit}")
+        if isinstance(limit, str) or limit < 1:
+            raise ValueError(f"The number of threads must be at least 1, not {limit!r}")
         self.limit = limit
         self._calls: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
-        self._limiter: anyio.CapacityLimiter | None = None
         self._running: dict[ThreadCall, bool] = {}  # whether it counts towards the limit
-        self._waiting = 0
+        self._slots = Slots(limit)
 
     @property
     def running(self) -> list[str]:
         """The labels of the calls that threads are busy with, models' own threads included."""
         of_models = [label for thread in self._own for label in thread.running]
-        return [call.label for call in self._running] + of_models
+        return [call.label for call in [*self._running]] + of_models
 
     @property
     def has_waiting(self) -> bool:
         """Whether a call waits for a thread. Callable from any thread."""
-        return self._waiting > 0
+        return self._slots.has_waiting
 
     def own_thread(self, name: str) -> "OwnThread":
         """Return a thread beside the limit for one model; it is closed with the others."""
@@ -81,7 +82,7 @@ class Workers:
         return await call.result()
 
     async def call_hook(self, label: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a sync hook, as `call` does; what it sets of context variables stays set."""
+        """Call a sync hook, as `call` does; context variables that it sets stay set."""
         call = ThreadCall(label, function, args, on_end=self._release, shares_context=True)
         await self._begin(call)
         return await call.result()
@@ -89,8 +90,8 @@ class Workers:
     async def iterate(self, label: str, iterator: Iterator[Any]) -> ThreadStream:
         """Run a hook's sync iterator in one worker thread, otherwise as `call_hook`.
 
-        If cancelled while waiting for a thread, the iterator is closed, in an extra thread. Where
-        there is none to be had, it is closed here, never having run.
+        If cancelled while waiting for a thread, the iterator is closed in an extra thread; if none
+        can be started, it is closed here, as it has never run.
         """
         call = ThreadCall(label, lambda: iterator, (), on_end=self._release, shares_context=True)
         try:
@@ -133,29 +134,24 @@ class Workers:
         try:
             self._start(call, counted=counted)
         except NoThread:
-            if counted and self._limiter is not None:
-                self._limiter.release_on_behalf_of(call)
+            if counted:
+                self._slots.release()
             raise
 
     async def _acquire(self, call: ThreadCall) -> bool:
-        """Wait for what the call needs to start; return whether it counts towards the limit."""
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self.limit)
-        try:
-            self._limiter.acquire_on_behalf_of_nowait(call)
-        except anyio.WouldBlock:
-            self._waiting += 1
-            try:
-                await self._limiter.acquire_on_behalf_of(call)
-            finally:
-                self._waiting -= 1
+        """Wait until the call may start; return whether it counts towards the limit."""
+        await self._slots.acquire()
         return True
 
     def _start(self, call: ThreadCall, *, counted: bool) -> None:
-        """Give the call to a thread. Raises NoThread; nothing is noted then."""
-        if len(self._running) >= self._threads:
-            self._start_thread(f"{self._threads + 1}")
-        self._running[call] = counted
+        """Give the call to a thread. Raises NoThread, and has then changed nothing."""
+        self._running[call] = counted  # first, so that two that start at once do not share a thread
+        if len(self._running) > self._threads:
+            try:
+                self._start_thread(f"{self._threads + 1}")
+            except NoThread:
+                del self._running[call]
+                raise
         self._calls.put(call)
 
     def _start_thread(self, name: str) -> None:
@@ -163,27 +159,27 @@ class Workers:
         self._threads += 1
 
     def _release(self, call: ThreadCall) -> None:
-        counted = self._running.pop(call)
-        if self._limiter is not None and counted:
-            self._limiter.release_on_behalf_of(call)
+        if self._running.pop(call):
+            self._slots.release()
 
 
 class OwnThread(Workers):
-    """The one thread of one model, for what only the thread that made it may use.
+    """The one thread of one model, for objects that only the thread that made them may use.
 
     Calls run one at a time, in order. A call by a task that reads a stream of this thread would
-    wait for itself, so that the thread makes it between two items.
+    deadlock, so the thread runs it between two items.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(1)
         self._name = name
         self._tasks: dict[ThreadCall, int] = {}
-        self._streams: dict[ThreadCall, ThreadCall] = {}  # which one a call has to interrupt
+        self._streams: dict[ThreadCall, ThreadCall] = {}  # the stream that a call has to interrupt
 
     async def _acquire(self, call: ThreadCall) -> bool:
         task = anyio.get_current_task().id
-        stream = next((running for running in self._running if self._tasks[running] == task), None)
+        streams = (running for running in [*self._running] if self._tasks.get(running) == task)
+        stream = next(streams, None)
         counted = stream is None
         if stream is None:
             await super()._acquire(call)
@@ -211,9 +207,9 @@ class OwnThread(Workers):
 
 
 class ExtraThreads(Workers):
-    """The threads of an application, for calls that a thread of it waits for.
+    """The threads of an application for calls that one of its threads waits for.
 
-    They do not count towards the limit, as the threads that wait do already.
+    They do not count towards the limit, since the waiting threads do.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -231,9 +227,9 @@ class ExtraThreads(Workers):
 
 
 def let_threads_run() -> None:
-    """Let go of the interpreter, so that a thread that was given a call begins it now.
+    """Release the interpreter's lock, so that a thread begins its new call now.
 
-    Else it would wait until the event loop has nothing left to do, or for a switch interval.
+    Otherwise it would wait until the event loop is idle, or for a switch interval.
     """
     time.sleep(0)
 

@@ -1,15 +1,15 @@
 """Requests in flight on trio, which delivers a cancellation again at every await.
 
-The pipeline is driven by hand inside two cancel scopes. The outer one is cancelled; at the first
-await after the cancellation has been delivered, the inner one becomes a shield whose deadline is
-the bound on clean-up.
+The pipeline is driven step by step inside two cancel scopes. The outer one is cancelled; at the
+first await after the cancellation has been delivered, the inner one becomes a shield whose deadline
+is the bound on clean-up.
 
-What trio shows of scopes and nurseries by private names only is in `trio_scopes`.
+Uses of trio's private names are in `trio_scopes`.
 """
 
 import math
 import types
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from time import monotonic
 from typing import Any, ClassVar, cast
 
@@ -18,7 +18,14 @@ import anyio.abc
 import anyio.lowlevel
 
 from modelserve.concurrency.endings import is_cleaning_up
-from modelserve.concurrency.flight import Flight, HostCancelled, Pipeline, Register, Watched
+from modelserve.concurrency.flight import (
+    Companion,
+    Flight,
+    HostCancelled,
+    Pipeline,
+    Register,
+    Watched,
+)
 from modelserve.concurrency.trio_scopes import is_ending, is_visible_to
 from modelserve.concurrency.watcher import watch
 
@@ -26,7 +33,7 @@ __all__ = ["TrioFlight"]
 
 
 class TrioFlight(Flight):
-    """One request in flight: a task group, two scopes, and a pipeline driven by hand."""
+    """One request in flight: a task group, two scopes, and a pipeline driven step by step."""
 
     __slots__ = (
         "_closing",
@@ -49,10 +56,10 @@ class TrioFlight(Flight):
         self.is_watched = self.over = False
         self._register = register
         self._closing = False
-        self.is_ending = False  # user code is cleaning up by itself, and is not to be interrupted
+        self.is_ending = False  # user code is cleaning up by itself, and must not be interrupted
         self._pipeline: Pipeline | None = None
         self._reported: anyio.Event | None = None
-        # Those that the pipeline was in when the cancellation was delivered; None before that.
+        # The nurseries around the pipeline when the cancellation was delivered; None before.
         self._nurseries: list[Any] | None = None
 
     async def run_all(self, pipeline: Pipeline) -> None:
@@ -92,8 +99,15 @@ class TrioFlight(Flight):
         assert error is not None
         raise error
 
-    def start_companion(self, companion: Coroutine[Any, Any, None]) -> None:
-        self._group.start_soon(self.accompany, companion)
+    def start_companion(self, companion: Companion) -> Callable[[], object]:
+        scope = anyio.CancelScope()
+
+        async def accompany() -> None:
+            with scope:
+                await self.accompany(companion)
+
+        self._group.start_soon(accompany)
+        return scope.cancel
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         self._closing = True
@@ -104,7 +118,7 @@ class TrioFlight(Flight):
             self._closing = False
 
     def begin_clean_up(self) -> None:
-        """Shield the pipeline from a cancellation that it has seen or need not see."""
+        """Shield the pipeline from a cancellation that it has seen or need not see yet."""
         if self.request.reason is not None and not self._inner.shield:
             from trio.lowlevel import current_task
 
@@ -122,7 +136,7 @@ class TrioFlight(Flight):
         if self.request.reason is not None and not self.over:
             self._inner.deadline = min(self._inner.deadline, anyio.current_time() + seconds)
 
-    # -- what `_drive` sees of the cancellation
+    # -- what `_drive` asks about the cancellation
 
     @property
     def is_delivered(self) -> bool:
@@ -130,7 +144,7 @@ class TrioFlight(Flight):
         return self._nurseries is not None
 
     def note_delivered(self, task: Any) -> None:
-        """Remember the nurseries that the pipeline is in: those are cancelled as well."""
+        """Remember the nurseries around the pipeline: they are cancelled as well."""
         if self._nurseries is None:
             self._nurseries = list(task.child_nurseries)
 
@@ -149,7 +163,7 @@ class TrioFlight(Flight):
         return not self.is_ending and is_visible_to(task, self._inner)
 
     def see_end(self) -> None:
-        """Let the pipeline see the cancellation once its code has cleaned up by itself."""
+        """Deliver the cancellation to the pipeline once its own clean-up is over."""
         if not is_cleaning_up(self._pipeline):
             self.is_ending = False
             self._inner.shield = self._closing
@@ -197,12 +211,12 @@ class TrioFlight(Flight):
 
 @types.coroutine
 def _drive(flight: TrioFlight, pipeline: Pipeline) -> Generator[Any, Any, None]:
-    """Drive a pipeline by hand: trio sends a cancellation as an outcome, not as an exception.
+    """Drive a pipeline step by step: trio sends a cancellation as an outcome, not as an exception.
 
-    The shield goes up at the first await after the cancellation was delivered: any earlier, and a
-    scope that the pipeline is in at that moment would take the cancellation for its own. A nursery
-    that the pipeline is in then is such a scope: the shield is down while one ends. One that its
-    clean-up opens is not.
+    The shield is raised at the first await after the cancellation was delivered. If it was raised
+    earlier, scopes around the pipeline's code would take the cancellation for their own. Nurseries
+    around that code are such scopes, so the shield is lowered while one of them ends; nurseries
+    that the clean-up opens are not.
     """
     from outcome import Error
     from trio import Cancelled

@@ -1,6 +1,6 @@
-"""What trio knows of scopes and nurseries by private names alone.
+"""Facts about scopes and nurseries that trio has under private names only.
 
-Each function says what it returns where a release of trio or anyio does not have these names.
+Each docstring says what is returned if a release of trio or anyio does not have these names.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ __all__ = ["is_ending", "is_visible_to"]
 def is_visible_to(task: Any, scope: anyio.CancelScope) -> bool:
     """Return whether a task sees a scope's cancellation: no shield inside of the scope hides it.
 
-    What ends a sleep, or a time limit, is a cancellation too. Nothing public tells the two apart
-    when they coincide; without the names each counts as the scope's: True.
+    A time limit inside the task ends by a cancellation too. Nothing public tells the two apart when
+    they coincide; without the names each counts as the scope's: True.
     """
     original = getattr(scope, "_CancelScope__original", None)
     status = getattr(task, "_cancel_status", None)
@@ -28,7 +28,7 @@ def is_visible_to(task: Any, scope: anyio.CancelScope) -> bool:
 
 
 def is_ending(nursery: Any) -> bool:
-    """Return whether the task of a nursery waits at its end for the other tasks.
+    """Return whether a nursery's own task waits at its end for the other tasks.
 
     Without the names, False: a handler whose nursery swallows the cancellation is cancelled again
     after `cleanup_timeout`.

@@ -1,7 +1,7 @@
-"""Work for several requests that is in flight like one of them, and has no client of its own.
+"""Work for several requests: it is in flight like a request, but has no client.
 
-It has a task of its own. Those whom it is for end it by leaving, and a drain does; it is cancelled
-once, and its clean-up is bounded.
+It has a task of its own. It ends early when all of its requests have left, and at the end of a
+drain. It is cancelled once, and its clean-up is bounded.
 """
 
 from time import monotonic
@@ -43,7 +43,7 @@ class Unattended:
             self.flight = None  # a reference cycle
 
     def cancel(self) -> None:
-        """Cancel the work if it has begun: nobody is left who wants it."""
+        """Cancel the work if it has begun: no request wants it any more."""
         if self.flight is not None:
             self.flight.cancel(ClientGone())
 
@@ -52,13 +52,13 @@ class Unattended:
         return self.flight is not None and self.flight.is_interrupted_by(exc)
 
     def host_cancelled(self) -> Stopped:
-        """Return what a cancellation of its task means: the event loop is ending."""
+        """Return the reason for a cancellation of its task: the event loop is ending."""
         return HostCancelled()
 
     async def report_early_end(self, reason: Stopped) -> None:
-        """Do nothing: those whom it is for know, or learn it from what awaits `run`."""
+        """Do nothing: its requests know, or learn it from the code that awaits `run`."""
 
 
 async def _no_client() -> Any:
-    """Stand for `receive`, which nobody calls while `body_read` is false."""
+    """Stand in for `receive`, which is not called while `body_read` is false."""
     raise RuntimeError("There is no client.")

@@ -1,8 +1,7 @@
 """Calls during which the garbage collector does not run.
 
-It runs once for so many objects that were made, however many of these are kept. A parser that makes
-a million of them would have all of them looked through again and again, which takes twice as long
-as the parsing.
+The collector runs after a number of new objects, and looks through all of them again each time. For
+a parser that makes a million objects, that takes twice as long as the parsing.
 """
 
 import gc

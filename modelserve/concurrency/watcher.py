@@ -16,8 +16,8 @@ _PAUSE_SECONDS: Final = 0.02
 async def watch(flight: Flight, receive: Receive) -> None:
     """Cancel a flight when its client leaves; any exception from `receive` means that it has.
 
-    Next to no host sends anything else after the body. One that does is asked again after a pause,
-    since a `receive` that always has an answer would keep the event loop busy for ever.
+    Hardly any host sends anything else after the body. If one does, it is asked again after a
+    pause: a `receive` that always returns at once would keep the event loop busy for ever.
     """
     try:
         while (await receive())["type"] != "http.disconnect":  # noqa: ASYNC110 - the host's to wait for

@@ -31,8 +31,8 @@ class BodyResults(Results):
     ) -> None:
         super().__init__(exchange, format, streaming, **settings)
         self._outbox = Outbox(exchange, self)
-        self._gathered: list[bytes] = []  # items that have not been handed on
-        self._stride = 1  # how many are gathered before the clock is looked at
+        self._gathered: list[bytes] = []  # encoded items that are not in the outbox yet
+        self._stride = 1  # how many are gathered between two checks of the clock
         self._looked_at = 0.0
         self._collected: list[bytes] = []
         self._collected_bytes = 0
@@ -42,7 +42,7 @@ class BodyResults(Results):
 
     def begin(self) -> None:
         assert self._exchange.flight is not None
-        self._exchange.flight.start_companion(self._outbox.send())
+        self._exchange.flight.start_companion(self._outbox.send)
 
     async def start(self) -> None:
         if self._exchange.status:
@@ -70,7 +70,7 @@ class BodyResults(Results):
 
     async def put_each(self, items: AsyncIterator[Item]) -> None:
         try:
-            await self.put_one(await anext(items))  # which may decide how the others go out
+            await self.put_one(await anext(items))  # it may decide the form of the others
         except StopAsyncIteration:
             return
         encoder = self.encoder
@@ -78,9 +78,9 @@ class BodyResults(Results):
         await (self._gather if encoder.join is None else self._collect_each)(items, encoder)
 
     async def _gather(self, items: AsyncIterator[Item], encoder: Encoder) -> None:
-        """Encode items as they come; those that come without a pause are handed on together.
+        """Encode items as they come; those that come without a pause go into the outbox together.
 
-        A dict is written here where it can be: most are, and the encoder's call takes long.
+        A dict is encoded here if possible: most items are dicts, and the encoder's call is slow.
         """
         gathered, encode, options = self._gathered, encoder.encode, encoder.options
         usual = None if options is None else dict
@@ -98,7 +98,7 @@ class BodyResults(Results):
                     await self.wait_for_room()
 
     def _hand_on_and_look(self) -> None:
-        """Hand on what was gathered; look at the clock less often while items come fast."""
+        """Put gathered items into the outbox; check the clock less often while items come fast."""
         now, before = monotonic(), self._outbox.size
         self.hand_on()
         size = self._outbox.size - before
@@ -159,5 +159,5 @@ class BodyResults(Results):
         await exchange.finish(b"" if encoder.finish is None else encoder.finish())
 
     def _form(self, first: Item, *, empty: bool = False) -> Encoder:
-        """Return the form of the answer, chosen by its first item. Raises NotAcceptable."""
+        """Return the encoder of the answer, chosen by its first item. Raises NotAcceptable."""
         return self.encoder or self.choose(self._format.encoder(first, empty=empty))

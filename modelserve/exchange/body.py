@@ -12,7 +12,7 @@ from modelserve.wire.coding import Inflation, check_length, inflation, too_large
 
 __all__ = ["decoded", "feed_rest", "read_body", "read_rest", "receive_first"]
 
-# What is decompressed on the event loop, at most: it takes a few milliseconds. The rest is done in
+# At most this is decompressed on the event loop, in a few milliseconds. The rest is decompressed in
 # a thread, about as much at a time, so that many bodies take turns and one can be cancelled.
 _SMALL_IN: Final = 1 << 16
 _SMALL_OUT: Final = 1 << 20
@@ -29,8 +29,8 @@ async def read_body(
 async def receive_first(receive: Receive, limit: float, content_length: bytes) -> Message:
     """Receive the first message.
 
-    Raises BodyTooLarge, before it is asked for, if the declared length exceeds the limit, in bytes;
-    ClientGone if the client has left.
+    Raises BodyTooLarge, before receiving anything, if the declared length exceeds the limit, in
+    bytes; ClientGone if the client has left.
     """
     check_length(content_length, limit)
     try:
@@ -42,11 +42,11 @@ async def receive_first(receive: Receive, limit: float, content_length: bytes) -
 async def read_rest(
     message: Message, receive: Receive, limit: float, share: Share | None = None
 ) -> bytes | bytearray:
-    """Read a body of which the first message is here.
+    """Read the rest of a body, given its first message.
 
-    The body grows in one buffer: parts that are joined at the end would take twice its memory. It
-    is held by `share`. Raises BodyTooLarge as soon as it exceeds the limit, in bytes, with or
-    without a content length; what the share raises; ClientGone if the client leaves before its end.
+    The body grows in one buffer: joining parts at the end would take twice its memory. `share`
+    counts its bytes. Raises BodyTooLarge as soon as it exceeds the limit, in bytes, with or without
+    a content length; what the share raises; ClientGone if the client leaves before its end.
     """
     body = bytearray()
     while True:
@@ -72,10 +72,10 @@ async def read_rest(
 async def feed_rest(
     message: Message, receive: Receive, limit: float, share: Share, reader: FormReader
 ) -> None:
-    """Give a body of which the first message is here to a reader, piece by piece as it arrives.
+    """Give a body, of which the first message is given, to a reader, piece by piece as it arrives.
 
-    What is received counts as held by `share`, though some of it may be on disk. Raises as
-    `read_rest`, and what the reader raises.
+    `share` counts all received bytes, though some may be on disk. Raises as `read_rest`, and what
+    the reader raises.
     """
     while True:
         if message["type"] == "http.disconnect":
@@ -98,8 +98,8 @@ async def decoded(
 ) -> bytes | bytearray:
     """Undo the content coding of a body: on the event loop if it is small, else in `threads`.
 
-    What it has grown to is held by `share` meanwhile. Cancellation waits for the step under way.
-    Raises UnsupportedCoding, InvalidInput, BodyTooLarge, and what the share raises.
+    `share` counts the growing result meanwhile. Cancellation waits for the step under way. Raises
+    UnsupportedCoding, InvalidInput, BodyTooLarge, and what the share raises.
     """
     stream = inflation(body, coding, limit)
     if stream is None:

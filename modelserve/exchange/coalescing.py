@@ -8,7 +8,7 @@ from typing import Any, Final
 from modelserve.concurrency.flight import Phase
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange, StreamState
-from modelserve.exchange.turns import TURN_SECONDS, give_way
+from modelserve.exchange.turns import Turn, give_way
 from modelserve.metrics.series import Tick
 
 __all__ = ["Coalesced", "Coalescer"]
@@ -17,14 +17,14 @@ _EVENT_BYTES: Final = 1 << 16
 
 
 class Coalesced:
-    """A stream whose items, as they are made without a pause, are sent in one event.
+    """Return this from a hook to send the items of a stream that come without a pause in one event.
 
-    For one request; `coalesce` of a model or an application is for all. A hook returns it.
+    This is for one request; `coalesce` of a model or an application is for all.
 
     Args:
         items: An iterator or an async iterable of items.
 
-    The items are closed as those of any stream are: at their end, or when the client leaves.
+    The items are closed like those of any stream: at their end, or when the client leaves.
     """
 
     __slots__ = ("items",)
@@ -36,9 +36,9 @@ class Coalesced:
 class Coalescer:
     """The items of one stream that have been made and not sent yet, and the task that sends them.
 
-    Wherever the iterator suspends, what has been gathered is sent, so that nothing ever waits for
-    more items. A separate task sends it: the iterator may be suspended inside a time limit of its
-    own, whose cancellation must not find the pipeline in the middle of a `send`.
+    Whenever the iterator suspends, the gathered items are sent, so that no item ever waits for
+    more. A separate task sends them: the iterator may be suspended inside a time limit of its own,
+    whose cancellation must not find the pipeline in the middle of a `send`.
 
     After a pause `_unrecorded` is -1: the next item is recorded by itself, at its own time.
     """
@@ -65,7 +65,7 @@ class Coalescer:
         self._task: asyncio.Task[None] | None = None
 
     async def send(self, items: AsyncIterator[Any], encode: Callable[[Any], bytes]) -> None:
-        """Send all items. What they raise is raised; what came before it has been sent then."""
+        """Send all items. Raises what they raise, after the items before it have been sent."""
         self._exchange.enter(Phase.ITEM)
         self._gathering = True
         try:
@@ -81,7 +81,7 @@ class Coalescer:
             await self._stop_task()
 
     def note_suspension(self) -> None:
-        """Send what has been gathered, and what comes meanwhile, in a separate task."""
+        """Send the gathered items, and those that come meanwhile, in a separate task."""
         if not self._gathering:
             return
         self._record()
@@ -90,16 +90,16 @@ class Coalescer:
             self._task = asyncio.get_running_loop().create_task(self._send_in_task())
 
     async def _gather(self, items: AsyncIterator[Any], encode: Callable[[Any], bytes]) -> None:
-        """Gather items, and send them where they are many or have taken long."""
-        turn_ends = monotonic() + TURN_SECONDS
+        """Gather items, and send them once they are many or the turn is over."""
+        turn = Turn()
         async for item in items:
             self._add(encode(item))
             now = monotonic()
-            if self._size >= _EVENT_BYTES or now >= turn_ends:
+            if self._size >= _EVENT_BYTES or now >= turn.ends:
                 await self._send_parts()
-            if now >= turn_ends:
+            if now >= turn.ends:
                 await give_way()
-                turn_ends = monotonic() + TURN_SECONDS
+                turn.begin()
         await self._send_parts()
 
     def _add(self, part: bytes) -> None:
@@ -116,7 +116,7 @@ class Coalescer:
             self._unrecorded = 0
 
     async def _send_parts(self) -> None:
-        """Send what has been gathered, after what is being sent."""
+        """Send the gathered items, after those that are being sent."""
         self._record()
         # Waiting for a task suspends even if it is done, and another would be started then.
         if self._task is not None and not self._task.done():
@@ -142,7 +142,7 @@ class Coalescer:
         exchange.enter(Phase.ITEM)
 
     async def _stop_task(self) -> None:
-        """End the sending; what was interrupted is not sent again."""
+        """End the task; an interrupted event is not sent again."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait((self._task,))

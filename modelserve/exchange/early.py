@@ -1,7 +1,7 @@
 """Watch the client of a request that has to wait before its body is read.
 
-Whether a client has left is only to be seen behind its body. So the body is read ahead, by one task
-from then on, and kept for whoever reads it later.
+The disconnect of a client comes only after its body. So one task reads the body ahead, and keeps it
+until it is read.
 """
 
 from collections import deque
@@ -22,32 +22,32 @@ _PAUSE_SECONDS: Final = 0.02
 
 
 async def read_ahead(exchange: Exchange, share: Share, limit: float) -> None:
-    """Begin to read the body of a request ahead; its client's leaving ends it from now on.
+    """Begin to read the body of a request ahead; from now on it ends if its client leaves.
 
     Args:
-        share: Holds what was read; closed with the request.
-        limit: No more bytes than that are read ahead.
+        share: Counts the bytes that were read; closed with the request.
+        limit: The most bytes that are read ahead.
     """
     if exchange.flight is None:
         await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
     assert exchange.flight is not None
     early = _EarlyBody(exchange.receive, share, limit)
     exchange.receive = early.receive
-    exchange.flight.start_companion(early.read())
+    exchange.flight.start_companion(early.read)
 
 
 class _EarlyBody:
-    """The messages of a request that nobody has asked for yet."""
+    """The messages of a request that have been read ahead."""
 
     def __init__(self, receive: Receive, share: Share, limit: float) -> None:
         self._receive = receive
         self._share = share
         self._limit = limit
-        self._messages: deque[tuple[Message, int]] = deque()  # each with what is held for it
+        self._messages: deque[tuple[Message, int]] = deque()  # each with its bytes in the share
         self._changed = anyio.Event()
 
     async def receive(self) -> Message:
-        """Return the next message, in the place of the host's `receive`."""
+        """Return the next message; replaces the host's `receive`."""
         while not self._messages:
             await self._changed.wait()
         message, held = self._messages[0]
@@ -67,13 +67,14 @@ class _EarlyBody:
                     self._messages.append((message, held))
                     self._notify()
                     more = message.get("more_body", False)
-                else:  # nothing that belongs to a request, as in `watcher`
+                else:  # not a message of a request, as in `watcher`
                     await anyio.sleep(_PAUSE_SECONDS)
-            self._messages.append((_DISCONNECT, 0))
-            self._notify()
             raise ClientGone
-        finally:
+        finally:  # the request is ending; what is no longer held must not be read
+            self._messages.clear()
+            self._messages.append((_DISCONNECT, 0))
             self._share.close()
+            self._notify()
 
     async def _next(self) -> Message:
         try:
@@ -83,7 +84,7 @@ class _EarlyBody:
         return _DISCONNECT if message["type"] == "http.disconnect" else message
 
     async def _room_for(self, size: int) -> int:
-        """Wait until so many bytes may be held, or nothing else is; return how many are."""
+        """Wait until so many bytes may be held, or none are held; return how many are held."""
         while self._messages:
             if self._share.size + size <= self._limit and self._hold(size):
                 return size

@@ -3,7 +3,7 @@
 An exchange knows what has been sent, so it alone decides how a failure is reported: as an ordinary
 status before the start, as an error record or a cut connection after it. Two tasks may write to it,
 never at once: the pipeline and, once the request has a reason to end early, `report_early_end`. The
-pipeline looks at the reason before it sends anything. Streams are written by `streams`.
+pipeline checks the reason before it sends anything. Streams are written by `streams`.
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -32,17 +32,17 @@ _DONE: Final = Phase.DONE
 _PART_BYTES: Final = 1 << 20
 _ID: Final = b"x-request-id"
 _CLOSE: Final[Header] = (b"connection", b"close")
-_LENGTHS: Final = [length_header(size) for size in range(1024)]  # those of most answers
+_LENGTHS: Final = [length_header(size) for size in range(1024)]  # the status of most answers
 _NO_DEADLINES: Final = Deadlines()
 _NO_SECONDS: Final[Mapping[str, float]] = {}
 
 
 class StreamState(Protocol):
-    """The stream of an answer, as far as its exchange knows it.
+    """The parts of a stream that its exchange uses.
 
     Attributes:
         encoder: None before the first item.
-        lock: Where a heartbeat sends as well: whoever sends holds it.
+        lock: Held while an event is sent, if a heartbeat sends as well; else None.
         items: How many have been sent.
         first_item: Seconds from arrival to the first; None before it.
     """
@@ -57,12 +57,12 @@ class StreamState(Protocol):
 
 
 class _Hosted(Head):
-    """A request, as far as its host has a say in it."""
+    """A request whose host may cancel it in ways of its own."""
 
     __slots__ = ()
 
     def host_cancelled(self) -> Stopped:
-        """Return what a cancellation by the host means: it stops, or the client has left."""
+        """Return the reason for a cancellation by the host: it stops, or the client has left."""
         return ClientGone() if CANCELS in (self.scope.get("extensions") or ()) else HostCancelled()
 
 
@@ -74,12 +74,12 @@ class Exchange(_Hosted):
 
     Attributes:
         codec: Writes the errors.
-        payload: Decoded and not yet given to a hook.
-        status: That of the answer; 0 before its start.
+        payload: The decoded payload, until a hook is given it.
+        status: The status of the answer; 0 before its start.
         sending: A `send` has begun and not returned.
         cut: The answer must not look complete: the host has to cut the connection.
         closes_connection: The answer asks the client to close the connection.
-        waited: As in `concurrency.gate.Waits`; unset where it had not to wait.
+        waited: As in `concurrency.gate.Waits`; unset if it did not wait.
     """
 
     __slots__ = (
@@ -123,7 +123,7 @@ class Exchange(_Hosted):
     # -- what the request waits for
 
     def enter(self, phase: int) -> None:
-        """Note what the request waits for from now on."""
+        """Note that the request waits for something else from now on."""
         self.phase = phase
         self.since = monotonic()
 
@@ -149,8 +149,8 @@ class Exchange(_Hosted):
     ) -> None:
         """Send a whole answer; large buffers in parts, so that none is copied whole.
 
-        The caller has checked the reason. Raises ClientGone if the client has left, SendFailed if
-        the host has failed.
+        The caller must have checked the reason. Raises ClientGone if the client has left,
+        SendFailed if the host has failed.
         """
         self.phase = _SEND
         self.since = monotonic()
@@ -201,7 +201,7 @@ class Exchange(_Hosted):
         self.phase = _DONE
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
-        """Send one event, in turn where a heartbeat sends as well."""
+        """Send one event; if a heartbeat sends as well, in turn."""
         lock = None if self.stream is None else self.stream.lock
         if lock is not None:
             await lock.acquire()
@@ -258,7 +258,7 @@ async def _send_parts(
 
 
 def _parts(views: Sequence[memoryview]) -> Iterator[bytes]:
-    """Yield the bytes of some buffers, no more at a time than one event should have."""
+    """Yield the bytes of buffers in pieces of at most one event."""
     for view in views:
         for start in range(0, len(view), _PART_BYTES):
             yield bytes(view[start : start + _PART_BYTES])

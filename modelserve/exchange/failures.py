@@ -12,7 +12,7 @@ from modelserve.exchange.sending import SendFailed, log_failure
 
 __all__ = ["conclude", "report_failure"]
 
-# What code raises that takes the client's word for the form of its data.
+# Exceptions of code that does not check the form of the client's data.
 _OF_BAD_INPUT: Final = (
     ArithmeticError,
     AssertionError,
@@ -27,9 +27,9 @@ _WRITERS: Final = ("modelserve.protocols.", "modelserve.wire.")
 async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool) -> None:
     """Report an exception: as the response, as a final record, or by cutting the connection.
 
-    Nothing is sent to a client that has had its whole answer. An unexpected exception is logged;
-    its text goes to the client only with `debug`. An interrupt of the process is reported like any
-    failure and then raised again, as is what the host has failed with. Raises ClientGone.
+    Nothing is sent to a client that has its whole answer. An unexpected exception is logged; the
+    client gets its text only with `debug`. An interrupt of the process is reported like any failure
+    and then raised again, like an exception of the host. Raises ClientGone.
     """
     exchange.error = exc
     if isinstance(exc, ClientGone):
@@ -49,7 +49,7 @@ async def report_failure(exchange: Exchange, exc: BaseException, *, debug: bool)
 
 
 def _advice(exchange: Exchange, exc: BaseException) -> str:
-    """Return how a hook's exception becomes a 400, if it may come from what the client has sent."""
+    """Return advice on making a hook's exception a 400, if the client's data may have caused it."""
     exc = single_cause(exc)
     may_be = isinstance(exc, _OF_BAD_INPUT) or type(exc).__name__ == "ValidationError"
     if exchange.status or not may_be or isinstance(exc, ServingError) or _is_of_answer(exc):
@@ -58,16 +58,16 @@ def _advice(exchange: Exchange, exc: BaseException) -> str:
 
 
 def _is_of_answer(exc: BaseException) -> bool:
-    """Return whether writing the answer has failed, not a hook."""
+    """Return whether writing the answer failed, rather than a hook."""
     names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(exc.__traceback__))
     ours = [name for name in names if name.startswith("modelserve.")]
     return bool(ours) and ours[-1].startswith(_WRITERS)
 
 
 async def conclude(exchange: Exchange, reason: Stopped) -> None:
-    """Do what is left to do for a request that was ended early, once its user code has ended.
+    """Finish a request that was ended early, once its user code has ended.
 
-    Raises what the host, or middleware, has failed with.
+    Raises the exception of the host, or of middleware, if one failed.
     """
     if isinstance(reason, SendFailed):
         raise reason.error
@@ -78,9 +78,9 @@ async def conclude(exchange: Exchange, reason: Stopped) -> None:
 
 
 async def _answer_nobody(exchange: Exchange) -> None:
-    """Send an empty 499 if nothing was sent; middleware takes no answer at all for a fault.
+    """Send an empty 499 if nothing was sent: middleware fails without any answer.
 
-    A client that has not sent its whole request may have closed only its own side, and reads a 400.
+    A client that has not sent its whole request may have closed only its own side, and gets a 400.
     """
     if exchange.status:
         return
@@ -96,10 +96,10 @@ async def _answer_nobody(exchange: Exchange) -> None:
 
 
 def _is_interrupt(exc: BaseException) -> bool:
-    """Return whether somebody interrupts the process.
+    """Return whether an exception is an interrupt of the process.
 
-    The interpreter raises KeyboardInterrupt without arguments. One that has them is a hook's own,
-    as is what `sys.exit` raises: a failure like any other.
+    The interpreter raises KeyboardInterrupt without arguments. One with arguments was raised by a
+    hook, and is a failure like any other; so is the SystemExit of `sys.exit`.
     """
     if isinstance(exc, BaseExceptionGroup):
         return any(map(_is_interrupt, exc.exceptions))

@@ -1,7 +1,8 @@
 """Read a body that is multipart/form-data (RFC 7578), part by part as it arrives.
 
-The parser is python-multipart's, which is an extra. Fields stay in memory; files do up to 1 MiB
-each, and go on to disk in a thread. Whoever makes a reader closes it, which closes all files.
+The parser is python-multipart's, which is an extra. Fields stay in memory; so do files up to 1 MiB
+each. Larger ones are written to disk in a thread. The code that makes a reader must close it, which
+closes all files.
 """
 
 import codecs
@@ -29,8 +30,8 @@ _FORM: Final = "multipart/form-data"
 _HEADER_BYTES: Final = 16 << 10  # of one part
 _BOUNDARY_BYTES: Final = 256  # RFC 2046 allows 70
 _PIECE_BYTES: Final = 1 << 16
-_PENDING_BYTES: Final = 1 << 20  # written to disk at a time
-# Text in these can be decoded quickly; Python has others in which that takes minutes.
+_PENDING_BYTES: Final = 1 << 20  # written to disk at once
+# Charsets that are decoded quickly; some others of Python's may take minutes.
 _CHARSETS: Final = re.compile(
     r"utf-?8|utf-?(16|32)([bl]e)?|us-?ascii|iso-?8859-\d+|latin-?1|(windows-|cp)\d+"
     r"|shift_?jis|euc-?(jp|kr)|gbk|gb2312|gb18030|big5|koi8-[ru]"
@@ -38,10 +39,10 @@ _CHARSETS: Final = re.compile(
 
 
 def form_reader(codec: Codec, head: Head, threads: Workers) -> "FormReader | None":
-    """Return what reads the body of a request if that is a form and its codec takes forms.
+    """Return a reader of the request's body if that is a form and its codec takes forms.
 
-    To be called before the body is asked for. Raises InvalidInput for a form without a boundary, or
-    with one that is too long, ExtraMissing where python-multipart is not installed.
+    Call this before receiving the body. Raises InvalidInput for a form without a boundary, or with
+    one that is too long, ExtraMissing if python-multipart is not installed.
     """
     content_type = head.get(b"content-type")
     if not codec.takes_forms or b"form-data" not in content_type.lower():
@@ -60,7 +61,7 @@ class FormReader:
     """Reads one form. Its length is the number of bytes that it was given.
 
     Attributes:
-        payload: The form, once it has been read to its end.
+        payload: The form, once it has been read completely.
     """
 
     def __init__(self, boundary: bytes, charset: str, threads: Workers) -> None:
@@ -77,8 +78,8 @@ class FormReader:
     async def feed(self, piece: bytes | bytearray) -> None:
         """Read the next piece of the body.
 
-        Raises InvalidInput for what is no form, BodyTooLarge for one with too much in it, OSError
-        where a file cannot be written.
+        Raises InvalidInput for a malformed form, BodyTooLarge for one with too many parts or too
+        large ones, OSError if a file cannot be written.
         """
         self._size += len(piece)
         if len(piece) <= _PIECE_BYTES:
@@ -92,19 +93,19 @@ class FormReader:
                 began = monotonic()
 
     async def finish(self) -> None:
-        """Make the form of what was read. Raises InvalidInput if its end is missing."""
+        """Make the form of the parts that were read. Raises InvalidInput if its end is missing."""
         if not self._parts.ended:
             raise InvalidInput("The form ends before its last boundary.")
         await self._write()
         self.payload = await self._parts.form()
 
     def close(self) -> None:
-        """Close all files; a second time has no effect."""
+        """Close all files; a second call has no effect."""
         for spool in self._parts.spools:
             spool.close()
 
     async def close_after(self, answering: Coroutine[Any, Any, None]) -> None:
-        """Await the answer to the request, and close all files whatever ends it."""
+        """Await the answer to the request, and then close all files, however it ended."""
         try:
             await answering
         finally:
@@ -126,7 +127,7 @@ class FormReader:
 
 
 class _Part:
-    """One part: a field, or a file where `spool` is one. Names are still encoded."""
+    """One part: a file if it has a `spool`, else a field. Names are still encoded."""
 
     __slots__ = ("charset", "data", "filename", "headers", "name", "spool")
 
@@ -140,13 +141,13 @@ class _Part:
 
 
 class _Parts:
-    """What the parser has found.
+    """The parts that the parser has found.
 
     Attributes:
         count: The number of the part that is being read, from 1.
         ended: The last boundary has been read.
         spools: The files.
-        pending: What is to be written to disk, in order.
+        pending: The writes to disk that are due, in order.
     """
 
     def __init__(self, charset: str) -> None:
@@ -162,7 +163,7 @@ class _Parts:
         self._name = self._value = b""
 
     def callbacks(self) -> Any:
-        """Return what the parser calls."""
+        """Return the parser's callbacks."""
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._add_to_name,
@@ -281,7 +282,7 @@ def _charset(name: bytes) -> str:
 
 
 def _refusal(part: int, problem: str) -> Exception:
-    """Return the error for what the parser has refused; its own words stay here."""
+    """Return the error for a form that the parser refused, without the parser's own text."""
     if "exceeded" in problem:
         return _headers_too_large(part)
     if not part:

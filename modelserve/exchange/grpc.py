@@ -1,8 +1,8 @@
-"""How an answer of gRPC travels: in gRPC-Web's form as it is, or with trailers of HTTP/2.
+"""Send an answer of gRPC: in gRPC-Web's form as it is, or with trailers of HTTP/2.
 
-The pipeline answers as gRPC-Web does: the last frame of the body is the status, and an error that
-is the whole answer has it in the headers. Its status of HTTP, which the log and the metrics show,
-stays here: a client reads 200.
+The pipeline answers in gRPC-Web's form: the last frame of the body is the status, and an error that
+is the whole answer has it in the headers. Its HTTP status is for the log and the metrics only: a
+client always gets 200.
 """
 
 from base64 import b64decode, b64encode

@@ -1,8 +1,9 @@
-"""Signs of life in a stream that is quiet, so that no proxy closes its connection.
+"""Heartbeats of a quiet stream, so that no proxy closes its connection.
 
-They are for a client that asked for a framed form by name, which can carry them.
+They are for a client that asked for a framed form by name: such a form can carry them.
 """
 
+from functools import partial
 from time import monotonic
 from typing import Final
 
@@ -18,13 +19,13 @@ _DONE: Final = Phase.DONE
 
 
 def start_heartbeat(exchange: Exchange, idle: bytes, seconds: float) -> None:
-    """Send a sign of life after each so many quiet seconds; the answer has started.
+    """Send a heartbeat after every `seconds` without an item; the answer has started.
 
-    From now on two tasks send: whoever does holds the lock of the stream.
+    From now on two tasks send; each holds the lock of the stream meanwhile.
     """
     assert exchange.stream is not None and exchange.flight is not None
     exchange.stream.lock = anyio.Lock()
-    exchange.flight.start_companion(_beat(exchange, idle, seconds))
+    exchange.flight.start_companion(partial(_beat, exchange, idle, seconds))
 
 
 async def _beat(exchange: Exchange, idle: bytes, seconds: float) -> None:

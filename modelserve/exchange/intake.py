@@ -1,9 +1,10 @@
-"""What a client sends while it is being answered: read ahead a little, and kept until it is taken.
+"""Receive a body while the request is being answered, and keep a little of it until it is taken.
 
 One task owns the host's `receive`, from the first message until the client leaves: a companion of
-the request's flight, which has no watcher of its own then. It keeps at most about 1 MiB that nobody
-has taken, and then reads no more: the host stops reading, and so the client waits. While it waits,
-its leaving is seen only once what it has sent has been taken, or where a `send` fails.
+the request's flight, which needs no watcher then. It keeps at most about 1 MiB that has not been
+taken. Then it stops receiving, the host stops reading, and the client has to wait. If the client
+leaves while it waits, that is noticed only after the records have been taken, or when a `send`
+fails.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -20,18 +21,18 @@ from modelserve.wire.lines import MOST_AT_ONCE, Cutter
 
 __all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies", "messages"]
 
-QUEUED_BYTES: Final = 1 << 16  # that are read ahead of a request without a slot
+QUEUED_BYTES: Final = 1 << 16  # read ahead for a request without a slot
 _AHEAD_BYTES: Final = 1 << 20
-_RECORD_BYTES: Final = 64  # what a record takes beside its own bytes
+_RECORD_BYTES: Final = 64  # the memory of a record beside its own bytes
 _PAUSE_SECONDS: Final = 0.02
 
 Message: TypeAlias = MutableMapping[str, Any]
-# What is in one message: the bytes of it, None for a client that has left; and whether more follow.
+# One message: its bytes, or None if the client has left; and whether more follow.
 Reader: TypeAlias = Callable[[Message], tuple[bytes | None, bool]]
 
 
 class Receiving(Protocol):
-    """A request, as far as what it sends is concerned."""
+    """The parts of a request that its intake uses."""
 
     @property
     def receive(self) -> Callable[[], Awaitable[Message]]: ...
@@ -45,14 +46,14 @@ class InputTimedOut(BodyTimeout, DeadlineExceeded):
 
 
 def bodies(message: Message) -> tuple[bytes | None, bool]:
-    """Return what is in a message of HTTP."""
+    """Return the content of a message of HTTP."""
     if message["type"] == "http.disconnect":
         return None, False
     return message.get("body", b""), message.get("more_body", False)
 
 
 def messages(message: Message) -> tuple[Any, bool]:
-    """Return what is in a message of a WebSocket, text or bytes; an empty one is the last."""
+    """Return the content of a WebSocket's message, text or bytes; an empty one is the last."""
     if message["type"] != "websocket.receive":
         return None, False
     data = message.get("text")
@@ -68,7 +69,7 @@ class Intake:
 
     Attributes:
         ended: The last record has been read.
-        is_full: The client waits for what it has sent to be taken.
+        is_full: The client has to wait until records have been taken.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Intake:
         self._timeout = timeout
         self._since = 0.0  # when the client's last record came
         self._records: list[bytes] = []
-        self._number = 1  # of the first of them
+        self._number = 1  # the number of the first of them
         self._held, self._ahead = 0, QUEUED_BYTES
         self._error: Stopped | None = None
         self._news, self._room = Waiters(), Waiters()
@@ -95,9 +96,9 @@ class Intake:
     # -- the task that receives
 
     async def receive(self) -> None:
-        """Receive to the end, then until the client leaves; to be a companion of the flight.
+        """Receive to the end, then until the client leaves; runs as a companion of the flight.
 
-        Raises ClientGone, or InputTimedOut where no record has come for too long.
+        Raises ClientGone, or InputTimedOut if no record has come for too long.
         """
         try:
             await self._receive_all()
@@ -105,7 +106,7 @@ class Intake:
             self._news.wake()
             await self._wait_for_leaving()
         except Stopped as reason:
-            self._error = reason  # who waits for a record is cancelled, and reads no more
+            self._error = reason  # the code that waits for a record is cancelled
             raise
 
     async def _receive_all(self) -> None:
@@ -154,7 +155,7 @@ class Intake:
         self.is_full = False
         self._since = monotonic()
 
-    # -- whoever takes them
+    # -- for the code that takes records
 
     def note_admitted(self) -> None:
         """Read further ahead from now on."""
@@ -162,9 +163,9 @@ class Intake:
         self._room.wake()
 
     async def take(self) -> tuple[int, list[bytes]]:
-        """Return the number of the next record, and the records that there are, 256 at most.
+        """Return the number of the next record, and all available records, 256 at most.
 
-        Waits for one; there is none only at the end. Raises what has ended the input early.
+        Waits for a record; returns none only at the end. Raises what ended the input early.
         """
         if self._turn.is_over():
             await give_way()
@@ -183,9 +184,9 @@ class Intake:
         return number, records
 
     def _take_some(self) -> list[bytes]:
-        """Take all records, or the first 256, as if each took as much memory as any other.
+        """Take all records, or the first 256, and assume that all have the same size.
 
-        To count the bytes of each one would take as long as to cut them.
+        To count the bytes of each would take as long as to cut them.
         """
         records = self._records
         count = len(records)

@@ -1,7 +1,7 @@
 """Results as the messages of a WebSocket.
 
-Whoever puts one sends it: each is an event of its own, so that nothing is gained by another task
-that sends them.
+The task that adds a result sends it: each is an event of its own, so a second task would gain
+nothing.
 """
 
 from collections import deque
@@ -38,7 +38,7 @@ class MessageResults(Results):
         self._waiting: deque[str | bytes] = deque()
         self._is_sending = False
         self._sent = Waiters()
-        self._recorded = 0  # items, of those that have been sent
+        self._recorded = 0  # how many of the sent items
 
     def hand_on(self) -> None:
         """Record the items that were sent one right after the other."""
@@ -78,7 +78,7 @@ class MessageResults(Results):
                 await self._send(self._waiting.popleft())
 
     async def _send(self, message: str | bytes) -> None:
-        """Send a message; nobody else does just now."""
+        """Send a message; no other task is sending one."""
         exchange = self._exchange
         if exchange.reason is not None:
             raise exchange.reason

@@ -1,7 +1,7 @@
-"""Send what is put there by a task of its own, which is a companion of the request's flight.
+"""An outbox: a task of its own, a companion of the request's flight, sends what is put into it.
 
-What is put without a pause goes out in one event. So nothing waits for what comes after it, and
-whoever puts something waits only where the client does not read.
+Parts that are put without a pause are sent in one event. So no part waits for a later one, and
+adding a part waits only if the client does not read.
 """
 
 from typing import Final, Protocol
@@ -16,7 +16,7 @@ EVENT_BYTES: Final = 1 << 16
 
 
 class Sent(Protocol):
-    """What is told of what is sent."""
+    """The stream that the outbox starts, and records sent items with."""
 
     items: int
 
@@ -24,14 +24,14 @@ class Sent(Protocol):
         """Send the start of the answer, if it has not been sent."""
 
     def record(self, now: float, count: int) -> None:
-        """Record that items are sent, so many at the same moment."""
+        """Record that `count` items are sent at this moment."""
 
 
 class Outbox:
-    """The parts of a body that have been put and not sent yet.
+    """The parts of a body that have been added and not sent yet.
 
     Attributes:
-        size: Theirs, in bytes.
+        size: Their size, in bytes.
     """
 
     def __init__(self, exchange: Exchange, stream: Sent) -> None:
@@ -45,11 +45,11 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether whoever puts more should wait until it is empty."""
+        """Whether to wait until it is empty before adding more."""
         return self.size >= EVENT_BYTES
 
     def put(self, part: bytes, items: int = 1) -> None:
-        """Add a part of the body, which is so many items; an empty one only starts the answer."""
+        """Add a part of the body with `count` items; an empty one only starts the answer."""
         self._parts.append(part)
         self._items += items
         self.size += len(part)
@@ -61,7 +61,7 @@ class Outbox:
             await self._emptied.wait()
 
     async def send(self) -> None:
-        """Send what there is, and then what comes, until cancelled. Raises ClientGone."""
+        """Send present and later parts, until cancelled. Raises ClientGone."""
         while True:
             if not self._parts:
                 await self._news.wait()

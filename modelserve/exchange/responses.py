@@ -33,9 +33,9 @@ async def send_response(
 ) -> None:
     """Send status, headers and body of a response, then run its background tasks.
 
-    Headers that the model has set on `response_headers` are added. What fails before the first part
-    of the body is an ordinary status, what fails later cuts the connection. Raises ClientGone if
-    the client has left, InferenceError where the protocol has no place for it.
+    Headers that the model has set on `response_headers` are added. A failure before the first part
+    of the body is an ordinary status; a later one cuts the connection. Raises ClientGone if the
+    client has left, InferenceError where the protocol has no place for it.
     """
     if not exchange.codec.carries_responses:
         raise InferenceError(f"A response of HTTP cannot go over {exchange.codec.protocol}.")
@@ -67,7 +67,7 @@ async def send_response(
 
 
 async def _receive_nothing() -> Message:
-    """Wait to be cancelled: that the client leaves, the request's flight notices."""
+    """Wait to be cancelled: the request's flight notices when the client leaves."""
     await anyio.sleep_forever()
     raise AssertionError
 

@@ -1,8 +1,7 @@
-"""The results of a request that is still being received, on their way to the client.
+"""Send the results of a request that is still being received, and the errors of single records.
 
-Among them go the errors of single records. What is the same for a body and for the messages of a
-WebSocket is here; how they are written and sent is in `bodies` and `messages`. `streams` is for an
-answer whose request has been read.
+This is the common part of a body and of the messages of a WebSocket; `bodies` and `messages` write
+and send them. `streams` is for an answer whose request has been read.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -22,6 +21,7 @@ from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.headers import Header
+from modelserve.wire.json import detail_text, plain_detail
 
 __all__ = ["RecordFailed", "Results"]
 
@@ -29,28 +29,28 @@ _MOST_LOGGED: Final = 5  # failures of single records in one request
 
 
 class RecordFailed(ServingError):
-    """One record of the request has failed, and with it the request; the status is that failure's.
+    """One record of the request failed, and so the request; the status is that of the failure.
 
     Args:
-        failure: Why.
+        failure: The exception of the record.
         place: The record, such as `line 17`.
     """
 
     def __init__(self, failure: BaseException, place: str, *, debug: bool = False) -> None:
         status, detail, _ = describe(failure, debug=debug)
-        super().__init__(f"{place}: {detail}")
+        super().__init__(f"{place}: {detail_text(detail)}")
         self.status = status
 
 
 class Results:
-    """The results of one request: what is known, counted and logged of them.
+    """The results of one request, with their counts and their errors for the log.
 
     Attributes:
-        encoder, endings, lock, items, first_item: What the exchange knows of a stream.
+        encoder, endings, lock, items, first_item: As in `exchange.StreamState`.
 
     Args:
         stops: The first record that fails ends the request.
-        noun: What a record of the request is called.
+        noun: The word for a record of the request.
         debug: Show the text of unexpected exceptions.
     """
 
@@ -83,20 +83,20 @@ class Results:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the form of the answer is still open, since nothing has been put."""
+        """Whether no result has been added, so that the form of the answer is still open."""
         return self.encoder is None
 
-    # -- what those that send them do
+    # -- for the subclasses that send them
 
     def begin(self) -> None:
-        """Begin to send what will be put."""
+        """Begin to send results."""
 
     def put(self, items: Sequence[Item]) -> None:
         """Add items. Raises as an encoder does; NotAcceptable, CollectedTooLarge."""
         raise NotImplementedError
 
     def put_one(self, item: Item) -> Awaitable[None]:
-        """Add an item; return `wait_for_room`, to be awaited. Raises as both do."""
+        """Add an item; return `wait_for_room`, to be awaited. Raises as `put` and as that."""
         self.put((item,))
         return self.wait_for_room()
 
@@ -105,31 +105,31 @@ class Results:
         raise NotImplementedError
 
     def remark(self, document: dict[str, Any]) -> bool:
-        """Say something between the items; return whether that is possible."""
+        """Add a remark between the items; return whether that is possible."""
         raise NotImplementedError
 
     def hand_on(self) -> None:
-        """Let be sent what has been gathered."""
+        """Let the gathered items be sent."""
 
     async def emptied(self) -> None:
         """Wait until all has been sent. Raises ClientGone."""
         raise NotImplementedError
 
     async def finish(self) -> None:
-        """Send what is left, and the end."""
+        """Send the remaining results, and the end."""
         raise NotImplementedError
 
     # -- the same for all
 
     def note_suspension(self) -> bool:
-        """Hand on what was gathered; return whether a generator is cleaning up."""
+        """Let the gathered items be sent; return whether a generator is cleaning up."""
         self._turn.note_pause()
         self.hand_on()
         return self.endings is not None and is_ending(self.endings)
 
     @asynccontextmanager
     async def flushing(self) -> AsyncIterator[None]:
-        """Send what was put before an exception first, unless that ends the request early."""
+        """Send the results before an exception first, unless that ends the request early."""
         try:
             yield
         except BaseException as exc:
@@ -140,7 +140,7 @@ class Results:
             self.hand_on()
 
     async def put_all(self, items: AsyncIterator[Any], endings: Sequence[Ending] | None) -> None:
-        """Put all items of a stream, as they come. What they raise is raised."""
+        """Add all items of a stream, as they come. Raises what they raise."""
         self.endings = endings
         mark = OwnContext(self._exchange)
         try:
@@ -150,22 +150,22 @@ class Results:
             mark.leave()
 
     def fail_record(self, number: int, failure: BaseException) -> None:
-        """Say in the place of a record's result why there is none.
+        """Add an error in the place of a record's result.
 
-        Raises RecordFailed where that cannot be said, or is to end the request.
+        Raises RecordFailed if the form has no place for it, or if it ends the request.
         """
         if not is_expected(failure) and self._logged < _MOST_LOGGED:
             self._logged += 1
             text = f"{self._noun.capitalize()} {number} of request %s failed"
             log_failure(self._exchange, text, failure)
         self.hand_on()
-        detail = describe(failure, debug=self._debug)[1]
+        detail = plain_detail(describe(failure, debug=self._debug)[1])
         if self._stops or not self.remark({"error": detail, self._noun: number}):
             place = f"{self._noun} {number}"
             raise RecordFailed(failure, place, debug=self._debug) from failure
 
     async def wait_for_room(self) -> None:
-        """Wait until what there is has been sent, if it is much, and give others their turn.
+        """Wait until the results have been sent, if there are many, and let other tasks run.
 
         Raises the reason if the request is being ended early.
         """
@@ -175,7 +175,7 @@ class Results:
         self._exchange.check_reason()
 
     def choose(self, encoder: Encoder) -> Encoder:
-        """Settle the form of the answer, and its headers: whoever sends must not find them bad."""
+        """Choose the encoder and make the headers now: sending must not fail because of them."""
         self._headers = stream_headers(self._format, encoder)
         self.encoder = encoder
         return encoder
@@ -186,7 +186,7 @@ class Results:
             await self._exchange.start(200, self._headers)
 
     def record(self, now: float, count: int) -> None:
-        """Record that items are sent, so many at the same moment."""
+        """Record that `count` items are sent at this moment."""
         if self._tick is None:
             arrived = self._exchange.arrived
             self.first_item = now - arrived

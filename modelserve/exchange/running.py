@@ -1,33 +1,20 @@
-"""The request that user code runs for, and its id, where somebody wants to know them.
-
-It would cost every request something, so that the id is noted only where logging is ours, and the
-request once a model has called another.
-"""
+"""The request that user code runs for: known to the log, and to a model that calls another."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 from modelserve.metrics.series import ModelSeries
 
-__all__ = [
-    "Caller",
-    "Running",
-    "note_all_running",
-    "note_running",
-    "running_caller",
-    "running_request_id",
-]
-
-_ID: Final[ContextVar[bytes | None]] = ContextVar("modelserve_request_id", default=None)
+__all__ = ["Caller", "note_running", "running_caller", "running_request_id"]
 
 
 class Caller(Protocol):
     """A request whose hook may call a model.
 
     Attributes:
-        id: Its id, which the call has as well.
-        series: That of its model.
+        id: Its id, which the call gets as well.
+        series: The series of its model.
         phase: What it waits for, one of `Phase`.
     """
 
@@ -39,42 +26,19 @@ class Caller(Protocol):
     def phase(self) -> int: ...
 
 
-_CALLER: Final[ContextVar[Caller | None]] = ContextVar("modelserve_caller", default=None)
+_RUNNING: Final[ContextVar[Caller]] = ContextVar("modelserve_request")
 
-
-class Running:
-    """What is noted of the request that runs; of a whole process, as its logging is.
-
-    Attributes:
-        note_id: To be called with the id of each request, in its context; None for no note.
-        note: The same with the request itself.
-    """
-
-    note_id: ClassVar[Callable[[bytes], object] | None] = None
-    note: ClassVar[Callable[[Caller], object] | None] = None
-
-    @classmethod
-    def note_ids(cls) -> None:
-        """Note the id of each request from now on."""
-        cls.note_id = _ID.set
-
-
-def note_running(request: Caller) -> None:
-    """Note the request that runs in this context."""
-    _CALLER.set(request)
-
-
-def note_all_running() -> None:
-    """Note each request from now on."""
-    Running.note = _CALLER.set
+# Note the request that runs in this context, and in the tasks and threads that begin in it. Every
+# request does: whether its hook will call a model is not to be known before.
+note_running: Final[Callable[[Caller], object]] = _RUNNING.set
 
 
 def running_caller() -> Caller | None:
-    """Return the request that runs in this context, if it was noted."""
-    return _CALLER.get()
+    """Return the request that runs in this context."""
+    return _RUNNING.get(None)
 
 
 def running_request_id() -> str | None:
     """Return the id of the request that runs in this context; None outside of any."""
-    number = _ID.get()
-    return None if number is None else number.decode("latin-1")
+    request = _RUNNING.get(None)
+    return None if request is None else request.id.decode("latin-1")

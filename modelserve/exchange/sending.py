@@ -1,4 +1,4 @@
-"""What an exception of the host's `send` means: the client has left, or something else failed."""
+"""Interpret an exception of the host's `send`: the client has left, or something else failed."""
 
 import logging
 from typing import Final, Protocol
@@ -11,25 +11,25 @@ __all__ = ["SendFailed", "is_gone", "log_failure", "send_failure"]
 
 logger = logging.getLogger("modelserve")
 
-# Hosts have exceptions of their own for a client that has left, some of them not an OSError.
+# Hosts have their own exceptions for a client that has left; some are not an OSError.
 _GONE_NAME: Final = "disconnect"
 _GONE: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 _GONE_OF_TRIO: Final = {"BrokenResourceError", "ClosedResourceError"}
-# What is in a RuntimeError then: of uvloop, and of hosts whose client has closed a WebSocket.
+# Texts of such a RuntimeError: of uvloop, and of hosts whose client has closed a WebSocket.
 _GONE_TEXTS: Final = ("the handler is closed", "websocket.close")
 
 
 class Logged(Protocol):
-    """A request, as far as its failures are logged; `reason` is what ends it early."""
+    """The parts of a request that the log of failures uses; `reason` is why it ends early."""
 
     id: bytes
     reason: Stopped | None
 
 
 class SendFailed(Stopped):
-    """A host, or middleware, has failed in `send`; nothing can be sent any more.
+    """A host, or middleware, failed in `send`; nothing can be sent any more.
 
-    It has been logged; `error` is what was raised, to be raised out of the application.
+    The failure has been logged; `error` is the exception, to be raised out of the application.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -38,7 +38,7 @@ class SendFailed(Stopped):
 
 
 def send_failure(request: Logged, exc: Exception) -> Stopped:
-    """Return what to raise for an exception of `send`; log one that is nobody's leaving."""
+    """Return what to raise for an exception of `send`; log it unless the client has left."""
     if isinstance(request.reason, ClientGone) or is_gone(exc):
         return ClientGone()
     log_failure(request, "Sending the answer to request %s failed", exc)

@@ -1,8 +1,8 @@
-"""Write a stream: its items as they come, one event an item, or all of them as one document.
+"""Write a stream: its items as they come, one event for each, or all of them as one document.
 
-A stream starts with its first item, so that what fails before it is an ordinary status. The loop
-that every item goes through is `Stream._send_each`; `coalescing` does the same with many items an
-event, and `Stream._send_collected` with all of them in one document.
+A stream starts with its first item, so that a failure before it is an ordinary status. The loop
+over all items is `Stream._send_each`; `coalescing` does the same with many items in an event, and
+`Stream._send_collected` with all of them in one document.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from modelserve.exchange.coalescing import Coalescer
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.heartbeat import start_heartbeat
 from modelserve.exchange.sending import send_failure
-from modelserve.exchange.turns import TURN_SECONDS, give_way
+from modelserve.exchange.turns import TURN_SECONDS, Turn, give_way
 from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, raw_item
@@ -40,15 +40,15 @@ _UNBUFFERED: Final[tuple[Header, ...]] = (
 
 
 class Streaming(NamedTuple):
-    """What is settled about a model's streams when it is registered.
+    """What is decided about a model's streams when it is registered.
 
     Attributes:
-        record_first: Called with the times of arrival and of the first item; returns what is to be
-            called with the time of each later one.
-        collect_bytes: The most that a stream sent as one document may hold.
+        record_first: Called with the times of arrival and of the first item; returns a function to
+            call with the time of each later one.
+        collect_bytes: The most bytes of a stream that is sent as one document.
         coalesce: Send items that are made without a pause in one event.
-        heartbeat: Seconds without an item after which a sign of life is sent; None for never.
-        heartbeat_before_first: Begin with that before the first item.
+        heartbeat: Seconds without an item after which a heartbeat is sent; None for never.
+        heartbeat_before_first: Send heartbeats before the first item, too.
     """
 
     record_first: Callable[[float, float], Tick]
@@ -87,9 +87,8 @@ class Stream:
     async def send(self, items: AsyncIterator[Any]) -> None:
         """Send all items, the first with the start of the answer.
 
-        What fails before the first item is encoded is raised, to become an ordinary status; what
-        fails later is raised too, to be reported in the stream. The caller closes the items.
-        Raises ClientGone if the client has left.
+        Raises what fails: before the first item is encoded, for an ordinary status; later, for a
+        report in the stream. Raises ClientGone if the client has left. The caller closes the items.
         """
         exchange = self._exchange
         if self._streaming.heartbeat_before_first:
@@ -155,8 +154,8 @@ class Stream:
     ) -> None:
         """Send each item as one event.
 
-        How long a phase has lasted, and what has been counted, is only read while the pipeline is
-        suspended; so both are noted at each suspension, instead of at every item.
+        The time in a phase and the counts are read only while the pipeline is suspended; so both
+        are noted at each suspension, instead of at every item.
         """
         exchange, send = self._exchange, self._exchange.send
         sends_alone = self.lock is None
@@ -167,7 +166,7 @@ class Stream:
             if exchange.reason is not None:
                 raise exchange.reason  # another task sends the final message
             exchange.phase = _SEND
-            if sends_alone:  # `send_part`, without its coroutines
+            if sends_alone:  # inlined `send_part`, without its coroutines
                 exchange.sending = True
                 try:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -190,7 +189,7 @@ class Stream:
         assert encoder.join is not None
         exchange, limit = self._exchange, self._streaming.collect_bytes
         size = sum(map(len, parts))
-        turn_ends = monotonic() + TURN_SECONDS
+        turn = Turn()
         exchange.enter(_ITEM)
         async for item in items:
             parts.append(encoder.encode(item))
@@ -199,9 +198,9 @@ class Stream:
                 raise CollectedTooLarge(f"The collected items are larger than {limit:.0f} bytes.")
             exchange.check_reason()
             exchange.since = now = monotonic()
-            if now >= turn_ends:
+            if now >= turn.ends:
                 await give_way()
-                turn_ends = monotonic() + TURN_SECONDS
+                turn.begin()
         self.items = len(parts)
         exchange.check_reason()
         headers = stream_headers(self._format, encoder)
@@ -223,9 +222,9 @@ class Stream:
 async def send_sheltered(
     stream: Stream, exchange: Exchange, items: AsyncIterator[Any], endings: Sequence[Ending]
 ) -> None:
-    """Send all items of generators whose clean-up awaits something; otherwise as `Stream.send`.
+    """Like `Stream.send`, for generators whose clean-up awaits something.
 
-    That clean-up is not interrupted where they end by themselves either.
+    That clean-up is not interrupted even if the generators end by themselves.
     """
     stream.endings = endings
     mark = OwnContext(exchange)
@@ -236,11 +235,11 @@ async def send_sheltered(
 
 
 class _Progress:
-    """What is noted of a stream where it suspends: for the metrics, the clock and the next turn.
+    """What is noted of a stream when it suspends: for the metrics, the clock and the next turn.
 
-    `look_at` is when an item has to ask `turn_is_over`: at the end of the turn, and after a pause,
-    when it is 0. A pause does not end the turn: what happened during it (the client left, for
-    example) other tasks may only see at the next one.
+    An item that comes after `look_at` has to call `turn_is_over`: that is the end of the turn, or 0
+    after a pause. A pause does not end the turn: other tasks may need the next one to see what
+    happened during it (that the client left, for example).
     """
 
     __slots__ = ("_exchange", "_phase", "_recorded", "_stream", "_tick", "_turn_ends", "look_at")
@@ -258,7 +257,7 @@ class _Progress:
         self._turn_ends = monotonic() + TURN_SECONDS
 
     def note_suspension(self) -> None:
-        """Record the items so far, and since when the present phase lasts."""
+        """Record the items so far, and when the present phase began."""
         self.record()
         self.look_at = 0.0
         exchange = self._exchange

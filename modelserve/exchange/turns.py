@@ -1,4 +1,4 @@
-"""How long a stream may run without giving way to other requests, and how it gives way."""
+"""How long a stream may run before it lets other requests run, and how it does so."""
 
 from time import monotonic
 from typing import Final
@@ -8,10 +8,10 @@ import anyio.lowlevel
 __all__ = ["TURN_SECONDS", "Turn", "give_way"]
 
 # It has to be more than the interpreter's switch interval, 5 ms: a pause releases the interpreter's
-# lock too briefly for a thread that waits for it, and starts that thread's 5 ms again.
+# lock too briefly for a waiting thread, and restarts its 5 ms.
 TURN_SECONDS: Final = 0.006
 # A new request needs several rounds of the event loop: one to accept its connection, two to listen
-# to it, one to read it, one to answer. It should not wait for a turn between any two of them.
+# to it, one to read it, one to answer. It should not have to wait for a turn in between.
 _ROUNDS: Final = 8
 
 
@@ -19,9 +19,9 @@ _PAUSED_TURNS: Final = 4
 
 
 class Turn:
-    """How long a pipeline has run that pauses now and then of itself, if briefly.
+    """How long a pipeline has run that also suspends briefly by itself now and then.
 
-    A pause lets others run, if for one round only: so a turn that had one lasts longer.
+    Such a pause lets other tasks run, for one round: so a turn with a pause lasts longer.
     """
 
     __slots__ = ("_began", "_has_paused", "ends")
@@ -40,7 +40,7 @@ class Turn:
         self._has_paused = True
 
     def is_over(self) -> bool:
-        """Return whether to give way; to be asked from `ends` on, which it may put off."""
+        """Return whether to give way; call it from `ends` on, which it may postpone."""
         now = monotonic()
         if now < self.ends:
             return False
@@ -52,6 +52,6 @@ class Turn:
 
 
 async def give_way() -> None:
-    """Let others run, for as many rounds of the event loop as a small request takes."""
+    """Let other tasks run, for as many rounds of the event loop as a small request takes."""
     for _ in range(_ROUNDS):
         await anyio.lowlevel.checkpoint()

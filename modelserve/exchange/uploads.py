@@ -1,4 +1,4 @@
-"""Files that a form brings, in memory or, above 1 MiB, on disk."""
+"""Files of a form, in memory or, above 1 MiB, on disk."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,7 +22,7 @@ class Upload(UploadFile):
     """
 
     def read(self, size: int = -1) -> bytes:  # type: ignore[override]
-        """Read up to `size` bytes, or the rest; blocks where the file is on disk."""
+        """Read up to `size` bytes, or the rest; blocks if the file is on disk."""
         return self.file.read(size)
 
     def seek(self, offset: int) -> None:  # type: ignore[override]
@@ -30,7 +30,7 @@ class Upload(UploadFile):
         self.file.seek(offset)
 
     async def aread(self, size: int = -1) -> bytes:
-        """Read as `read` does, in a thread where the file is on disk.
+        """Read as `read` does, in a thread if the file is on disk.
 
         Cancellation waits for the thread.
         """
@@ -45,7 +45,7 @@ class Spool:
     """A file that is being received.
 
     Attributes:
-        size: How many bytes it has been given, those included that are not written yet.
+        size: The bytes that it was given, including those not written yet.
         on_disk: It is too large for memory: writing it blocks.
     """
 
@@ -63,7 +63,7 @@ class Spool:
         return self.on_disk
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write what has been announced."""
+        """Write the bytes that were counted."""
         self._file.write(data)
 
     def upload(self, filename: str, headers: list[Header]) -> Upload:
@@ -77,12 +77,12 @@ class Spool:
         )
 
     def close(self) -> None:
-        """Close the file, which deletes it; a second time has no effect."""
-        with suppress(OSError):  # what is buffered does not fit on the disk
+        """Close the file, which deletes it; a second call has no effect."""
+        with suppress(OSError):  # buffered bytes do not fit on the disk
             self._file.close()
 
 
 def write_all(pending: Iterable[tuple[Spool, bytes]]) -> None:
-    """Write what has been announced, in order; to be run in a thread."""
+    """Write the bytes that were counted, in order; runs in a thread."""
     for spool, data in pending:
         spool.write(data)

@@ -1,9 +1,9 @@
-"""A WebSocket, as whoever answers a request sees it: a body that comes in and an answer.
+"""A WebSocket in the form of a request with a body and an answer.
 
-The messages of ASGI are translated both ways, so that one pipeline answers all. The first `receive`
-accepts, as it makes a host send `100 Continue` for HTTP: what refuses a request before it is the
-answer to the handshake. What fails later is a last message, and a close code of 4000 and the
-status. Whatever happens, the WebSocket is closed from here.
+The messages of ASGI are translated both ways, so that the same pipeline answers all requests. The
+first `receive` accepts the WebSocket, as for HTTP it makes a host send `100 Continue`: a refusal
+before that is the answer to the handshake. A later failure is a last message, and a close code of
+4000 plus the status. Whatever happens, the WebSocket is closed by this module.
 """
 
 from collections.abc import Awaitable
@@ -18,13 +18,13 @@ from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.sending import is_gone
 from modelserve.wire.handshake import SUBPROTOCOL
 from modelserve.wire.headers import Header
-from modelserve.wire.json import error_document
+from modelserve.wire.json import detail_text, error_document
 from modelserve.wire.messages import close_reason, status_of
 
 __all__ = ["Socket", "cut"]
 
 _DENIAL: Final = "websocket.http.response"
-_CODES: Final = 4000  # those of an application (RFC 6455, 7.4.2), in which a status fits
+_CODES: Final = 4000  # codes for applications (RFC 6455, 7.4.2), to which a status is added
 _COMPLETE: Final = 1000
 _CUT_SECONDS: Final = 0.5
 _LEFT: Final[Message] = {"type": "websocket.disconnect", "code": 1005}
@@ -41,9 +41,9 @@ class Socket:
     """One WebSocket.
 
     Args:
-        scope: As the host has made it.
-        receive, send: The host's; the handshake has been received.
-        headers: To be sent with the answer to it.
+        scope: The host's scope.
+        receive, send: The host's functions; the handshake has been received.
+        headers: Sent with the answer to the handshake.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, headers: list[Header]) -> None:
@@ -59,7 +59,7 @@ class Socket:
     # -- as the request
 
     def receive(self) -> Awaitable[Message]:
-        """Return what awaits the client's next message, which is left as it is."""
+        """Return an awaitable of the client's next message, which is passed on as it is."""
         return self._receive() if self._state is _State.OPEN else self._receive_first()
 
     async def _receive_first(self) -> Message:
@@ -81,7 +81,7 @@ class Socket:
     # -- as the answer
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Return what sends a message, or an event of the answer as messages."""
+        """Return an awaitable that sends a message, or an event of the answer as messages."""
         is_open = self._state is _State.OPEN and self._accepted is None
         if is_open and message["type"] == "websocket.send":
             return self._send(message)
@@ -136,7 +136,7 @@ class Socket:
         try:
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
         except Exception as exc:
-            if not is_gone(exc):  # it has closed it itself, and had all
+            if not is_gone(exc):  # the client closed it itself, after the last message
                 raise
 
 
@@ -149,7 +149,7 @@ async def cut(exchange: Exchange) -> None:
     status, detail, _ = describe(error or ResponseCut())
     if exchange.scope["type"] == "http":
         text = "The response was cut short on purpose."
-        raise ResponseCut(text, status=status, detail=detail) from None
+        raise ResponseCut(text, status=status, detail=detail_text(detail)) from None
     reason = close_reason(error_document(detail))
     with anyio.move_on_after(_CUT_SECONDS):
         try:

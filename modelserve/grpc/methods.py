@@ -1,13 +1,11 @@
-"""gRPC's methods that run no model: what stands behind their paths.
+"""The endpoints of gRPC's methods that run no model.
 
-Each reads one message, makes the document that the same question has over HTTP, and writes it as a
+Each reads one message, makes the document of the same request over HTTP, and writes it as a
 message. Probes are answered while the server drains, with "not ready".
 """
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
-
-import anyio
 
 from modelserve import endpoints
 from modelserve.concurrency.flight import Phase
@@ -15,6 +13,7 @@ from modelserve.endpoints import Endpoint, Target
 from modelserve.errors import ModelNotFound, ServingError
 from modelserve.exchange.body import decoded, read_body
 from modelserve.exchange.exchange import Exchange
+from modelserve.grpc.watching import Seen, watching
 from modelserve.lifespan import Serving
 from modelserve.models.registry import Entry
 from modelserve.protocols.grpc import CONTENT, DONE, GRPC, read_call, write_answer
@@ -24,14 +23,13 @@ from modelserve.wire.grpc import HEALTH, SERVICE
 __all__ = ["OTHERS", "PUBLIC"]
 
 _MESSAGE_BYTES: Final = 1 << 16
-_WATCH_SECONDS: Final = 0.1
 
 Document: TypeAlias = dict[str, Any]
 Method: TypeAlias = Callable[[Serving, Any], Awaitable[Document]]
 
 
 def _method(name: str, document: Method) -> Endpoint:
-    """Return what answers a method whose messages have its name."""
+    """Return the endpoint of a method whose messages have its name."""
 
     async def answer(serving: Serving, target: Target, exchange: Exchange) -> None:
         call = read_call(f"{name}Request", await _read_message(serving, exchange))
@@ -144,24 +142,30 @@ async def _status(serving: Serving, service: str) -> str:
 
 
 async def _watch(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """Health/Watch: the status, and every other one from then on, until the server drains."""
-    call = read_call("HealthCheckRequest", await _read_message(serving, exchange))
-    await exchange.start(200, [CONTENT])
-    sent = ""
-    while True:
+    """Health/Watch: the status, then every change of it, until the server drains."""
+    service = read_call("HealthCheckRequest", await _read_message(serving, exchange)).service
+
+    async def look() -> Seen:
+        is_last = serving.draining
         try:
-            status = await _status(serving, call.service)
+            return Seen(await _status(serving, service), is_last)
         except ModelNotFound:
-            status = "SERVICE_UNKNOWN"
-        if status != sent:
-            exchange.check_reason()
-            exchange.enter(Phase.SEND)
-            await exchange.send_part(write_answer("HealthCheckResponse", {"status": status}))
-            exchange.enter(Phase.QUEUE)
-            sent = status
-        if serving.draining:
-            break
-        await anyio.sleep(_WATCH_SECONDS)
+            return Seen("SERVICE_UNKNOWN", is_last)
+
+    await exchange.start(200, [CONTENT])
+    with watching(serving.watches, service, look) as watch:
+        seen, sent = await watch.now(), ""
+        while True:
+            if seen.status != sent:
+                exchange.check_reason()
+                exchange.enter(Phase.SEND)
+                message = write_answer("HealthCheckResponse", {"status": seen.status})
+                await exchange.send_part(message)
+                exchange.enter(Phase.QUEUE)
+                sent = seen.status
+            if seen.is_last:
+                break
+            seen = await watch.after(seen)
     exchange.check_reason()
     await exchange.finish(DONE)
 

@@ -1,20 +1,21 @@
 """ModelStreamInfer, as Triton has it: requests come one after another, and responses go back.
 
-Each request is one of its own, with its model, its slot, its limits and its metrics, and any number
-of responses. They are answered in their order. One that fails has an error in their place, and the
-stream goes on. A model whose hook iterates is given the requests that follow one another for it, as
-they come, and answers meanwhile; that counts as one. While no request runs, a stream holds no slot,
-and a drain ends it.
+Each request is independent, with its model, its slot, its limits and its metrics, and any number of
+responses. Requests are answered in order. If one fails, an error takes the place of its responses,
+and the stream goes on. A model whose hook iterates is given successive requests for it as they
+come, and answers meanwhile; together they count as one. While no request runs, a stream holds no
+slot, and a drain ends it.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from typing import Any, Final
 
 import anyio.lowlevel
 
 from modelserve.concurrency.asyncio_guard import OwnContext
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import Target
 from modelserve.errors import ClientGone, InvalidInput
@@ -23,18 +24,17 @@ from modelserve.exchange.sending import SendFailed
 from modelserve.grpc.clock import Clock
 from modelserve.grpc.requests import Requests, Run
 from modelserve.grpc.responses import Answered, Responses
-from modelserve.lifespan import Serving
+from modelserve.lifespan import Serving, usable_entry
 from modelserve.limits import Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
-from modelserve.models.instances import Instances, SyncInstances
-from modelserve.models.iterating import Iterates
+from modelserve.models.instances import Instances
+from modelserve.models.iterating import arriving
 from modelserve.models.registry import Entry
 from modelserve.protocols.codec import ModelRef
 from modelserve.protocols.grpc import stream_response, wants_ending
 from modelserve.tensors import InferRequest
 from modelserve.wire.coding import too_large
-from modelserve.wire.head import HookHeaders
 from modelserve.wire.lines import BadLine
 
 __all__ = ["stream_infer"]
@@ -49,25 +49,25 @@ async def stream_infer(serving: Serving, target: Target, exchange: Exchange) -> 
         await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
     assert exchange.flight is not None
     stream = _Stream(serving, exchange)
-    exchange.flight.start_companion(stream.requests.receive())
-    exchange.flight.start_companion(stream.clock.keep(exchange.flight))
+    exchange.flight.start_companion(stream.requests.receive)
+    exchange.flight.start_companion(partial(stream.clock.keep, exchange.flight))
     while await stream.requests.wait_for_next():
         await stream.answer_next()
     await stream.responses.finish()
 
 
 class _Stream:
-    """One stream: its requests, its responses, and what lies between them."""
+    """One stream: reads its requests, runs the models and sends the responses."""
 
     def __init__(self, serving: Serving, exchange: Exchange) -> None:
         self.requests = Requests(serving, exchange)
         self.responses = exchange.stream = Responses(exchange, debug=serving.debug)
         self._serving = serving
         self._exchange = exchange
-        self.clock = Clock(exchange, ends=_deadline(exchange))
+        self.clock = Clock(exchange, seconds=_seconds(exchange))
 
     async def answer_next(self) -> None:
-        """Answer the next request: what fails is said in its place. Raises what ends the stream."""
+        """Answer the next request; a failure is sent in its place. Raises what ends the stream."""
         exchange, requests = self._exchange, self.requests
         answered, request = Answered(self._serving.telemetry.unknown), requests.next
         try:
@@ -81,14 +81,15 @@ class _Stream:
                 raise
             await self.responses.send_error(exc, request)
         finally:
-            if requests.next is request:  # else a hook has taken it
+            if requests.next is request:  # otherwise a hook has taken it
                 requests.take()
             answered.record(exchange.id)
             self.clock.rest()
 
     async def _answer(self, request: InferRequest, answered: Answered) -> None:
         serving, size = self._serving, self.requests.size
-        entry = await self._usable(request, answered)
+        note = partial(self._note_entry, answered)
+        entry = await usable_entry(serving, request.model_name, request.model_version, note)
         if size > entry.max_binary_bytes:
             raise too_large(entry.max_binary_bytes)
         if not serving.admission.acquire_nowait(entry.gate):
@@ -100,58 +101,43 @@ class _Stream:
         finally:
             serving.admission.release(entry.gate)
 
-    async def _usable(self, request: InferRequest, answered: Answered) -> Entry:
-        """Return the model of a request. Raises ModelNotFound, ModelNotReady."""
-        while True:
-            entry = self._serving.registry.get(request.model_name, request.model_version)
-            answered.series = entry.series
-            self.clock.start(entry.deadlines)
-            if entry.checks_health or not entry.model.ready:
-                await self._serving.usable(entry)
-            if not entry.is_retired:
-                return entry
+    def _note_entry(self, answered: Answered, entry: Entry) -> None:
+        answered.series = entry.series
+        self.clock.start(entry.deadlines)
 
     async def _run(self, entry: Entry, request: InferRequest, answered: Answered) -> None:
-        """Run the hooks and send what they give; then close what they have opened."""
+        """Run the hooks and send their results; then close what they have opened."""
         exchange, plan = self._exchange, entry.plans["predict"]
-        headers = HookHeaders.of(exchange) if plan.wants_headers else None
-        response_headers = HookHeaders(raw=[]) if plan.wants_response_headers else None
-        call = Call(entry.name, entry.workers, headers, response_headers, exchange.id, exchange)
-        answered.seconds = call.seconds
-        answer = _Answer(self, entry, request, call)
-        payload = self._payload(plan, answer.ref, request)
-        try:
-            result = await infer(plan, payload, call, _no_check)
-            if call.is_stream(result):
-                answered.streams = True
-                await answer.send_all(result, answered)
-            else:
-                await answer.send(result, final=True)
-        finally:
-            self.responses.endings = None
-            if not call.is_finished:
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(exchange, closing))
+        new_call = partial(Call, entry.name, entry.workers)
+        with self._payload(plan, request) as payload:
+            async with new_call(*plan.headers_for(exchange), exchange) as call:
+                answered.seconds = call.seconds
+                answer = _Answer(self, entry, request, call)
+                result = await infer(plan, payload, call, _no_check)
+                if call.is_stream(result):
+                    answered.streams = True
+                    await answer.send_all(result, answered)
+                else:
+                    await answer.send(result, final=True)
 
-    def _payload(self, plan: Plan, ref: ModelRef, request: InferRequest) -> Any:
-        """Return the request, or an iterator of it and of those that follow."""
+    @contextmanager
+    def _payload(self, plan: Plan, request: InferRequest) -> Iterator[Any]:
+        """Give the request, or an iterator of it and of those that follow."""
         if plan.iterates is None:
-            return request
-        instances = Instances(Run(self.requests, ref))
+            yield request
+            return
+        instances = Instances(Run(self.requests, _ref(request)))
         instances.fail_record = self.responses.fail_record
-        if plan.iterates is not Iterates.SYNC:
-            return instances
-        payload = SyncInstances(instances)
         assert self._exchange.flight is not None
-        self._exchange.flight.start_companion(payload.serve())
-        return payload
+        with arriving(instances, plan.iterates, self._exchange.flight) as payload:
+            yield payload
 
 
 class _Answer:
     """The responses to one request, or to those that a hook iterates."""
 
     def __init__(self, stream: _Stream, entry: Entry, request: InferRequest, call: Call) -> None:
-        self.ref = ModelRef(request.model_name, request.model_version)
+        self._ref = _ref(request)
         self._exchange = stream._exchange
         self._responses = stream.responses
         self._streaming = entry.streaming
@@ -161,8 +147,8 @@ class _Answer:
         self._call = call
 
     async def send(self, item: Any, *, final: bool) -> None:
-        """Send what a hook gives as a response; `final` if no other follows."""
-        message = stream_response(item, self._request, self.ref, final=final)
+        """Send a hook's result as a response; `final` if no other follows."""
+        message = stream_response(item, self._request, self._ref, final=final)
         await self._responses.send(message, self._call.response_headers)
 
     async def send_all(self, items: AsyncIterator[Any], answered: Answered) -> None:
@@ -178,19 +164,23 @@ class _Answer:
                 exchange.enter(Phase.ITEM)
         finally:
             mark.leave()
+            self._responses.endings = None
         if wants_ending(self._request):
             await self.send(_NO_OUTPUTS, final=True)
 
 
-def _deadline(exchange: Exchange) -> float | None:
-    """Return when the client's deadline passes. Raises InvalidInput."""
+def _seconds(exchange: Exchange) -> float | None:
+    """Return the seconds that the client gives the stream. Raises InvalidInput."""
     requested = exchange.headers.get(b"x-request-timeout-seconds")
-    seconds = None if requested is None else shortened(Deadlines(), requested).timeout
-    return None if seconds is None else exchange.arrived + seconds
+    return None if requested is None else shortened(Deadlines(), requested).timeout
+
+
+def _ref(request: InferRequest) -> ModelRef:
+    return ModelRef(request.model_name, request.model_version)
 
 
 def _without_payload(request: InferRequest) -> InferRequest:
-    """Return what the first of some requests says of the form of all responses."""
+    """Return the form of all responses, as the first of their requests wants it."""
     form = copy(request)
     form.id, form.parameters, form.inputs = None, None, []
     return form

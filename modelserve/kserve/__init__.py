@@ -7,6 +7,7 @@ lists every difference.
 
 from modelserve.kserve import errors, logging, model_server
 from modelserve.kserve.constants import constants
+from modelserve.kserve.inference_client import InferenceGRPCClient
 from modelserve.kserve.model import InferenceVerb, Model
 from modelserve.kserve.model_repository import ModelRepository
 from modelserve.kserve.model_server import ModelServer
@@ -25,6 +26,7 @@ __all__ = [
     "InferOutput",
     "InferRequest",
     "InferResponse",
+    "InferenceGRPCClient",
     "InferenceVerb",
     "Model",
     "ModelRepository",

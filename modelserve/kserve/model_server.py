@@ -26,6 +26,8 @@ from modelserve.kserve.constants.constants import (
     KSERVE_TLS_KEY_FILE_ENV,
 )
 from modelserve.kserve.logging import configure_logging, logger
+from modelserve.kserve.protocol.dataplane import DataPlane
+from modelserve.kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from modelserve.kserve.utils.utils import strtobool
 from modelserve.limits import Limits
 from modelserve.models.model import Model
@@ -91,7 +93,7 @@ def _add_logging(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--configure_logging", type=strtobool, default=True, help="whether to set up logging")
     add("--log_config_file", help="a file of logging's configuration: YAML, JSON or INI")
-    add("--enable_latency_logging", type=strtobool, default=True, help="log a line a request")
+    add("--enable_latency_logging", type=strtobool, default=True, help="log a line per request")
 
 
 def _add_model(parser: ArgumentParser) -> None:
@@ -189,7 +191,7 @@ class ModelServer(_ModelServer):
         max_asyncio_workers: How many sync hooks run at the same time; else 40.
         registered_models: A repository, whose models are served, and which loads others by name
             over HTTP.
-        enable_latency_logging: Log a line a request.
+        enable_latency_logging: Log a line per request.
         event_loop: "auto", "asyncio" or "uvloop".
         timeout_keep_alive: Seconds that an idle connection stays open; else 65.
         predictor_config: Where models without a `predict` forward their payloads, unless they
@@ -263,6 +265,16 @@ class ModelServer(_ModelServer):
         if config is not None and isinstance(model, Model) and not model.predictor_host:
             model.predictor_config = config
         self.registered_models.update(model, name)
+
+    @property
+    def dataplane(self) -> DataPlane:
+        """The models, for a program that has a way in of its own."""
+        return DataPlane(self, self.registered_models)
+
+    @property
+    def model_repository_extension(self) -> ModelRepositoryExtension:
+        """The loading and unloading of models, for the same."""
+        return ModelRepositoryExtension(self)
 
     def register_exception_handler(self, handler: ExceptionHandler) -> None:
         """Set the event loop's handler of uncaught exceptions, with asyncio's interface."""

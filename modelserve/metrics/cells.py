@@ -31,17 +31,17 @@ __all__ = [
 Cells: TypeAlias = "list[float] | memoryview[float]"
 Key: TypeAlias = tuple[str, ...]  # the metric's name, then the values of its labels
 
-# The default buckets of Prometheus' clients. Their counts come first among a histogram's cells,
-# then the count of +Inf, then the sum.
+# The default buckets of Prometheus' clients. A histogram's cells are their counts, then the count
+# of +Inf, then the sum.
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 FIRST_BOUND: Final = BOUNDS[0]
-# The buckets of what is counted in items; as many, so that all histograms have the same cells.
+# The buckets for numbers of items; as many, so that all histograms have the same cells.
 SIZES: Final = tuple(float(1 << power) for power in range(len(BOUNDS)))
 SUM: Final = len(BOUNDS) + 1
 
 
 def local_cells(size: int) -> Cells:
-    """Return cells that this process alone sees, faster to write than shared ones."""
+    """Return cells of this process alone, which are faster to write than shared ones."""
     return [0.0] * size
 
 
@@ -68,7 +68,7 @@ class Counter(Series):
 
 
 class Gauge(Series):
-    """A number that goes up and down; it counts only while its process lives."""
+    """A number that goes up and down; it is shown only while its process lives."""
 
     __slots__ = ()
 
@@ -82,7 +82,7 @@ class Gauge(Series):
 
 
 class Histogram(Series):
-    """How many durations, or numbers of items, fell into each bucket, and the sum of all."""
+    """The counts of durations, or numbers of items, in each bucket, and the sum of all."""
 
     __slots__ = ()
     size = SUM + 1
@@ -95,7 +95,7 @@ class Histogram(Series):
 
 
 class Family(NamedTuple):
-    """What all series of one metric share."""
+    """The common properties of all series of one metric."""
 
     kind: type[Series]
     text: str
@@ -111,27 +111,29 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "request_postprocess_seconds": Family(Histogram, "post-process request latency"),
     "modelserve_requests_total": Family(
         Counter,
-        "model requests that have ended",
+        "Requests to models that have ended.",
         ("model_name", "protocol", "verb", "status", "outcome"),
     ),
-    "modelserve_request_seconds": Family(Histogram, "from a request's arrival to its end"),
+    "modelserve_request_seconds": Family(Histogram, "Seconds from a request's arrival to its end."),
     "modelserve_failed_request_seconds_total": Family(
-        Counter, "seconds from arrival to end of requests whose outcome was not done"
+        Counter, "Seconds from arrival to end of requests whose outcome was not done."
     ),
     "modelserve_queue_seconds_total": Family(
-        Counter, "seconds for which requests have waited for a slot"
+        Counter, "Seconds for which requests have waited for a slot."
     ),
     "modelserve_time_to_first_item_seconds": Family(
-        Histogram, "from a request's arrival to the first item of its stream"
+        Histogram, "Seconds from a request's arrival to the first item of its stream."
     ),
-    "modelserve_inter_item_seconds": Family(Histogram, "between two items of a stream"),
-    "modelserve_stream_items_total": Family(Counter, "items of streams"),
-    "modelserve_in_flight": Family(Gauge, "requests that run, those in the queue not counted"),
-    "modelserve_queued": Family(Gauge, "requests that wait for a slot"),
-    "modelserve_batch_size": Family(Histogram, "items in one batch", bounds=SIZES),
-    "modelserve_batch_wait_seconds": Family(Histogram, "how long a request waits for its batch"),
-    "modelserve_active_slots": Family(Gauge, "streams that are stepped together"),
+    "modelserve_inter_item_seconds": Family(Histogram, "Seconds between two items of a stream."),
+    "modelserve_stream_items_total": Family(Counter, "Items of streams."),
+    "modelserve_in_flight": Family(Gauge, "Requests that run, those in the queue not counted."),
+    "modelserve_queued": Family(Gauge, "Requests that wait for a slot."),
+    "modelserve_batch_size": Family(Histogram, "Items in one batch.", bounds=SIZES),
+    "modelserve_batch_wait_seconds": Family(
+        Histogram, "Seconds for which a request has waited for its batch."
+    ),
+    "modelserve_active_slots": Family(Gauge, "Streams that are stepped together."),
     "modelserve_batches_total": Family(
-        Counter, "batches that have ended", ("model_name", "outcome")
+        Counter, "Batches that have ended.", ("model_name", "outcome")
     ),
 }

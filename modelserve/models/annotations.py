@@ -1,4 +1,4 @@
-"""What an annotation says about a payload, and whose classes it is made of.
+"""What an annotation declares about a payload, and which library reads its classes.
 
 pydantic's and msgspec's classes are known by their attributes, so that neither is imported.
 """
@@ -59,9 +59,9 @@ _SAY_NOTHING: Final = (Any, object, UNKNOWN)
 
 
 def libraries_of(annotation: Any) -> set[str]:
-    """Return whose classes an annotation contains: PYDANTIC, MSGSPEC, PLAIN_CLASS.
+    """Return which kinds of classes an annotation contains: PYDANTIC, MSGSPEC, PLAIN_CLASS.
 
-    An annotation without any says nothing about a payload.
+    Without any of them, an annotation declares nothing about a payload.
     """
     found: set[str] = set()
     _collect(annotation, found, [])
@@ -69,14 +69,14 @@ def libraries_of(annotation: Any) -> set[str]:
 
 
 def unnamed(annotation: Any) -> Any:
-    """Return what a name given by `type X = ...` stands for, which msgspec may not read itself."""
+    """Resolve a name made by `type X = ...`, which msgspec may not be able to read."""
     while hasattr(annotation, "__value__") and not isinstance(annotation, type):
         annotation = annotation.__value__
     return annotation
 
 
 def bare(annotation: Any) -> Any:
-    """Take `Annotated` and names of types off."""
+    """Unwrap `Annotated` and type aliases."""
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
@@ -91,7 +91,7 @@ def bare(annotation: Any) -> Any:
 def element_of(annotation: Any, *, iterates: bool = False) -> Any:
     """Return the type of the elements of a list, or, with `iterates`, of an iterator.
 
-    UNKNOWN where the annotation is of another kind or does not tell.
+    UNKNOWN for any other annotation, and for one without an element type.
     """
     annotation = bare(annotation)
     if get_origin(annotation) in UNIONS:
@@ -166,7 +166,7 @@ def _collect_class(kind: type, found: set[str], seen: list[Any]) -> None:
 
 
 def _note_library(kind: type, found: set[str]) -> bool:
-    """Note the library of a class that belongs to one; return whether it does."""
+    """Note which library a class belongs to; return whether it belongs to one."""
     package = _package(kind)
     if package in _OTHERS or (kind.__name__, package) in (
         ("BaseModel", PYDANTIC),
@@ -186,7 +186,7 @@ _PYDANTIC_HAS: Final = ("__pydantic_validator__", "__get_pydantic_core_schema__"
 
 
 def _package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
+    return str(kind.__module__).partition(".")[0]  # of classes made by a program it may be None
 
 
 def _is_typed_dict(kind: type) -> bool:
@@ -194,10 +194,10 @@ def _is_typed_dict(kind: type) -> bool:
 
 
 def _types_of_fields(kind: type) -> Iterator[Any]:
-    """Yield the types of a class's fields, and of defaults that are descriptions of a library."""
+    """Yield the types of a class's fields, and of their defaults, such as pydantic's FieldInfo."""
     try:
         yield from get_type_hints(kind, include_extras=True).values()
-    except Exception:  # a name that cannot be found: whoever reads the class will say so
+    except Exception:  # an unknown name, which the library that reads the class reports
         yield from ()
     for field in getattr(kind, "__dataclass_fields__", {}).values():
         yield type(field.default)

@@ -2,8 +2,8 @@
 
 The hook stays as it is written for one request: V1's gets `{"instances": [...]}` and returns as
 many `predictions`, V2's gets one `InferRequest` joined along the first axis and returns an
-`InferResponse` with as many rows. Here is what may go together, and how payloads are joined and
-results divided; `concurrency.batches` decides when a call is made.
+`InferResponse` with as many rows. This module decides which payloads may share a call, joins
+payloads and divides results; `concurrency.batches` decides when a call is made.
 """
 
 import logging
@@ -55,12 +55,12 @@ def check_batching(model: Any, plan: Plan) -> None:
         names = " and ".join(hook.required_headers)
         raise TypeError(
             f"{label} is batched, and is then called for several requests at once: "
-            f"{names} must have a default, which it is left at"
+            f"{names} must have a default, which is used then"
         )
 
 
 def with_room(limits: Limits, batching: Batching, label: str) -> Limits:
-    """Return a model's limits such that the next batch can gather while others run."""
+    """Return a model's limits with room for the next batch to gather while others run."""
     if limits.concurrency is not None and limits.concurrency < math.inf:
         if limits.concurrency < batching.max_size:
             logger.warning(
@@ -87,10 +87,10 @@ def batched(
     """Return a plan whose main hook joins requests.
 
     Args:
-        plan: As it is without batching.
-        label: What the hook's calls are called among the threads.
-        workers: Run the hook if it is sync.
-        deadlines: Bound the clean-up of a call.
+        plan: The plan without batching.
+        label: Names the hook's calls in lists of busy threads.
+        workers: The threads for a sync hook.
+        deadlines: Their `cleanup_timeout` bounds the clean-up of a call.
         series: Records the batches.
         flights: The register of work for several requests.
     """
@@ -139,7 +139,7 @@ def _caller(hook: Hook, label: str, workers: Workers) -> Callable[[Any], Awaitab
 
 
 class _Batcher:
-    """Batches of one model, in whatever event loop its requests come."""
+    """The batches of one model, in each event loop that serves it."""
 
     def __init__(
         self,
@@ -153,11 +153,11 @@ class _Batcher:
         self._batches: PerLoop[Batches] = PerLoop(make)
 
     def predict(self, payload: Any) -> Awaitable[Any]:
-        """Return the result for one request's payload, which may go into one call with others."""
+        """Return the result for one request's payload, which may share a call with others."""
         return self._batches.get().submit(_work_of(payload))
 
     async def predict_rows(self, payload: Any) -> Any:
-        """Return the same with an exception in the place of each prediction that is one."""
+        """Like `predict`, but keep an exception in the place of each prediction that failed."""
         work = _work_of(payload)
         if isinstance(work, _Instances):
             work.keeps_errors = True
@@ -189,19 +189,19 @@ class _Work(Protocol):
     def key(self) -> Hashable: ...
 
     def join(self, parts: Sequence[Part]) -> Any:
-        """Return one payload made of parts, of which this work has the first."""
+        """Join parts into one payload; the first part is of this work."""
 
     def checked(self, result: Any, size: int) -> Any:
-        """Return the result for so many items, or an exception if it has one in an item's place.
+        """Return a result for `size` items, or the exception that it has in an item's place.
 
-        Raises InferenceError for another number of results, TypeError for what has no number.
+        Raises InferenceError for another number of results, TypeError if they cannot be counted.
         """
 
     def divide(self, result: Any, parts: Sequence[Part]) -> Sequence[Any]:
-        """Return the result of each part, or an exception; raise as `checked`."""
+        """Return the result, or the exception, of each part. Raises as `checked`."""
 
     def whole(self, results: Sequence[Any]) -> Any:
-        """Return one result made of those of all parts."""
+        """Join the results of all parts into one."""
 
 
 def _work_of(payload: Any) -> _Work:
@@ -244,7 +244,7 @@ _SORTED: Final = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SER
 
 
 class _Instances:
-    """V1's instances; what goes together has the same values under all other keys."""
+    """V1's instances; payloads may share a call if all their other keys have equal values."""
 
     __slots__ = ("instances", "keeps_errors", "key", "payload", "size")
 
@@ -265,7 +265,7 @@ class _Instances:
         others = {key: value for key, value in payload.items() if key != "instances"}
         try:
             return cls(payload, instances, (*_INSTANCES, orjson.dumps(others, None, _SORTED)))
-        except TypeError:  # made by preprocess; nobody can say what is equal to it
+        except TypeError:  # made by preprocess, and not comparable
             return None
 
     def join(self, parts: Sequence[Part]) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class _Instances:
 
 
 class _Rows:
-    """A V2 request whose inputs all have as many rows; what goes together differs in those only."""
+    """A V2 request whose inputs have as many rows; it may share a call if all else is equal."""
 
     __slots__ = ("key", "payload", "size")
 

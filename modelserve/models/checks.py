@@ -53,7 +53,7 @@ def instances(payload: Any, of: Any = object, *, at_least: int = 0) -> list[Any]
 
 
 def name_of_kind(value: Any) -> str:
-    """Return what a value is in the words of JSON; for a hook's own objects, their class."""
+    """Name the JSON type of a value; for a hook's own objects, their class."""
     return _NAMES.get(type(value)) or f"a value of type {type(value).__name__}"
 
 

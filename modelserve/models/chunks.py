@@ -1,15 +1,14 @@
 """Run a hook of whole payloads for a request that is still being received.
 
-It is called with `{"instances": [...]}` of what has arrived, and never waits for more. Each result
-belongs to one record, and goes out in its order; so does what is wrong with a record. A call that
-raises is made again record by record, so that one bad record fails alone.
+The hook is called with `{"instances": [...]}` of what has arrived, and never waits for more. Each
+result belongs to one record. Results and errors of records are sent in the order of the records. A
+call that raises is made again record by record, so that one bad record fails alone.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, Final, Protocol
 
-from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.flight import Watched
 from modelserve.errors import InvalidInput, describe
 from modelserve.models.hooks import Plan
@@ -28,7 +27,7 @@ class Sink(Protocol):
     """Where results go.
 
     Attributes:
-        is_empty: Nothing has been put there yet.
+        is_empty: No result has been added yet.
     """
 
     @property
@@ -41,10 +40,10 @@ class Sink(Protocol):
         """Add a result; return `wait_for_room`, to be awaited."""
 
     def fail_record(self, number: int, failure: BaseException) -> None:
-        """Say in a record's place why it has no result; raise what ends the request."""
+        """Add an error in the place of a record's result. Raises what ends the request."""
 
     async def wait_for_room(self) -> None:
-        """Wait until more may be put. Raises what ends the request early."""
+        """Wait until more may be added. Raises what ends the request early."""
 
 
 class Chunks:
@@ -54,8 +53,8 @@ class Chunks:
         plan: The hooks.
         incoming: Where the records come from.
         sink: Where the results go.
-        request: Whose clean-up it is.
-        make_call: Makes what runs the hooks once.
+        request: The request, which bounds the clean-up.
+        make_call: Makes the object that runs the hooks once.
         check: As for `infer`.
         seconds: How long each hook has taken, over all calls.
     """
@@ -92,14 +91,18 @@ class Chunks:
     async def run(self) -> None:
         """Answer all records. Raises what ends the request."""
         incoming = self._incoming
-        answer = self._answer_each if incoming.cutter.at_a_time == 1 else self._answer_all
+        one_by_one = incoming.cutter.at_a_time == 1
         while True:
             first, records = await incoming.take()
             if not records:
                 return
-            await answer(first, *incoming.cutter.parse(records))
+            values, is_regular = incoming.cutter.parse(records)
+            if one_by_one:
+                await self._answer_each(first, values)
+            else:
+                await self._answer_all(first, values, is_regular)
 
-    async def _answer_each(self, first: int, values: list[Any], is_regular: bool) -> None:
+    async def _answer_each(self, first: int, values: list[Any]) -> None:
         """Answer each record by itself, before the next is looked at."""
         for number, value in enumerate(values, first):
             if type(value) is BadLine:
@@ -114,7 +117,7 @@ class Chunks:
                 await self._sink.wait_for_room()
 
     async def _answer_all(self, first: int, values: list[Any], is_regular: bool) -> None:
-        """Answer records together, as far as they are instances."""
+        """Answer records together, except those that are no instances."""
         if is_regular:
             await self._answer(range(first, first + len(values)), values)
         else:
@@ -122,7 +125,7 @@ class Chunks:
         await self._sink.wait_for_room()
 
     async def _answer_between(self, first: int, values: list[Any]) -> None:
-        """Answer the records between those that are no instances."""
+        """Answer each run of records between two that are no instances."""
         numbers: list[int] = []
         good: list[Any] = []
         for number, value in zip(count(first), values, strict=False):
@@ -145,7 +148,7 @@ class Chunks:
         self._put(numbers, results, error)
 
     async def _one_by_one(self, values: list[Any]) -> list[Any]:
-        """Return the result of each instance, or what its call has raised."""
+        """Return the result of each instance, or the exception that its call raised."""
         results: list[Any] = []
         for value in values:
             found, error = await self._attempt([value])
@@ -153,10 +156,10 @@ class Chunks:
         return results
 
     def _put(self, numbers: Sequence[int], results: Any, error: Exception | None) -> None:
-        """Put results in their order; those that are exceptions are what is wrong with a record.
+        """Add results in order; an exception is the error of its record.
 
         Args:
-            error: What the call for all of them together has raised.
+            error: What the call for all of them raised.
         """
         if error is not None and self._sink.is_empty and all(map(_is_fault, results)):
             raise error  # no record is to blame
@@ -172,9 +175,9 @@ class Chunks:
                 self._sink.put((result,))
 
     async def _attempt(self, values: list[Any]) -> tuple[Any, Exception | None]:
-        """Return the results of one call, or what it has raised, if that may be a record's fault.
+        """Return the results of one call, or its exception if a record may be at fault.
 
-        There are none where they were a stream, and have gone out.
+        No results are returned for a stream: its items have been sent already.
         """
         call, plan = self._call, self._plan
         try:
@@ -194,8 +197,7 @@ class Chunks:
         finally:
             if not call.is_finished:
                 self._call = self._new_call()
-                closing = call.finish()
-                await (closing if call.is_exhausted else clean_up(self._request, closing))
+                await call.closing()
 
     async def _hand_on(self, items: Any) -> None:
         has_begun = False
@@ -211,12 +213,12 @@ class Chunks:
 
 
 class _Partial(Exception):
-    """A stream has failed of which a part has gone out."""
+    """A stream failed after a part of it had been sent."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 def _is_fault(result: Any) -> bool:
-    """Return whether a record has failed through no fault of the client's."""
+    """Return whether a record failed through no fault of the client."""
     return isinstance(result, BaseException) and describe(result)[0] >= 500

@@ -1,8 +1,8 @@
-"""What a model has declared its payload to be, and what becomes of a payload before its hooks run.
+"""Declared payloads: what a model declares, and how a payload is converted before its hooks run.
 
-The annotation of the payload's parameter counts, in the first hook that runs. It describes the
-document of V1; that of a parameter called `instances` describes the instances alone; that of an
-iterator, each instance of streamed input. All is settled when the model is registered.
+The declaration is the annotation of the payload's parameter in the first hook that runs. It
+describes V1's document; on a parameter called `instances`, the list of instances; as the element of
+an iterator, each instance of streamed input. It is read once, when the model is registered.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Declared:
     validate: Validate
 
     def convert(self, payload: Any) -> Any:
-        """Return what the first hook takes. Raises InvalidInput for what is not as declared."""
+        """Return what the first hook takes. Raises InvalidInput if it is not as declared."""
         if self.form is Form.ITERATOR or isinstance(payload, self.passed):
             return payload
         if type(payload) not in _JSON_TYPES:
@@ -66,11 +66,11 @@ class Declared:
         return payload if self.form is Form.CHECKED else document
 
     def convert_instance(self, instance: Any, index: int) -> Any:
-        """Return one instance of streamed input. Raises InvalidInput as `convert` does."""
+        """Convert one instance of streamed input. Raises InvalidInput as `convert` does."""
         return self.validate(instance, f"instances[{index}]")
 
     def answer(self, result: Any) -> Any:
-        """Return a result as it is answered: where instances came, a list is the predictions."""
+        """Return the answer for a result: for declared instances, a list becomes `predictions`."""
         if self.form is Form.INSTANCES and _is_list(result):
             return {"predictions": result}
         return result
@@ -79,8 +79,8 @@ class Declared:
 def declared_input(model: Any, hook: str, *, iterates: bool = False) -> Declared | None:
     """Return what is declared of the payload of a hook, by its annotation or by `input_schema`.
 
-    `iterates` is true for a hook that takes its instances one by one. None where nothing is
-    declared. Raises TypeError, in one sentence, for what cannot be made of JSON.
+    `iterates` is true for a hook that takes its instances one by one. None if nothing is declared.
+    Raises TypeError, in one sentence, for a type that cannot be read from JSON.
     """
     name, annotation = payload_type(getattr(model, hook))
     label = f"The payload of {hook} of model {model.name!r}"
@@ -118,7 +118,7 @@ def _is_instance(payload: Any, kind: Any) -> bool:
 
 def _not_json(payload: Any) -> str:
     if isinstance(payload, InferRequest):
-        return "This model takes the JSON of V1, which it has declared, and no request of V2"
+        return "This model takes V1's JSON, as it has declared, and no V2 request"
     is_form = hasattr(payload, "multi_items")  # starlette's
     return f"Expected a JSON document, not {'a form' if is_form else name_of_kind(payload)}"
 

@@ -1,7 +1,7 @@
 """Find the models of a directory, and make a model of its `model.py`.
 
-A name is one component of a path. Names that are something else, that begin with a dot, or whose
-folder or `model.py` is a link that leaves the directory, are those of no model.
+A model's name is one component of a path. There is no model for a name that begins with a dot, or
+whose folder or `model.py` is a link that leads out of the directory.
 """
 
 import inspect
@@ -44,12 +44,12 @@ def file_of(directory: str | os.PathLike[str], name: str, model_name: str | None
 
 
 def has_one_model(directory: str | os.PathLike[str]) -> bool:
-    """Return whether a directory has a `model.py` itself: it is then the folder of one model."""
+    """Return whether a directory is the folder of one model: whether it has a `model.py` itself."""
     return _is_file_inside(directory, Path(directory) / "model.py")
 
 
 def only_name(directory: str | os.PathLike[str], model_name: str | None) -> str:
-    """Return the name of the one model of a directory: that given, else KServe's, else its own."""
+    """Name the one model of a directory: the given name, else KServe's, else the directory's."""
     name = model_name or os.environ.get("INFERENCE_SERVICE_NAME")
     return name or Path(directory).resolve().name or "model"
 
@@ -72,9 +72,9 @@ def _check_inside(directory: str | os.PathLike[str], path: Path, name: str) -> N
 
 
 def model_in(module: ModuleType, folder: Path, name: str) -> Any:
-    """Make the model of a `model.py`, by its function `load` or its one subclass of `Model`.
+    """Make a model by the function `load` of a `model.py`, or by its one subclass of `Model`.
 
-    Raises TypeError where it has neither, and what its code raises.
+    Raises TypeError if it has neither, and what its code raises.
     """
     load = getattr(module, "load", None)
     if callable(load):

@@ -1,16 +1,16 @@
 """The folders of models as packages, whose modules have the same names in every process.
 
-`model.py` in a folder `churn` is the module `modelserve.models.folders.churn@1a2b3c4d.model`, where
-the number is made of the folder's path; a `features.py` beside it ends in `.features`. After a
-reload, after a restart and in a worker process of `multiprocessing` these names lead to the files
-as they are then, so that what has been pickled by them can be read there; where the path is another
-one, to a folder of the same name. For worker processes, `sys.path`, which they are given, gets an
-entry that says where the folders are and that nothing else looks into.
+`model.py` in a folder `churn` is the module `modelserve.models.folders.churn@1a2b3c4d.model`; the
+number is a checksum of the folder's path. A `features.py` beside it ends in `.features`. Pickles
+name classes by their modules. So these names can be imported after a reload, after a restart and in
+a worker process of `multiprocessing`, and lead to the files as they are then; if the folder has
+moved, to a folder of the same name. Worker processes inherit `sys.path`: an entry of it, which
+nothing else reads, tells them where the folders are.
 
 Modules of a folder import each other by `from . import features` or, as scripts in that folder do,
 by `import features`: two models with a `features.py` each have their own. An artifact that was
 pickled by such a script names a class `features.Scaler`. Pickle looks for the name in
-`sys.modules`, where a stand-in passes it on to the module of the model that asks.
+`sys.modules`, where a stand-in leads to the module of the model that asks.
 """
 
 import builtins
@@ -41,12 +41,12 @@ class _Folder:
         self.path = path
         self.package = _PREFIX + key
         self.modules: frozenset[str] = frozenset()
-        self.data: frozenset[str] = frozenset()  # folders that are packages if nothing else is
+        self.data: frozenset[str] = frozenset()  # folders: packages, unless a module has the name
         self.builtins: dict[str, Any] = {}
         self.renew()
 
     def renew(self) -> None:
-        """Read which modules there are now."""
+        """List the modules that the folder has now."""
         paths = list(self.path.iterdir())
         self.modules = frozenset(
             path.name.partition(".")[0]
@@ -67,7 +67,7 @@ class _Folder:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """Import as the statement does, and look into the folder before anywhere else."""
+        """Import as the `import` statement does, but look into the folder first."""
         top = name.partition(".")[0]
         # C code, such as pickle's, passes a list, and wants the module under that very name.
         if level or not self.has(top) or isinstance(fromlist, list):
@@ -98,9 +98,9 @@ class Modules:
         return self._folder.path
 
     def run(self) -> ModuleType:
-        """Run `model.py` anew, with what it imports of its folder; return the module.
+        """Run `model.py` again, with the modules of its folder that it imports; return the module.
 
-        Raises what the files raise; the modules are then as they were.
+        Raises what the files raise; the modules are then as they were before.
         """
         before, self._before = self._take(), {}
         try:
@@ -128,12 +128,12 @@ class Modules:
 
 
 def modules_of(path: Path) -> Modules:
-    """Return the modules of a folder, which is importable from now on."""
+    """Return the modules of a folder, and make it importable."""
     return Modules(_claim(path.absolute()))
 
 
 def _claim(path: Path) -> _Folder:
-    """Return a folder, by its one key, which has both its name and its path."""
+    """Return the folder of a path. Its key is made of its name and its path."""
     name = path.name.replace("%", "%25").replace(".", "%2E").replace("@", "%40")
     key = f"{name}@{crc32(os.fsencode(path)):08x}"
     if key not in _folders:
@@ -145,7 +145,7 @@ def _claim(path: Path) -> _Folder:
 
 
 def _find(key: str) -> _Folder | None:
-    """Return the folder of a key, which another process may have made; else one of its name."""
+    """Return the folder of a key, perhaps of another process; else a folder of the same name."""
     if key in _folders:
         return _folders[key]
     name = unquote(key.partition("@")[0])
@@ -161,7 +161,7 @@ def _find(key: str) -> _Folder | None:
 
 
 def _candidates(name: str) -> Iterator[Path]:
-    """Yield where a folder of this name may be: below a marked directory, or where scripts look."""
+    """Yield the places of a folder of this name: below a marked directory, and in `sys.path`."""
     for entry in sys.path:
         path = Path(entry.removesuffix(_MARKER)).absolute()
         yield path / name
@@ -184,7 +184,7 @@ class _FolderFinder(MetaPathFinder):
         folder = _find(key)
         if folder is None:
             return None
-        if folder.package != _PREFIX + key:  # it has moved since something of it was pickled
+        if folder.package != _PREFIX + key:  # the folder has moved since the pickle was made
             return _stand_in(fullname, f"{folder.package}.{inner}".rstrip("."))
         if not inner:
             package = ModuleSpec(fullname, None, is_package=True)
@@ -197,7 +197,7 @@ class _FolderFinder(MetaPathFinder):
 
 
 class _FileLoader(SourceFileLoader):
-    """Run a file of a folder as it is now: a cached compilation is checked by size and second."""
+    """Compile a file of a folder anew: Python checks its cache by size and whole seconds only."""
 
     def __init__(self, fullname: str, path: str, folder: _Folder) -> None:
         super().__init__(fullname, path)
@@ -214,7 +214,7 @@ class _FileLoader(SourceFileLoader):
 
 
 class _StandInFinder(MetaPathFinder):
-    """Finds what a model's code asks for by its name in the folder, if nothing else is found."""
+    """Finds modules of a folder that its code imports by plain names, if nothing else is found."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -226,7 +226,7 @@ class _StandInFinder(MetaPathFinder):
 
 
 def _stand_in(name: str, of: str) -> ModuleSpec | None:
-    """Return how to make a stand-in; None where there is nothing to stand in for."""
+    """Return the spec of a stand-in; None if no folder has such a module."""
     try:
         module = importlib.import_module(of)
     except ModuleNotFoundError as exc:
@@ -255,7 +255,7 @@ class _StandIn(ModuleType):
 
 
 def _meant(name: str) -> str | None:
-    """Return the name of the module that a stand-in stands for, for the code that is running."""
+    """Return the name of the module that a stand-in means for the code that is running."""
     if name.startswith(_PREFIX):
         key, _, inner = name.removeprefix(_PREFIX).partition(".")
         folder = _find(key)

@@ -1,8 +1,8 @@
 """The hooks of a model whose application has observers that follow the steps of requests.
 
-Each hook is a step. A step that streams goes on while its items are read, and what an observer has
-set of context variables is set while the hook's own code runs, and at no other time: a generator
-that is read by another hook keeps its own.
+Each hook is a step. A step that streams lasts until its items have been read. Context variables
+that an observer sets hold while the hook's own code runs, and at no other time: a generator that
+another hook reads keeps its own.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +20,7 @@ __all__ = ["new_calls"]
 
 
 class _FollowedCall(Call):
-    """One run of a model's hooks, of which observers are told."""
+    """One run of a model's hooks that reports each step to observers."""
 
     __slots__ = ("_observers", "_streams")
 
@@ -83,13 +83,13 @@ class _FollowedStream:
         return item
 
     async def aclose(self) -> None:
-        """Close what the items come from; a hook that is given them may."""
+        """Close the source of the items; a hook that is given them may call this."""
         with self.running():
             await aclose(self.items)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Tell that the hook's code runs."""
+        """Report that the hook's code runs."""
         self.scope.enter()
         try:
             yield
@@ -98,7 +98,7 @@ class _FollowedStream:
 
 
 def new_calls(plans: Plans, observers: Observers | None) -> NewCall:
-    """Return what makes the calls of a model's plans, such that observers can follow each hook."""
+    """Return what makes the calls of a model's plans, which observers can follow by hooks."""
     if observers is None:
         return Call
     for verb, plan in plans.items():

@@ -1,7 +1,6 @@
-"""Say so, once, where a hook seems to have forgotten its `return`.
+"""Log, once, that a hook seems to have forgotten its `return`.
 
-Which hooks have none is found out when a model is registered; only these are looked at when they
-are called.
+Hooks without a `return` are found when a model is registered; only their calls are checked.
 """
 
 import ast
@@ -19,13 +18,13 @@ logger = logging.getLogger("modelserve")
 _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 _LAMBDA: Final = "<lambda>"
 
-Noted = set[str]  # the hooks of one model of which it has been said
+Noted = set[str]  # the hooks of one model that have been reported
 
 
 def returns_nothing(callee: Any) -> bool:
-    """Return whether a function can return only None, by its code; False where that is not known.
+    """Return whether a function can return only None, by its code; False if that is not known.
 
-    Of a decorated function, the innermost counts. A generator and a lambda return something.
+    A decorated function is judged by the innermost one. Generators and lambdas return something.
     """
     code = getattr(inspect.unwrap(callee), "__code__", None)
     if code is None or code.co_name == _LAMBDA:
@@ -49,8 +48,8 @@ def noting_none(
 
     Args:
         callee: The function that a call of the hook runs; the wrapper is async if that is.
-        label: What the hook is called in the log.
-        noted: Keeps the labels of the hooks of which it has been said.
+        label: The hook's name in the log.
+        noted: The labels of the hooks that have been reported.
     """
 
     def note(result: Any) -> Any:
@@ -70,7 +69,7 @@ def noting_none(
 
 
 def _says_return(callee: Any) -> bool:
-    """Return whether the source of a function has a `return`, which its code does not tell."""
+    """Return whether the source of a function has a `return`, which bytecode does not show."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(callee))))
     except (OSError, TypeError, SyntaxError):

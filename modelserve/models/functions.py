@@ -1,4 +1,4 @@
-"""Functions as hooks of a model: one for each verb, all of one name together."""
+"""Functions as hooks of a model: one for each verb; those of one name are one model."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ __all__ = ["with_function"]
 
 
 def with_function(target: Any, name: str, verb: str, known: Any = None) -> Any:
-    """Return what is to be registered where a function becomes the hook of one verb.
+    """Return the model to register when a target becomes the hook of one verb.
 
-    It has the hooks and the settings of `known`, what the name leads to, if that is made of
-    functions as well; otherwise what has been known is replaced. Raises TypeError for a verb that
-    does not exist, and for another one than predict where the target has its hooks itself.
+    It keeps the hooks and the settings of `known`, the model of that name, if that is made of
+    functions as well; else it replaces it. Raises TypeError for an unknown verb, and for a verb
+    other than predict if the target is not a function but defines its own hooks.
     """
     if verb not in ANSWERS:
         raise TypeError(f"There is no verb {verb!r}: there are {', '.join(ANSWERS)}")
@@ -32,7 +32,7 @@ def with_function(target: Any, name: str, verb: str, known: Any = None) -> Any:
 
 
 def _hooks_of(known: Any) -> dict[str, Any]:
-    """Return the hooks and settings of a model made of functions; of others, nothing."""
+    """Return the hooks and settings of a model made of functions; none of any other model."""
     if type(known) is not Model or not any(verb in vars(known) for verb in ANSWERS):
         return {}
     return {key: value for key, value in vars(known).items() if key in (*ANSWERS, *SETTINGS)}

@@ -1,7 +1,7 @@
 """Ask a model whether it is healthy: one question at a time, for a bounded time.
 
-Probes come from outside, as often as they like, so that a `healthy` that blocks may cost no more
-than one thread, and none of those that hooks run in.
+Probes come from outside, as often as they like. So a `healthy` that blocks may hold one thread at
+most, and none of the threads of hooks.
 """
 
 import inspect
@@ -13,6 +13,7 @@ import anyio
 
 from modelserve.concurrency.bridge import ThreadCall
 from modelserve.concurrency.cancelling import ends_task
+from modelserve.concurrency.loops import Event
 from modelserve.concurrency.threads import start_thread
 
 __all__ = ["Health"]
@@ -23,35 +24,35 @@ _SECONDS: Final = 5.0
 
 
 class Health:
-    """The `healthy` of one model, and what it has answered last."""
+    """The `healthy` of one model, and its last answer."""
 
     def __init__(self, name: str, function: Callable[[], Any]) -> None:
         self._name = name
         self._function = function
         self._is_async = inspect.iscoroutinefunction(function)
-        self._answered: anyio.Event | None = None  # of the question that someone is asking
+        self._answered: Event | None = None  # of the question under way
         self._call: ThreadCall | None = None  # it may outlast the question
         self._last: bool | None = None
 
     async def ask(self) -> bool:
-        """Ask the model; return the last answer where somebody is asking it already.
+        """Ask the model; while another question is under way, return the last answer.
 
-        False where `healthy` fails or takes longer than 5 s. Without a last answer, this waits for
-        the one that is to come. Cancellation does not wait for a thread.
+        False if `healthy` fails or takes longer than 5 s. Without a last answer, this waits for the
+        question under way. Cancellation does not wait for a thread.
         """
-        while self._answered is not None:
+        while (answered := self._answered) is not None:
             if self._last is None:
-                await self._answered.wait()
+                await answered.wait()
             if self._last is not None:
                 return self._last
         if self._is_thread_busy and self._last is not None:
             return self._last
-        self._answered = anyio.Event()
+        answered = self._answered = Event()
         try:
             self._last = await self._ask_in_time()
         finally:
-            self._answered.set()
             self._answered = None
+            answered.set()
         return self._last
 
     async def _ask_in_time(self) -> bool:

@@ -1,8 +1,8 @@
 """What a hook may be, and the plan of hooks that each verb of a model runs.
 
-All that can be known of a hook is found out here, once, when its model is registered: whether it
-runs on the event loop or in a thread, whether it is known to stream, and which of payload, headers
-and response headers it takes.
+Everything about a hook is determined here, once, when its model is registered: whether it runs on
+the event loop or in a thread, whether it is known to stream, and which of payload, headers and
+response headers it takes.
 """
 
 import functools
@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from modelserve.errors import InvalidInput
 from modelserve.models.annotations import are_bytes
@@ -33,21 +33,22 @@ from modelserve.models.signatures import (
     payload_annotation,
     payload_type,
 )
+from modelserve.wire.head import HookHeaders
 
-__all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plan_of", "plans_of"]
+__all__ = ["VERBS", "Hook", "Plan", "Plans", "callee_of", "check_lifecycle", "plans_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One hook of one model, with all that registration could find out about it.
+    """One hook of one model, with everything that registration found out about it.
 
-    `function` is the hook itself; `call(payload, headers, response_headers)` passes on to it what
-    it declares, which with `takes_payload_alone` is `function(payload)`. A hook that is not
-    `on_loop` runs in a worker thread. `streams` is true where it is known to yield; a hook may
-    return a stream without it, if it `may_stream`: what another hook returns is handed on as it is.
-    `is_default` is true for a hook that the model has not overridden. `iterates` is how it takes
-    its instances one by one, if it does. `rows` is an async function like it, with an exception in
-    the place of each prediction that failed; None where it has no such form.
+    `function` is the hook itself; `call(payload, headers, response_headers)` passes it the
+    arguments that it declares; with `takes_payload_alone` that is `function(payload)`. A hook that
+    is not `on_loop` runs in a worker thread. `streams` is true if it is known to yield; a hook that
+    `may_stream` may return a stream without that; the result of any other hook is passed on as it
+    is. `is_default` is true for a hook that the model has not overridden. `iterates` is how it
+    takes its instances one by one, if it does. `rows` is an async function like it, with an
+    exception in place of each prediction that failed; None if it has no such form.
     """
 
     name: str
@@ -92,15 +93,22 @@ class Hook:
         )
 
 
+class HasHeaders(Protocol):
+    """A request, as far as its headers are concerned."""
+
+    def hook_headers(self) -> HookHeaders:
+        """Return a copy of its headers that hooks may write to, with its id."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The hooks that one verb of one model runs, in order.
 
-    `is_direct` is true where there is one hook only, an async function and no generator, and its
-    payload is what the first hook takes as it comes: neither `declared` nor iterated. `forwards` is
-    true where no hook of the model's own is given the request's payload, which goes to a predictor.
-    `iterates` is how the first hook takes its instances one by one, if it does. `takes_bytes` is
-    true where it is annotated to take bytes, alone or beside something else.
+    `is_direct` is true if there is only one hook, an async function and no generator, that takes
+    the payload as it comes: neither `declared` nor iterated. `forwards` is true if the request's
+    payload goes to a predictor, and to no hook of the model itself. `iterates` is how the first
+    hook takes its instances one by one, if it does. `takes_bytes` is true if the first hook is
+    annotated to take bytes, alone or in a union.
     """
 
     preprocess: Hook | None
@@ -126,7 +134,7 @@ class Plan:
         *,
         takes_bytes: bool = False,
     ) -> "Plan":
-        """Settle what the hooks have in common."""
+        """Make a plan, and work out what its hooks have in common."""
         is_plain = declared is None and iterates is None
         is_plain = is_plain and main.on_loop and not main.is_async_generator
         hooks = [hook for hook in (preprocess, main, postprocess) if hook is not None]
@@ -143,6 +151,13 @@ class Plan:
             declared=declared,
             iterates=iterates,
             takes_bytes=takes_bytes,
+        )
+
+    def headers_for(self, request: HasHeaders) -> tuple[HookHeaders | None, HookHeaders | None]:
+        """Return the request's headers and those for the answer, each if a hook takes them."""
+        return (
+            request.hook_headers() if self.wants_headers else None,
+            HookHeaders(raw=[]) if self.wants_response_headers else None,
         )
 
     def with_main(self, main: Hook) -> "Plan":
@@ -175,7 +190,7 @@ class Plans(dict[str, Plan]):
 
     @property
     def has_openai(self) -> bool:
-        """Whether it has one of them."""
+        """Whether the model has one of them."""
         return bool(self.openai)
 
     def __missing__(self, verb: str) -> Plan:
@@ -198,15 +213,13 @@ def plans_of(model: Any) -> "Plans":
     return plans
 
 
-def plan_of(model: Any, verb: str) -> Plan:
-    """Make the plan of one verb. Raises TypeError as `plans_of` does."""
-    return plans_of(model)[verb]
-
-
 def check_lifecycle(model: Any) -> None:
-    """Raise TypeError for a hook outside requests that is a generator."""
+    """Raise TypeError for a hook outside requests that is a generator, or cannot be called."""
     for name in (*LIFECYCLE, *METADATA):
-        callee = callee_of(getattr(model, name, None))
+        hook = getattr(model, name, None)
+        if hook is not None and not callable(hook):  # the stop strings of a language model, say
+            raise TypeError(f"{name} of model {model.name!r} cannot be called: it is {hook!r}")
+        callee = callee_of(hook)
         if inspect.isasyncgenfunction(callee) or inspect.isgeneratorfunction(callee):
             raise TypeError(f"{name} of model {model.name!r} must not be a generator")
 
@@ -231,7 +244,7 @@ def _staged_plan(model: Any, verb: str) -> Plan:
 
 
 def _lone_plan(model: Any, verb: str) -> Plan | None:
-    """Plan a hook that no other goes with, where the model has it."""
+    """Plan a hook that runs without any other, if the model has it."""
     if isinstance(model, ServedObject) or not callable(getattr(model, verb, None)):
         return None
     declared = declared_input(model, verb)
@@ -285,7 +298,7 @@ def _hook(model: Any, name: str) -> Hook:
     )
 
 
-# No method calls the object that it is called on so; whoever forgets `self` does.
+# A first parameter with one of these names means that `self` was forgotten.
 _NOT_SELF: Final = frozenset(("payload", "instances", "inputs", "request", "headers"))
 
 
@@ -299,14 +312,14 @@ def _check_is_method(function: Any, label: str) -> None:
 
 
 def _required_headers(function: Any) -> tuple[str, ...]:
-    """Return which of the headers' parameters have no default."""
+    """Return the parameters for headers that have no default."""
     _, parameters = next(layers_of(function), (None, []))
     missing = inspect.Parameter.empty
     return tuple(p.name for p in parameters if p.name in HEADERS and p.default is missing)
 
 
 def _is_object(function: Any) -> bool:
-    """Return whether a hook is an object that can be called, of whatever library."""
+    """Return whether a hook is a callable object, neither a function nor a method."""
     while isinstance(function, functools.partial):
         function = function.func
     return not inspect.ismethod(function) and not is_function(function)
@@ -326,7 +339,7 @@ def callee_of(function: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Arguments:
-    """Which arguments a hook is called with: these by position, in order, and these by name."""
+    """The arguments that a hook is called with: those by position, in order, and those by name."""
 
     by_position: tuple[str, ...]
     by_name: tuple[str, ...]
@@ -360,9 +373,9 @@ def _bind(function: Callable[..., Any], arguments: _Arguments) -> Callable[[Any,
 def _arguments_of(function: Any, label: str, *, names_all: bool = False) -> _Arguments:
     """Read a signature: the payload goes by position, headers by name wherever they are declared.
 
-    What would go through `*args` or `**kwargs` of a wrapper goes only if the wrapped function takes
-    it; with `names_all`, only if some function names it. Raises TypeError for a required parameter
-    that no hook is given.
+    An argument that would go through `*args` or `**kwargs` of a wrapper is passed only if the
+    wrapped function takes it; with `names_all`, only if some function names it. Raises TypeError
+    for a required parameter that no hook is given.
     """
     layers = [_Signature(parameters) for _, parameters in layers_of(function)]
     if not layers:
@@ -393,11 +406,11 @@ class _Signature:
         return any(p.name == name and p is not self.payload for p in self.parameters)
 
     def accepts(self, name: str) -> bool:
-        """Return whether an argument can be passed, be it through `*args` or `**kwargs`."""
+        """Return whether an argument can be passed, even through `*args` or `**kwargs`."""
         return self.declares(name) or self.has_args or (self.has_kwargs and name != "payload")
 
     def check(self, label: str) -> None:
-        """Raise TypeError for a parameter that cannot be filled, or without one for a payload."""
+        """Raise TypeError for a parameter that cannot be filled, or if none takes the payload."""
         for p in self.parameters:
             known = p is self.payload or p.name in HEADERS or p.kind in _VARIADIC
             if not known and p.default is inspect.Parameter.empty:
@@ -420,7 +433,7 @@ class _Signature:
         return _Arguments(tuple(by_position), tuple(n for n in others if self._goes_by_name(n)))
 
     def _by_position(self, names: list[str]) -> list[str]:
-        """Order what goes by position: the payload, what must, and what only `*args` takes."""
+        """Order the positional arguments: the payload, required ones, those for `*args` only."""
         declared = ["payload" if p is self.payload else p.name for p in self.positional]
         filled = list(takewhile(names.__contains__, declared))  # up to one that has a default
         if not self.has_args or self.has_kwargs:
@@ -430,7 +443,7 @@ class _Signature:
         return filled + undeclared if filled == declared else filled
 
     def _goes_by_name(self, name: str) -> bool:
-        """Return whether an argument can go by name, which the payload never does."""
+        """Return whether an argument is passed by name; the payload never is."""
         if name == "payload":
             return False
         if not self.declares(name):

@@ -1,23 +1,32 @@
 """Run the hooks of one request in order: preprocess, predict or explain, postprocess.
 
-Whatever a hook returns becomes a value or an async iterator here, so that no later code has to ask
-what it was.
+Whatever a hook returns becomes a value or an async iterator here, so that later code deals with
+these two only.
 """
 
 import inspect
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
 from time import monotonic
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 from starlette.datastructures import MutableHeaders
 
 from modelserve.concurrency.bridge import ThreadStream
+from modelserve.concurrency.cleanup import clean_up
 from modelserve.concurrency.closing import aclose
 from modelserve.concurrency.endings import Ending, endings_of
+from modelserve.concurrency.flight import Watched
 from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
-from modelserve.exchange.running import Caller, note_running
 from modelserve.models.hooks import Hook, Plan
 from modelserve.models.iterating import as_iterator
 from modelserve.models.mistakes import as_mistake
@@ -27,27 +36,35 @@ __all__ = ["PLAIN", "Call", "NewCall", "call_hook", "infer"]
 
 logger = logging.getLogger("modelserve")
 
-# Types whose values are neither streams nor awaitable, which spares a closer look.
+# Types whose values are neither streams nor awaitable, and need no further checks.
 PLAIN: Final = frozenset(
     (dict, list, str, bytes, tuple, int, float, bool, type(None), InferResponse)
 )
 
 
+class Request(Watched, Protocol):
+    """The request that hooks run for."""
+
+    @property
+    def id(self) -> bytes: ...
+
+
 class Call:
     """One run of a model's hooks: what they share, and the streams that they have opened.
 
-    `coalesces` is true once a hook has returned `Coalesced`. `seconds` has the duration of each
-    hook, of all its runs together; that of one that streams or fails lasts until `finish`.
+    The streams are closed at the end of an `async with` block, or by `closing` without one.
+    `request` is None outside of requests. `coalesces` is true once a hook has returned `Coalesced`.
+    `seconds` holds the duration of each hook, all its runs added up; a hook that streams or fails
+    counts until `finish`.
     """
 
     __slots__ = (
         "_open",
         "_running",
-        "caller",
         "coalesces",
         "headers",
         "label",
-        "request_id",
+        "request",
         "response_headers",
         "seconds",
         "workers",
@@ -59,12 +76,10 @@ class Call:
         workers: Workers,
         headers: MutableHeaders | None = None,
         response_headers: MutableHeaders | None = None,
-        request_id: bytes = b"",
-        caller: Caller | None = None,
+        request: Request | None = None,
     ) -> None:
         self.label = label
-        self.caller = caller
-        self.request_id = request_id
+        self.request = request
         self.workers = workers
         self.headers = headers
         self.response_headers = response_headers
@@ -72,6 +87,13 @@ class Call:
         self.seconds: dict[str, float] = {}
         self.coalesces = False
         self._open: list[Any] = []  # iterators, each after the object that it came from
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if not self.is_finished:
+            await self.closing()
 
     def is_stream(self, result: Any) -> bool:
         """Return whether what `run` or `resolve` returned last is a stream."""
@@ -107,11 +129,9 @@ class Call:
     async def _call_in_thread(
         self, hook: Hook, call: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Any:
-        if self.caller is not None:
-            note_running(self.caller)
         if hook.may_stream:
             return await self.workers.call_hook(self.label, call, *arguments)
-        # in a tuple, since the thread would go on to run what iterates
+        # in a tuple, since the thread would iterate over an iterator
         [result] = await self.workers.call_hook(self.label, _in_a_tuple, call, *arguments)
         return result
 
@@ -125,7 +145,7 @@ class Call:
         self._running = (*self._running, (hook.name, now))
 
     async def resolve(self, result: Any) -> Any:
-        """Make what the latest hook has returned a value or an async iterator; stop its clock."""
+        """Turn the latest hook's result into a value or an async iterator; stop its clock."""
         if type(result) not in PLAIN:
             result = await self._open_stream(result)
             if self._is_open(result):
@@ -133,7 +153,7 @@ class Call:
         return self._stop_clock(result)
 
     async def _value_of(self, result: Any) -> Any:
-        """Return what a hook that may not stream has returned, as it is; await what is awaitable.
+        """Return the result of a hook that may not stream, as it is; await it if it is awaitable.
 
         An async generator is closed with the request, since only an event loop can do that.
         """
@@ -160,17 +180,16 @@ class Call:
         """Whether no stream is open and no clock is running."""
         return not self._open and not self._running
 
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether the open streams are generators that have ended: closing them awaits nothing."""
-        for stream in self._open:
-            if not inspect.isasyncgen(stream) or stream.ag_frame is not None:
-                return False
-        return True
-
     def endings(self) -> list[Ending] | None:
         """Return the clean-ups of the open streams that are generators with one."""
         return endings_of(self._open)
+
+    def closing(self) -> Coroutine[Any, Any, None]:
+        """Return `finish`, such that nothing that ends the request meanwhile interrupts it."""
+        finishing = self.finish()
+        if self.request is None or _are_exhausted(self._open):
+            return finishing
+        return clean_up(self.request, finishing)
 
     async def finish(self) -> None:
         """Close the open streams, the last first, and stop the clocks; log what closing raises."""
@@ -189,24 +208,22 @@ class Call:
         try:
             await aclose(stream)
         except Exception as exc:
-            extra = {"request_id": self.request_id.decode()}
+            extra = {} if self.request is None else {"request_id": self.request.id.decode()}
             logger.error("Closing a stream of %s failed", self.label, exc_info=exc, extra=extra)
 
     async def _open_stream(self, result: Any) -> Any:
-        """Await what is awaitable; make what iterates an open async iterator."""
+        """Await an awaitable result; open an iterable one as an async iterator."""
         while inspect.isawaitable(result):
             result = await result
         if isinstance(result, Coalesced):
             self.coalesces = True
             result = result.items
         if isinstance(result, AsyncIterable):
-            self._open.append(result)  # it may hold more than its iterator does
+            self._open.append(result)  # it may hold resources that its iterator does not
             stream = aiter(result)
             if stream is result:
                 return stream
         elif isinstance(result, Iterator):
-            if self.caller is not None:
-                note_running(self.caller)
             stream = await self.workers.iterate(self.label, result)
         else:
             return result
@@ -214,7 +231,15 @@ class Call:
         return stream
 
 
-NewCall: TypeAlias = Callable[..., Call]  # makes one, of the arguments of `Call`
+NewCall: TypeAlias = Callable[..., Call]  # makes a call; takes the last arguments of `Call`
+
+
+def _are_exhausted(streams: Sequence[Any]) -> bool:
+    """Return whether all are generators that have ended: closing them awaits nothing."""
+    for stream in streams:
+        if not inspect.isasyncgen(stream) or stream.ag_frame is not None:
+            return False
+    return True
 
 
 def _in_a_tuple(call: Callable[..., Any], *arguments: Any) -> tuple[Any]:

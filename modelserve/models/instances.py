@@ -1,7 +1,7 @@
 """Instances one by one, for a hook that is given an iterator of them.
 
 They come from a list, or from the intake of a request that is still being received. A record that
-is no instance is passed over where whoever sends the results can say so; else it is raised.
+is no instance is skipped if the results can hold its error; else the error is raised.
 """
 
 import threading
@@ -24,9 +24,9 @@ from modelserve.wire.lines import BLANK, BadLine, Parser
 
 __all__ = ["FailRecord", "Incoming", "Instances", "Listed", "SyncInstances"]
 
-# Makes an instance of a record, found at an index. Raises InvalidInput.
+# Makes an instance of the record at an index. Raises InvalidInput.
 Convert: TypeAlias = Callable[[Any, int], Any]
-# Is told of a record that is no instance: its number, and why. What it raises, the hook sees.
+# Called with the number of a record that is no instance, and why. The hook sees what it raises.
 FailRecord: TypeAlias = Callable[[int, Exception], Awaitable[None]]
 
 
@@ -37,7 +37,7 @@ class Incoming(Protocol):
     def cutter(self) -> Parser: ...
 
     async def take(self) -> tuple[int, list[Any]]:
-        """Return the number of the next record, and some records; none only at the end."""
+        """Return the number of the next record, and records; an empty list only at the end."""
 
 
 class Listed:
@@ -61,16 +61,16 @@ class Instances:
     """The instances of a request as they arrive, as an async iterator.
 
     Attributes:
-        convert: Makes what the hook takes of each; None where it takes them as they come.
-        fail_record: By default it raises what is wrong, with the number of the record.
-        error: What was raised so: the request has failed, whatever the hook made of it.
+        convert: Converts a record for the hook; None if the hook takes records as they come.
+        fail_record: By default it raises the error, with the number of the record.
+        error: The error that was raised so: the request has failed, even if the hook caught it.
     """
 
     def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming
         self._values: Iterator[Any] = iter(())
         self._number = 0
-        self._is_plain = True  # all of the values are instances as the hook takes them
+        self._is_plain = True  # all values are instances that need no conversion
         self.convert: Convert | None = None
         self.fail_record: FailRecord = self._refuse
         self.error: Exception | None = None
@@ -96,9 +96,9 @@ class Instances:
             self._number, self._values = number - 1, iter(values)
 
     async def take(self) -> tuple[int, list[Any], bool]:
-        """Return the number of the next record, what has arrived, and whether it is all instances.
+        """Return the number of the next record, the records, and whether all are plain instances.
 
-        Nothing has arrived only at the end.
+        There are no records only at the end.
         """
         if self.error is not None:
             raise self.error
@@ -113,7 +113,7 @@ class Instances:
         return value if self.convert is None else self.convert(value, number - 1)
 
     async def fail(self, number: int, failure: Exception) -> None:
-        """Say what is wrong with a record; raise it where nobody can be told, or it is the last."""
+        """Report the error of a record; raise it if it cannot be reported, or ends the request."""
         try:
             await self.fail_record(number, failure)
         except Exception as exc:
@@ -125,9 +125,9 @@ class Instances:
 
 
 class SyncInstances:
-    """The same for the thread of a sync hook: an iterator that blocks it.
+    """The same as an iterator that blocks, for the thread of a sync hook.
 
-    What has to wait is done on the event loop, by `serve`.
+    Whatever has to wait is done on the event loop, by `serve`.
     """
 
     def __init__(self, instances: Instances) -> None:
@@ -136,7 +136,7 @@ class SyncInstances:
         self._values: Iterator[Any] = iter(())
         self._number = 0
         self._is_plain = True
-        # what the thread asks the event loop to do, and what has come of it
+        # what the thread asks the event loop to do, and the result
         self._question: Callable[[], Awaitable[Any]] | None = None
         self._asked, self._answered = anyio.Event(), threading.Event()
         self._answer: Any = None
@@ -166,7 +166,7 @@ class SyncInstances:
             self._number, self._values = number - 1, iter(values)
 
     async def serve(self) -> None:
-        """Do what the thread asks for, until cancelled; to be a companion of the flight."""
+        """Do what the thread asks for, until cancelled; runs as a companion of the flight."""
         try:
             while True:
                 await self._asked.wait()
@@ -185,13 +185,13 @@ class SyncInstances:
     async def _fail_in_turn(
         self, call: ThreadCall | None, number: int, failure: InvalidInput
     ) -> None:
-        """Say what is wrong with a record, after what the hook has yielded before it."""
+        """Report the error of a record, after the items that the hook yielded before it."""
         if call is not None:
             await wait_until_taken(call)
         await self.instances.fail(number, failure)
 
     def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:
-        """Have the event loop do something, and wait for it. Raises ClientGone once all is over."""
+        """Run something on the event loop and wait. Raises ClientGone once the call is over."""
         call = call_of_this_thread()
         self._answered.clear()
         self._question = question
@@ -199,7 +199,7 @@ class SyncInstances:
             if not (self._is_over or (call is not None and call.stop_requested)):
                 self._loop.call_from_thread(self._notify)
                 self._answered.wait()
-        if self._question is not None:  # nobody has answered
+        if self._question is not None:  # it was not run
             raise ClientGone
         error, self._error = self._error, None
         if error is not None:

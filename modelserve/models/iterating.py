@@ -1,17 +1,19 @@
 """Which hooks take an iterator of instances, and what such a hook is given.
 
-The annotation of the payload's parameter says so, in the hook that runs first or in the verb's own:
-`AsyncIterator` or `AsyncIterable`; for a sync hook `Iterator`, and for a sync generator `Iterable`.
-It counts as text, too, and where it names what only a type checker knows.
+The annotation of the payload's parameter decides, in the hook that runs first or in the verb's own:
+`AsyncIterator` or `AsyncIterable`; for a sync hook `Iterator`, for a sync generator also
+`Iterable`. It may be text, and may use names that only a type checker knows.
 """
 
 import re
 from collections import abc
 from collections.abc import AsyncIterable, Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Final, get_origin
 
 from modelserve.concurrency.feeding import Feed
+from modelserve.concurrency.flight import Flight
 from modelserve.errors import InvalidInput
 from modelserve.models.annotations import bare
 from modelserve.models.checks import instances
@@ -20,7 +22,7 @@ from modelserve.models.instances import Instances, Listed, SyncInstances
 from modelserve.models.signatures import UNKNOWN, payload_annotation, payload_type
 from modelserve.tensors import InferRequest
 
-__all__ = ["Iterates", "as_iterator", "iterates"]
+__all__ = ["Iterates", "arriving", "as_iterator", "iterates"]
 
 _NAMED: Final = re.compile(r"(?:\w+\.)*(AsyncIterator|AsyncIterable|Iterator|Iterable)(?:\[|$)")
 
@@ -51,10 +53,26 @@ def iterates(
     return None
 
 
-def as_iterator(payload: Any, how: Iterates, declared: Declared | None) -> Any:
-    """Return what a hook iterates of a payload. Raises InvalidInput for one without instances.
+@contextmanager
+def arriving(
+    instances: Instances, how: Iterates, flight: Flight
+) -> Iterator[Instances | SyncInstances]:
+    """Give what a hook iterates of instances that arrive while it runs."""
+    if how is not Iterates.SYNC:
+        yield instances
+        return
+    payload = SyncInstances(instances)
+    stop_serving = flight.start_companion(payload.serve)
+    try:
+        yield payload
+    finally:
+        stop_serving()
 
-    The instances of a document are checked all at once, those that arrive one by one.
+
+def as_iterator(payload: Any, how: Iterates, declared: Declared | None) -> Any:
+    """Return the instances of a payload as a hook iterates over them. Raises InvalidInput for none.
+
+    The instances of a document are checked all at once; those of a streamed body one by one.
     """
     convert = None
     if declared is not None and declared.form is Form.ITERATOR:
@@ -68,7 +86,7 @@ def as_iterator(payload: Any, how: Iterates, declared: Declared | None) -> Any:
     if isinstance(payload, AsyncIterable | Iterator):  # a call from another model
         return payload
     if isinstance(payload, InferRequest):
-        raise InvalidInput("This model takes the instances of V1 one by one, and no request of V2")
+        raise InvalidInput("This model takes V1's instances one by one, and no V2 request")
     values = instances(payload)
     if convert is not None:
         values = [convert(value, index) for index, value in enumerate(values)]
@@ -76,7 +94,7 @@ def as_iterator(payload: Any, how: Iterates, declared: Declared | None) -> Any:
 
 
 def _iterator_named(function: Any) -> str:
-    """Return the name of the iterator that the payload is annotated as; empty for none."""
+    """Return the name of the iterator in the payload's annotation; empty for none."""
     _, annotation = payload_type(function)
     if annotation is UNKNOWN:
         annotation = payload_annotation(function)

@@ -1,7 +1,7 @@
-"""The hooks that start, load and stop a model, and the models that leave.
+"""The hooks that start, load and stop a model, and the models that were replaced or removed.
 
-Whatever a hook raises is its model's failure alone: think of argparse in a model's code, or of what
-libraries in Rust raise when they panic. Only what cancels the task that calls it goes on.
+Whatever a hook raises is a failure of its model alone, even SystemExit (argparse in a model's code)
+or the panic of a library in Rust. Only a cancellation of the calling task is raised further.
 """
 
 import logging
@@ -34,7 +34,8 @@ async def start_and_load(entry: Entry) -> None:
 async def start(entry: Entry) -> None:
     """Start a model, unless it is started. Raises what its hooks raise.
 
-    A sync hook that has begun ends, though its load may be cancelled: the model is started then.
+    A sync hook that has begun runs to its end even if the load is cancelled: the model then counts
+    as started.
     """
     if entry.started:
         return
@@ -74,7 +75,7 @@ async def stop(entry: Entry) -> None:
     """Stop a model if it was started, whatever its hooks raise, and close its connections."""
     from modelserve.models.remote import disconnect  # imported once there is a model
 
-    started, entry.started = entry.started, False  # at once: nobody else stops it meanwhile
+    started, entry.started = entry.started, False  # at once: nothing else stops it meanwhile
     if started:
         for hook in ("stop_engine", "stop") if entry.model.engine else ("stop",):
             if defines(entry.model, hook):
@@ -93,7 +94,7 @@ async def _call_to_stop(entry: Entry, hook: str) -> None:
 
 
 def keep_failure(entry: Entry, exc: BaseException) -> None:
-    """Log what a model's code has raised, and keep it. Raises what cancels the load."""
+    """Log an exception of a model's code, and keep its text. Raises what cancels the load."""
     if ends_task(exc):
         raise exc
     logger.error("Loading model %s failed", entry.name, exc_info=exc)
@@ -102,7 +103,7 @@ def keep_failure(entry: Entry, exc: BaseException) -> None:
 
 
 class Retirement:
-    """Stops models that were replaced or taken out, each once, after its last request."""
+    """Stops models that were replaced or removed, each once, after its last request."""
 
     def __init__(self, registry: Registry, background: Background) -> None:
         self._registry = registry
@@ -111,7 +112,7 @@ class Retirement:
         self._stops: set[anyio.CancelScope] = set()
 
     def begin(self) -> None:
-        """Stop in the background the models that are leaving."""
+        """Stop the models that are leaving, in the background."""
         for entry in self._registry.leaving - self._under_way:
             self._under_way.add(entry)  # the task may begin later
             self._background.start_soon(partial(self._run_after_load, entry))
@@ -125,9 +126,9 @@ class Retirement:
             self._under_way.discard(entry)
 
     async def run(self, entry: Entry) -> None:
-        """Stop a model after its last request, or once that has taken as long as a drain may.
+        """Stop a model after its last request, or after `drain_timeout`.
 
-        Cancelled before, it leaves the model to whoever stops the others; later, it goes on.
+        A cancellation before that leaves the model to `Loading.close`; a later one has no effect.
         """
         self._under_way.add(entry)
         try:
@@ -148,7 +149,7 @@ class Retirement:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the hooks of a model that leaves are running."""
+        """Whether the hooks that stop a model are running."""
         return bool(self._stops)
 
     def give_up(self) -> None:
@@ -162,5 +163,5 @@ class Retirement:
         with anyio.move_on_after(infinite_if_none(drain_timeout)) as bound:
             await entry.gate.emptied()
         if bound.cancelled_caught:
-            logger.warning("Model %s is stopped under its requests", entry.name)
+            logger.warning("Model %s is stopped while it still has requests", entry.name)
             shared.admission.refuse_waiting_for(entry.gate, partial(ModelNotFound, entry.name))

@@ -1,12 +1,13 @@
 """Start, load, replace, unload and stop the models of a registry.
 
 Models are loaded in tasks of the event loop itself, so that neither a client that leaves nor a
-request that is cancelled stops a load. A name has one load or unload at a time. A load that fails
-leaves the process up, and the model that was serving before in its place.
+request that is cancelled stops a load. A name has one load or unload at a time. After a load that
+fails, the process goes on, and the model that was serving before stays in its place.
 """
 
 import inspect
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,6 +18,7 @@ import anyio
 
 from modelserve.concurrency.background import Background
 from modelserve.concurrency.cancelling import ends_task
+from modelserve.concurrency.loops import Event
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady, NoThread
 from modelserve.models.inference import call_hook
@@ -31,7 +33,7 @@ from modelserve.models.lifecycle import (
 from modelserve.models.model import Model, ModelSettings, as_model, configure, defines
 from modelserve.models.registry import Entry, Registry
 from modelserve.models.repository import ModelRepository
-from modelserve.models.telling import told
+from modelserve.models.telling import log_load
 
 __all__ = ["Loading", "Source"]
 
@@ -42,7 +44,7 @@ _RETRY_SECONDS: Final = 1.0  # where the system had no thread for a load
 
 
 class Source:
-    """The repository of one application, if it has one, as loading uses it."""
+    """The repository that one application loads models from, if it has one."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -51,7 +53,7 @@ class Source:
         self._predictor: ModelSettings | None = None
 
     def forward_to(self, predictor: ModelSettings) -> None:
-        """Set these attributes, `predictor_host` among them, on models that name no predictor."""
+        """Set these attributes, `predictor_host` among them, on the models without a predictor."""
         self._predictor = predictor
         for _, model in self._registry.models:
             self._set_predictor(model)
@@ -61,7 +63,7 @@ class Source:
             configure(model, self._predictor)
 
     def follow(self, repository: ModelRepository, *, builds: bool) -> None:
-        """Serve the models that a repository has and is given; have it build others if `builds`."""
+        """Serve the models of a repository, later ones too; with `builds`, it makes others."""
         self._repository = repository
         self._builds = builds
         repository.serve_on(self._registry)
@@ -83,7 +85,7 @@ class Source:
         return bool(await self._workers.call(f"look for {name}", self._repository.has, name))
 
     async def build(self, name: str) -> Any:
-        """Have the repository build a model. Raises what the model's code raises."""
+        """Build a model of the repository. Raises what the model's code raises."""
         assert self._repository is not None
         provide = self._repository.provide
         model = as_model(await call_hook(f"load of {name}", self._workers, provide, name), name)
@@ -91,7 +93,7 @@ class Source:
         return model
 
     def withdraw(self, name: str) -> None:
-        """Have the repository go back to the code of the model that is still served."""
+        """Let the repository return to the code of the model that is still served."""
         if self._repository is not None:
             self._repository.withdraw(name)
 
@@ -111,21 +113,21 @@ class Source:
 
 
 class _Load:
-    """One load of a name, and all who wait for it.
+    """One load of a name, and everything that waits for it.
 
-    It stays in the table of those under way, to be joined, until it has ended.
+    Until it has ended it is in the table of loads under way, where others find and join it.
     """
 
     def __init__(self, under_way: "dict[str, _Load]", name: str) -> None:
         under_way[name] = self
         self._under_way = under_way
         self._name = name
-        self._ended = anyio.Event()
+        self._ended = Event()
         self.is_asked_for = False  # by a client
         self._error: BaseException | None = ModelNotReady(name)  # should it be cancelled
 
     async def run(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Call the function that loads; what it raises is for those who wait."""
+        """Call the function that loads; `wait` raises what it raises."""
         try:
             await function()
             self._error = None
@@ -139,7 +141,7 @@ class _Load:
             self._ended.set()
 
     async def ended_if_asked_for(self) -> None:
-        """Wait for the end, whatever it is, of a load that a client has asked for."""
+        """Wait for the end of this load, successful or not, if a client has asked for it."""
         if self.is_asked_for:
             await self._ended.wait()
 
@@ -158,13 +160,13 @@ class Loading:
         self.source = Source(registry)
         self._background = Background()
         self._retirement = Retirement(registry, self._background)
-        self._loads: dict[str, _Load] = {}  # those under way that another request may join
+        self._loads: dict[str, _Load] = {}  # the loads under way that another request may join
 
     def load_pending(self) -> None:
         """Load in the background what was registered since the last call; stop replaced models."""
         entries = _take_due(self.registry)
         if entries:
-            # One that is ready is not loaded, so a request to load it has nothing to join.
+            # A model that is ready is not loaded, so there is no load for a request to join.
             loads = [
                 partial(
                     _Load({} if entry.model.ready else self._loads, entry.name).run,
@@ -176,7 +178,7 @@ class Loading:
         self._retirement.begin()
 
     async def finished(self) -> list[Entry]:
-        """Load what is pending, wait until no load is under way; return the models not ready.
+        """Load what is pending, wait until no load is under way, and return the models not ready.
 
         Cancellation leaves the loads running.
         """
@@ -201,12 +203,12 @@ class Loading:
             raise ModelNotReady(", ".join(entry.name for entry in failed), why)
         unwell = [entry.name for entry in [*self.registry] if not await entry.is_usable()]
         if unwell:
-            raise ModelNotReady(", ".join(unwell), "It says so itself.")
+            raise ModelNotReady(", ".join(unwell), "Its healthy() returned False.")
 
     async def load(self, name: str) -> None:
-        """Load a model again, one that was unloaded, or one that the repository has by now.
+        """Load a model: a known one again, an unloaded one, or a new one of the repository.
 
-        A load of that name that is under way is joined, unless an `unload` came after it.
+        This joins a load of that name that is under way, unless an `unload` came after it.
         Cancellation leaves the load running. Raises ModelNotFound, ModelNotReady.
         """
         load = self._loads.get(name)
@@ -217,7 +219,7 @@ class Loading:
         await load.wait()
 
     async def unload(self, name: str) -> None:
-        """Take a model out: it is unknown at once, and stopped after its last request.
+        """Remove a model: it is unknown at once, and stopped after its last request.
 
         Cancellation leaves the unloading running. Raises ModelNotFound.
         """
@@ -225,7 +227,7 @@ class Loading:
         await self._background.run(partial(self._unload, name))
 
     async def asked_for(self) -> None:
-        """Wait until the loads that clients have asked for have ended, whoever waits for them."""
+        """Wait until the loads that clients have asked for have ended."""
         for under_way in [*self._loads.values()]:
             await under_way.ended_if_asked_for()
 
@@ -261,13 +263,13 @@ class Loading:
                 raise ModelNotFound(name)
 
     async def _load_new(self, name: str, known: Entry | None) -> None:
-        """Load a new model of the repository, and put it in the place of the known one."""
+        """Load a new model of the repository; it replaces the known one if it is ready."""
         entry = Entry(name, None, self.registry.shared)
         try:
-            with told(lambda: entry):
+            with log_load(lambda: entry):
                 model = await self.source.build(name)
                 if known is not None and model is known.model:
-                    entry = known  # the repository has loaded it where it is
+                    entry = known  # the repository has loaded the same object again
                 else:
                     entry.settle(model)
                 await start_and_load(entry)
@@ -298,13 +300,13 @@ class Loading:
         was_ready, was_retired = entry.model.ready, entry.is_retired
         entry.failure = None
         try:
-            with told(lambda: entry):
+            with log_load(lambda: entry):
                 await start(entry)
                 await load(entry)
         except BaseException as exc:
             keep_failure(entry, exc)
         if entry.is_retired and not (was_retired and entry.model.ready):
-            await stop(entry)  # it has left, or has not come back
+            await stop(entry)  # it was replaced, or its new load failed
         if not entry.model.ready:
             entry.model.ready = was_ready
             raise ModelNotReady(name, entry.failure)
@@ -331,14 +333,20 @@ class Loading:
 
 
 @asynccontextmanager
-async def _locked(locks: dict[str, anyio.Lock], name: str) -> AsyncIterator[None]:
-    lock = locks.setdefault(name, anyio.Lock())
+async def _locked(turns: dict[str, deque[Event]], name: str) -> AsyncIterator[None]:
+    """Let one after another work on what has a name, in order."""
+    own, queue = Event(), turns.setdefault(name, deque())
+    queue.append(own)
+    queue[0].set()
     try:
-        async with lock:
-            yield
+        await own.wait()
+        yield
     finally:
-        if not lock.locked():
-            locks.pop(name, None)
+        queue.remove(own)
+        if queue:
+            queue[0].set()
+        else:
+            turns.pop(name, None)
 
 
 async def _run_all(functions: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
@@ -348,19 +356,19 @@ async def _run_all(functions: Iterable[Callable[[], Coroutine[Any, Any, None]]])
 
 
 def _loads_on_loop(entry: Entry) -> bool:
-    """Return whether loading a model can be cancelled, since it is not in a thread."""
+    """Return whether a load can be cancelled: whether one of its hooks runs on the event loop."""
     hooks = [hook for hook in ("start", "start_engine", "load") if defines(entry.model, hook)]
     return any(inspect.iscoroutinefunction(getattr(entry.model, hook)) for hook in hooks)
 
 
 def _take_due(registry: Registry) -> list[Entry]:
-    """Take out the entries that are pending and may be loaded now: they are being loaded."""
+    """Take the pending entries that may be loaded now, and mark them as loading."""
     now, pending = monotonic(), registry.pending
     registry.pending = [entry for entry in pending if entry.not_before > now]
     entries = [entry for entry in pending if entry.not_before <= now]
     for entry in entries:
         entry.loading = True
-        entry.attempted = anyio.Event()
+        entry.attempted = Event()
     return entries
 
 
@@ -392,7 +400,7 @@ async def _bring_up(entry: Entry, source: Source) -> None:
     """Start and load what was registered, unless it leaves before; a failure is kept."""
     entry.failure, entry.not_before = None, 0.0
     try:
-        with told(lambda: entry):
+        with log_load(lambda: entry):
             if entry.is_awaited:
                 entry.settle(await source.build(entry.name))
             if not entry.is_retired:

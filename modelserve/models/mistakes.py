@@ -1,7 +1,7 @@
 """The ValidationErrors of pydantic and msgspec as a 400: the place and what was wrong.
 
-The answer never holds a value of the request, nor a key that the model has not declared: both
-libraries put some into their texts, as may the author's own validators. Neither is imported here.
+The answer never holds a value of the request, nor a key that the model has not declared, although
+the texts of both libraries, and those of the author's validators, may. Neither is imported here.
 """
 
 import re
@@ -13,14 +13,14 @@ from modelserve.errors import NotAsDeclared, single_cause
 
 __all__ = ["as_mistake", "names_in"]
 
-_MOST_PLACES: Final = 3  # of those that pydantic lists
+_MOST_PLACES: Final = 3  # of the errors that pydantic lists
 _MOST_LISTED: Final = 10_000  # pydantic takes 6 us to list one, and lists all or none
 _MOST_SAID: Final = 500  # letters of an author's text
-_MOST_TEXT: Final = 1 << 16  # letters of a request in which an author's text is looked for
+_MOST_TEXT: Final = 1 << 16  # letters of a request that an author's text is compared with
 _WINDOW: Final = 8  # letters in a row that an author's text may not share with a request
 _NOT_SAID: Final = "Value is not valid"
 
-# pydantic's texts of these types are the author's own, or go on with something of the input.
+# For these types, pydantic's text is the author's own or contains a part of the input.
 _AUTHORS: Final = frozenset({"value_error", "assertion_error"})
 _CUT_SHORT: Final = frozenset(
     {
@@ -32,7 +32,7 @@ _CUT_SHORT: Final = frozenset(
         "uuid_parsing",
     }
 )
-# What msgspec says of types, and nothing of values.
+# msgspec's texts that name types only, and no values.
 _OF_TYPES: Final = re.compile(
     r"Expected `[^`]*`.*|Invalid [A-Za-z0-9 ]+ string"
     r"|Invalid RFC3339 encoded \w+|Invalid UUID|Invalid ISO8601 duration"
@@ -52,10 +52,10 @@ def as_mistake(
     """Return the 400 for a ValidationError of either library; None for any other exception.
 
     Args:
-        payload: What the request holds, of which nothing may be said.
-        document: What has been validated, where that is known; the place is found in it.
-        place: Where in the request the document is; empty for all of it.
-        names: The names that the model has declared, where they are known.
+        payload: The request's payload, which must not be shown.
+        document: The validated document, if known, in which the place is looked up.
+        place: The place of the document in the request; empty for the whole request.
+        names: The names that the model has declared, if known.
     """
     exc = single_cause(exc)
     if _is_error_of("pydantic_core", exc) or _is_error_of("pydantic.v1", exc):
@@ -129,7 +129,7 @@ def _of_one(error: Any, seen: _Seen) -> str:
 
 
 def _place_of_pydantic(location: list[Any], kind: str, seen: _Seen) -> str:
-    """Return a location as a place; what is not in the document are labels of union's members."""
+    """Return a location as a place; parts not in the document are labels of a union's members."""
     place, at = seen.place, seen.document
     for index, part in enumerate(location):
         is_last = index == len(location) - 1
@@ -169,7 +169,7 @@ def _known_types() -> Collection[str]:
 
 
 def _names_of_models(exc: Any) -> Iterator[str]:
-    """Yield the names of the models after which an error is titled, `list[Item]` for example."""
+    """Yield the models named in the title of an error, such as `list[Item]`."""
     words = set(re.findall(r"\w+", getattr(exc, "title", "")))
     base = getattr(sys.modules.get("pydantic"), "BaseModel", None) if words else None
     waiting = [] if base is None else [base]
@@ -216,7 +216,7 @@ def _of_msgspec(exc: BaseException, seen: _Seen) -> str:
 
 
 def _is_own_place(path: str, seen: _Seen) -> bool:
-    """Return whether a place is msgspec's, and not in a text of the client that only looks so."""
+    """Return whether msgspec wrote a place, rather than a client's text that looks like one."""
     if all(name in seen.names for name in re.findall(r"[^.\[\]0-9][^.\[\]]*", path)):
         return True
     leaves = _leaves(seen.payload, ())
@@ -236,10 +236,9 @@ def _names_of_structs() -> Iterator[str]:
 
 
 def _without_values(text: str, seen: _Seen, value: Any, location: Any) -> str:
-    """Return a text if it shares nothing with the request, and what says less otherwise.
+    """Return an author's text if it shares nothing with the request; else a general one.
 
-    What is looked through is the largest part of the request around the value that is not too
-    large.
+    It is compared with the largest part of the request around the value that is small enough.
     """
     text = re.sub("^(Value error|Assertion failed), ", "", text)
     if len(text) > _MOST_SAID:
@@ -286,7 +285,7 @@ def _leaves(value: Any, names: Collection[str]) -> set[str] | None:
 
 
 def _shares(text: str, leaves: set[str]) -> bool:
-    """Return whether a text holds one of these, or a good part of one, in whatever case."""
+    """Return whether a text contains one of these, or a long part of one, in any case."""
     text = text.casefold()
     words = set(re.findall(r"\w+", text))
     if words & leaves:

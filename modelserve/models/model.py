@@ -36,19 +36,19 @@ __all__ = [
     "misspelt_answer",
 ]
 
-# Looked for on subclasses of `Model` only: a helper of another object that happens to be called so
-# is no endpoint.
+# Only subclasses of `Model` may have these: on another object, a method of such a name may be
+# anything.
 OPENAI_HOOKS: Final = ("chat", "complete", "embed")
 STREAMING_HOOKS: Final = ("predict", "explain", "postprocess", *OPENAI_HOOKS)
 HOOKS: Final = ("preprocess", "predict", "explain", "postprocess")
-# The hooks without one of which a model answers nothing.
+# A model needs at least one of these hooks to answer anything.
 ANSWERS: Final = ("predict", "explain", *OPENAI_HOOKS)
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
 
 
 class ModelSettings(TypedDict, total=False):
-    """The attributes that settle how a model is served, `name` and `ready` apart."""
+    """The attributes that decide how a model is served, except `name` and `ready`."""
 
     return_response_headers: bool
     engine: bool
@@ -75,6 +75,8 @@ class ModelSettings(TypedDict, total=False):
 
 SETTINGS: Final = tuple(ModelSettings.__annotations__)
 _SCHEMAS: Final = ("input_schema", "output_schema")
+# Settings of calls to a predictor or an explainer.
+_OF_CALLS: Final = ("timeout", "retries", "use_ssl", "protocol", "predictor_health_check")
 
 
 class Model:
@@ -83,8 +85,8 @@ class Model:
     Attributes:
         ready: Whether the model takes requests; set by `load`.
         own_thread: Run `load`, `start`, `stop` and all other sync hooks but `healthy` on one thread
-            that this model alone has, one at a time. None means yes where the model's own `limits`
-            say `concurrency=1`.
+            of this model alone, one at a time. None means yes if the model's own `limits` say
+            `concurrency=1`.
         limits: Limits of this model, applied within the application's.
         batching: How `predict` is called once for the items of several requests; None is once for
             each request.
@@ -99,25 +101,26 @@ class Model:
         versions: The versions that V2's versioned paths serve; None for no such paths.
         platform: The platform in V2's metadata.
         example: A payload that the model answers, for its documentation.
-        input_schema: What V1's payloads are: a JSON Schema, which documents, or a class (pydantic's
-            or msgspec's, a dataclass, a TypedDict), by which they are checked as well. The
-            annotation of a hook, which goes before, also makes an object of them.
+        input_schema: The form of V1's payloads: a JSON Schema, for the documentation only, or a
+            class (pydantic's or msgspec's, a dataclass, a TypedDict) that they are checked by as
+            well. A hook's annotation takes precedence, and also converts the payload to its type.
         output_schema: What the answers are, for the documentation.
         engine: Whether `start_engine` and `stop_engine` are called.
         predictor_host: Where `predict` forwards its payload unless overridden; `host[:port]`.
         explainer_host: The same for `explain`.
         protocol: The predictor's protocol: "v1", "v2", or "grpc-v2" for V2 over gRPC.
         use_ssl: Call the predictor over TLS.
-        timeout: Seconds within which the predictor must answer.
+        timeout: Seconds for the start of the predictor's answer, and from one part of it to the
+            next. `limits=Limits(timeout=...)` limits the requests themselves.
         retries: How often a connection to the predictor is tried again.
         predictor_health_check: Let probes find the model ready only while the predictor's is.
 
-    `preprocess`, `predict`, `explain` and `postprocess` may be sync or async and take as many of
-    `(payload, headers, response_headers)` as they declare. The last three may yield: their items
-    are streamed. So may `chat`, `complete` and `embed`, which a subclass may have for OpenAI's
-    protocol: the payload is the request's document, and no other hook runs before or after. Sync
-    hooks run in worker threads. A hook is cancelled at most once (the client has left, a deadline
-    has passed, the server stops); what its `finally` awaits completes.
+    `preprocess`, `predict`, `explain` and `postprocess` may be sync or async, and are given those
+    of `(payload, headers, response_headers)` that they declare. The last three may yield: their
+    items are streamed. The same holds for `chat`, `complete` and `embed`, which a subclass may have
+    for OpenAI's protocol: their payload is the request's document, and no other hook runs before or
+    after. Sync hooks run in worker threads. A hook is cancelled at most once (the client has left,
+    a deadline has passed, the server stops); awaits in its `finally` complete.
     """
 
     # Those of `__init__`, since a subclass (a dataclass, say) may not call it.
@@ -149,10 +152,20 @@ class Model:
     _remote: "Remote | None" = None
     _stepped: Stepped | None = None
 
-    def __init__(self, name: str, return_response_headers: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        return_response_headers: bool | PredictorConfig | None = False,
+        *,
+        predictor_config: PredictorConfig | None = None,
+    ) -> None:
         self.name = name
         self.ready = False
-        self.return_response_headers = return_response_headers
+        if isinstance(return_response_headers, PredictorConfig):  # it stood here up to KServe 0.15
+            predictor_config, return_response_headers = return_response_headers, False
+        if predictor_config is not None:
+            self.predictor_config = predictor_config
+        self.return_response_headers = bool(return_response_headers)
 
     @property
     def predictor_config(self) -> PredictorConfig | None:
@@ -222,7 +235,7 @@ class Model:
         async def predict(self, payload, headers=None, response_headers=None):
             """Return the result, or yield its items.
 
-            Unless overridden they are the predictor's, or those that `step` puts into a slot.
+            The default returns the predictor's answer, or the items that `step` puts into a slot.
             """
             if self._stepped is not None:
                 return self._stepped.stream(payload)
@@ -245,8 +258,8 @@ class Model:
 class ServedObject(Model):
     """An object that is neither a `Model` nor a function, served as a model.
 
-    It has the object's hooks, and the object's attributes that a model has. Its hooks are given
-    only the arguments that they name: `**kwargs` of other libraries are not for ours.
+    It has the object's hooks, and the object's attributes that are settings of a model. Its hooks
+    are given only the arguments that they name: other libraries' `**kwargs` are for something else.
     """
 
     def __init__(self, name: str, served: Any) -> None:
@@ -255,7 +268,7 @@ class ServedObject(Model):
 
 
 class _ReadyAsServed(ServedObject):
-    """A served object that knows itself whether it is ready."""
+    """A served object with a `ready` of its own."""
 
     @property
     def ready(self) -> Any:
@@ -266,7 +279,7 @@ class _ReadyAsServed(ServedObject):
         try:
             self.served.ready = ready
         except AttributeError:
-            pass  # it can only be read: what the object says counts
+            pass  # read-only: the object's own value counts
 
     def __init__(self, name: str, served: Any) -> None:
         self.name = name
@@ -274,9 +287,9 @@ class _ReadyAsServed(ServedObject):
 
 
 def as_model(target: Any, name: str | None = None) -> Any:
-    """Return a model made of a function, a class, or any object with a `predict`.
+    """Make a model of a function, a class, or any object with a `predict`.
 
-    Raises TypeError where there is nothing to call.
+    Raises TypeError for anything else.
     """
     if isinstance(target, type):
         target = _instance(target, name) if issubclass(target, Model) else target()
@@ -301,9 +314,10 @@ def check_answers(model: Any) -> None:
     kind = type(model)
     if not isinstance(model, Model) or kind is Model:
         return
-    answers = any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
-    if answers or model.predictor_host or model.explainer_host:
+    if _answers(model) or model.predictor_host or model.explainer_host:
         return
+    if callable(getattr(model, "step", None)):
+        raise TypeError(f"The class {kind.__name__} has a step: set stepping = Stepping()")
     misspelt = misspelt_answer(model)
     hint = "" if misspelt is None else f" (it has {misspelt!r})"
     raise TypeError(
@@ -312,8 +326,13 @@ def check_answers(model: Any) -> None:
     )
 
 
+def _answers(model: Any) -> bool:
+    """Return whether a model answers itself, without a predictor or an explainer."""
+    return any(defines(model, hook) for hook in ANSWERS) or model.stepping is not None
+
+
 def misspelt_answer(model: Any) -> str | None:
-    """Return what a model's class has that is spelt almost like predict or explain."""
+    """Return the name of an attribute that is spelt almost like predict or explain, if any."""
     own = [name for name in dir(type(model)) if not hasattr(Model, name)]
     return next((name for name in own if get_close_matches(name.lower(), ANSWERS)), None)
 
@@ -321,7 +340,8 @@ def misspelt_answer(model: Any) -> str | None:
 def configure(model: Any, settings: Mapping[str, Any]) -> None:
     """Set attributes of `ModelSettings` on a model.
 
-    Raises TypeError, in one sentence, for one that no model has or that this model cannot be given.
+    Raises TypeError, in one sentence, for an unknown setting, for one that cannot be set on this
+    model, and for a setting of calls to a predictor if the model makes none.
     """
     for setting, value in settings.items():
         if setting not in SETTINGS:
@@ -332,10 +352,26 @@ def configure(model: Any, settings: Mapping[str, Any]) -> None:
         except AttributeError:  # a frozen dataclass, or a property
             sentence = f"The setting {setting!r} of model {model.name!r} cannot be set"
             raise TypeError(sentence) from None
+    _check_calls(model, settings)
+
+
+def _check_calls(model: Any, settings: Mapping[str, Any]) -> None:
+    """Raise TypeError for a setting of calls to a predictor, on a model that answers itself.
+
+    One that only prepares payloads may be told its predictor later.
+    """
+    given = next((setting for setting in _OF_CALLS if setting in settings), None)
+    if given is None or model.predictor_host or model.explainer_host or not _answers(model):
+        return
+    hint = ": limits=Limits(timeout=...) limits its requests" if given == "timeout" else ""
+    raise TypeError(
+        f"The setting {given!r} is for calls to a predictor, and model {model.name!r} has no "
+        f"predictor_host or explainer_host{hint}"
+    )
 
 
 def _instance(kind: type[Model], name: str | None) -> Any:
-    """Make a model of a class, which takes the name first or as `name`, if at all."""
+    """Make a model of a class; its name is the argument `name`, or the first one, if it has any."""
     parameters = inspect.signature(kind).parameters
     if "name" in parameters:
         return kind(name=name)  # type: ignore[arg-type]  # checked later
@@ -354,9 +390,9 @@ def _model_of(target: Any, name: Any) -> Model:
 
 
 def _values_of(names: Sequence[str], target: Any) -> dict[str, Any]:
-    """Return the attributes that are set; what is callable is a method of another meaning.
+    """Return the attributes that are set, except callables: those are methods of another meaning.
 
-    A class is callable, and may be a schema.
+    A class is kept where a schema may be one.
     """
     values = {name: getattr(target, name, None) for name in names}
     return {
@@ -373,7 +409,7 @@ def _is_type(value: Any) -> bool:
 def is_function(target: Any) -> bool:
     """Return whether a callable is a function, decorated or not, or a method of a `Model`.
 
-    Other objects that can be called are not, nor are the methods of such objects.
+    It is false for other callable objects, and for their methods.
     """
     while isinstance(target, partial):
         target = target.func

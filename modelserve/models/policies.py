@@ -1,4 +1,4 @@
-"""How the requests of a model go together, as data: in batches, or step by step."""
+"""How requests of a model are processed together, as data: in batches, or step by step."""
 
 import math
 from dataclasses import dataclass
@@ -10,14 +10,17 @@ __all__ = ["Batching", "Stepping"]
 class Batching:
     """How the requests of one model are batched.
 
-    An item is one of V1's `instances`, or one row of V2's tensors. While the model is free, a
-    request goes at once, alone. While it is busy, requests wait, and when a call ends those that
-    have waited longest go together.
+    An item is one of V1's `instances`, or one row of V2's tensors. While the model is free, each
+    request is processed at once, alone. While it is busy, requests wait, and when a call ends those
+    that have waited longest are processed together.
 
     Args:
-        max_size: Items in one call; a larger request is divided over several.
+        max_size: Items in one call; a larger request is divided over several. LitServe's
+            `max_batch_size`, KServe's `maxBatchSize`.
         max_wait: Seconds for which a request waits for others although the model is free.
+            LitServe's `batch_timeout`; KServe's `maxLatency`, which is in milliseconds.
         concurrency: Calls of `predict` at the same time, in each event loop that serves the model.
+            That of `Limits` counts requests instead.
         isolate: If a call for several requests raises, make it again once for each of them, so that
             one bad input fails its own request only.
 
@@ -46,14 +49,14 @@ class Stepping:
     Each request has a slot (see `Slot`). `step(active)` is called again and again with the slots
     that are active; for each it calls `put(item)` and, at the end, `end()`, or `fail(error)`.
     Requests join and leave between two steps: `join(slot)` is called before the first step of a
-    slot, and may raise what that request is answered with; `leave(slot)` is called once for every
-    slot that has joined, whatever ended it. Both may be left out.
+    slot; if it raises, the request is answered with that error. `leave(slot)` is called once for
+    every slot that has joined, however it ended. Both are optional.
 
     Sync methods run in the model's own thread, async ones on the event loop.
 
     Args:
         max_active: Slots in one step; more requests wait.
-        room: Items that may wait for a slow client. Its slot is not in a step while so many do.
+        room: Items that may wait for a slow client. A slot with that many is left out of the steps.
 
     Raises ValueError for a meaningless number.
     """

@@ -10,17 +10,17 @@ __all__ = ["Miscounted", "as_rows", "first_error", "predictions_of"]
 
 
 class Miscounted(InferenceError):
-    """A hook has returned another number of predictions than it was given instances."""
+    """A hook returned a number of predictions that differs from the number of its instances."""
 
 
 def predictions_of(result: Any, size: int, who: str, *, key: str = "predictions") -> Any:
-    """Return so many predictions of a result, as what can be sliced.
+    """Return the `size` predictions of a result, as a sequence or an array.
 
     Args:
-        who: What must return them, for the error: `A batched predict`.
-        key: Where they are in a result that is a dict.
+        who: The hook in the text of an error, such as `A batched predict`.
+        key: Their key in a result that is a dict.
 
-    Raises Miscounted for another number, TypeError for what has no number.
+    Raises Miscounted for another number of predictions, TypeError for anything else.
     """
     predictions = result.get(key) if isinstance(result, dict) else None
     if type(predictions) is not list:

@@ -1,4 +1,4 @@
-"""Where a model's predictor is and how it is called: data alone, which `remote` acts on."""
+"""Where a model's predictor is and how it is called, as data; `remote` makes the calls."""
 
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -29,10 +29,10 @@ class PredictorConfig:
     Args:
         predictor_host: `host[:port]`, over HTTP optionally followed by a path.
         predictor_protocol: "v1", "v2" or "grpc-v2".
-        predictor_request_timeout_seconds: For the start of the answer, and for each part of it;
-            over gRPC for the whole of it.
+        predictor_request_timeout_seconds: For the start of the answer, and from one part of it to
+            the next; over gRPC for the whole of it.
         predictor_request_retries: How often a connection that could not be made is tried again.
-        predictor_health_check: Whether the model is ready only while the predictor's is.
+        predictor_health_check: Whether the model is ready only while the predictor is.
     """
 
     predictor_host: str

@@ -1,9 +1,10 @@
-"""Which models exist, and what is settled about each when it is registered."""
+"""Which models exist, and everything about each that is decided when it is registered."""
 
 import inspect
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -15,6 +16,7 @@ import anyio
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.loops import Event
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
@@ -26,7 +28,7 @@ from modelserve.models.connecting import connect, is_predictor_ready
 from modelserve.models.followed import new_calls
 from modelserve.models.health import Health
 from modelserve.models.hooks import check_lifecycle, plans_of
-from modelserve.models.inference import call_hook
+from modelserve.models.inference import NewCall, call_hook
 from modelserve.models.model import (
     HOOKS,
     Model,
@@ -56,7 +58,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the models of one application share; `limits` are without the defaults.
+    """What the models of one application share; `limits` do not contain the defaults.
 
     `unattended` is the register of work for several requests.
     """
@@ -70,7 +72,7 @@ class Shared:
 
 
 class Entry:
-    """One registered model: what is settled about it, and where it is in its life.
+    """One registered model: everything decided at registration, and the state of its life.
 
     `created`: when it was registered, in seconds since 1970. `is_awaited`: the repository has not
     built the model yet; `model` is a placeholder. `is_retired`: no name leads to it any more.
@@ -85,7 +87,7 @@ class Entry:
         self.started = False
         self.loading = False
         self.unloading = False
-        self.attempted: anyio.Event | None = None
+        self.attempted: Event | None = None
         self.failure: str | None = None
         self.not_before = 0.0
         self.is_retired = False
@@ -105,8 +107,7 @@ class Entry:
         check_stepping(model)
         _check_ready_can_be_set(model)
         _check_answers(model)
-        if not isinstance(model.limits, Limits | None):
-            raise TypeError(f"The limits of model {self.name!r} must be Limits: {model.limits!r}")
+        _check_settings(model)
         limits = (model.limits or Limits()).within(shared.limits)
 
         self.model = model
@@ -126,7 +127,7 @@ class Entry:
         self.max_body_bytes = infinite_if_none(self.limits.max_body_bytes)
         self.max_binary_bytes = limits.binary_bytes
         self.max_json_values = infinite_if_none(self.limits.max_json_values)
-        # Up to this size a body is within all limits, and decoded in no time.
+        # A body up to this size cannot exceed any limit, and is decoded on the event loop.
         self.small_bytes = min(self.max_body_bytes, self.max_json_values / MOST_A_BYTE, SMALL_BYTES)
 
         self.series = shared.telemetry.model(self.name, [h for h in HOOKS if defines(model, h)])
@@ -156,7 +157,8 @@ class Entry:
         self.gate = Gate(self.limits, series.in_flight, series.queued, series.waited)
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
-        self.new_call = new_calls(plans, shared.telemetry.followed)
+        make_call = new_calls(plans, shared.telemetry.followed)
+        self.new_call: NewCall = partial(make_call, self.name, self.workers)
 
         connect(model)
         if not self.needs_loading:
@@ -177,7 +179,7 @@ class Entry:
         return not self.model.predictor_health_check or await self.predictor_health.ask()
 
     async def is_usable(self) -> bool:
-        """Ask the model's `healthy` if it has one; False where that fails or hangs."""
+        """Ask the model's `healthy` if it has one; False if that fails or hangs."""
         if not self.checks_health:
             return bool(self.model.ready)
         return await self.health.ask()
@@ -185,7 +187,7 @@ class Entry:
     async def call(self, hook: str, *, then: Callable[[], object] | None = None) -> Any:
         """Call a hook outside requests: on the event loop, or in a thread, which then calls `then`.
 
-        Cancellation reaches a hook on the event loop alone; one in a thread is waited for.
+        Cancellation reaches only a hook on the event loop; it waits for one in a thread.
         """
         label, function = f"{hook} of {self.name}", getattr(self.model, hook)
         if then is not None and not inspect.iscoroutinefunction(function):
@@ -193,7 +195,7 @@ class Entry:
         return await call_hook(label, self.workers, function)
 
     def release_thread(self) -> None:
-        """Let the model's own thread end, if it has one; another one begins with its next hook."""
+        """Let the model's own thread end, if it has one; the next hook starts another."""
         if self.workers is not self._shared.workers:
             self.workers.close()
 
@@ -216,9 +218,9 @@ def _has_own_thread(model: Any) -> bool:
 
 
 def _check_answers(model: Any) -> None:
-    """Raise TypeError for a model that answers nothing, unless a predictor may still be named.
+    """Raise TypeError for a model that answers nothing, unless it may still get a predictor.
 
-    That of one that prepares payloads is named by its `load`, or by `--predictor-host`.
+    A model that prepares payloads may get one from its `load`, or from `--predictor-host`.
     """
     prepares = defines(model, "preprocess") or defines(model, "postprocess")
     if not model.engine and not (prepares and misspelt_answer(model) is None):
@@ -231,6 +233,17 @@ def _check_ready_can_be_set(model: Any) -> None:
     except AttributeError:  # a frozen dataclass, or a property
         sentence = f"The attribute 'ready' of model {model.name!r} cannot be set"
         raise TypeError(sentence) from None
+
+
+def _check_settings(model: Any) -> None:
+    if not isinstance(model.limits, Limits | None):
+        raise TypeError(f"The limits of model {model.name!r} must be Limits: {model.limits!r}")
+    versions = model.versions
+    if versions is not None and (isinstance(versions, str) or not isinstance(versions, Iterable)):
+        raise TypeError(f"The versions of model {model.name!r} must be a list: {versions!r}")
+    beat = model.heartbeat
+    if beat is not None and not (isinstance(beat, int | float) and beat > 0):
+        raise TypeError(f"The heartbeat of model {model.name!r} must be seconds above 0: {beat!r}")
 
 
 def _streaming(model: Any, limits: Limits, series: ModelSeries, *, coalesce: bool) -> Streaming:
@@ -253,10 +266,10 @@ class Registry:
 
     Attributes:
         entries: The models by name; a model may have several names.
-        pending: Entries that have not been tried to load yet.
+        pending: Entries whose loading has not been tried yet.
         leaving: Entries without a name, whose models are to be stopped after their last request.
-        unloaded: Entries that were taken out by name and can be loaded again.
-        locks: One for each name that is being loaded or unloaded.
+        unloaded: Entries that were removed by name and can be loaded again.
+        locks: For each name that is being loaded or unloaded, whose turn that is, in order.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -265,7 +278,7 @@ class Registry:
         self.pending: list[Entry] = []
         self.leaving: set[Entry] = set()
         self.unloaded: dict[str, Entry] = {}
-        self.locks: dict[str, anyio.Lock] = {}
+        self.locks: dict[str, deque[Event]] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries.values())
@@ -279,7 +292,7 @@ class Registry:
 
     @property
     def models(self) -> list[tuple[str, Any]]:
-        """Each name with its model, except where the repository has not built the model yet."""
+        """Each name with its model, except models that the repository has not built yet."""
         return [(name, e.model) for name, e in self.entries.items() if not e.is_awaited]
 
     def get(self, name: str, version: str | None = None) -> Entry:
@@ -311,7 +324,7 @@ class Registry:
     def adopt(self, name: str, model: Any) -> None:
         """Register a repository's model, under its own name or another one.
 
-        While the name is being loaded this does nothing: whoever loads it will register the model.
+        While the name is being loaded this does nothing: the load will register the model.
         """
         known = self.entries.get(name)
         if name not in self.locks and (known is None or known.model is not model):
@@ -332,14 +345,14 @@ class Registry:
             self._register(name, None)
 
     def remove(self, name: str) -> Entry:
-        """Take a name out; its model leaves unless it has another name. Raises ModelNotFound."""
+        """Remove a name; its model leaves unless it has another name. Raises ModelNotFound."""
         entry = self.get(name)
         del self.entries[name]
         self._retire_if_unnamed(entry)
         return entry
 
     def put(self, name: str, entry: Entry) -> None:
-        """Let a name lead to an entry; the one it led to leaves unless it has another name."""
+        """Give an entry a name; the entry that had it leaves unless it has another name."""
         old = self.entries.get(name)
         self.entries[name] = entry
         self.unloaded.pop(name, None)
@@ -349,9 +362,10 @@ class Registry:
             self._retire_if_unnamed(old)
 
     def rename_only(self, name: str) -> None:
-        """Give the model another name, if there is one alone; its own stays as a second one.
+        """Give the only model another name; it keeps its own as a second one.
 
-        To be called before `reconfigure`. Raises ValueError for what is no name.
+        With several models this does nothing. Call it before `reconfigure`. Raises ValueError for
+        an invalid name.
         """
         if len(self.entries) == 1 and name not in self.entries:
             ((own, entry),) = self.entries.items()
@@ -367,7 +381,7 @@ class Registry:
 
     def _register(self, name: str, model: Any) -> Entry:
         entry = Entry(name, model, self.shared)
-        if entry.plans.has_openai:  # by the names of its methods, which may surprise
+        if entry.plans.has_openai:  # chosen by the names of its methods alone, perhaps unintended
             hooks = ", ".join(entry.plans.openai)
             logger.info("Model %s has endpoints of OpenAI's: %s", name, hooks)
         self.put(name, entry)
@@ -430,8 +444,8 @@ class Registry:
 
 def _checked_name(name: Any, target: Any) -> str:
     if not isinstance(name, str) or not name:
-        hint = " (an object is wanted, not the class)" if isinstance(target, type) else ""
+        hint = " (pass an object, not the class)" if isinstance(target, type) else ""
         raise ValueError(f"A model needs a name: {target!r} has {name!r}{hint}")
     if ":" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
-        raise ValueError(f"The name of a model may not contain ':' or a control: {name!r}")
+        raise ValueError(f"A model's name may not contain ':' or a control character: {name!r}")
     return name

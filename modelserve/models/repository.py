@@ -10,11 +10,11 @@ A directory holds a folder for each model, of the model's name, and in each fold
 A directory that has a `model.py` itself is the folder of one model: KServe mounts a model's own
 files there. `model.py` has one subclass of `Model`, which is called with the name; or a function
 `load(path, name)`, which is called with the folder (a `Path`) and the name and returns a model: a
-`Model`, an object with a `predict`, or a function. It imports other modules of its folder by `from
-. import helper`, or `import helper`.
+`Model`, an object with a `predict`, or a function. It may import other modules of its folder, by
+`from . import helper` or `import helper`.
 
 Every load runs `model.py` again and makes a new model, so that changes in the folder take effect;
-a server goes on with the old model until the new one is ready.
+a server keeps serving the old model until the new one is ready.
 """
 
 import inspect
@@ -41,7 +41,7 @@ MODEL_MOUNT_DIRS: Final = "/mnt/models"
 
 
 class Server(Protocol):
-    """What serves a repository's models, and is kept up to date on them."""
+    """What serves a repository's models; the repository reports changes to it."""
 
     def adopt(self, name: str, model: Any) -> None: ...
 
@@ -51,14 +51,14 @@ class Server(Protocol):
 class ModelRepository:
     """The models of a directory, and any others that `update` is given.
 
-    The methods are KServe's. As there, a subclass may override `load` (sync or async) or
-    `load_model` to load models in its own way, and `update` the repository with them; a server
-    calls neither with a name that leads out of the directory. A server stops a model itself, after
-    its last request: it does not call `unload`.
+    The methods are KServe's. As in KServe, a subclass may override `load` (sync or async) or
+    `load_model` to load models in its own way and `update` the repository with them. A server never
+    calls either with a name that leads out of the directory. It stops a model itself, after its
+    last request, and does not call `unload`.
 
     Args:
         models_dir: The directory.
-        model_name: The model's name where `models_dir` has a `model.py` itself; else it is in the
+        model_name: The model's name if `models_dir` has a `model.py` itself. The default is the
             environment variable INFERENCE_SERVICE_NAME, else the name of the directory.
     """
 
@@ -76,13 +76,13 @@ class ModelRepository:
         self._modules: dict[str, Modules] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # An argument of an application goes to worker processes by pickle, without its server.
+        # An application is pickled for worker processes, with its repository but not the server.
         return {k: v for k, v in vars(self).items() if k != "_server"} | {"_modules": {}}
 
     # -- KServe's
 
     def set_models_dir(self, models_dir: str | os.PathLike[str]) -> None:
-        """Change the directory; what has been loaded stays."""
+        """Change the directory; loaded models stay."""
         self.models_dir = models_dir
 
     def get_model(self, name: str) -> Any:
@@ -94,7 +94,7 @@ class ModelRepository:
         return self.models
 
     async def is_model_ready(self, name: str) -> bool:
-        """Ask a model whether it can answer; False for a name that has none."""
+        """Ask a model whether it can answer; False for an unknown name."""
         model = self.get_model(name)
         healthy = model is not None and model.healthy()
         return bool(await healthy if isinstance(healthy, Awaitable) else healthy)
@@ -107,7 +107,7 @@ class ModelRepository:
             self._server.adopt(name, model)
 
     def load_models(self) -> None:
-        """Load each model of the directory. Raises what a load raises, OSError for no directory."""
+        """Load each model of the directory. Raises what a load raises, OSError if there is none."""
         for name in self.names():
             self.load_model(name)
 
@@ -118,7 +118,7 @@ class ModelRepository:
     def load_model(self, name: str) -> bool:
         """Make a model of the directory, load it, and add it if it is ready.
 
-        A model whose `load` is async is added as it is: loading it is left to the server. Raises
+        A model whose `load` is async is added without loading it: the server does that. Raises
         ModelNotFound, TypeError for a `model.py` without a model, and what its code raises.
         """
         model = self.make(name)
@@ -133,7 +133,7 @@ class ModelRepository:
     def unload(self, name: str) -> None:
         """Remove a model and stop it; if it is served, after its last request.
 
-        Raises KeyError for a name that has no model.
+        Raises KeyError for an unknown name.
         """
         if name not in self.models:
             raise KeyError(f"model with name {name} does not exist")
@@ -148,7 +148,7 @@ class ModelRepository:
     # -- for servers
 
     def names(self) -> list[str]:
-        """Return the names of the models in the directory. Raises OSError for no directory.
+        """Return the names of the models in the directory. Raises OSError if there is none.
 
         For a subclass that loads in its own way, each folder is a model.
         """
@@ -160,7 +160,7 @@ class ModelRepository:
     def has(self, name: str) -> bool:
         """Return whether `provide` can be called with a name.
 
-        For a subclass that loads in its own way, with any name that stays in the directory.
+        For a subclass that loads in its own way, that is any name that stays in the directory.
         """
         try:
             if self._overrides_load:
@@ -170,16 +170,16 @@ class ModelRepository:
             return False
 
     def serve_on(self, server: Server) -> None:
-        """Give a server the models, those that there are and those that are added later."""
+        """Give a server the models, present ones and those that are added later."""
         self._server = server
         for name, model in self.models.items():
             server.adopt(name, model)
 
     def provide(self, name: str) -> Any:
-        """Return a model for a server to start, load and serve, or an awaitable of one.
+        """Return a model, or an awaitable of one, for a server to start, load and serve.
 
-        A subclass that loads in its own way has loaded it. Raises ModelNotFound, ModelNotReady, and
-        what the model's code raises.
+        A subclass that loads in its own way returns it loaded. Raises ModelNotFound, ModelNotReady,
+        and what the model's code raises.
         """
         if not self._overrides_load:
             return self.make(name)
@@ -194,7 +194,7 @@ class ModelRepository:
 
         Raises ModelNotFound, TypeError for a `model.py` without a model, and what its code raises.
         """
-        from modelserve.models.folders import modules_of  # it adds to how Python imports
+        from modelserve.models.folders import modules_of  # this module changes how Python imports
 
         folder = file_of(self.models_dir, name, self._model_name).parent
         modules = self._modules.get(name)
@@ -203,7 +203,7 @@ class ModelRepository:
         return model_in(modules.run(), folder, name)
 
     def withdraw(self, name: str) -> None:
-        """Go back to the code of the model before the last one that was made, if there was one."""
+        """Return to the code of the model before the last one that was made, if there was one."""
         if name in self._modules:
             self._modules[name].restore()
 

@@ -1,4 +1,4 @@
-"""The JSON Schemas of what a model has declared, for its documentation. Pure."""
+"""The JSON Schemas of a model's declared payloads and answers, for its documentation. Pure."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,8 +21,8 @@ _DEFINITIONS: Final = "$defs"
 def input_schema(model: Any, plan: Plan) -> Schema | None:
     """Return the JSON Schema (2020-12) of V1's payloads for a verb; None where nothing is declared.
 
-    It stands on its own: what it refers to is in its `$defs`. A class that has no schema, with a
-    field that its library cannot describe, gives None.
+    It is complete: everything it refers to is in its `$defs`. None for a class without a schema,
+    because of a field that its library cannot describe.
     """
     declared = plan.declared
     if declared is None:
@@ -38,7 +38,7 @@ def input_schema(model: Any, plan: Plan) -> Schema | None:
 def output_schema(model: Any, plan: Plan) -> Schema | None:
     """Return the JSON Schema of a verb's answers: `output_schema`, else what the last hook returns.
 
-    The items of a stream are those of `predictions`, as they are where a stream is collected.
+    The items of a stream are the elements of `predictions`, as in a collected stream.
     """
     if isinstance(model.output_schema, dict):
         return model.output_schema
@@ -60,7 +60,7 @@ def _schema_of(annotation: Any) -> Schema | None:
     try:
         library = library_for(annotation, "A schema")
         return _MAKERS[library](annotation)
-    except Exception:  # the library's own, for a type that JSON Schema does not have
+    except Exception:  # the library's own, for a type that JSON Schema cannot describe
         if libraries_of(annotation) != {PLAIN_CLASS}:
             return None
     with suppress(Exception):  # one that msgspec does not know

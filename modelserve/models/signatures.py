@@ -1,7 +1,7 @@
 """The parameters of a hook, and the types that its annotations name.
 
-Annotations may be text (`from __future__ import annotations`), and name classes that only the
-function around the hook knows: the frames of a registration are looked at as well.
+Annotations may be text (`from __future__ import annotations`), and may name local classes of the
+function around the hook: the frames that are active at registration are searched as well.
 """
 
 import functools
@@ -33,8 +33,8 @@ UNKNOWN: Final[Any] = object()  # no annotation, or one that cannot be resolved
 
 logger = logging.getLogger("modelserve")
 
-# What text has been resolved to, since the frames of the first registration may be gone at the
-# next one (`reconfigure`).
+# What text was resolved to: the frames of the first registration may be gone at the next one
+# (`reconfigure`).
 _resolved: "WeakKeyDictionary[Any, dict[str, Any]]" = WeakKeyDictionary()
 
 # From Python 3.14 on, a signature evaluates the annotations unless told otherwise.
@@ -63,7 +63,7 @@ def layers_of(function: Any) -> Iterator[tuple[Any, list[inspect.Parameter]]]:
 def payload_type(function: Any) -> tuple[str, Any]:
     """Return the name and the annotation of the parameter that takes the payload.
 
-    The annotation is UNKNOWN where there is none, or where it names what cannot be found.
+    The annotation is UNKNOWN if there is none, or if a name in it cannot be found.
     """
     for layer, parameters in layers_of(function):
         positional = [p for p in parameters if p.kind in POSITIONAL]
@@ -107,9 +107,9 @@ def _resolve(annotation: Any, name: str, layer: Any, function: Any) -> Any:
     names = getattr(layer, "__globals__", {})
     try:
         hints = get_type_hints(holder, names, _locals_of(layer, function), include_extras=True)
-    except Exception as exc:  # a name that only a type checker knows, or no type at all
+    except Exception as exc:  # a name that only a type checker knows, or not a type
         where = getattr(layer, "__qualname__", repr(layer))
-        logger.info("An annotation of %s says nothing, since it cannot be read: %s", where, exc)
+        logger.info("An annotation of %s is ignored, since it cannot be read: %s", where, exc)
         return UNKNOWN
     if inspect.isfunction(layer):
         _resolved.setdefault(layer, {})[name] = hints[name]
@@ -126,7 +126,7 @@ def _function_of(layer: Any) -> Any:
 
 
 def _locals_of(layer: Any, function: Any) -> dict[str, Any]:
-    """Return the names around a function: of the frames that define it, its class, its closure."""
+    """Return the names around a function: in the frames that define it, its class, its closure."""
     names: dict[str, Any] = {}
     around = getattr(layer, "__qualname__", "").split(".<locals>.")[:-1]
     paths = {".<locals>.".join(around[: n + 1]) for n in range(len(around))}

@@ -1,4 +1,4 @@
-"""What a stepped model's `predict` is, once the model has been registered."""
+"""The `predict` of a stepped model that has been registered."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -12,13 +12,13 @@ __all__ = ["Stepped"]
 
 
 class Stepped:
-    """What yields the items of a stepped model, in whatever event loop its requests come."""
+    """Yields the items of a stepped model, in each event loop that serves it."""
 
     def __init__(self, stepper: Stepper, gauge: Gauge) -> None:
         self._steps = PerLoop(partial(Steps, stepper, gauge))
 
     def __reduce__(self) -> Any:
-        return type(None), ()  # a model is given another one when it is registered
+        return type(None), ()  # a model gets a new one when it is registered
 
     def stream(self, payload: Any) -> AsyncIterator[Any]:
         """Yield the items of one request."""

@@ -26,7 +26,7 @@ def check_stepping(model: Any) -> None:
     if not isinstance(model.stepping, Stepping):
         raise TypeError(f"stepping of {label} must be a Stepping")
     if model.batching is not None:
-        raise TypeError(f"{label} has both batching and stepping, of which it can have one")
+        raise TypeError(f"{label} has both batching and stepping, but it can have only one of them")
     if defines(model, "predict"):
         raise TypeError(f"{label} has stepping, and so takes no predict: its items come from step")
     if not callable(getattr(model, "step", None)):
@@ -40,12 +40,12 @@ def check_stepping(model: Any) -> None:
 
 
 def is_stepped_on_loop(model: Any) -> bool:
-    """Return whether a model's steps are async, and need no thread."""
+    """Return whether a model's steps are async, and so need no thread."""
     return inspect.iscoroutinefunction(callee_of(getattr(model, "step", None)))
 
 
 def with_slots(limits: Limits, stepping: Stepping) -> Limits:
-    """Return a model's limits such that the next requests wait where a slot becomes free."""
+    """Return a model's limits that admit the next requests before a slot becomes free."""
     if limits.concurrency is not None and limits.concurrency < math.inf:
         return limits
     return replace(limits, concurrency=2 * stepping.max_active)
@@ -61,7 +61,10 @@ def stepped(
     flights: Flights,
     deadlines: Deadlines,
 ) -> Plan:
-    """Return a plan whose main hook is a slot in a model's steps; `model.predict` is one too."""
+    """Return a plan whose main hook runs a request in a slot of a model's steps.
+
+    From now on `model.predict` does the same.
+    """
     stepper = Stepper(
         model.step,
         getattr(model, "join", None),

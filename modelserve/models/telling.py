@@ -1,4 +1,4 @@
-"""Tell of loads: the log, when one begins and when it has ended, and a client that comes."""
+"""Report loads to the log, and to clients that come too early."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,19 +8,19 @@ from time import monotonic
 from modelserve.errors import ModelNotReady
 from modelserve.models.registry import Entry, Registry, State
 
-__all__ = ["not_ready", "states_of", "told"]
+__all__ = ["log_load", "not_ready", "states_of"]
 
 logger = logging.getLogger("modelserve")
 
 
 @contextmanager
-def told(loaded: Callable[[], Entry]) -> Iterator[None]:
-    """Log that a model is loading, and that it is loaded; whoever keeps a failure logs that.
+def log_load(loaded: Callable[[], Entry]) -> Iterator[None]:
+    """Log that a model is loading, and that it is loaded; `keep_failure` logs a failure.
 
-    Nothing is logged of a model that has nothing to load.
+    Nothing is logged for a model that has nothing to load.
 
     Args:
-        loaded: Returns what is being loaded: at the end it may be another entry than before.
+        loaded: Returns the entry that is being loaded, which may be another one at the end.
     """
     entry = loaded()
     if not (entry.is_awaited or entry.needs_loading):
@@ -39,7 +39,7 @@ def told(loaded: Callable[[], Entry]) -> Iterator[None]:
 
 
 def not_ready(registry: Registry, entry: Entry, *, debug: bool) -> ModelNotReady:
-    """Return the error for a request to a model; with `debug` it says why loading failed."""
+    """Return the error for a request to a model; with `debug` it contains why loading failed."""
     if entry.loading or entry.name in registry.locks:
         return ModelNotReady(entry.name, "It is loading.")
     if entry.failure is not None:
@@ -48,9 +48,9 @@ def not_ready(registry: Registry, entry: Entry, *, debug: bool) -> ModelNotReady
 
 
 def states_of(registry: Registry) -> dict[str, State]:
-    """Return whether each model is READY, LOADING or UNAVAILABLE, which has failed, by name.
+    """Return the state of each model by name: READY, LOADING or, after a failure, UNAVAILABLE.
 
-    One that is still to be loaded is LOADING.
+    A model that is still to be loaded is LOADING.
     """
     return {
         name: State.LOADING if _is_to_come(entry) else entry.state

@@ -8,7 +8,7 @@ __all__ = ["readable"]
 
 
 def readable(annotation: Any) -> Any:
-    """Return an annotation whose TypedDicts pydantic reads; those inside of other classes stay."""
+    """Make the TypedDicts of an annotation readable by pydantic, except those inside of classes."""
     return annotation if sys.version_info >= (3, 12) else _rewritten(annotation, ())
 
 

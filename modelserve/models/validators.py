@@ -1,8 +1,8 @@
-"""Make what a model has declared out of JSON, with pydantic or msgspec.
+"""Convert JSON to the types that a model has declared, with pydantic or msgspec.
 
-Either is imported where a class of its own is declared; a dataclass or TypedDict is msgspec's where
-that is installed, else pydantic's. What is read has been parsed from JSON: both read it as JSON, a
-date from text for example.
+A library is imported only if a model declares one of its classes; a dataclass or TypedDict is read
+by msgspec if that is installed, else by pydantic. The document has been parsed from JSON already,
+but is read by the rules of JSON: a date is text, for example.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +20,10 @@ from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["Validate", "library_for", "validator_of"]
 
-# A document and its place in the request, empty for all of it, to what the hook takes.
+# From a document and its place in the request ("" for all of it) to what the hook takes.
 Validate: TypeAlias = Callable[[Any, str], Any]
 
-_MANY: Final = 1000  # mistakes, which take pydantic longer to find than values that are right
+_MANY: Final = 1000  # errors, which pydantic finds more slowly than valid values
 _TOO_DEEP: Final = "The request is nested too deep."
 
 
@@ -31,7 +31,7 @@ def validator_of(annotation: Any, label: str) -> Validate:
     """Return a function that makes a document into what an annotation says.
 
     It raises NotAsDeclared, which names the place. Raises TypeError, in one sentence that begins
-    with the label, for what cannot be made of JSON or needs a library that is not installed.
+    with the label, for a type that cannot be read from JSON or needs a library that is missing.
     """
     library = library_for(annotation, label)
     makers = {MSGSPEC: _of_msgspec, PYDANTIC: _of_pydantic}
@@ -48,7 +48,7 @@ def library_for(annotation: Any, label: str) -> str:
     found = libraries_of(annotation)
     if {MSGSPEC, PYDANTIC} <= found:
         raise TypeError(
-            f"{label} mixes classes of pydantic and msgspec, which do not read each other's"
+            f"{label} mixes classes of pydantic and msgspec, which cannot read each other's"
         )
     for library in (MSGSPEC, PYDANTIC):
         if library in found:
@@ -147,7 +147,7 @@ def _of_pydantic(annotation: Any) -> Validate:
                         raise
             return from_json(
                 orjson.dumps(document, to_builtin, JSON_OPTIONS)
-            )  # which says the same in the words of JSON
+            )  # the same in the terms of JSON
         except ValidationError as exc:
             raise _refused(exc, document, place, names) from exc
         except (RecursionError, orjson.JSONEncodeError):
@@ -166,7 +166,7 @@ def _failing_fast(annotation: Any) -> Any:
     return Annotated[annotation, fail_fast()]
 
 
-# The kinds of pydantic's core schemas that make the same of objects as of JSON.
+# The kinds of pydantic's core schemas that read objects as they read JSON.
 _ALIKE: Final = frozenset(
     {
         "any", "bool", "dataclass", "dataclass-args", "dataclass-field", "date", "datetime",
@@ -193,9 +193,10 @@ _SCALARS: Final = frozenset({"bool", "float", "int", "none", "str"})
 
 
 def _is_read_alike(schema: Any) -> bool:
-    """Return whether pydantic makes the same of a parsed document as of its JSON.
+    """Return whether pydantic reads a parsed document as it would read its JSON.
 
-    That is faster, and not so for strict models, and for unions in which text may be a date.
+    Reading the document is faster. The result differs for strict models, and for unions in which
+    text may be a date.
     """
     if isinstance(schema, list | tuple):
         return all(map(_is_read_alike, schema))
@@ -209,7 +210,7 @@ def _is_read_alike(schema: Any) -> bool:
     if kind not in _ALIKE:
         return False
     if kind in ("function-after", "function-before") and schema["function"]["type"] != "no-info":
-        return False  # it may ask which of the two it is
+        return False  # it may ask whether it reads JSON or Python objects
     inner = (schema[key] for key in schema if key not in _NOT_SCHEMAS)
     return all(_is_read_alike([*v.values()] if _is_table(v) else v) for v in inner)
 

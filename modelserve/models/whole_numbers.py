@@ -1,7 +1,7 @@
 """Whole numbers that clients write as `1.0`, where a model has declared integers. Pure.
 
-To JSON Schema `1.0` is an integer, and some languages write no other; msgspec, and pydantic's
-strict models, take `1` alone. https://json-schema.org/draft/2020-12/json-schema-core#section-4.2.2
+In JSON Schema `1.0` is an integer, and some languages write integers so; msgspec, and pydantic's
+strict models, take only `1`. https://json-schema.org/draft/2020-12/json-schema-core#section-4.2.2
 """
 
 import re
@@ -14,17 +14,18 @@ __all__ = ["taking_whole_floats"]
 
 Validate = Callable[[Any, str], Any]
 
-# How msgspec, and pydantic, say that a float is where an integer was declared.
+# The texts of msgspec and pydantic for a float where an integer was declared.
 _IS_NO_INTEGER: Final = re.compile(r": Expected `[^`]*\bint\b[^`]*`, got `float`|a valid integer")
-# What a parser makes a float of because it has too many digits is not what was sent.
+# A number with too many digits was rounded by the parser: that float is not what was sent.
 _LOWEST: Final = -(2.0**63)
 _HIGHEST: Final = 2.0**64
 
 
 def taking_whole_floats(validate: Validate) -> Validate:
-    """Return the same that, where it misses an integer, takes floats of 64 bits that are whole.
+    """Return a validator that takes whole floats of 64 bits where integers are declared.
 
-    All whole floats of that document are integers then: what takes a float takes those too.
+    If an integer is missing, all whole floats of that document become integers: what takes a float
+    takes those too.
     """
 
     def taking(document: Any, place: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the server knows of the model servers in an ASGI application, and how it finds them."""
+"""The interface of model servers to the process that serves them, and how it finds them."""
 
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ __all__ = ["Drainable", "find_drainables"]
 class _Threads(Protocol):
     @property
     def running(self) -> Sequence[str]:
-        """Labels of the calls that threads are busy with."""
+        """The labels of the calls that threads are running."""
 
 
 @runtime_checkable
@@ -42,20 +42,23 @@ class Drainable(Protocol):
         """Return READY, LOADING or UNAVAILABLE for each model by name; UNAVAILABLE has failed."""
 
     def announce_stop(self) -> None:
-        """Be no longer ready, for probes; requests are still served."""
+        """Fail readiness probes; keep serving requests."""
 
     def refuse_new(self) -> None:
-        """Refuse queued and new requests from now on."""
+        """Refuse queued requests, and new ones from now on."""
 
     async def drain(self) -> None:
         """Wait until no request is running; after `drain_timeout`, cancel those that are left."""
+
+    def cut_short(self) -> None:
+        """Cancel now those that a drain still waits for."""
 
 
 def find_drainables(app: Any, *, mounted: bool = True) -> list[Drainable]:
     """Find the model servers in an application: itself, mounted in routes, or wrapped.
 
-    Looks into the attributes `app` (middleware and Starlette's `Mount` have it) and `routes`,
-    unless those that are `mounted` below a path do not count.
+    Looks into the attributes `app` (of middleware and Starlette's `Mount`) and `routes`; unless
+    `mounted`, not into those that are mounted below a path.
     """
     found: list[Drainable] = []
     seen: dict[int, Any] = {}

@@ -21,19 +21,23 @@ import grpc
 from starlette.types import ASGIApp, Message, Scope
 
 from modelserve.concurrency.flight import CANCELS
-from modelserve.errors import LoadError
+from modelserve.errors import LoadError, ResponseCut
 from modelserve.server.settings import Settings
 from modelserve.wire.grpc import (
     CONTENT_TYPE,
     FRAMES,
+    HEALTH,
     MESSAGE,
+    SERVICE,
     STATUS,
     STREAMS,
     Frames,
     code_of_host,
+    code_of_http,
     frame,
     is_trailers,
     only_message,
+    quoted,
     read_trailers,
     unquoted,
 )
@@ -47,7 +51,7 @@ _CODES: Final[Mapping[int, Any]] = {code.value[0]: code for code in grpc.StatusC
 _UNKNOWN: Final = 2
 _CONTENT: Final[Header] = (b"content-type", CONTENT_TYPE)
 _SECONDS: Final = b"x-request-timeout-seconds"
-# What describes a message of HTTP, which a call is not, or is the bridge's to say.
+# Headers that describe a message of HTTP, or that the bridge sets itself.
 _NOT_PASSED: Final = frozenset(
     ("connection", "content-encoding", "content-length", "content-type", "te", "transfer-encoding")
 )
@@ -55,11 +59,12 @@ _LEFT_OUT: Final = (b"content-", b"grpc-", b"connection", b"transfer-encoding")
 _ID: Final = b"x-request-id"
 _KEY: Final = re.compile(rb"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(rb"[\x20-\x7e]*")
-# In which a cancellation shows after the end of a stream of requests, which looks the same.
+# The time in which a cancellation shows: at first it looks like the end of a stream of requests.
 _CANCELLATION_SECONDS: Final = 0.005
 _GONE: Final = {"type": "http.disconnect"}
 _LEAST_SECONDS: Final = 1e-9  # a time-out of 0 has passed
 _LEAST_GRACE: Final = 0.1
+_SERVICES: Final = (f"{SERVICE}/", f"{HEALTH}/")
 
 
 class GrpcPort:
@@ -120,7 +125,7 @@ def _listen(server: Any, address: str, credentials: Any) -> int:
 
 
 def _credentials(uvicorn: Mapping[str, Any]) -> Any:
-    """Return what TLS needs, by the same settings as HTTP's; None without. Raises LoadError."""
+    """Return the credentials for TLS, by HTTP's settings; None without TLS. Raises LoadError."""
     certfile = uvicorn.get("ssl_certfile")
     if not certfile:
         return None
@@ -135,7 +140,7 @@ def _credentials(uvicorn: Mapping[str, Any]) -> Any:
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Hands every call to the application: what is no method of it, it says."""
+    """Hands the calls of gRPC's services to the application: other paths are HTTP's."""
 
     def __init__(self, app: ASGIApp, state: Mapping[str, Any], credentials: Any) -> None:
         self._app = app
@@ -144,8 +149,10 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._known: dict[str, Any] = {}
 
     def service(self, details: Any) -> Any:
-        """Return the handler of a method."""
+        """Return the handler of a method; None where there is no such service."""
         path = details.method
+        if not path.startswith(_SERVICES):
+            return None
         handler = self._known.get(path)
         if handler is None:
             handler = self._handler(path)
@@ -168,8 +175,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             call = _Unary(request)
             try:
                 await app(scope_of(context), call.receive, call.send)
-            except Exception:  # the application has logged it
-                call.note_failure()
+            except Exception as exc:  # the application has logged it
+                call.note_failure(exc)
             return call.answer_in(context)
 
         return grpc.unary_unary_rpc_method_handler(answer)
@@ -229,10 +236,10 @@ class _Unary:
         elif body := message.get("body"):
             self._parts.append(body)
 
-    def note_failure(self) -> None:
-        """Note that the application has failed: the answer is incomplete."""
+    def note_failure(self, error: Exception) -> None:
+        """Note what the application has raised: the answer is incomplete."""
         self._parts.clear()
-        self._pairs = [(STATUS, b"%d" % _UNKNOWN)]
+        self._pairs = _failure(error)
 
     def answer_in(self, context: Any) -> bytes:
         """Return the message of the answer, and tell grpcio the rest."""
@@ -274,19 +281,28 @@ class _Stream:
         self._status = 0
         self._pairs: list[Header] = []
         self._frames: Frames | None = None
+        self._opening: asyncio.Future[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application to its end, which a client's leaving only hastens."""
-        gone = self.gone = asyncio.get_running_loop().create_future()
+        self.gone = asyncio.get_running_loop().create_future()
         task = asyncio.ensure_future(app(scope, self.receive, self.send))
+        await self._until_done(task)
+        if task.cancelled() or task.exception() is not None:
+            self._pairs = _failure(None if task.cancelled() else task.exception())
+        if self._opening is not None:  # grpcio takes no status before its end
+            await self._until_done(self._opening)
+            if not self._opening.cancelled():
+                self._opening.exception()  # it is no news
+
+    async def _until_done(self, task: "asyncio.Future[None]") -> None:
+        """Wait for a task; a cancellation says that the client has left."""
         while not task.done():
             try:
                 await asyncio.wait((task,))
             except asyncio.CancelledError:
-                if not gone.done():
-                    gone.set_result(None)
-        if task.cancelled() or task.exception() is not None:
-            self._pairs = [(STATUS, b"%d" % _UNKNOWN)]
+                if not self.gone.done():
+                    self.gone.set_result(None)
 
     async def receive(self) -> Message:
         """Return the next message, the end of them, then that the client has left."""
@@ -326,11 +342,21 @@ class _Stream:
             self._pairs = headers
             return
         self._frames = Frames(math.inf)
-        await self._sent(self._context.send_initial_metadata(_metadata(headers)))
+        opening = self._context.send_initial_metadata(_metadata(headers))
+        self._opening = asyncio.ensure_future(opening)
+        await self._sent(asyncio.shield(self._opening))
 
     def set_status(self) -> None:
         """Tell grpcio the status."""
         _set_status(self._context, self._status, self._pairs)
+
+
+def _failure(error: BaseException | None) -> list[Header]:
+    """Return the trailers for what the application has raised."""
+    if not isinstance(error, ResponseCut):
+        return [(STATUS, b"%d" % _UNKNOWN)]
+    detail = error.detail if isinstance(error.detail, str) else ""
+    return [(STATUS, b"%d" % code_of_http(error.status)), (MESSAGE, quoted(detail))]
 
 
 # --- headers and metadata -----------------------------------------------------------------------

@@ -12,13 +12,13 @@ from modelserve.server.settings import Settings
 
 __all__ = ["SocketFile", "accept_waiting", "bind"]
 
-# How much the kernel may hold of each connection that is not on its way yet. Without a bound it is
-# megabytes, and that a client reads slowly is seen only once a third of them is gone.
+# How many bytes of each connection the kernel may hold that are not on their way yet. Without a
+# bound it is megabytes, and a slow client is noticed only once a third of them is gone.
 _UNSENT_BYTES: Final = 1 << 17
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Bind a socket, which only listens once a server has started. Raises OSError."""
+    """Bind a socket, which listens only once a server has started. Raises OSError."""
     if settings.fd is not None:
         return socket.socket(fileno=settings.fd)
     if settings.uds is not None:
@@ -34,7 +34,7 @@ class SocketFile:
         self._identity = self._identify()
 
     def remove(self) -> None:
-        """Remove it, unless it is gone, or another server has put its own in its place."""
+        """Remove it, unless it is gone, or another server has replaced it by its own."""
         with suppress(OSError):
             if self._identify() == self._identity:
                 self._path.unlink()
@@ -84,7 +84,7 @@ def _bind_unix(path: Path) -> socket.socket:
 
 
 def _make_way(path: Path) -> None:
-    """Remove the socket of a server that is gone. Raises OSError where something else is."""
+    """Remove the socket of a server that is gone. Raises OSError if it is something else."""
     if path.is_socket():
         if _is_bound(path):
             raise OSError(errno.EADDRINUSE, "another process has this socket")
@@ -97,8 +97,8 @@ def _make_way(path: Path) -> None:
 def _is_bound(path: Path) -> bool:
     """Return whether a process has a socket open, listening already or not.
 
-    It is asked by a socket of another kind: where one is open, that is a wrong type, and no server
-    has a connection to wonder about. Raises OSError where it may not be asked.
+    This connects a socket of another kind: if one is open, that fails with a wrong type, and its
+    server sees no connection. Raises OSError if that is not permitted.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:

@@ -1,8 +1,8 @@
-"""Lines for a pipe or a terminal, which are written by a thread of their own.
+"""A queue of log lines for a pipe or a terminal, which a thread of its own writes.
 
-A reader that has stopped (a full pipe, Ctrl-S) blocks whoever writes. So lines wait in a bounded
-queue; once it is full, lines are dropped until all that wait are written, and one line says how
-many were lost. Each write is of whole lines and no more than a pipe takes at once, since several
+A reader that has stopped (a full pipe, Ctrl-S) blocks the writer. So lines wait in a bounded queue;
+once it is full, lines are dropped until all waiting ones are written, and one line says how many
+were lost. Each write consists of whole lines, no more than a pipe takes at once, since several
 processes may share it.
 """
 
@@ -25,14 +25,14 @@ __all__ = ["LineWriter", "QueuedHandler", "blocking_descriptor"]
 
 _MOST_BYTES: Final = 1 << 20  # about 2,500 lines of the access log
 _PIPE_BYTES: Final = getattr(select, "PIPE_BUF", 512)
-# How long the lines that wait at the end of the process may take.
+# The seconds that waiting lines may take at the end of the process.
 _LAST_SECONDS: Final = 0.5
 
 
 def blocking_descriptor(stream: Any) -> int | None:
     """Return the descriptor of a pipe, socket or terminal; None for a file or another stream.
 
-    A stream of another class, like a notebook's, may have a descriptor to which it does not write.
+    A stream of another class, like a notebook's, may have a descriptor that it does not write to.
     """
     if os.name != "posix" or not isinstance(stream, TextIOWrapper):
         return None
@@ -50,7 +50,7 @@ class LineWriter:
 
     Args:
         descriptor: Where to write; it is not closed.
-        tell_lost: Makes the line that says how many were lost.
+        tell_lost: Makes the line that says how many lines were lost.
 
     A forked child has no such thread: it writes its lines itself.
     Raises RuntimeError if no thread can be started.
@@ -82,7 +82,7 @@ class LineWriter:
             self._lines.put(line)
 
     def offer(self, text: bytes) -> bool:
-        """Queue what is worth nothing later, unless anything waits; return whether it is queued."""
+        """Queue text that is soon stale, if the queue is empty; return whether it was queued."""
         with self._lock:
             if self._forked or self._ended or self._drops or self._done < self._queued:
                 return False
@@ -91,19 +91,19 @@ class LineWriter:
             return True
 
     def flush(self, within: float = _LAST_SECONDS) -> None:
-        """Wait until what is queued has been written, for so many seconds at most."""
+        """Wait until the queue has been written, for so many seconds at most."""
         ends, queued = monotonic() + within, self._queued
         while (self._done < queued or self._drops) and not self._forked and monotonic() < ends:
             sleep(0.001)
 
     def close(self) -> None:
-        """Let the thread end once it has written what is queued; what comes later is lost."""
+        """Let the thread end once it has written the queue; later lines are lost."""
         with self._lock:
             self._ended = True
             self._lines.put(None)
 
     def become_child(self) -> None:
-        """Leave the lines that are queued to the parent."""
+        """Leave the queued lines to the parent process."""
         self._lock = threading.Lock()
         self._forked = True
 
@@ -117,7 +117,7 @@ class LineWriter:
             self._take_again(tell=written)
 
     def _take_again(self, *, tell: bool) -> None:
-        """Once all is written, tell how many lines were lost, and drop no more."""
+        """Once all is written, log how many lines were lost, and drop no more."""
         while True:
             with self._lock:
                 if self._done < self._queued:
@@ -131,7 +131,7 @@ class LineWriter:
                 self._lost -= lost if tell else 0
 
     def _batches(self) -> Iterator[list[bytes]]:
-        """Yield lines that go into one write, until there are no more."""
+        """Yield the lines of one write, until there are no more."""
         line = self._lines.get()
         while line is not None:
             batch, size = [line], len(line)
@@ -146,12 +146,12 @@ class LineWriter:
                 line = self._lines.get()
 
     def _write(self, data: bytes) -> bool:
-        """Write all of it; return whether that was possible. Waits as long as the reader does."""
+        """Write all data; return whether that was possible. Waits for the reader without limit."""
         rest = memoryview(data)
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # the descriptor was made so by whoever started us
+            except BlockingIOError:  # the parent process has made the descriptor non-blocking
                 self._wait()
             except OSError:  # the reader has gone, the terminal is closed
                 return False
@@ -172,7 +172,7 @@ class QueuedHandler(logging.Handler):
     def __init__(self, descriptor: int, encoding: str) -> None:
         self._encoding = encoding
         self._writer = LineWriter(descriptor, self._tell_lost)
-        super().__init__()  # last: it makes it one of those that are flushed at the end
+        super().__init__()  # last: it registers the handler to be flushed at exit
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -190,11 +190,11 @@ class QueuedHandler(logging.Handler):
         self._writer.put(f"{text}\n".encode(self._encoding, "backslashreplace"))
 
     def offer(self, text: str) -> bool:
-        """Queue a part of a line, unless anything waits; return whether it is queued."""
+        """Queue a part of a line, if the queue is empty; return whether it was queued."""
         return self._writer.offer(text.encode(self._encoding, "backslashreplace"))
 
     def flush(self) -> None:
-        """Wait until what is queued has been written, for half a second at most."""
+        """Wait until the queue has been written, for half a second at most."""
         self._writer.flush()
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from modelserve.errors import ResponseCut, single_cause
-from modelserve.exchange.running import Running, running_request_id
+from modelserve.exchange.running import running_request_id
 from modelserve.server.log_queue import QueuedHandler, blocking_descriptor
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 
 logger = logging.getLogger("modelserve")
 
-# Attributes of every record, and what uvicorn adds for its own formatter.
+# The attributes of every record, and those that uvicorn adds for its own formatter.
 _NOT_EXTRA: Final = frozenset(
     (*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message")
 )
@@ -46,7 +46,7 @@ _OF_LOST_CALL: Final = 'Failed "execute_batch"'
 
 
 def print_error(text: str) -> None:
-    """Print to stderr why the command cannot serve, whatever form the log has."""
+    """Print to stderr why the command cannot serve, as plain text in any form of the log."""
     for handler in logging.root.handlers:
         if isinstance(handler, QueuedHandler):  # after the lines before it, and without waiting
             handler.write(text)
@@ -63,16 +63,15 @@ def default_form() -> str:
 def configure(*, form: str, level: str) -> None:
     """Log everything of a level ("info") and above to stderr, as "human" or "json" lines.
 
-    A line that is logged while a request runs has its id, whoever logs it.
+    A line that is logged while a request runs has its id, whichever library logs it.
     """
     _open_standard_descriptors()
     handler = _stderr_handler(form)
     handler.addFilter(add_request_id)
-    Running.note_ids()
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # Python would print these as plain text, which a collector of JSON lines cannot read.
+    # Python would print these as plain text, which collectors of JSON lines cannot read.
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread_failure
     for noise in (no_response_cut, no_refusal):
@@ -81,7 +80,7 @@ def configure(*, form: str, level: str) -> None:
 
 
 def _stderr_handler(form: str) -> logging.Handler:
-    """Return a handler that never waits for whoever reads stderr, if anybody does."""
+    """Return a handler that never waits for the reader of stderr."""
     if sys.stderr is None:
         return logging.NullHandler()
     descriptor = blocking_descriptor(sys.stderr)
@@ -94,7 +93,7 @@ def _stderr_handler(form: str) -> logging.Handler:
 
 
 def _open_standard_descriptors() -> None:
-    """Open those that whoever started us has closed, lest a connection gets their numbers."""
+    """Open the standard streams that are closed, so that no connection gets their numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -104,7 +103,7 @@ def _open_standard_descriptors() -> None:
 
 
 def add_request_id(record: logging.LogRecord) -> bool:
-    """Give a record the id of the request that runs, unless it has one."""
+    """Add the id of the running request to a record, unless it has one."""
     request_id = running_request_id()
     if request_id is not None and not hasattr(record, "request_id"):
         record.request_id = request_id
@@ -112,13 +111,13 @@ def add_request_id(record: logging.LogRecord) -> bool:
 
 
 def no_response_cut(record: logging.LogRecord) -> bool:
-    """Filter out the host's traceback of a response that was cut on purpose: it has been logged."""
+    """Filter out the host's traceback of a response cut on purpose: the failure was logged."""
     exc = record.exc_info[1] if record.exc_info else None
     return exc is None or not isinstance(single_cause(exc), ResponseCut)
 
 
 def no_refusal(record: logging.LogRecord) -> bool:
-    """Filter out what uvicorn says of a WebSocket that was refused with an answer of its own."""
+    """Filter out uvicorn's complaint about a WebSocket that was refused with a response."""
     return record.msg != _OF_REFUSED
 
 
@@ -142,20 +141,20 @@ def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
 
 
 class TerminalHandler(QueuedHandler):
-    """Write lines to a terminal, and below them one that changes."""
+    """Write lines to a terminal, and below them a line that changes."""
 
     def __init__(self, descriptor: int, encoding: str) -> None:
         self._shown = False
         super().__init__(descriptor, encoding)
 
     def show(self, text: str) -> None:
-        """Show a text, as far as the terminal is wide, in the last line, unless lines wait."""
+        """Show a text, cut to the terminal's width, in the last line, unless lines wait."""
         width = shutil.get_terminal_size().columns - 1
         with self._locked():
             self._shown = self.offer(f"{_CLEAR_LINE}{text[:width]}") or self._shown
 
     def hide(self) -> None:
-        """Clear the last line; where lines wait, the next one clears it."""
+        """Clear the last line; if lines wait, the next one clears it."""
         with self._locked():
             self._shown = self._shown and not self.offer(_CLEAR_LINE)
 
@@ -166,7 +165,7 @@ class TerminalHandler(QueuedHandler):
             super().write(f"{clear}{text}")
 
     def _tell_lost(self, count: int) -> bytes:
-        """Clear the last line too: what was to do that may be among the lost lines."""
+        """Clear the last line too: the line that would do that may have been lost."""
         return _CLEAR_LINE.encode() + super()._tell_lost(count)
 
     @contextmanager

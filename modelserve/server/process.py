@@ -41,7 +41,7 @@ def run_alone(
 ) -> int:
     """Serve in this process until a signal comes; return the exit code.
 
-    `before_exit` is called where the process exits instead, from whichever thread.
+    `before_exit` is called if the process exits instead, from any thread.
     """
     if threading.current_thread() is threading.main_thread():
         for sig in stop_signals():
@@ -65,8 +65,8 @@ def run_worker(
 ) -> None:
     """Serve in a worker process, until its supervisor sends SIGTERM or ends.
 
-    Once it listens, sends through the pipe how many seconds it takes to stop, or why it cannot
-    load.
+    Once it listens, it sends the seconds that its stop may take through the pipe; if it cannot
+    load, the reason.
     """
     leave_to_supervisor()
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
@@ -96,6 +96,8 @@ def make_server(
 
     Raises LoadError for unusable settings.
     """
+    if settings.grpc_port is not None:  # else its core logs, as plain text, what clients send
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app = load()
     config = uvicorn.Config(
         app,
@@ -126,7 +128,7 @@ def make_server(
 
 
 def _failure(exc: Exception) -> str:
-    """Return why the application cannot be loaded, with the traceback of others' exceptions."""
+    """Return why the application cannot be loaded, with a traceback unless it is a LoadError."""
     if isinstance(exc, LoadError):
         return f"modelserve: {exc}"
     lines = traceback.format_exception(type(exc), exc, users_traceback(exc))

@@ -34,7 +34,7 @@ class Reloader:
 
     def run(self) -> int:
         """Return the exit code once the worker has ended after a signal."""
-        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts the changes
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs counts of changes
         for sig in stop_signals():
             signal.signal(sig, self._handle)
         logger.info("Watching the Python files in %s", ", ".join(map(str, self._folders)))
@@ -65,7 +65,7 @@ class Reloader:
         self._stopping.set()
 
     def _report_end(self) -> None:
-        """Report, once, that the worker has ended by itself, and why."""
+        """Log, once, that the worker has ended by itself, and why."""
         alive = self._worker.process.is_alive()
         self._worker.read_pipe()
         if alive or self._has_reported:

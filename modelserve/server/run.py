@@ -1,4 +1,4 @@
-"""Serve an application with given settings: the one function that the command line calls."""
+"""Serve an application with given settings, as the command line does."""
 
 import socket
 from collections.abc import Callable
@@ -22,8 +22,8 @@ def serve(load: Callable[[], ASGIApp], settings: Settings) -> int:
     `load` is called in each worker process, which receives it by pickle. What it raises is printed
     to stderr.
 
-    The exit code is 0 after a drain, 2 where the application cannot be loaded or this system lacks
-    something that the settings need, 3 where the server cannot start, and 4 where a model cannot be
+    The exit code is 0 after a drain, 2 if the application cannot be loaded or this system lacks
+    something that the settings need, 3 if the server cannot start, and 4 if a model cannot be
     loaded and `exit_on_load_failure` is set. After a second signal the process exits with 128 plus
     the signal's number.
     """

@@ -10,6 +10,7 @@ once.
 """
 
 import asyncio
+import contextvars
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from modelserve.lifespan import CLEANUP_AFTER_DRAIN
 from modelserve.limits import DEFAULTS
 from modelserve.server.application import Drainable, find_drainables
 from modelserve.server.connections.mending import has_request, new_protocol, watch
+from modelserve.server.lateness import Lateness
 from modelserve.server.listener import accept_waiting
 from modelserve.server.settings import CANNOT_LOAD_MODELS, CANNOT_START, HEAD_TIMEOUT
 from modelserve.server.signals import Impatience, stop_signals
@@ -45,22 +47,24 @@ logger = logging.getLogger("modelserve")
 LONGEST_EXIT: Final = CLEANUP_AFTER_DRAIN + 0.3
 # Seconds for a connection without a request to send one, once the listener is closed.
 _LATE_REQUEST_SECONDS: Final = 0.2
+_LONG: Final = 86_400.0
+_LATE_TICK: Final = 1.0  # seconds; a tick is due each 0.1 s
 
 
 class Port(Protocol):
-    """What is served beside HTTP, in the same event loop."""
+    """A further port beside HTTP's, in the same event loop."""
 
     async def start(self, state: Mapping[str, Any]) -> None:
-        """Serve, and say where in the log; `state` is the lifespan's. Raises OSError."""
+        """Serve, and log the address; `state` is the lifespan's. Raises OSError."""
 
     async def stop(self, seconds: float) -> None:
-        """Take nothing more, and end what is left after some seconds."""
+        """Take no more calls, and end those that are left after some seconds."""
 
 
 class Server(uvicorn.Server):
     """Run one application, and end as described above.
 
-    An application without a model server that `find_drainables` finds ends as under uvicorn: the
+    If `find_drainables` finds no model server in the application, it ends as under uvicorn: the
     listener is closed first, and requests have the default `drain_timeout`.
 
     Args:
@@ -69,14 +73,14 @@ class Server(uvicorn.Server):
         alone: Exit at once at a second signal; a worker process leaves that to its supervisor.
         on_start: Called once the server listens, with the seconds that its stop may take.
         shutdown_delay: Seconds after a signal for which new requests are still served.
-        head_timeout: Seconds in which a client has to send a head, and a part of a body.
+        head_timeout: Seconds within which a client has to send a head, and each part of a body.
         exit_on_load_failure: Stop once a model has failed to load.
-        before_exit: Called where the process exits at once, from whichever thread.
-        ports: What is served beside HTTP, from after its start until the drain is over.
+        before_exit: Called if the process exits at once, from any thread.
+        ports: Further ports, served from after the start until the drain is over.
 
-    Attributes:
-        exit_code: That of the process, once the server has stopped.
-        released: To be set where the process goes on after that.
+        Attributes:
+        exit_code: The exit code of the process, once the server has stopped.
+        released: Set this if the process goes on after that.
     """
 
     def __init__(
@@ -109,6 +113,8 @@ class Server(uvicorn.Server):
         self._before_exit = before_exit
         self._ports = ports
         self._loop: asyncio.AbstractEventLoop
+        self._context = contextvars.copy_context()  # a signal comes in that of any request
+        self._lateness = Lateness(_LATE_TICK)
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled, self.released = threading.Event(), threading.Event()
         self._impatience = Impatience()
@@ -134,13 +140,13 @@ class Server(uvicorn.Server):
         self._drains_at = monotonic() + (self._shutdown_delay if self.started else 0.0)
         self._signalled.set()
         if self.started:
-            self._loop.call_soon_threadsafe(self._start_to_stop)
+            self._loop.call_soon_threadsafe(self._start_to_stop, context=self._context)
         else:
             self.should_exit = True
-            self._loop.call_soon_threadsafe(self._start.give_up, self)
+            self._loop.call_soon_threadsafe(self._start.give_up, self, context=self._context)
 
     def _exit_in_time(self) -> None:
-        """Exit once the time is over; run in a thread, since anything else may be blocked."""
+        """Exit once the time is over; runs in a thread, since everything else may be blocked."""
         self._signalled.wait()
         if self._start.blocks():
             self._exit_now()
@@ -158,7 +164,7 @@ class Server(uvicorn.Server):
     # -- start and end
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()  # before any signal is ours
+        self._loop = asyncio.get_running_loop()  # before signals are handled here
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -175,31 +181,28 @@ class Server(uvicorn.Server):
             sys.exit(CANNOT_START)
         if self.should_exit:
             return
-        url = _url(self, sockets or ())
-        logger.info("Serving on %s (process %d)", url, os.getpid())
-        if _has_page(self._app) and url.startswith("http"):
-            logger.info("A page to try the models in: %s/playground", url)
+        _log_start(_url(self, sockets or ()), self._app)
         if self._on_start is not None:
             self._on_start(self._shutdown_delay + self.drain_seconds)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listeners, each connection after its response, and the application."""
+        """Close the listeners, then each connection after its response, then the application."""
         accepted = accept_waiting(sockets or ())
         for closable in (*self.servers, *(sockets or ())):
             closable.close()
-        await _answer_late_requests(self, accepted, self._drains_at + self.drain_seconds)
+        await _answer_late_requests(self, accepted, self._ends())
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
-        ends = self._drains_at + self.drain_seconds
         for port in self._ports:
-            await port.stop(min(ends - monotonic(), _LATE_REQUEST_SECONDS))
-        await _finish_responses(self.server_state, ends, ends + CLEANUP_AFTER_DRAIN)
+            await _stop_port(port, self._ends)
+        await _finish_responses(self.server_state, self._ends)
         await self.lifespan.shutdown()
         if any(serving.flights or serving.workers.running for serving in self._servings):
             self._exit_now()
 
     async def on_tick(self, counter: int) -> bool:
-        self._check_connections(monotonic())
+        self._check_connections(now := monotonic())
+        self._lateness.note(now)
         if not self._signalled.is_set() and self._start.has_failed():
             self.exit_code = CANNOT_LOAD_MODELS
             self._drains_at = monotonic()
@@ -222,30 +225,39 @@ class Server(uvicorn.Server):
             serving.refuse_new()
         self._drain_task = self._loop.create_task(self._drain())
 
+    def _ends(self) -> float:
+        """Return when running requests have had their time."""
+        return self._drains_at + self.drain_seconds
+
     async def _drain(self) -> None:
         """Wait for the running requests with the listener open; then let the server exit."""
         running = set(self.server_state.tasks)
         logger.info(
-            "Stopping: %d requests are running and have %g s", len(running), self.drain_seconds
+            "Stopping: running requests (%d) have %g s to finish", len(running), self.drain_seconds
         )
         try:
             await asyncio.gather(*(serving.drain() for serving in self._servings))
             if self._servings and running:
-                ends = self._drains_at + self.drain_seconds
-                await asyncio.wait(running, timeout=_seconds_until(ends))
+                await asyncio.wait(running, timeout=_seconds_until(self._ends()))
         finally:
             self.should_exit = True
 
 
+def _log_start(url: str, app: ASGIApp) -> None:
+    logger.info("Serving on %s (process %d)", url, os.getpid())
+    if _has_page(app) and url.startswith("http"):
+        logger.info("A page to try the models in: %s/playground", url)
+
+
 def _has_page(app: ASGIApp) -> bool:
-    """Return whether there is a page for people; nobody knows where a mounted one is."""
+    """Return whether there is a page for people; that of a mounted application is unknown."""
     return any(serving.has_playground for serving in find_drainables(app, mounted=False))
 
 
 async def _answer_late_requests(
     server: uvicorn.Server, accepted: Iterable[socket.socket], until: float
 ) -> None:
-    """Serve connections that were made in time, so that none is reset without an answer."""
+    """Serve the connections that were made in time: none is reset without an answer."""
     now, loop = monotonic(), asyncio.get_running_loop()
     ends = max(min(now + _LATE_REQUEST_SECONDS, until), now + 0.05)
     tasks = [loop.create_task(_connect(server, sock)) for sock in accepted]
@@ -257,21 +269,32 @@ async def _answer_late_requests(
         await asyncio.sleep(0.005)
 
 
-async def _finish_responses(state: ServerState, ends: float, cut_at: float) -> None:
-    """Wait for what is still being sent, and for requests of other applications."""
-    ends = max(ends, monotonic() + 0.1)
+async def _stop_port(port: Port, ends: Callable[[], float]) -> None:
+    """Take nothing more on a port, and wait until what was answered there has been sent."""
+    soonest = monotonic() + _LATE_REQUEST_SECONDS
+    stopping = asyncio.ensure_future(port.stop(_LONG))
+    while not stopping.done() and monotonic() < max(ends(), soonest):
+        await asyncio.wait((stopping,), timeout=0.05)  # a signal may bring the end nearer
+    await port.stop(0.0)
+    await stopping
+
+
+async def _finish_responses(state: ServerState, ends: Callable[[], float]) -> None:
+    """Wait until responses have been sent, and for requests of other applications."""
+    soonest = monotonic() + 0.1
     while (  # noqa: ASYNC110  (no event says that a connection has ended)
         state.connections or state.tasks
-    ) and monotonic() < ends:
+    ) and monotonic() < max(ends(), soonest):
         await asyncio.sleep(0.01)
     for task in state.tasks:
         task.cancel()
     if state.tasks:
+        cut_at = ends() + CLEANUP_AFTER_DRAIN
         await asyncio.wait(set(state.tasks), timeout=_seconds_until(cut_at))
 
 
 def _seconds_until(moment: float) -> float | None:
-    """Return how long it is until then, as a timeout: None is no limit."""
+    """Return the time until a moment as a timeout: None is no limit."""
     seconds = max(0.0, moment - monotonic())
     return None if math.isinf(seconds) else seconds
 
@@ -309,7 +332,7 @@ def _url(server: uvicorn.Server, sockets: Sequence[socket.socket]) -> str:
 
 
 def _exit(code: int, *steps: Callable[[], object]) -> NoReturn:
-    """Exit after some last steps, without waiting for threads, nor for steps that block."""
+    """Exit after some last steps, without waiting for threads or for steps that block."""
 
     def take() -> None:
         for step in (*steps, logging.shutdown, sys.stdout.flush):

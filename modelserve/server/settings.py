@@ -34,9 +34,9 @@ class Settings:
     `shutdown_delay` seconds after a signal to stop, requests are still served. A client has
     `head_timeout` seconds to send a head, and as many from one part of a body to the next. With
     `exit_on_load_failure`, a model that cannot be loaded ends the process. gRPC is served beside
-    HTTP if there is a `grpc_port`, 0 for any, with further options of grpcio's; where it is
-    optional and that port cannot be had, HTTP is served alone. Unless the server's end is to be
-    that of its process, what the process does afterwards may take its time.
+    HTTP if there is a `grpc_port`, 0 for any, with further options of grpcio; if it is optional and
+    the port is taken, only HTTP is served. Unless the server is to end its process, the process may
+    go on afterwards for any time.
     """
 
     host: str = "127.0.0.1"

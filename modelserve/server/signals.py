@@ -1,4 +1,4 @@
-"""The signals that stop a server, and those that its worker processes leave to their supervisor.
+"""The signals that stop a server, and those that worker processes leave to their supervisor.
 
 A closed terminal's SIGHUP stops it like SIGTERM, unless it was ignored at the start, as by nohup,
 or the application handles it.
@@ -17,14 +17,14 @@ _HANGUP: Final = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals on which this process is to stop. SIGBREAK is Windows' Ctrl-Break."""
+    """Return the signals that stop this process. SIGBREAK is Windows' Ctrl-Break."""
     names = ("SIGTERM", "SIGINT", "SIGBREAK")
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     return [*signals, *_hangup()]
 
 
 class Impatience:
-    """Tell a second signal, which ends the process at once, from the first.
+    """Detects the second signal, which ends the process at once.
 
     SIGHUP does not count: a shell sends one when its terminal closes and the kernel another, and
     systemd may send one with SIGTERM; Python handles whichever has the lower number first.
@@ -41,21 +41,22 @@ class Impatience:
 
 
 def ignore_signal(sig: int, frame: FrameType | None) -> None:
-    """Do nothing. Programs that we start inherit SIG_IGN, but no handler."""
+    """Do nothing. Child processes would inherit SIG_IGN, but do not inherit a handler."""
 
 
 @contextmanager
 def left_blocked() -> Iterator[None]:
-    """Block, here and in a process that is started, what a terminal sends to a whole group.
+    """Block, here and in a child process, the signals that a terminal sends to a whole group.
 
-    It stays blocked in that process until it calls `leave_to_supervisor`.
+    They stay blocked in the child until it calls `leave_to_supervisor`.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     blocked = _of_terminals()
     try:
-        # It would be started with the first process, and unblock SIGINT; SIGHUP would end it.
+        # multiprocessing's resource tracker would start with the first process and unblock SIGINT;
+        # SIGHUP would end it.
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
@@ -65,7 +66,7 @@ def left_blocked() -> Iterator[None]:
 
 
 def leave_to_supervisor() -> None:
-    """Ignore, in a worker process, what its supervisor gets too and passes on as SIGTERM."""
+    """Ignore, in a worker process, the signals that its supervisor passes on as SIGTERM."""
     for sig in _of_terminals():
         signal.signal(sig, ignore_signal)
     if hasattr(signal, "pthread_sigmask"):
@@ -77,7 +78,7 @@ def _of_terminals() -> list[signal.Signals]:
 
 
 def _hangup() -> list[signal.Signals]:
-    """Return SIGHUP, unless it is ignored or has a handler of the application's own."""
+    """Return SIGHUP, unless it is ignored or the application handles it."""
     if _HANGUP is None:
         return []
     handler = signal.getsignal(_HANGUP)

@@ -1,4 +1,4 @@
-"""The loads of the start, as the process sees them: told on a terminal, given up, or fatal."""
+"""Start-up loads: progress on a terminal, giving up, exit on failure."""
 
 import asyncio
 import logging
@@ -20,10 +20,10 @@ logger = logging.getLogger("modelserve")
 _LOADING: Final = "LOADING"
 _FAILED: Final = "UNAVAILABLE"
 _AGAIN_SECONDS: Final = 0.05
-# In which an event loop notices a signal, unless something blocks it.
+# The time within which an event loop notices a signal, unless something blocks it.
 _NOTICE_SECONDS: Final = 0.5
 _FRAME_SECONDS: Final = 0.1
-# What loads faster needs no words.
+# Faster loads need no progress.
 _SILENT_SECONDS: Final = 0.5
 
 
@@ -31,7 +31,7 @@ class Start:
     """The loads that the start of some model servers has begun.
 
     Args:
-        must_succeed: Whether one that fails ends the process.
+        must_succeed: Whether a failed load ends the process.
 
     Attributes:
         noticed: Set once the event loop has noticed a signal to stop.
@@ -43,9 +43,9 @@ class Start:
         self.noticed = threading.Event()
 
     def has_failed(self) -> bool:
-        """Return whether a load has failed that ends the process, and log which.
+        """Return whether a failed load ends the process, and log which models failed.
 
-        None does any more once all have ended well.
+        Once all loads have succeeded, later ones do not count.
         """
         if not self._must_succeed:
             return False
@@ -57,15 +57,15 @@ class Start:
         return bool(failed)
 
     def give_up(self, server: uvicorn.Server) -> None:
-        """Let a start that waits for its loads go on without them, to the server's end."""
+        """Let a start that waits for its loads go on, so that the server can end."""
         self.noticed.set()
         for serving in self._servings:
             serving.announce_stop()
-        if not server.started:  # the application may not have begun to wait
+        if not server.started:  # the application may not have begun to wait yet
             asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self.give_up, server)
 
     def blocks(self) -> bool:
-        """Return, for a thread that has seen a signal, whether a load blocks the event loop."""
+        """Return whether a load blocks the event loop; called by a thread after a signal."""
         if self.noticed.wait(_NOTICE_SECONDS) or any(len(s.flights) for s in self._servings):
             return False
         return bool(self.loading)
@@ -77,7 +77,7 @@ class Start:
         return [name for name, state in states.items() if state == _LOADING]
 
     def show(self) -> None:
-        """Count the loads in the last line of a terminal while several are under way."""
+        """Show a count of the loads in a terminal's last line while several are under way."""
         handler = next((h for h in logging.root.handlers if isinstance(h, TerminalHandler)), None)
         if handler is not None and self._servings:
             arguments = (self._servings, handler)
@@ -85,7 +85,7 @@ class Start:
 
 
 def _loads_of(servings: Iterable[Drainable]) -> dict[str, str]:
-    """Return the state of each model by name, those of some model servers together."""
+    """Return the state of each model by name, for several model servers together."""
     return {name: state for serving in servings for name, state in serving.loads().items()}
 
 
@@ -95,7 +95,7 @@ def _show_loads(servings: Iterable[Drainable], handler: TerminalHandler) -> None
         threading.Event().wait(_FRAME_SECONDS)
         try:
             states = _loads_of(servings)
-        except RuntimeError:  # models are being registered at this moment
+        except RuntimeError:  # models are just being registered
             continue
         seconds = monotonic() - began
         loading = [name for name, state in states.items() if state == _LOADING]

@@ -1,8 +1,8 @@
 """Worker processes and their supervisor.
 
-The supervisor checks only that its workers are alive: one whose imports hold the interpreter's lock
-for minutes is not killed. One that ends is replaced. Workers ignore SIGINT and SIGHUP, which a
-terminal sends to all of them, and act on the supervisor's SIGTERM.
+The supervisor checks only that its workers are alive: a worker whose imports hold the interpreter's
+lock for minutes is not killed. A worker that ends is replaced. Workers ignore SIGINT and SIGHUP,
+which a terminal sends to all of them, and act on the supervisor's SIGTERM.
 """
 
 import logging
@@ -34,7 +34,7 @@ __all__ = ["Supervisor", "Worker", "launch", "pause_after", "shared_metrics"]
 
 logger = logging.getLogger("modelserve")
 
-# A worker that has served for longer than this is replaced at once, however often it happens.
+# A worker that has served for longer than this is always replaced at once.
 _STEADY_SECONDS: Final = 10.0
 _LONGEST_PAUSE: Final = 30.0
 
@@ -51,17 +51,17 @@ class Worker:
 
     @property
     def longest_end(self) -> float:
-        """Seconds after SIGTERM at which it has exited, unless something is wrong with it."""
+        """Seconds after SIGTERM within which it exits, unless something is wrong with it."""
         return self.stop_seconds + LONGEST_EXIT + 0.1
 
     @property
     def end(self) -> str:
-        """How it has ended, in words."""
+        """How it ended, in words."""
         code = self.process.exitcode or 0
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def read_pipe(self) -> None:
-        """Receive its failure to load, or, once it serves, the seconds that its stop may take."""
+        """Receive why it failed to load, or, once it serves, the seconds that its stop may take."""
         try:
             while self.pipe is not None and self.pipe.poll():
                 message = self.pipe.recv()
@@ -73,7 +73,7 @@ class Worker:
             self.pipe = None
 
     def kill(self) -> None:
-        """Kill it because it has overrun its time."""
+        """Kill it, as it has overrun its time."""
         logger.warning("Worker %s did not end in time and is killed", self.process.pid)
         self.process.kill()
         self.process.join()
@@ -117,7 +117,7 @@ class Supervisor:
 
     @contextmanager
     def _signal_socket(self) -> Iterator[socket.socket]:
-        """Yield a socket that becomes readable with every signal, a child's end included."""
+        """Yield a socket that becomes readable at every signal, and when a child ends."""
         readable, writable = socket.socketpair()
         with readable, writable:
             readable.setblocking(False)
@@ -132,7 +132,7 @@ class Supervisor:
                 signal.set_wakeup_fd(-1)
 
     def _handle(self, sig: int, frame: FrameType | None) -> None:
-        """Stop the workers; at a second signal kill them and exit at once, but tidily."""
+        """Stop the workers; at a second signal kill them, clean up and exit at once."""
         if self._impatience.grows(sig):
             for worker in self._workers:
                 worker.process.kill()
@@ -162,7 +162,7 @@ class Supervisor:
                     self._plan_replacement(worker)
 
     def _plan_replacement(self, worker: Worker) -> None:
-        """Replace a worker, after longer pauses if they end early; give up if none ever served."""
+        """Replace a worker, with growing pauses if workers end early; give up if none served."""
         if worker.process.exitcode == CANNOT_LOAD_MODELS:
             self._code = CANNOT_LOAD_MODELS
             return
@@ -181,7 +181,7 @@ class Supervisor:
     def _stop(self, wakeup: socket.socket) -> None:
         """Drain the workers, and kill those that overrun.
 
-        The listener is closed here first, so that it is gone with the last worker that answers.
+        The listener is closed here first, so that it closes with the last worker that answers.
         """
         self._listener.close()
         for worker in self._workers:

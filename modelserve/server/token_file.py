@@ -1,8 +1,8 @@
 """A file that holds the bearer token: read at the start, and again while the server runs.
 
 Kubernetes rotates a secret by swapping a symbolic link. A thread reads the file every half second,
-so that no request waits for a disk. What was read counts once it has been read twice: a file that
-is being written may hold a part of a token.
+so that no request waits for a disk. A new token counts only when it has been read twice: a file
+that is being written may hold a part of a token.
 """
 
 import logging
@@ -18,18 +18,18 @@ __all__ = ["HasToken", "follow_token", "read_token"]
 
 logger = logging.getLogger("modelserve")
 
-# What these name is another file, or none, in a worker process.
+# In a worker process, these paths name another file, or none.
 _DESCRIPTORS: Final = ("/dev/fd/", "/dev/stdin", "/proc/")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class HasToken(Protocol):
-    """What asks its clients for a token."""
+    """An object with a token that its clients must send."""
 
     token: str | None
 
 
-# The latest of the threads that have followed a file for a holder: it may be served again.
+# The latest thread for each holder: one that is served again has a new thread.
 _latest: Final = weakref.WeakKeyDictionary[HasToken, threading.Thread]()
 
 
@@ -50,13 +50,13 @@ def read_token(path: str) -> str:
 
 
 def follow_token(path: str, holder: HasToken, *, every: float = 0.5) -> None:
-    """Keep a holder's token that of the file, read so often, as long as the holder lives.
+    """Update a holder's token from the file, read at intervals, as long as the holder lives.
 
-    The file that it has followed before is left. A pipe (`--token-file <(pass show token)`) can be
-    read once only, and is not followed. A file that cannot be used any more is logged, and the
-    token stays as it is.
+    A file that it followed before is given up. A pipe (`--token-file <(pass show token)`) can be
+    read only once, and is not followed. If the file cannot be used any more, that is logged, and
+    the token stays as it is.
     """
-    path = str(Path(path).absolute())  # links stay: they are what changes
+    path = str(Path(path).absolute())  # links are not resolved: they change
     _latest.pop(holder, None)
     if path.startswith(_DESCRIPTORS) or Path(path).is_fifo():
         return
@@ -72,7 +72,7 @@ def follow_token(path: str, holder: HasToken, *, every: float = 0.5) -> None:
 
 def _follow(path: str, reference: "weakref.ref[HasToken]", every: float) -> None:
     seen: tuple[str | None, str | None] | None = None
-    settled: str | None = None  # the problem that has been logged
+    settled: str | None = None  # the problem that was logged
     while True:
         time.sleep(every)
         holder = reference()

@@ -3,10 +3,9 @@
 The types have the names, constructors and methods of KServe's `kserve.protocol.infer_type`, so
 that code written for it runs unchanged.
 
-Two rules decide what is raised. What only the sender of a request can have got wrong is
-`InvalidInput` and names the tensor. What a model, or a predictor behind it, got wrong in a
-response is `InvalidOutput`; but what a client asked for in JSON and cannot be JSON (FP16, bytes
-that are not UTF-8) is again `InvalidInput`.
+Two rules decide what is raised. A fault in a request is `InvalidInput`, which names the tensor. A
+fault in a response, of a model or of a predictor behind it, is `InvalidOutput`; but if a client
+wants JSON for data that cannot be JSON (FP16, bytes that are not UTF-8), that is `InvalidInput`.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from modelserve.tensors.grpc import messages as grpc_messages
 from modelserve.tensors.grpc import read_request as read_grpc_request
 from modelserve.tensors.grpc import read_response as read_grpc_response
 from modelserve.tensors.grpc import write_parameters, write_tensors
+from modelserve.tensors.parameters import plain_parameters
 from modelserve.tensors.tensor import InferInput, InferOutput, RequestedOutput, Tensor
 
 __all__ = [
@@ -52,7 +52,7 @@ class InferRequest:
     """One V2 inference request.
 
     `raw_inputs` are the binary data of the inputs, in order; with `from_grpc`, outputs are binary
-    data where they are.
+    if these are given.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class InferRequest:
         self.model_name = model_name
         self.model_version = model_version
         self.inputs = infer_inputs
-        self.parameters = parameters
+        self.parameters = parameters and plain_parameters(parameters)
         self.request_outputs = request_outputs
         # KServe has the method and the attribute too.
         self.from_grpc = from_grpc  # type: ignore[method-assign,assignment]
@@ -83,6 +83,11 @@ class InferRequest:
     def from_rest(cls, model_name: str, request: Any) -> InferRequest:
         """Return the request in a JSON document; raise InvalidInput if it is not one."""
         return cls(model_name, **read_request(request))
+
+    @classmethod
+    def from_inference_request(cls, request: Any, model_name: str) -> InferRequest:
+        """Return the request in KServe's `v2_datamodels.InferenceRequest`, as `from_rest` does."""
+        return cls.from_rest(model_name, request.model_dump(exclude_none=True))
 
     @classmethod
     def from_bytes(cls, req_bytes: Buffer, json_length: int, model_name: str) -> InferRequest:
@@ -123,7 +128,7 @@ class InferRequest:
 
     @property
     def use_binary_outputs(self) -> bool:
-        """Whether the client wants the outputs that it does not name as binary data."""
+        """Whether the client wants binary data for outputs that it does not name."""
         if self._is_of_grpc:
             return self._raw_inputs
         return bool((self.parameters or {}).get("binary_data_output", False))
@@ -215,7 +220,7 @@ class InferResponse:
         self.model_name = model_name
         self.model_version = model_version
         self.outputs = infer_outputs
-        self.parameters = parameters
+        self.parameters = parameters and plain_parameters(parameters)
         self.from_grpc = from_grpc  # type: ignore[method-assign,assignment]
         self.use_binary_outputs = use_binary_outputs
         self.requested_outputs = requested_outputs
@@ -402,7 +407,7 @@ def _id(response: InferResponse, request: InferRequest | None) -> str:
 
 
 def _grpc_message(name: str, source: InferRequest | InferResponse) -> Any:
-    """Return a message with what requests and responses have in common."""
+    """Return a message with the common fields of requests and responses."""
     message = grpc_messages()[name](
         model_name=source.model_name, model_version=source.model_version, id=source.id
     )
@@ -445,9 +450,9 @@ def _in_rest_order(document: dict[str, Any]) -> dict[str, Any]:
 def _choose_outputs(
     response: InferResponse, request: InferRequest | None
 ) -> list[tuple[InferOutput, bool]]:
-    """Return the outputs to send, each with whether it goes as binary data.
+    """Return the outputs to send, each with whether it is sent as binary data.
 
-    Where outputs are named, settings for all of them do not count (KServe's rule).
+    If outputs are named, settings for all of them do not count (KServe's rule).
     """
     if requested := _requested_outputs(response, request):
         return [

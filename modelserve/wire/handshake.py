@@ -1,4 +1,4 @@
-"""What a client says when it opens a WebSocket: its subprotocols, its token, its origin. Pure."""
+"""Read the handshake of a WebSocket: its subprotocols, its token, its origin. Pure."""
 
 import re
 from base64 import urlsafe_b64decode
@@ -6,7 +6,14 @@ from collections.abc import Collection, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = ["SUBPROTOCOL", "bearer_token", "is_allowed_origin", "without_bearer"]
+__all__ = [
+    "SUBPROTOCOL",
+    "bearer_token",
+    "checked_origins",
+    "is_allowed_origin",
+    "is_origin",
+    "without_bearer",
+]
 
 SUBPROTOCOL: Final = "modelserve.v1"
 
@@ -17,7 +24,7 @@ _PORTS: Final = {"http": "80", "https": "443"}
 
 
 def bearer_token(subprotocols: Sequence[str]) -> bytes | None:
-    """Return the token that is offered as a subprotocol, since a browser can set no headers."""
+    """Return the token among the subprotocols: browsers cannot set headers."""
     for name in subprotocols:
         text = name.removeprefix(_BEARER)
         if text != name and _BASE64URL.fullmatch(text) and len(text) % 4 != 1:
@@ -26,18 +33,39 @@ def bearer_token(subprotocols: Sequence[str]) -> bytes | None:
 
 
 def without_bearer(subprotocols: Sequence[str]) -> list[str]:
-    """Return the subprotocols that are not a secret."""
+    """Return the subprotocols without the token."""
     return [name for name in subprotocols if not name.startswith(_BEARER)]
+
+
+def is_origin(text: str) -> bool:
+    """Return whether this is an origin as browsers write it, or `*` for any."""
+    if text in ("*", "null"):
+        return True
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return bool(parts.scheme and parts.netloc) and text == f"{parts.scheme}://{parts.netloc}"
+
+
+def checked_origins(origins: Collection[str]) -> frozenset[str]:
+    """Return origins as a set. Raises TypeError for one text, ValueError for what is no origin."""
+    if isinstance(origins, str):
+        raise TypeError(f"Origins must be a list of them, not {origins!r}")
+    for origin in origins:
+        if not is_origin(origin):
+            raise ValueError(f"{origin!r} is not an origin, like https://example.org")
+    return frozenset(origins)
 
 
 def is_allowed_origin(origin: str, host: str, allowed: Collection[str]) -> bool:
     """Return whether a page of this origin may open a WebSocket here.
 
-    Browsers ask nobody before they open one, and send cookies along. The scheme is not compared: a
-    proxy may have ended TLS.
+    Browsers let any page open one, and send cookies along. The scheme is not compared: a proxy may
+    have ended TLS.
 
     Args:
-        origin: The header, empty where there is none: no browser sent it.
+        origin: The header; empty without one, which means no browser.
         host: The header of that name; a page of the same host is allowed.
         allowed: Further origins; `*` is any.
     """

@@ -2,12 +2,12 @@
 
 They are in a pool of their own. Generated code would register its messages in protobuf's global
 pool, where KServe's and Triton's packages register others of the same names; and it works with some
-versions of protobuf only. What is read here is the part of the language that our files are written
-in: proto3 without options and imports.
+versions of protobuf only. The parser reads the part of the language that our files use: proto3
+without options and imports.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any, Final
 
@@ -22,10 +22,9 @@ _SCALARS: Final = frozenset(
 
 
 def load_messages(package: str, name: str) -> dict[str, type[Any]]:
-    """Return the classes of the messages in a file of a package, by name; `Outer.Inner` of others.
+    """Return the classes of the messages in a file of a package, by name.
 
-    Those within others have to be kept too: protobuf would make them anew after each collection of
-    garbage. Raises ExtraMissing without protobuf.
+    The file's services are in the `DESCRIPTOR.file` of each. Raises ExtraMissing without protobuf.
     """
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -36,26 +35,36 @@ def load_messages(package: str, name: str) -> dict[str, type[Any]]:
     _Reader(file, text).read_file()
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    found: dict[str, type[Any]] = {}
-    waiting = [*pool.FindFileByName(file.name).message_types_by_name.values()]
-    for descriptor in waiting:
-        name = descriptor.full_name.removeprefix(f"{file.package}.")
-        found[name] = message_factory.GetMessageClass(descriptor)
-        waiting += descriptor.nested_types
-    return found
+    found = pool.FindFileByName(file.name)
+    make = message_factory.GetMessageClass
+    return {
+        message: _finished(make(descriptor), package, make)
+        for message, descriptor in found.message_types_by_name.items()
+    }
+
+
+def _finished(kind: type[Any], module: str, make: Callable[[Any], type[Any]]) -> type[Any]:
+    """Return a class as one of generated code is: in a module, with the messages in it.
+
+    They are kept: protobuf would make those that nobody holds anew after each collection.
+    """
+    kind.__module__ = module
+    for descriptor in kind.DESCRIPTOR.nested_types:
+        setattr(kind, descriptor.name, _finished(make(descriptor), module, make))
+    return kind
 
 
 def parsed(kind: type[Any], data: bytes | bytearray) -> Any:
-    """Return the message of a class in some bytes. Raises InvalidInput."""
+    """Parse bytes as a message of a class. Raises InvalidInput."""
     try:
         return kind.FromString(data)
-    except Exception:  # DecodeError, or what an implementation of it has instead
+    except Exception:  # DecodeError, or an implementation's own exception
         name = kind.DESCRIPTOR.name
         raise InvalidInput(f"The call's message is not a {name}.") from None
 
 
 class _Reader:
-    """Reads one file into protobuf's description of it."""
+    """Parses one file into protobuf's descriptor."""
 
     def __init__(self, file: Any, text: str) -> None:
         self._file = file
@@ -71,7 +80,7 @@ class _Reader:
             elif token == "enum":
                 self._read_enum(self._file.enum_type.add(name=next(self._tokens)))
             elif token == "service":
-                self._skip_block()
+                self._read_service(self._file.service.add(name=next(self._tokens)))
 
     def _read_message(self, message: Any, oneof: int | None = None) -> None:
         """Read to the end of a message, or of a oneof in it."""
@@ -126,12 +135,24 @@ class _Reader:
             enum.value.add(name=name, number=int(next(self._tokens)))
             self._expect(";")
 
-    def _skip_block(self) -> None:
-        depth = 0
-        for token in self._tokens:
-            depth += (token == "{") - (token == "}")
-            if token == "}" and not depth:
-                return
+    def _read_service(self, service: Any) -> None:
+        self._expect("{")
+        while next(self._tokens) != "}":  # else it is "rpc"
+            method = service.method.add(name=next(self._tokens))
+            method.client_streaming, method.input_type = self._read_message_type()
+            self._expect("returns")
+            method.server_streaming, method.output_type = self._read_message_type()
+            self._expect(";")
+
+    def _read_message_type(self) -> tuple[bool, str]:
+        """Return whether a method has a stream of a message, and the message."""
+        self._expect("(")
+        kind = next(self._tokens)
+        is_stream = kind == "stream"
+        if is_stream:
+            kind = next(self._tokens)
+        self._expect(")")
+        return is_stream, kind
 
     def _expect(self, wanted: str) -> None:
         token = next(self._tokens)

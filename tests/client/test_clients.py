@@ -524,6 +524,17 @@ def test_what_are_no_rows(url: str, rows: Any) -> None:
         next(client.map("m", rows))
 
 
-def test_a_dtype_that_v2_has_not(url: str) -> None:
+def test_inputs_without_names(url: str) -> None:
+    with Client(url) as client, pytest.raises(TypeError, match="arrays by their names, not list"):
+        client.infer("m", [1.0])  # type: ignore[arg-type]
+
+
+def test_inputs_without_numpy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with Client(url) as client, pytest.raises(ImportError, match=r"modelserve\[tensors\]"):
+        client.infer("m", {"x": [1.0]})
+
+
+def test_a_dtype_that_v2_does_not_have(url: str) -> None:
     with Client(url) as client, pytest.raises(InvalidInput, match="complex128"):
         client.infer("m", {"x": np.zeros(1, complex)})

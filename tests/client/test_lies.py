@@ -65,7 +65,7 @@ LIES: list[tuple[bytes, list[Any], type[ClientError] | None, str]] = [
         whole(b"", status="301 x", location="https://b/"),
         [],
         AnswerError,
-        "The server answered with status 301; what it is asked for is at https://b/",
+        "The server answered with status 301; it redirects to https://b/",
     ),
 ]  # fmt: skip
 

@@ -220,6 +220,43 @@ async def test_who_leaves_alone_is_cancelled_and_the_next_goes() -> None:
     assert model.outcomes == ["cancelled", "done"]
 
 
+class Panic(BaseException):
+    """No `Exception`, as what libraries in Rust raise when they panic."""
+
+
+async def raised_alone(error: BaseException) -> tuple[BaseException | None, list[str]]:
+    """Return what one caller is raised whose call raises, and how its call is recorded."""
+    model = Model()
+    model.fails["a"] = error
+    raised: list[BaseException] = []
+
+    async def ask() -> None:
+        try:
+            await model.batches.submit(Letters("a"))
+        except BaseException as exc:
+            raised.append(exc)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await settle()
+        await model.finish()
+    return (raised or [None])[0], model.outcomes
+
+
+async def test_a_panic_alone_is_recorded_as_an_error() -> None:
+    error = Panic()
+    assert await raised_alone(error) == (error, ["error"])
+
+
+async def test_a_cancellation_of_the_calls_own_alone_is_recorded_as_an_error(
+    anyio_backend_name: str,
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("trio's cannot be made by hand")
+    error = asyncio.CancelledError()
+    assert await raised_alone(error) == (error, ["error"])
+
+
 async def test_a_call_goes_on_for_those_who_stay() -> None:
     model = Model()
     async with anyio.create_task_group() as group:

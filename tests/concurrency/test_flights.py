@@ -87,6 +87,22 @@ async def test_two_can_wait_until_none_is_in_flight() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_request_that_stays_young_keeps_no_other_from_being_watched() -> None:
+    app = ModelServer()
+
+    @app.model("m")
+    async def predict(payload: Any) -> Any:
+        await anyio.sleep_forever()
+
+    async with exchange(app, *PREDICT, json=[]), exchange(app, *PREDICT, json=[]):
+        await until(lambda: len(app.serving.flights) == 2)
+        first, second = app.serving.flights
+        assert not (first.is_watched or second.is_watched)
+        first.request.arrived += 3600.0
+        await until(lambda: second.is_watched)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_handler_is_cancelled_once_though_host_and_client_both_leave() -> None:
     """Servers that stop cancel their tasks and close the connections too."""
     started, cleaning, release = anyio.Event(), anyio.Event(), anyio.Event()

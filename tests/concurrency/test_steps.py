@@ -286,6 +286,74 @@ async def test_an_error_of_leave_is_logged(caplog: pytest.LogCaptureFixture) -> 
     assert model.engine.is_idle
 
 
+class Panic(BaseException):
+    """No `Exception`, as what libraries in Rust raise when they panic."""
+
+
+@pytest.mark.parametrize("on_loop", [True, False])
+async def test_a_panic_of_leave_is_logged_and_its_reader_goes_on(
+    on_loop: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def step(active: list[Slot]) -> None:
+        for slot in active:
+            slot.put("item")
+            slot.end()
+
+    def leave(slot: Slot) -> None:
+        raise Panic(slot.payload)
+
+    workers = Workers(1)
+    engine = Steps(stepper(step, None, leave, on_loop=on_loop, workers=workers), Gauge())
+    with anyio.fail_after(10):
+        for payload in (1, 2):
+            assert [item async for item in engine.stream(payload)] == ["item"]
+        await until_idle(engine)
+    assert caplog.text.count("leave of m failed") == 2
+    workers.close()
+
+
+async def test_a_cancellation_of_leaves_own_is_logged_and_its_reader_goes_on(
+    anyio_backend_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("trio's cannot be made by hand")
+
+    async def leave(slot: Slot) -> None:
+        raise asyncio.CancelledError
+
+    model = Counting()
+    model.engine = Steps(stepper(model.step, model.join, leave), model.gauge)
+    async with anyio.create_task_group() as group:
+        ends, goes_on = await begin(group, model, 1, 2)
+        await model.advance(3)
+    assert (ends.items, goes_on.items) == ([1], [2, 1])
+    assert "leave of m failed" in caplog.text
+
+
+async def test_a_drain_that_ends_a_leave_loses_none_of_those_that_end_with_it() -> None:
+    model = Counting()
+    left: list[tuple[int, str]] = []
+
+    async def leave(slot: Slot) -> None:
+        try:
+            if not left:
+                await anyio.sleep_forever()
+        finally:
+            left.append((slot.payload, "left"))
+
+    model.engine = Steps(stepper(model.step, model.join, leave, flights=model.flights), model.gauge)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            first, second = await begin(group, model, 2, 1)
+            await model.advance(2)  # the first has joined earlier, and both end in one step
+            assert (first.over, second.over) == (False, False)
+            model.flights.cancel_all(ServerShuttingDown, cleanup_cap=10)
+            await model.flights.emptied()
+    assert left == [(2, "left"), (1, "left")]
+    assert (first.items, second.items) == ([2, 1], [1])
+    assert len(model.steps) == 2
+
+
 def test_what_is_put_after_the_end_goes_nowhere() -> None:
     slot = Slot("payload")
     slot.put(1)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from modelserve import Limits, Model, ModelServer
@@ -112,6 +113,23 @@ async def test_a_full_budget_does_not_keep_a_request_from_its_body() -> None:
         assert (await first.response()).json() == ["aaaa"]
         assert (await second.response()).json() == ["bbbb"]
     assert app.serving.admission.budget.held == 0
+
+
+async def test_who_leaves_in_the_moment_the_load_ends_gives_back_what_it_held() -> None:
+    held = []
+    for tries in range(60):
+        model = Waiting()
+        app = ModelServer([model])
+        async with exchange(app, *PREDICT, json=["x" * 1000]) as client:
+            await model.began.wait()
+            await anyio.wait_all_tasks_blocked()
+            model.release.set()
+            for _ in range(tries % 6):  # so that either may come first
+                await anyio.lowlevel.checkpoint()
+            client.hang_up()
+            await until_over(client)
+        held.append(app.serving.admission.budget.held)
+    assert set(held) == {0}
 
 
 async def test_a_stream_that_has_waited_has_its_heartbeat_and_sees_its_client_leave() -> None:

@@ -40,11 +40,20 @@ __all__ = [
 PATIENCE = 10.0  # seconds for what a host does at once, if at all
 LINES = "application/x-ndjson"
 
+Headers = dict[str, str]
+
+
+def named(arguments: Headers) -> Headers:
+    """Return headers by the names of arguments: `content_type` is `content-type`."""
+    return {name.replace("_", "-"): text for name, text in arguments.items()}
+
 
 class Exchange:
     """One request, its answer, and the connection of both."""
 
-    def ask(self, method: str, path: str, body: bytes = b"", accept: str = "*/*") -> None:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", accept: str = "*/*", **headers: str
+    ) -> None:
         raise NotImplementedError
 
     def head(self) -> int:
@@ -81,10 +90,12 @@ class Http1(Exchange):
         self.bodiless = False
         self.encoding: Any = None
 
-    def ask(self, method: str, path: str, body: bytes = b"", accept: str = "*/*") -> None:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", accept: str = "*/*", **headers: str
+    ) -> None:
         more = {"accept_encoding": "gzip"} if self.gzip else {}
         self.bodiless = method == "HEAD"
-        self.connection.send(request(method, path, body, accept=accept, **more))
+        self.connection.send(request(method, path, body, accept=accept, **more, **headers))
 
     def upload(self, path: str) -> None:
         self.connection.send(
@@ -134,8 +145,10 @@ class Http2(Exchange):
         self.state.initiate_connection()
         self._flush()
 
-    def ask(self, method: str, path: str, body: bytes = b"", accept: str = "*/*") -> None:
-        self._open(method, path, ("accept", accept), end=not body)
+    def ask(
+        self, method: str, path: str, body: bytes = b"", accept: str = "*/*", **headers: str
+    ) -> None:
+        self._open(method, path, *named({"accept": accept, **headers}).items(), end=not body)
         if body:
             self.state.send_data(self.stream, body, end_stream=True)
             self._flush()
@@ -202,10 +215,12 @@ class Local(Exchange):
         self.app = app
         self.found: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def ask(self, method: str, path: str, body: bytes = b"", accept: str = "*/*") -> None:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", accept: str = "*/*", **headers: str
+    ) -> None:
         def guarded() -> None:
             try:
-                self.run(method, path, body, accept)
+                self.run(method, path, body, named({"accept": accept, **headers}))
                 self.found.put(b"")
             except BaseException as error:
                 self.found.put(error)
@@ -213,11 +228,11 @@ class Local(Exchange):
         self.thread = threading.Thread(target=guarded, daemon=True)
         self.thread.start()
 
-    def run(self, method: str, path: str, body: bytes, accept: str) -> None:
-        for each in self.answer(method, path, body, accept):
+    def run(self, method: str, path: str, body: bytes, headers: Headers) -> None:
+        for each in self.answer(method, path, body, headers):
             self.found.put(each)
 
-    def answer(self, method: str, path: str, body: bytes, accept: str) -> Iterator[Any]:
+    def answer(self, method: str, path: str, body: bytes, headers: Headers) -> Iterator[Any]:
         """Yield the status, then the body as it comes."""
         raise NotImplementedError
 
@@ -245,9 +260,8 @@ class Local(Exchange):
 class WithTestClient(Local):
     """`app` is an open TestClient."""
 
-    def answer(self, method: str, path: str, body: bytes, accept: str) -> Iterator[Any]:
-        given = {"content": body, "headers": {"accept": accept}}
-        with self.app.stream(method, path, **given) as response:
+    def answer(self, method: str, path: str, body: bytes, headers: Headers) -> Iterator[Any]:
+        with self.app.stream(method, path, content=body, headers=headers) as response:
             yield response.status_code
             yield from response.iter_raw()
 
@@ -255,12 +269,12 @@ class WithTestClient(Local):
 class Transport(Local):
     """`app` is an application for `httpx.ASGITransport`."""
 
-    def run(self, method: str, path: str, body: bytes, accept: str) -> None:
-        asyncio.run(self._exchange(method, path, body, accept))
+    def run(self, method: str, path: str, body: bytes, headers: Headers) -> None:
+        asyncio.run(self._exchange(method, path, body, headers))
 
-    async def _exchange(self, method: str, path: str, body: bytes, accept: str) -> None:
+    async def _exchange(self, method: str, path: str, body: bytes, headers: Headers) -> None:
         transport = httpx.ASGITransport(self.app)
-        given: dict[str, Any] = {"content": body, "headers": {"accept": accept}}
+        given: dict[str, Any] = {"content": body, "headers": headers}
         async with (
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
             client.stream(method, path, **given) as response,
@@ -273,7 +287,7 @@ class Transport(Local):
 class Lambda(Local):
     """`app` is a Mangum; the event is that of an HTTP API of Amazon's API Gateway."""
 
-    def answer(self, method: str, path: str, body: bytes, accept: str) -> Iterator[Any]:
+    def answer(self, method: str, path: str, body: bytes, headers: Headers) -> Iterator[Any]:
         asyncio.set_event_loop(loop := asyncio.new_event_loop())
         http = {"method": method, "path": unquote(path), "sourceIp": "127.0.0.1"}
         event = {
@@ -281,7 +295,7 @@ class Lambda(Local):
             "routeKey": "$default",
             "rawPath": path,
             "rawQueryString": "",
-            "headers": {"accept": accept, "host": "test"},
+            "headers": {**headers, "host": "test"},
             "requestContext": {"http": http, "stage": "$default"},
             "body": base64.b64encode(body).decode(),
             "isBase64Encoded": True,

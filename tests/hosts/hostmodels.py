@@ -8,7 +8,8 @@ from typing import Any
 
 import anyio
 
-from modelserve import Limits, Model, ModelServer
+from modelserve import InvalidInput, Limits, Model, ModelServer
+from modelserve.tensors import InferOutput, InferRequest, InferResponse
 
 __all__ = ["FLOOD", "serve"]
 
@@ -100,9 +101,37 @@ class Double(Noted):
             yield 2 * number
 
 
+class Total(Noted):
+    """The sum of a tensor; zeros are refused."""
+
+    async def predict(self, payload: InferRequest) -> InferResponse:
+        numbers = payload.inputs[0].data
+        if not any(numbers):
+            raise InvalidInput("no zeros, bitte schön")
+        return self.answer(sum(numbers))
+
+    def answer(self, number: int) -> InferResponse:
+        return InferResponse("", self.name, [InferOutput("total", [1], "INT32", [number])])
+
+
+class Countdown(Total):
+    """The numbers before that of a tensor; the last, 0, once a file has the request's id."""
+
+    async def predict(self, payload: InferRequest) -> AsyncIterator[InferResponse]:
+        key = payload.id or ""
+        try:
+            for number in reversed(range(1, payload.inputs[0].data[0])):
+                yield self.answer(number)
+            await self.released(key)
+            yield self.answer(0)
+        finally:
+            self.note(key, "clean")
+
+
 def serve(prefix: str = "") -> ModelServer:
     folder = Path(os.environ["HOSTED_FOLDER"])
     kinds = {"echo": Echo, "steps": Steps, "flood": Flood, "break": Break, "double": Double}
+    kinds |= {"total": Total, "countdown": Countdown}
     models = [kind(name, folder) for name, kind in kinds.items()]
     limits = Limits(drain_timeout=1)
     app = Server(models, prefix=prefix, limits=limits, wait_for_load=True)

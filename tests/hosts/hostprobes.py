@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import websockets.sync.client
+from hostcalls import asked, read_call
 from hostclients import Cut, Exchange, Http1, Http2
 from realserver import until
 from websockets.exceptions import WebSocketException
+
+from modelserve.wire.grpc import SERVICE, frame
 
 __all__ = ["IN_PROCESS", "SERVED", "Host", "Probe", "echo_over_socket"]
 
@@ -93,6 +96,27 @@ def answers(host: Host) -> str | None:
     assert (status, json.loads(body)) == (404, {"error": "Model with name none does not exist."})
     status, body = host.get("/v1/models/ec%68o", "HEAD")
     assert (status, body) == (200, b"")
+    return None
+
+
+def calls(host: Host) -> str | None:
+    """Call over gRPC-Web, as each host must let one: a message, an error, a stream."""
+
+    def call(method: str, model: str, number: int, key: str = "") -> bytes:
+        path, message = f"{host.prefix}{SERVICE}/{method}", asked(model, number, key)
+        with host.connect() as exchange:
+            exchange.ask("POST", path, frame(message), content_type="application/grpc-web+proto")
+            assert exchange.head() == 200
+            answer: bytes = exchange.whole()
+            return answer
+
+    assert read_call("ModelInfer", call("ModelInfer", "total", 5)) == (0, "", [5])
+    assert call("ModelInfer", "total", 0) == b""  # it has the error in its head
+    refused = read_call("ModelStreamInfer", call("ModelStreamInfer", "total", 0))
+    assert refused == (0, "no zeros, bitte schön", [])
+    host.release(key := _key())
+    counted = read_call("ModelStreamInfer", call("ModelStreamInfer", "countdown", 3, key))
+    assert counted == (0, "", [2, 1, 0])
     return None
 
 
@@ -228,7 +252,14 @@ def stops_models(host: Host) -> str | None:
 
 
 # In this order: the last ones end the server.
-IN_PROCESS: list[Probe] = [answers, loads_at_the_start, streams, cuts_failures, opens_sockets]
+IN_PROCESS: list[Probe] = [
+    answers,
+    calls,
+    loads_at_the_start,
+    streams,
+    cuts_failures,
+    opens_sockets,
+]
 SERVED: list[Probe] = [
     *IN_PROCESS,
     notices_leaving,

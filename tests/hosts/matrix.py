@@ -3,7 +3,7 @@
     python tests/hosts/matrix.py            print the table
     python tests/hosts/matrix.py --write    put it into the README
 
-It needs `pip install -e '.[test]' daphne django litestar mangum quart`, and some minutes.
+It needs `pip install -e '.[test]' daphne django litestar mangum quart zttp`, and some minutes.
 """
 
 import argparse

@@ -33,7 +33,7 @@ request_predict_seconds_sum{model_name="m"} 16.25
 # TYPE request_explain_seconds histogram
 # HELP request_postprocess_seconds post-process request latency
 # TYPE request_postprocess_seconds histogram
-# HELP modelserve_requests_total model requests that have ended
+# HELP modelserve_requests_total Requests to models that have ended.
 # TYPE modelserve_requests_total counter
 modelserve_requests_total{model_name="m",outcome="done",protocol="v1",status="200",verb="predict"} 2.0
 """

@@ -598,8 +598,8 @@ def needs_both(payload: Any, headers: Any, response_headers: Any) -> Any: ...
     [
         (yields, "predict of model 'm' is a generator, which cannot be batched"),
         (yields_sync, "predict of model 'm' is a generator, which cannot be batched"),
-        (needs_headers, "headers must have a default, which it is left at"),
-        (needs_both, "headers and response_headers must have a default, which it is left at"),
+        (needs_headers, "headers must have a default, which is used then"),
+        (needs_both, "headers and response_headers must have a default, which is used then"),
     ],
 )
 def test_what_cannot_be_batched_is_refused(predict: Any, sentence: str) -> None:

@@ -20,7 +20,7 @@ from typing_extensions import TypeAliasType, TypedDict
 
 from modelserve import InferRequest, Limits, Model, ModelServer
 from modelserve.models.declared import Form
-from modelserve.models.hooks import plan_of
+from modelserve.models.hooks import plans_of
 from modelserve.testing import Response, lifespan, request
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ def model_for(**attributes: Any) -> Model:
 
 
 def declared_for(annotation: Any, name: str = "payload") -> Any:
-    return plan_of(model_for(predict=hook_for(annotation, name)), "predict").declared
+    return plans_of(model_for(predict=hook_for(annotation, name)))["predict"].declared
 
 
 async def post(hook: Any, document: Any, **attributes: Any) -> Response:
@@ -295,7 +295,7 @@ class Missing(np.ndarray[Any, Any]): ...
     ],
 )
 def test_what_says_nothing_changes_nothing(annotation: Any) -> None:
-    plan = plan_of(model_for(predict=hook_for(annotation)), "predict")
+    plan = plans_of(model_for(predict=hook_for(annotation)))["predict"]
     assert plan.declared is None
 
 
@@ -308,18 +308,18 @@ async def declared(payload: Struct) -> Any:
 
 
 def test_only_a_declared_payload_is_off_the_direct_path() -> None:
-    assert plan_of(model_for(predict=direct), "predict").is_direct
-    assert not plan_of(model_for(predict=declared), "predict").is_direct
+    assert plans_of(model_for(predict=direct))["predict"].is_direct
+    assert not plans_of(model_for(predict=declared))["predict"].is_direct
 
 
 def test_the_first_hook_counts_alone() -> None:
     first = model_for(preprocess=hook_for(Struct), predict=hook_for(Pydantic))
-    assert plan_of(first, "predict").declared.type is Struct  # type: ignore[union-attr]
+    assert plans_of(first)["predict"].declared.type is Struct  # type: ignore[union-attr]
     second = model_for(preprocess=hook_for(dict), predict=hook_for(Pydantic))
-    assert plan_of(second, "predict").declared is None
+    assert plans_of(second)["predict"].declared is None
     explain = model_for(predict=hook_for(dict), explain=hook_for(Data))
-    assert plan_of(explain, "explain").declared.type is Data  # type: ignore[union-attr]
-    assert plan_of(explain, "predict").declared is None
+    assert plans_of(explain)["explain"].declared.type is Data  # type: ignore[union-attr]
+    assert plans_of(explain)["predict"].declared is None
 
 
 # --- instances, and iterators of them -------------------------------------------------------------
@@ -483,7 +483,7 @@ async def test_bytes_and_v2_are_refused_unless_they_are_declared() -> None:
     infer = {"inputs": [{"name": "a", "shape": [1], "datatype": "INT32", "data": [1]}]}
     v2 = await request(app, "POST", "/v2/models/m/infer", json=infer)
     assert v2.status == 400
-    assert "no request of V2" in v2.json()["error"]
+    assert "no V2 request" in v2.json()["error"]
 
     both = hook_for(Struct | InferRequest | bytes)
     app = ModelServer([model_for(predict=both)])

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 import pytest
 
 from modelserve import InvalidInput, Model, ModelServer
-from modelserve.models.hooks import Hook, check_lifecycle, plan_of, plans_of
+from modelserve.models.hooks import Hook, check_lifecycle, plans_of
 from modelserve.testing import request
 
 P = ParamSpec("P")
@@ -24,7 +24,7 @@ def with_hooks(**hooks: Any) -> Model:
 
 
 def hook_of(function: Any, name: str = "predict") -> Hook:
-    plan = plan_of(with_hooks(**{name: function}), "explain" if name == "explain" else "predict")
+    plan = plans_of(with_hooks(**{name: function}))["explain" if name == "explain" else "predict"]
     hook = {"preprocess": plan.preprocess, "postprocess": plan.postprocess}.get(name, plan.main)
     assert hook is not None
     return hook
@@ -552,7 +552,7 @@ def test_a_sync_generator_does_not_wrap_a_stream(main: Any, verb: str) -> None:
     ],
 )
 def test_whether_a_plan_is_known_to_stream(hooks: dict[str, Any], streams: bool) -> None:
-    assert plan_of(with_hooks(**hooks), "predict").streams is streams
+    assert plans_of(with_hooks(**hooks))["predict"].streams is streams
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def test_whether_a_plan_is_known_to_stream(hooks: dict[str, Any], streams: bool)
 def test_whether_a_plan_is_one_async_function(
     hooks: dict[str, Any], is_direct: bool, takes_payload_alone: bool
 ) -> None:
-    plan = plan_of(with_hooks(**hooks), "predict")
+    plan = plans_of(with_hooks(**hooks))["predict"]
     assert plan.is_direct == is_direct
     assert plan.main.takes_payload_alone == takes_payload_alone
 
@@ -588,12 +588,12 @@ def test_a_model_has_a_plan_for_each_verb() -> None:
 
 
 def test_a_plan_has_the_hooks_that_are_defined() -> None:
-    plan = plan_of(with_hooks(predict=with_headers), "predict")
+    plan = plans_of(with_hooks(predict=with_headers))["predict"]
     assert (plan.preprocess, plan.postprocess) == (None, None)
     assert (plan.wants_headers, plan.wants_response_headers) == (True, False)
-    plan = plan_of(
-        with_hooks(preprocess=payload_only, postprocess=with_response_headers), "predict"
-    )
+    plan = plans_of(with_hooks(preprocess=payload_only, postprocess=with_response_headers))[
+        "predict"
+    ]
     assert (plan.preprocess and plan.preprocess.name) == "preprocess"
     assert (plan.wants_headers, plan.wants_response_headers) == (True, True)  # predict is Model's
 
@@ -603,6 +603,14 @@ def test_a_plan_has_the_hooks_that_are_defined() -> None:
 def test_a_hook_outside_of_requests_must_not_yield(name: str, function: Any) -> None:
     with pytest.raises(TypeError, match=f"^{name} of model 'm' must not be a generator$"):
         check_lifecycle(with_hooks(**{name: function}))
+
+
+@pytest.mark.parametrize("name", ["load", "start", "stop", "healthy", "get_input_types"])
+def test_a_hook_outside_of_requests_is_something_to_call(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"^{name} of model 'm' cannot be called: it is \['</s>'\]$"
+    ):
+        check_lifecycle(with_hooks(**{name: ["</s>"]}))
 
 
 class Selfless(Model):

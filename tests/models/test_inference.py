@@ -17,7 +17,7 @@ from modelserve import InvalidInput, Model
 from modelserve.concurrency.bridge import ThreadStream
 from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
-from modelserve.models.hooks import plan_of
+from modelserve.models.hooks import plans_of
 from modelserve.models.inference import Call, call_hook, infer
 from modelserve.wire.head import HookHeaders
 
@@ -31,7 +31,7 @@ def unchecked(payload: Any) -> None:
 def call_for(**hooks: Any) -> tuple[Any, Call]:
     model = Model("m")
     vars(model).update(hooks)
-    return plan_of(model, "predict"), Call(
+    return plans_of(model)["predict"], Call(
         "m", Workers(4), HookHeaders({"a": "1"}), HookHeaders({})
     )
 
@@ -78,7 +78,7 @@ async def test_explain_stands_in_for_predict() -> None:
     for name in ("preprocess", "predict", "explain", "postprocess"):
         setattr(model, name, add_async(name))
     call = Call("m", Workers(4), None, None)
-    result = await infer(plan_of(model, "explain"), [], call, unchecked)
+    result = await infer(plans_of(model)["explain"], [], call, unchecked)
     assert result == ["preprocess", "explain", "postprocess"]
     assert list(call.seconds) == result
 

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from modelserve import InvalidInput, Model, ModelServer
-from modelserve.models.hooks import plan_of
+from modelserve.models.hooks import plans_of
 from modelserve.models.mistakes import as_mistake
 from modelserve.testing import request
 
@@ -215,7 +215,7 @@ def declared_of(annotation: Any, name: str = "payload") -> Any:
     hook.__annotations__[name] = annotation
     model = Model("m")
     vars(model).update(predict=hook)
-    return plan_of(model, "predict").declared
+    return plans_of(model)["predict"].declared
 
 
 @pytest.mark.parametrize(("kind", "document"), KINDS)

@@ -11,6 +11,7 @@ import pytest
 
 from modelserve import Batching, Limits, Model, ModelServer, Stepping
 from modelserve.models.model import SETTINGS, as_model, defines
+from modelserve.models.predictor import PredictorConfig
 from modelserve.testing import lifespan, request
 
 PREDICT = ("POST", "/v1/models/m:predict")
@@ -167,6 +168,18 @@ def test_a_class_without_predict_is_refused(target: Any) -> None:
     assert app.serving.registry.names == []
 
 
+def test_a_class_with_a_step_alone_is_told_what_to_set() -> None:
+    class Steps(Model):
+        def step(self, active: list[Any]) -> None:
+            for slot in active:
+                slot.end()
+
+    with pytest.raises(
+        TypeError, match=r"^The class Steps has a step: set stepping = Stepping\(\)$"
+    ):
+        ModelServer([Steps("m")])
+
+
 @pytest.mark.parametrize(
     "target", [Transforms, Transforms("m"), Explains, Explains("m"), Model("m")]
 )
@@ -208,7 +221,7 @@ def test_a_model_without_a_name_is_refused(target: Any) -> None:
 
 
 def test_a_class_where_an_object_is_wanted_is_told_apart() -> None:
-    with pytest.raises(ValueError, match=r"has None \(an object is wanted, not the class\)$"):
+    with pytest.raises(ValueError, match=r"has None \(pass an object, not the class\)$"):
         ModelServer([Explains])
 
 
@@ -253,7 +266,14 @@ def test_the_hooks_of_the_base_pass_values_on() -> None:
     assert all(callable(getattr(Model, name)) for name in names)
     model = Model("m", return_response_headers=True)
     assert (model.name, model.ready, model.return_response_headers) == ("m", False, True)
-    assert list(inspect.signature(Model).parameters) == ["name", "return_response_headers"]
+    assert list(inspect.signature(Model).parameters)[:2] == ["name", "return_response_headers"]
+
+
+def test_a_predictor_may_be_given_as_to_older_releases_of_kserve() -> None:
+    config = PredictorConfig("host:80", "v2", predictor_use_ssl=True)
+    for model in (Model("m", config), Model("m", predictor_config=config)):
+        assert (model.predictor_config, model.return_response_headers) == (config, False)
+    assert Model("m", None).predictor_config is None
 
 
 @pytest.mark.anyio
@@ -426,6 +446,43 @@ def test_an_object_keeps_its_settings(setting: str) -> None:
     assert getattr(made, setting) == VALUES[setting]
     others = set(SETTINGS) - {setting}
     assert {o: getattr(made, o) for o in others} == {o: getattr(Model, o) for o in others}
+
+
+class ExplainsElsewhere(Predicting):
+    explainer_host = "explainer"
+
+
+CALLS = ["timeout", "retries", "use_ssl", "protocol", "predictor_health_check"]
+
+
+@pytest.mark.parametrize("setting", CALLS)
+@pytest.mark.parametrize("target", [payload_only, Bare, Predicting, Explains])
+def test_settings_of_calls_to_a_predictor_need_one(target: Any, setting: str) -> None:
+    app = ModelServer()
+    sentence = (
+        f"The setting '{setting}' is for calls to a predictor, and model 'm' has no predictor"
+    )
+    with pytest.raises(TypeError, match=sentence) as refusal:
+        app.model("m", **{setting: VALUES[setting]})(target)  # type: ignore[misc]
+    names_limits = "limits=Limits(timeout=...) limits its requests" in str(refusal.value)
+    assert names_limits is (setting == "timeout")
+    assert app.serving.registry.names == []
+
+
+@pytest.mark.parametrize("setting", CALLS)
+@pytest.mark.parametrize("model", [Transforms("m"), Prepares("m"), ExplainsElsewhere("m")])
+def test_settings_of_calls_to_a_predictor_are_kept(model: Model, setting: str) -> None:
+    """Models that only prepare payloads may be told their predictor when they are loaded."""
+    ModelServer().add_model(model, **{setting: VALUES[setting]})  # type: ignore[misc]
+    assert getattr(model, setting) == VALUES[setting]
+
+
+@pytest.mark.parametrize("setting", CALLS)
+def test_a_predictor_and_a_setting_of_calls_to_it_may_come_together(setting: str) -> None:
+    model = Predicting("m")
+    settings = {setting: VALUES[setting], "predictor_host": "predictor"}
+    ModelServer().add_model(model, **settings)  # type: ignore[arg-type]
+    assert getattr(model, setting) == VALUES[setting]
 
 
 @pytest.mark.parametrize("value", [None, print])

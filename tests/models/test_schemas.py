@@ -11,7 +11,7 @@ import pydantic
 import pytest
 
 from modelserve import Model
-from modelserve.models.hooks import plan_of
+from modelserve.models.hooks import plans_of
 from modelserve.models.schemas import input_schema, output_schema
 
 
@@ -57,7 +57,7 @@ def says_arrays(payload: np.ndarray) -> np.ndarray: ...  # type: ignore[empty-bo
 def schemas(function: Any, **attributes: Any) -> tuple[Any, Any]:
     model = Model("m")
     vars(model).update(predict=function, **attributes)
-    plan = plan_of(model, "predict")
+    plan = plans_of(model)["predict"]
     return input_schema(model, plan), output_schema(model, plan)
 
 

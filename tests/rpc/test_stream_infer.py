@@ -11,6 +11,7 @@ import pytest
 from grpcweb import SERVICE, WEB
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
+from modelserve.errors import Overloaded
 from modelserve.protocols.grpc import classes
 from modelserve.tensors import InferOutput, InferRequest, InferResponse
 from modelserve.testing import Exchange, exchange, request
@@ -108,6 +109,8 @@ class Client:
     async def number(self) -> int:
         message = await self.read()
         assert message.error_message == ""
+        if raw := message.infer_response.raw_output_contents:  # as the request was
+            return int.from_bytes(raw[0], "little")
         return int(message.infer_response.outputs[0].contents.int_contents[0])
 
     async def error(self) -> str:
@@ -228,6 +231,23 @@ async def test_an_iterator_that_is_not_read_does_not_stop_the_stream() -> None:
     assert len(calls) == 2
 
 
+async def test_a_stream_keeps_no_task_of_the_requests_that_it_has_answered() -> None:
+    def takes_one(payload: Iterator[InferRequest]) -> Iterator[InferResponse]:
+        yield response(number_in(next(payload)))
+
+    async with opened(serve(takes_one)) as started:
+        client = Client(started)
+        client.ask(asked("takes_one", 0))
+        await started.head()
+        tasks = []
+        for number in range(50):
+            assert await client.number() == number
+            await anyio.wait_all_tasks_blocked()
+            tasks.append(len(anyio.get_running_tasks()))
+            client.ask(asked("takes_one", number + 1))
+        assert tasks[-1] < tasks[0] + 10
+
+
 async def test_clients_may_ask_where_the_responses_end() -> None:
     def final(message: Any) -> Any:
         parameters = message.infer_response.parameters
@@ -279,6 +299,7 @@ async def test_a_deadline_ends_the_stream_with_its_status() -> None:
         await started.head()
         assert await client.number() == 2
         assert await client.ended() == 4
+        assert client.status[b"grpc-message"] == b"timeout: the request took longer than 0.2 s"
     limited = serve(waits)
     limited.add_model(waits, "limited", limits=Limits(timeout=0.05))
     async with opened(limited) as started:
@@ -287,6 +308,20 @@ async def test_a_deadline_ends_the_stream_with_its_status() -> None:
         client.ask(asked("limited", 0))
         head = await started.head()
         assert head.headers["grpc-status"] == "4"
+
+
+async def test_a_stream_has_arrived_when_it_came_whatever_its_requests_do() -> None:
+    app = serve(double)
+    async with opened(app) as started:
+        client = Client(started)
+        client.ask(asked("double", 1))
+        await started.head()
+        await client.number()
+        (flight,) = app.serving.flights
+        arrived = flight.request.arrived
+        client.ask(asked("double", 2))
+        await client.number()
+        assert flight.request.arrived == arrived
 
 
 async def test_a_drain_ends_a_stream_without_a_running_request() -> None:
@@ -418,3 +453,119 @@ async def test_a_request_that_failed_is_freed_without_a_collection_of_garbage() 
             assert await client.ended() == 0
     finally:
         gc.enable()
+
+
+# --- what waits is counted -----------------------------------------------------------------------
+
+MEBIBYTE = 1 << 20
+FULL = Limits(max_queued_bytes=MEBIBYTE)
+
+
+def large(model: str, size: int) -> bytes:
+    tensor = {"name": "x", "datatype": "UINT8", "shape": [size]}
+    message = classes()["ModelInferRequest"](model_name=model, inputs=[tensor])
+    message.raw_input_contents.append(bytes(size))
+    return frame(message.SerializeToString())
+
+
+async def size_of(payload: InferRequest) -> InferResponse:
+    return response(payload.inputs[0].shape[0])
+
+
+async def held(app: ModelServer, size: int) -> None:
+    with anyio.fail_after(10):
+        while app.serving.admission.budget.held != size:  # noqa: ASYNC110 - a task says so
+            await anyio.sleep(0.001)
+
+
+async def test_a_message_that_arrives_is_counted_and_refused_as_a_body_is() -> None:
+    message = large("size_of", 2 * MEBIBYTE)
+    part, rest = message[:-5], message[-5:]
+    app = serve(size_of, limits=FULL)
+    async with opened(app) as started:
+        alone = Client(started)
+        started.send_body(part, more=True)
+        await held(app, len(part))
+        heads = []
+        for path in (STREAM, f"{SERVICE}/ModelInfer"):
+            async with exchange(app, "POST", path, body=None, headers=HEADERS) as refused:
+                refused.send_body(part[:MEBIBYTE], more=True)
+                heads.append((await refused.head()).headers)
+        streamed, unary = ((h["grpc-status"], h["grpc-message"]) for h in heads)
+        assert streamed == unary
+        assert streamed[0] == "14"
+        started.send_body(rest, more=True)
+        await started.head()
+        assert await alone.number() == 2 * MEBIBYTE
+        await held(app, 0)
+
+
+async def test_a_message_without_room_ends_its_stream_behind_the_requests_before_it() -> None:
+    part = large("size_of", 2 * MEBIBYTE)[:-5]
+    app = serve(size_of, double, limits=FULL)
+    async with opened(app) as first, opened(app) as second:
+        first.send_body(part, more=True)
+        await held(app, len(part))
+        client = Client(second)
+        client.ask(asked("double", 1), asked("double", 2), part, asked("double", 3))
+        await second.head()
+        assert [await client.number(), await client.number()] == [2, 4]  # few bytes always fit
+        assert await client.ended() == 14
+        assert app.serving.admission.budget.held == len(part)
+    await held(app, 0)
+
+
+async def test_a_whole_message_that_waits_is_counted() -> None:
+    release = anyio.Event()
+
+    async def waits(payload: InferRequest) -> InferResponse:
+        await release.wait()
+        return response(1)
+
+    message = large("size_of", MEBIBYTE)
+    app = serve(size_of, waits, limits=FULL)
+    async with opened(app) as first, opened(app) as second:
+        first.send_body(asked("waits", 0) + message, more=True)
+        await held(app, len(message) - 5)
+        second.send_body(message, more=True)
+        assert (await second.head()).headers["grpc-status"] == "14"
+        release.set()
+        await first.head()
+        client = Client(first)
+        assert [await client.number(), await client.number()] == [1, MEBIBYTE]
+    await held(app, 0)
+
+
+async def test_a_hook_that_iterates_is_told_of_a_message_without_room() -> None:
+    part = large("sizes", 2 * MEBIBYTE)[:-5]
+    told: list[BaseException] = []
+
+    async def sizes(payload: AsyncIterator[InferRequest]) -> AsyncIterator[InferResponse]:
+        try:
+            async for each in payload:
+                yield response(each.inputs[0].shape[0])
+        except Overloaded as exc:
+            told.append(exc)
+            raise
+
+    app = serve(sizes, limits=FULL)
+    async with opened(app) as first, opened(app) as second:
+        first.send_body(part, more=True)
+        await held(app, len(part))
+        client = Client(second)
+        client.ask(large("sizes", 3), part)
+        await second.head()
+        assert await client.number() == 3
+        assert await client.error() == str(told[0])
+        assert await client.ended() == 14
+    await held(app, 0)
+
+
+async def test_what_is_skipped_is_not_counted() -> None:
+    app = serve(double, limits=Limits(max_queued_bytes=MEBIBYTE, max_body_bytes=MEBIBYTE))
+    async with opened(app) as started:
+        started.send_body(large("double", 3 * MEBIBYTE)[: 2 * MEBIBYTE], more=True)
+        client = Client(started)
+        await started.head()
+        assert await client.error() == f"The message is larger than {MEBIBYTE} bytes."
+        assert app.serving.admission.budget.held == 0

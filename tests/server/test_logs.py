@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from servercommand import Serve, until
 
+from modelserve import ModelServer
+from modelserve.calls import CallRequest
 from modelserve.errors import ResponseCut
-from modelserve.exchange.running import Running, running_request_id
+from modelserve.exchange.running import note_running, running_request_id
 from modelserve.server import logs
 
 
@@ -230,14 +232,12 @@ def test_a_record_outside_of_requests_has_no_id() -> None:
     assert not hasattr(made, "request_id")
 
 
-def test_a_record_has_the_id_of_the_request_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Running, "note_id", None)
-    Running.note_ids()
+def test_a_record_has_the_id_of_the_request_that_runs() -> None:
     made, own = record("x"), record("x", request_id="mine")
+    headers = {"x-request-id": "abc"}
 
     def run() -> None:
-        assert Running.note_id is not None
-        Running.note_id(b"abc")
+        note_running(CallRequest(ModelServer().serving, "m", None, "predict", headers, None))
         assert running_request_id() == "abc"
         assert logs.add_request_id(made) and logs.add_request_id(own)
 

@@ -1,3 +1,4 @@
+import json
 import signal
 import socket
 import subprocess
@@ -71,6 +72,15 @@ def test_handler_that_blocks_the_event_loop(serve: Serve) -> None:
 
 
 @pytest.mark.slow
+def test_event_loop_that_stood_still_is_logged(serve: Serve, tmp_path: Path) -> None:
+    source = SERVED + "async def still(payload):\n    time.sleep(1.5)\n    return []\n"
+    (tmp_path / "still.py").write_text(source + 'app.add_model(still, "still")\n')
+    running = serve("still.py")
+    assert running.predict("still")[0] == 200
+    until(lambda: "The event loop stood still for" in running.log)
+
+
+@pytest.mark.slow
 def test_log_that_nobody_reads(start: Serve, tmp_path: Path) -> None:
     source = "import logging\n" + SERVED.replace(
         "async def block_loop(payload):\n    block(payload)",
@@ -122,6 +132,19 @@ def test_second_signal_ends_the_delay_at_once(serve: Serve, workers: str) -> Non
     until_draining(running)
     running.signal(TERM)
     assert running.exit_code(within=2) == 128 + TERM
+
+
+@pytest.mark.slow
+def test_the_end_is_not_logged_as_that_of_the_request_a_signal_interrupts(
+    serve: Serve, tmp_path: Path
+) -> None:
+    source = SERVED + "async def end(payload):\n    os.kill(os.getpid(), 15)\n    return []\n"
+    (tmp_path / "ended.py").write_text(source + 'app.add_model(end, "end")\n')
+    running = serve("ended.py")
+    assert running.predict("end")[0] == 200
+    assert running.exit_code(within=2) == 0
+    [stopping] = [line for line in running.log.splitlines() if '"Stopping: ' in line]
+    assert "request_id" not in json.loads(stopping)
 
 
 @pytest.mark.slow

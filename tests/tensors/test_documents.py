@@ -226,3 +226,16 @@ def test_bad_responses_are_not_the_clients_fault(document, words):
         InferResponse.from_bytes(body, len(body))
     with pytest.raises(InvalidInput, match=f"^{words}"):  # what KServe raises
         InferResponse.from_bytes(body, len(body))
+
+
+@pytest.mark.parametrize(
+    ("contents", "datatype", "data"),
+    [
+        ({"fp32_contents": [1.5, 2.5]}, "FP32", [1.5, 2.5]),
+        ({"bytes_contents": [b"a", b"\xff"]}, "BYTES", [b"a", b"\xff"]),
+        ({}, "INT64", []),
+    ],
+)
+def test_an_output_may_be_in_the_form_of_grpc(contents, datatype, data):
+    entry = {"name": "o", "datatype": datatype, "shape": [len(data)], "contents": contents}
+    assert InferResponse.from_rest({"outputs": [entry]}).outputs[0].data == data

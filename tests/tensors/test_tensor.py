@@ -6,6 +6,7 @@ from bodies import decode, decode_binary, sized, tensor
 
 from modelserve.errors import InferenceError, InvalidInput
 from modelserve.tensors import InferInput, InferOutput, RequestedOutput
+from modelserve.tensors.grpc import messages
 
 
 def test_bytes_as_numpy_are_text_from_json_and_bytes_from_binary():
@@ -175,3 +176,20 @@ def test_attributes_are_settable():
         "data": [1],
         "parameters": {"k": 1},
     }
+
+
+def test_parameters_may_be_messages_of_grpc():
+    pytest.importorskip("google.protobuf")
+    parameter = messages()["InferParameter"]
+    given = {
+        "a": parameter(string_param="v"),
+        "b": parameter(bool_param=True),
+        "c": parameter(),
+        "d": 1,
+    }
+    for made in (InferInput("x", [1], "INT32", [1], given), RequestedOutput("x", given)):
+        assert made.parameters == {"a": "v", "b": True, "d": 1}
+    plain = {"a": "v", "b": None}
+    assert InferOutput("x", [1], "INT32", [1], plain).parameters is plain
+    request = messages()["ModelInferRequest"](parameters={"a": given["a"]})
+    assert RequestedOutput("x", request.parameters).parameters == {"a": "v"}

@@ -196,3 +196,15 @@ def test_an_output_that_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(InvalidOutput, match=r"^Output 'o' "):
             InferResponse("7", "m", [output]).to_grpc()
+
+
+def test_parameters_may_be_messages():
+    parameter = messages()["InferParameter"]
+    given = {"a": parameter(string_param="v"), "b": parameter(int64_param=5)}
+    request, response = (
+        InferRequest("m", [], parameters=given),
+        InferResponse("1", "m", [], parameters=given),
+    )
+    for made in (request, response):
+        assert made.parameters == {"a": "v", "b": 5}
+        assert made.to_grpc().parameters["a"].string_param == "v"

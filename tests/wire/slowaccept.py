@@ -10,6 +10,7 @@ NAMES = {
         "application/x-ndjson",
         "application/jsonl",
         "application/ndjson",
+        "application/x-jsonl",
         "application/jsonlines",
         "application/x-jsonlines",
     ),

@@ -118,6 +118,7 @@ def test_what_is_chosen_takes_the_first_item(accept: str | None, first: Any) -> 
         ("*/*", "application/x-ndjson"),
         ("text/event-stream", "text/event-stream"),
         ("application/jsonl", "application/jsonl"),
+        ("application/x-jsonl", "application/x-jsonl"),
         ("application/json", "application/json"),
         ("text/plain", "text/plain; charset=utf-8"),
         ("application/octet-stream", "application/octet-stream"),

@@ -168,7 +168,7 @@ def test_a_header_that_is_missing_is_a_key_error() -> None:
 )  # fmt: skip
 def test_hooks_read_the_id_whether_the_client_sent_one_or_not(given: tuple[bytes, ...]) -> None:
     head = head_with((b"a", b"1"), *((b"x-request-id", value) for value in given), (b"b", b"2"))
-    headers = HookHeaders.of(head)
+    headers = head.hook_headers()
     assert headers.getlist("x-request-id") == [head.id.decode()]
     assert (headers["a"], headers["b"]) == ("1", "2")
     assert len(head.scope["headers"]) == len(given) + 2
@@ -185,11 +185,11 @@ async def test_a_hook_reads_the_id_of_its_answer() -> None:
 
 def test_writing_to_the_headers_leaves_the_request_alone() -> None:
     head = head_with((b"a", b"1"))
-    headers = HookHeaders.of(head)
+    headers = head.hook_headers()
     headers["a"] = "2"
     assert head.get(b"a") == b"1"
     assert head.scope["headers"] == [(b"a", b"1")]
-    assert HookHeaders.of(head)["a"] == "1"
+    assert head.hook_headers()["a"] == "1"
 
 
 @pytest.mark.anyio

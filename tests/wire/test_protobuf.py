@@ -66,10 +66,38 @@ def test_maps_oneofs_nested_messages_and_enums_are_read() -> None:
     assert health(status="NOT_SERVING").SerializeToString() == b"\x08\x02"
 
 
-def test_classes_of_nested_messages_outlive_their_messages() -> None:
+def test_messages_in_messages_are_attributes() -> None:
+    request = messages()["ModelInferRequest"]
+    tensor = request.InferInputTensor(name="x", shape=[1])  # type: ignore[attr-defined]
+    assert list(request(inputs=[tensor]).inputs) == [tensor]
+    assert request.__module__ == type(tensor).__module__ == "modelserve.tensors"
+
+
+def test_classes_of_messages_in_messages_outlive_them() -> None:
     made = weakref.ref(type(messages()["ModelInferRequest"]().inputs.add()))
     gc.collect()
-    assert made() is messages()["ModelInferRequest.InferInputTensor"]
+    assert made() is not None
+
+
+METHODS = {
+    "ServerLive": ("ServerLiveRequest", "ServerLiveResponse", False),
+    "ModelInfer": ("ModelInferRequest", "ModelInferResponse", False),
+    "ModelStreamInfer": ("ModelInferRequest", "ModelStreamInferResponse", True),
+}
+
+
+def test_services_are_read() -> None:
+    file = messages()["ModelInferRequest"].DESCRIPTOR.file  # type: ignore[attr-defined]
+    methods = file.services_by_name["GRPCInferenceService"].methods_by_name
+    assert len(methods) == 12
+    for name, (request, response, streams) in METHODS.items():
+        method = methods[name]
+        assert method.full_name == f"inference.GRPCInferenceService.{name}"
+        assert (method.input_type.name, method.output_type.name) == (request, response)
+        assert (method.client_streaming, method.server_streaming) == (streams, streams)
+    health = load_messages("modelserve.protocols", "health.proto")["HealthCheckRequest"]
+    watch = health.DESCRIPTOR.file.services_by_name["Health"].methods_by_name["Watch"]  # type: ignore[attr-defined]
+    assert (watch.client_streaming, watch.server_streaming) == (False, True)
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff"])

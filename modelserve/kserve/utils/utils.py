@@ -1,6 +1,7 @@
-"""KServe's helpers, except those of its Kubernetes client and of gRPC."""
+"""KServe's helpers, except those of its Kubernetes client."""
 
 import os
+from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ __all__ = [
     "is_v1",
     "is_v2",
     "strtobool",
+    "to_headers",
 ]
 
 _TRUE: Final = ("y", "yes", "t", "true", "on", "1")
@@ -42,6 +44,18 @@ def is_v2(protocol: Any) -> bool:
 
 def _is(protocol: Any, known: PredictorProtocol) -> bool:
     return protocol is known or (isinstance(protocol, str) and protocol.lower() == known.value)
+
+
+def to_headers(context: Any) -> dict[str, str]:
+    """Return the metadata of a call of gRPC as headers; what is binary in base64, as it travels.
+
+    Args:
+        context: The call's, of grpcio.
+    """
+    return {
+        key: value if isinstance(value, str) else b64encode(value).decode()
+        for key, value in context.invocation_metadata() or ()
+    }
 
 
 def cpu_count() -> int:

@@ -1,4 +1,4 @@
-"""What every way to call a predictor has in common: what goes out, what comes back, what fails.
+"""The common part of calls to a predictor: request, answer and errors.
 
 The predictor's error sentence and status reach the client, its address never does.
 """
@@ -6,11 +6,10 @@ The predictor's error sentence and status reach the client, its address never do
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
-from modelserve.errors import InferenceError
+from modelserve.errors import PredictorError
 from modelserve.wire.head import HookHeaders, Scope
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ __all__ = [
     "Caller",
     "Complaints",
     "Incoming",
-    "PredictorError",
     "shown",
 ]
 
@@ -65,7 +63,7 @@ _TIME_LIMIT: Final = "x-request-timeout-seconds"
 
 
 class Caller(Protocol):
-    """One way to call predictors, with its connections: those of one model in one event loop."""
+    """One way to call predictors, with the connections of one model in one event loop."""
 
     async def predict(
         self, config: PredictorConfig, name: str, payload: Any, incoming: Incoming
@@ -84,10 +82,10 @@ class Caller(Protocol):
 
 
 class Incoming(NamedTuple):
-    """What is known of the request whose payload is sent on.
+    """The facts about the request whose payload is forwarded.
 
     Attributes:
-        headers: Those that may be sent on as well, by their names in lower case.
+        headers: The headers that may be forwarded, by lower-case name.
         version: The version of the model that its path names.
         verb: The last part of its path.
         time_limit: Seconds that our client gives the request.
@@ -100,7 +98,7 @@ class Incoming(NamedTuple):
 
     @classmethod
     def of(cls, headers: Any) -> Incoming:
-        """Read the headers that a hook was given: the server's own, a dict, or None."""
+        """Read a hook's headers: those of the server, a dict, or None."""
         given = {name.lower(): text for name, text in headers.items()} if headers else {}
         sent = {name: given[name] for name in _FORWARDED if name in given}
         version, verb = None, ""
@@ -119,27 +117,15 @@ def _version_and_verb(scope: Scope) -> tuple[str | None, str]:
 
 
 class Answer(NamedTuple):
-    """What the hook returns, its content type unless that is a usual one, and other headers."""
+    """The hook's result, its content type unless that is the default, and other headers."""
 
     result: Any
     content_type: str | None
     headers: dict[str, str]
 
 
-class PredictorError(InferenceError):
-    """An error of the predictor or on the way to it, with the status for the client."""
-
-    def __init__(self, reason: str, status: int, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason, status)
-        self._headers = headers or {}
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._headers
-
-
 class Complaints(NamedTuple):
-    """The errors for what goes wrong with a predictor. They do not leak its address; logs may."""
+    """The errors of a call to a predictor. Only the log shows its address."""
 
     config: PredictorConfig
 

@@ -1,4 +1,4 @@
-"""uvicorn's protocol for h11, mended."""
+"""uvicorn's protocol for h11, fixed."""
 
 import sys
 from typing import TYPE_CHECKING, Final
@@ -14,11 +14,11 @@ else:
 
 __all__ = ["H11Mends"]
 
-_PART: Final = 1 << 14  # bytes that h11 takes at once: it sees a long head in between only
+_PART: Final = 1 << 14  # bytes that h11 gets at once: it checks a head's length only in between
 
 
 class H11Mends(Lingering, H11Protocol):
-    """uvicorn's protocol for h11, which answers what cannot be parsed as it should."""
+    """uvicorn's protocol for h11, with the right answers to malformed data."""
 
     received = 0  # bytes of bodies
     _is_refused = False
@@ -45,7 +45,7 @@ class H11Mends(Lingering, H11Protocol):
     def send_400_response(self, msg: str) -> None:
         cycle = self.cycle
         if cycle is not None and cycle.response_started and not cycle.response_complete:
-            self.transport.close()  # nothing may be sent inside of it
+            self.transport.close()  # nothing may be sent inside of a response
         elif getattr(sys.exception(), "error_status_hint", 400) == 431:
             self._is_refused = True
             self.answer(431, TOO_LONG)

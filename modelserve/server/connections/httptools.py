@@ -1,4 +1,4 @@
-"""uvicorn's protocol for httptools, mended."""
+"""uvicorn's protocol for httptools, fixed."""
 
 import asyncio
 import sys
@@ -25,16 +25,16 @@ else:
 
 __all__ = ["HttpToolsMends"]
 
-_PART: Final = 1 << 12  # bytes that are parsed at once: no more than some 200 requests
-_MOST_WAITING: Final = 100  # pipelined requests, beyond which a client's next ones are not parsed
-# Bytes of framing that each byte of a body allows: chunks of one byte have five.
+_PART: Final = 1 << 12  # bytes that are parsed at once: at most about 200 requests
+_MOST_WAITING: Final = 100  # pipelined requests; while so many wait, no more are parsed
+# The bytes of framing allowed for each byte of a body: a chunk of one byte has five.
 _FRAMING: Final = 16
 
 Message = MutableMapping[str, Any]
 
 
 class _Dropped(list[tuple[bytes, bytes]]):
-    """Where the fields of trailers go."""
+    """A list that drops what is appended: the fields of trailers."""
 
     def append(self, field: tuple[bytes, bytes], /) -> None:
         pass
@@ -44,7 +44,7 @@ _DROPPED: Final = _Dropped()
 
 
 class _Flow(FlowControl):
-    """Lets nothing be read, whoever asks, while `is_held`."""
+    """A flow control that does not resume reading while `is_held`."""
 
     is_held = False
 
@@ -54,7 +54,7 @@ class _Flow(FlowControl):
 
 
 class _Repeated:
-    """Receive a parser's calls for a protocol; those for a head that it has had are dropped."""
+    """Passes a parser's calls to a protocol, except those for a head that it already has."""
 
     def __init__(self, protocol: "HttpToolsMends") -> None:
         self._protocol = protocol
@@ -94,7 +94,7 @@ class _Repeated:
 
 
 class _Requests(HttpToolsProtocol):
-    """uvicorn's protocol for httptools, whose requests are right."""
+    """uvicorn's protocol for httptools, with correct requests."""
 
     _on_body: Callable[[bytes], None]
 
@@ -123,7 +123,7 @@ class _Requests(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.timeout_keep_alive_task is not None:  # it holds a reset connection in memory
+        if self.timeout_keep_alive_task is not None:  # it would keep a reset connection in memory
             self.timeout_keep_alive_task.cancel()
         for cycle in self._earlier:
             if not cycle.response_complete:
@@ -133,16 +133,16 @@ class _Requests(HttpToolsProtocol):
 
 
 class _InOrder(Lingering, _Requests):
-    """The same, and answers what cannot be parsed in its turn."""
+    """The same; malformed data is answered after the requests before it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_amid = False  # in a request, or requests wait, or some data does
-        self._refusal: Callable[[], None] | None = None  # once all before it are answered
-        self._overhead = 0  # bytes of a head or a body that were no data
+        self._is_amid = False  # inside of a request, or requests or data wait
+        self._refusal: Callable[[], None] | None = None  # sent in its turn
+        self._overhead = 0  # bytes of heads and of framing
 
     def _when_answered(self) -> None:
-        """See to it that `_go_on` is called once no request waits. Others pay nothing for it."""
+        """Have `_go_on` called once no request waits. This costs other connections nothing."""
         for cycle in (*self._earlier, self.cycle):
             if cycle is not None and not cycle.response_complete:
                 cycle.on_response = self._on_response_complete
@@ -162,12 +162,12 @@ class _InOrder(Lingering, _Requests):
         self._refuse(partial(super().send_400_response, msg))
 
     def _refuse(self, answer: Callable[[], None]) -> None:
-        """Answer what cannot be parsed once all requests before it are answered."""
+        """Answer malformed data once all requests before it are answered."""
         self._is_amid = True
         self._refusal = answer
         cycle = self.cycle
         if not self._is_in_head() and cycle.more_body and not cycle.response_complete:
-            if not self.pipeline:  # it is the request that is running
+            if not self.pipeline:  # the malformed request is the one that is running
                 if cycle.response_started:
                     self.transport.close()
                 else:
@@ -185,9 +185,9 @@ class _InOrder(Lingering, _Requests):
 class HttpToolsMends(_InOrder):
     """The same, with bounds.
 
-    Nearly all requests come in one read that holds nothing else, and are parsed as uvicorn does it.
-    Of all others at most `_PART` bytes are parsed at a time, and `_settle` looks at what they made.
-    What a connection may not have parsed yet is its `_rest`; while it has one, nothing is read.
+    Nearly all requests come in a read of their own, and are parsed as uvicorn does it. In any other
+    case at most `_PART` bytes are parsed at a time, and `_settle` checks the result. Bytes that may
+    not be parsed yet are kept in `_rest`; while there are any, nothing is read.
     """
 
     _parse_all: Callable[[bytes | memoryview], None]
@@ -195,7 +195,7 @@ class HttpToolsMends(_InOrder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rest: memoryview | None = None
-        self._body_left = 0  # by the content-length
+        self._body_left = 0  # bytes to come by the content-length
         self._waiting_bytes = 0  # since requests wait
         self._stopped_at: int | None = None  # by a head that asks for another protocol
 
@@ -232,7 +232,7 @@ class HttpToolsMends(_InOrder):
             self._rest = data
 
     def _parse(self, part: memoryview) -> int:
-        """Return how much of it has been parsed."""
+        """Parse a part; return how many of its bytes were parsed."""
         scope, cycle, received = self.scope, self.cycle, self.received
         self._parse_all(part)
         parsed = len(part) if self._stopped_at is None else self._ignore_upgrade()
@@ -254,7 +254,7 @@ class HttpToolsMends(_InOrder):
             self.cycle.more_body = True
 
     def _ignore_upgrade(self) -> int:
-        """Parse on behind a head that asks for a protocol which is not spoken; return where."""
+        """Ignore an upgrade to an unknown protocol and parse on; return where."""
         stopped_at, self._stopped_at = self._stopped_at, None
         framing = b"content-length: 0"
         for name, value in self.cycle.scope["headers"]:
@@ -267,7 +267,7 @@ class HttpToolsMends(_InOrder):
         return stopped_at or 0
 
     def _is_open(self) -> bool:
-        """Return whether it has not ended, and is not a WebSocket's now."""
+        """Return whether the connection is still open and HTTP's, not a WebSocket's."""
         return self in self.connections and not self.transport.is_closing()
 
     def _begin_body(self) -> None:
@@ -276,11 +276,11 @@ class HttpToolsMends(_InOrder):
         self._body_left = 0
         if cycle is not None and cycle.scope is self.scope and cycle.more_body:
             for name, value in cycle.scope["headers"]:
-                if name == b"content-length":  # llhttp has made sure that it is a number
+                if name == b"content-length":  # llhttp has checked that it is a number
                     self._body_left = max(0, int(value) - len(cycle.body))
 
     def _settle(self, size: int) -> None:
-        """See to the bounds, now that so many bytes have been parsed."""
+        """Check the bounds, now that so many bytes have been parsed."""
         if not self._is_open() or self._refusal is not None:
             return
         is_in_head = self._is_in_head()
@@ -306,7 +306,7 @@ class HttpToolsMends(_InOrder):
             self.flow.resume_reading()
 
     def _go_on(self) -> None:
-        """Parse on, now that no request waits any more, or give the answer to what cannot be."""
+        """Parse on, now that no request waits any more, or answer malformed data."""
         self.flow.is_held = False
         rest, self._rest = self._rest, None
         if self.transport.is_closing():

@@ -1,4 +1,4 @@
-"""Which of uvicorn's protocols are mended, and the watch over all connections."""
+"""Choose the fixed form of uvicorn's protocols, and watch all connections."""
 
 import asyncio
 import sys
@@ -14,7 +14,7 @@ from modelserve.server.connections.stalled import StalledConnections
 
 __all__ = ["has_request", "mended", "new_protocol", "watch"]
 
-# The attributes of uvicorn's objects that the mended protocols rely on.
+# The attributes of uvicorn's objects that the fixed protocols rely on.
 _PROTOCOL_USES: Final = frozenset(
     ("cycle", "flow", "headers", "parser", "pipeline", "scope", "timeout_keep_alive_task")
 )
@@ -34,7 +34,7 @@ _H11_USES: Final = frozenset(("conn", "cycle", "timeout_keep_alive_task"))
 
 
 def new_protocol(server: uvicorn.Server) -> asyncio.Protocol:
-    """Make the protocol of a connection that was not accepted by a server's own listener."""
+    """Make the protocol of a connection that the server's listener has not accepted itself."""
     protocol: asyncio.Protocol = server.config.http_protocol_class(  # type: ignore[call-arg]
         config=server.config, server_state=server.server_state, app_state=server.lifespan.state
     )
@@ -47,12 +47,12 @@ def has_request(connection: Any) -> bool:
 
 
 def watch(connections: Iterable[Any], *, unread: float, unsent: float) -> Callable[[float], None]:
-    """Return what is to be called often, with the time: it cuts the clients that are too slow.
+    """Return a function to call often, with the time: it cuts the clients that are too slow.
 
     Args:
-        connections: Those of the server.
-        unread: Seconds in which a client has to read something.
-        unsent: Seconds in which it has to send a head, and a part of a body.
+        connections: The server's connections.
+        unread: Seconds within which a client has to read something.
+        unsent: Seconds within which it has to send a head, and each part of a body.
     """
     watches = StalledConnections(connections, unread), SilentConnections(connections, unsent)
 
@@ -64,12 +64,12 @@ def watch(connections: Iterable[Any], *, unread: float, unsent: float) -> Callab
 
 
 def mended(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with what it leaves undone."""
+    """Return the fixed form of a protocol of uvicorn's."""
     module = sys.modules.get(protocol.__module__)
     cycle = getattr(module, "RequestResponseCycle", None)
     if protocol.__qualname__ == "HttpToolsProtocol":
         is_known = _sets(protocol, _PROTOCOL_USES) and _sets(cycle, _CYCLE_USES)
-        # These two are called for each request; `super()` would cost it as much as the bounds do.
+        # These two are called for each request; `super()` would cost as much as the bounds do.
         direct = {
             "_parse_all": protocol.data_received,
             "_on_body": getattr(protocol, "on_body", None),

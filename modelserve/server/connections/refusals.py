@@ -1,4 +1,4 @@
-"""The bounds of what a client may send before it is a request, and how it is told of them."""
+"""The bounds on what a client may send before it is a request, and the responses beyond them."""
 
 import asyncio
 import json
@@ -16,19 +16,19 @@ __all__ = [
     "document",
 ]
 
-LONGEST_HEAD: Final = 1 << 16  # bytes of a head; as much again of a body may be no data
-MOST_FIELDS: Final = 1000  # of a head that comes in several parts; each takes far more than it has
-MOST_WAITING_BYTES: Final = 1 << 14  # of pipelined requests, before no more is read
+LONGEST_HEAD: Final = 1 << 16  # bytes of a head; the framing of a body may have as many
+MOST_FIELDS: Final = 1000  # in a head that comes in several parts; each takes much memory
+MOST_WAITING_BYTES: Final = 1 << 14  # of pipelined requests; beyond that, nothing is read
 TOO_LONG: Final = (
     f"The head of the request has more than {LONGEST_HEAD} bytes or {MOST_FIELDS} fields."
 )
-LONGEST_INTERVAL: Final = 5.0  # between two looks at all connections
+LONGEST_INTERVAL: Final = 5.0  # between two checks of all connections
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 1 << 18
 
 
 class Lingering:
-    """Reads on for a moment after a refusal: a reset would keep its client from reading why."""
+    """Reads on for a moment after a refusal: after a reset the client could not read the reason."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -49,7 +49,7 @@ class Lingering:
 
 
 def document(status: int, sentence: str) -> bytes:
-    """Return a whole response, which ends its connection."""
+    """Return a whole response that ends its connection."""
     body = json.dumps({"error": sentence}, separators=(",", ":")).encode()
     return (
         b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"

@@ -14,9 +14,9 @@ _TOO_LATE: Final = "The head of the request was not received in time."
 class SilentConnections:
     """Cut the connections whose clients do not send what the server waits for.
 
-    A head has to be complete in so many seconds; of a body some data has to come in that time. A
-    connection that is idle between two requests has the keep-alive time. A client that closes its
-    connection while it is not being read, having sent more than the server takes, is noticed here.
+    A head has to be complete within this time; from a body some data has to come within it. A
+    connection that is idle between two requests has the keep-alive time. This also notices clients
+    that close their connection while the server does not read it.
     """
 
     def __init__(self, connections: Iterable[Any], seconds: float) -> None:
@@ -49,7 +49,7 @@ class SilentConnections:
 
 
 def _awaited(connection: Any) -> tuple[Any, int] | None:
-    """Return what changes when a client sends what is waited for; None where nothing is."""
+    """Return a value that changes when a client sends what is awaited; None if nothing is."""
     try:
         cycle = connection.cycle
         if cycle is None or cycle.response_complete:
@@ -57,13 +57,13 @@ def _awaited(connection: Any) -> tuple[Any, int] | None:
             return None if is_idle or connection.transport.is_closing() else (cycle, 0)
         if cycle.more_body and not _is_excused(connection):
             return cycle, connection.received
-    except AttributeError:  # a WebSocket, or a protocol that is not known
+    except AttributeError:  # a WebSocket, or an unknown protocol
         pass
     return None
 
 
 def _has_left(connection: Any) -> bool:
-    """Return whether a client is gone that nobody else notices: nothing is being read."""
+    """Return whether a client has left unnoticed, since nothing is being read."""
     try:
         if not connection.flow.read_paused or connection.transport.is_closing():
             return False
@@ -75,18 +75,18 @@ def _has_left(connection: Any) -> bool:
 
 
 def _is_excused(connection: Any) -> bool:
-    """Return whether a client is right not to send more of a body now."""
+    """Return whether a client may rightly pause inside of a body now."""
     cycle = connection.cycle
     return (
         connection.flow.read_paused
         or cycle.waiting_for_100_continue
-        or cycle.response_started  # it may be a conversation
+        or cycle.response_started  # it may wait for items of the response
         or bool(getattr(connection, "pipeline", ()))  # another request is running
     )
 
 
 def _end_late(connection: Any) -> None:
-    """End a connection; say why where a head has begun and no response is under way."""
+    """End a connection, with an error if a head has begun and no response is under way."""
     cycle, transport = connection.cycle, connection.transport
     if (cycle is None or cycle.response_complete) and _has_begun(connection):
         transport.write(document(408, _TOO_LATE))

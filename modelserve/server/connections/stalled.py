@@ -1,4 +1,4 @@
-"""Clients that read nothing of a response that the application is done with."""
+"""Clients that read nothing of a response that the application has finished."""
 
 import socket
 import struct
@@ -23,8 +23,8 @@ __all__ = ["StalledConnections"]
 class StalledConnections:
     """Cut the connections whose clients have read nothing for a time.
 
-    Only those without a running request: while one runs, its own `send_timeout` holds, and what it
-    leaves unread has as long again.
+    Only those without a running request: while one runs, its own `send_timeout` holds. Then the
+    unread rest has the same time again.
 
     The option TCP_USER_TIMEOUT cannot do this. It also cuts clients that do read, but slowly: while
     the receive window opens by less than the next segment, the kernel sends by its probe timer, and
@@ -63,12 +63,12 @@ def _unread_bytes(connection: Any) -> int:
     transport, cycle = getattr(connection, "transport", None), getattr(connection, "cycle", None)
     if transport is None:
         return 0
-    is_socket = not hasattr(connection, "cycle")  # which may have to close, and cannot
+    is_socket = not hasattr(connection, "cycle")  # a WebSocket, which may be unable to close
     if is_socket and not transport.is_closing():
         return 0
     if cycle is None or getattr(cycle, "response_complete", False) or transport.is_closing():
         size: int = transport.get_write_buffer_size()
-        # Below a TLS transport there is another one, which may hold all and cannot be seen.
+        # A TLS transport has another one below it, whose buffer is hidden and may hold all.
         if size or transport.get_extra_info("sslcontext") is not None:
             size += _unsent_by_kernel(transport)
         return size
@@ -76,10 +76,10 @@ def _unread_bytes(connection: Any) -> int:
 
 
 def _unsent_by_kernel(transport: Any) -> int:
-    """Return how much of what was written the client's system has not acknowledged.
+    """Return how many of the written bytes the client's system has not acknowledged.
 
-    It shows that a client reads slowly long before the transport's buffer does: the kernel asks for
-    more only when a third of its own, which grows to megabytes, is free.
+    This shows a slow client long before the transport's buffer does: the kernel asks for more only
+    when a third of its own buffer, which grows to megabytes, is free.
     """
     if not _HAS_IOCTL:
         return 0
@@ -91,7 +91,7 @@ def _unsent_by_kernel(transport: Any) -> int:
 
 
 def _abort(transport: Any) -> None:
-    """Reset a connection. Without the option, the kernel would go on offering the data it holds."""
+    """Reset a connection. Without SO_LINGER the kernel would keep trying to send its data."""
     with suppress(OSError):
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
