@@ -209,7 +209,7 @@ def test_a_slot_goes_to_who_waits_in_another_event_loop(
         if nested:
             await nested_call()
         else:
-            await admission.acquire(gate, on_wait=waits.set)
+            await admission.acquire(gate, on_accepted=waits.set)
             order.append("second")
             admission.release(gate)
 
