@@ -117,7 +117,7 @@ class ThreadCall:
     """One call in a worker thread. Each attribute is written by one side, as grouped below.
 
     Args:
-        on_end: Called once the thread is free: on the event loop, or in the thread if that has ended.
+        on_end: Called once the thread is free: on the event loop, or in the thread if that ended.
         shares_context: Context variables that the call sets are also set in the code that awaits
             its result or its items.
     """

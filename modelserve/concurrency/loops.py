@@ -124,9 +124,9 @@ class EventLoop(Protocol):
 
 
 class Event:
-    """What happens once; tasks of any event loop may wait for it, whichever thread it happens in.
+    """An event that may be set in any thread, and awaited by tasks of any event loop.
 
-    Otherwise as anyio's, whose waiting tasks belong to the event loop that sets it.
+    Tasks that wait for anyio's event have to belong to the event loop that sets it.
     """
 
     __slots__ = ("_is_set", "_waiting")
@@ -136,17 +136,17 @@ class Event:
         self._waiting: list[tuple[EventLoop, Wakeup]] = []
 
     def is_set(self) -> bool:
-        """Return whether it has happened."""
+        """Return whether it is set."""
         return self._is_set
 
     def set(self) -> bool:
-        """Wake all who wait; return False if the event loop of one of them has ended."""
-        self._is_set = True  # first: who comes later looks again once it is among those who wait
+        """Wake all waiting tasks; return False if the event loop of one of them has ended."""
+        self._is_set = True  # first: a later task tests it again after it has been added
         woken = [loop.run(wakeup.set) for loop, wakeup in self._waiting]
         return all(woken)
 
     async def wait(self) -> None:
-        """Wait until it has happened."""
+        """Wait until it is set."""
         if self._is_set:
             return
         loop = event_loop()
@@ -222,7 +222,7 @@ class _Asyncio:
 
     def call_from_thread(self, function: Callable[..., object], *args: Any) -> bool:
         try:
-            # Not in our context: that says which library runs the event loop.
+            # In an empty context: ours names the library of this event loop.
             self._loop.call_soon_threadsafe(function, *args, context=Context())
         except RuntimeError:
             return False

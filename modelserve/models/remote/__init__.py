@@ -1,7 +1,7 @@
 """Forward a model's payloads to a predictor or an explainer (KServe's transformers).
 
-The answer comes back as a hook would have returned it. How a predictor is called is in `http` and
-`grpc`, by its protocol; each is imported by the first call that needs it.
+The answer is what a hook would return. `http` and `grpc` call a predictor, by its protocol; each is
+imported by the first call that needs it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Remote:
         self._callers = WeakKeyDictionary()
 
     def __reduce__(self) -> Any:
-        return Remote, ()  # models go to worker processes by pickle; connections do not
+        return Remote, ()  # models are pickled for worker processes; connections cannot be
 
     async def predict(
         self, model: Any, payload: Any, headers: Any, response_headers: Any, *, sets_type: bool
@@ -41,8 +41,8 @@ class Remote:
         """Send a payload to a model's predictor; return the answer, or an async iterator of items.
 
         With `sets_type`, `response_headers` gets the content type of an answer that is bytes.
-        Cancellation ends the call. Raises HookMissing or ExtraMissing where a package is missing,
-        UnsupportedProtocol, PredictorError, and InvalidInput for what cannot be sent.
+        Cancellation ends the call. Raises HookMissing or ExtraMissing if a package is missing,
+        UnsupportedProtocol, PredictorError, and InvalidInput for a payload that cannot be sent.
         """
         config = config_of(model)
         assert config is not None
