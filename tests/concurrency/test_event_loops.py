@@ -381,6 +381,38 @@ def test_threads_serve_one_event_loop_after_another(backends: tuple[str, str]) -
     workers.close()
 
 
+@pytest.mark.parametrize("kind", ["shared", "own"])
+def test_a_thread_is_not_lost_to_an_event_loop_that_has_ended(kind: str) -> None:
+    pool = Workers(1)
+    workers = pool if kind == "shared" else pool.own_thread("m")
+    runs, let_go = threading.Event(), threading.Event()
+
+    def run() -> None:
+        runs.set()
+        let_go.wait(20)
+
+    ended = asyncio.new_event_loop()
+    task = ended.create_task(workers.call("first", run))
+    ended.run_until_complete(asyncio.sleep(0))
+    assert runs.wait(20)
+    ended.close()
+    waits = threading.Event()
+
+    async def take() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.call, "second", int)
+            await anyio.wait_all_tasks_blocked()
+            waits.set()
+
+    other = Task("asyncio", take)
+    assert waits.wait(20)
+    let_go.set()
+    other.join()
+    assert workers.running == []
+    pool.close()
+    del task
+
+
 @pytest.mark.parametrize("backends", BOTH, ids="-".join)
 def test_no_thread_is_lost_or_shared_between_event_loops(
     backends: tuple[str, str], fast_switches: None
