@@ -1,10 +1,10 @@
 """ModelStreamInfer, as Triton has it: requests come one after another, and responses go back.
 
-Each request is one of its own, with its model, its slot, its limits and its metrics, and any number
-of responses. They are answered in their order. One that fails has an error in their place, and the
-stream goes on. A model whose hook iterates is given the requests that follow one another for it, as
-they come, and answers meanwhile; that counts as one. While no request runs, a stream holds no slot,
-and a drain ends it.
+Each request is independent, with its model, its slot, its limits and its metrics, and any number of
+responses. Requests are answered in order. If one fails, an error takes the place of its responses,
+and the stream goes on. A model whose hook iterates is given successive requests for it as they
+come, and answers meanwhile; together they count as one. While no request runs, a stream holds no
+slot, and a drain ends it.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -58,7 +58,7 @@ async def stream_infer(serving: Serving, target: Target, exchange: Exchange) -> 
 
 
 class _Stream:
-    """One stream: its requests, its responses, and what lies between them."""
+    """One stream: reads its requests, runs the models and sends the responses."""
 
     def __init__(self, serving: Serving, exchange: Exchange) -> None:
         self.requests = Requests(serving, exchange)
@@ -68,7 +68,7 @@ class _Stream:
         self.clock = Clock(exchange, seconds=_seconds(exchange))
 
     async def answer_next(self) -> None:
-        """Answer the next request: what fails is said in its place. Raises what ends the stream."""
+        """Answer the next request; a failure is sent in its place. Raises what ends the stream."""
         exchange, requests = self._exchange, self.requests
         answered = Answered(exchange, self._serving.telemetry.unknown)
         request, noted = requests.next, note_running(answered)
@@ -83,7 +83,7 @@ class _Stream:
                 raise
             await self.responses.send_error(exc, request)
         finally:
-            if requests.next is request:  # else a hook has taken it
+            if requests.next is request:  # otherwise a hook has taken it
                 requests.take()
             answered.record()
             self.clock.rest()
@@ -105,7 +105,7 @@ class _Stream:
         self.clock.start(entry.deadlines)
 
     async def _run(self, entry: Entry, request: InferRequest, answered: Answered) -> None:
-        """Run the hooks and send what they give; then close what they have opened."""
+        """Run the hooks and send their results; then close what they have opened."""
         exchange, plan = self._exchange, entry.plans["predict"]
         with self._payload(plan, request) as payload:
             async with entry.new_call(*plan.headers_for(exchange), exchange) as call:
@@ -145,7 +145,7 @@ class _Answer:
         self._call = call
 
     async def send(self, item: Any, *, final: bool) -> None:
-        """Send what a hook gives as a response; `final` if no other follows."""
+        """Send a hook's result as a response; `final` if no other follows."""
         message = stream_response(item, self._request, self._ref, final=final)
         await self._responses.send(message, self._call.response_headers)
 
@@ -178,7 +178,7 @@ def _ref(request: InferRequest) -> ModelRef:
 
 
 def _without_payload(request: InferRequest) -> InferRequest:
-    """Return what the first of some requests says of the form of all responses."""
+    """Return the form of all responses, as the first of their requests wants it."""
     form = copy(request)
     form.id, form.parameters, form.inputs = None, None, []
     return form

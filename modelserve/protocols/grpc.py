@@ -41,7 +41,7 @@ from modelserve.wire.grpc import (
 )
 from modelserve.wire.head import Head
 from modelserve.wire.headers import Header, sendable_headers
-from modelserve.wire.json import to_json
+from modelserve.wire.json import detail_text
 from modelserve.wire.protobuf import load_messages, parsed
 
 __all__ = [
@@ -68,7 +68,7 @@ _RESPONSE: Final = "ModelInferResponse"
 
 
 class GrpcCodec(Codec):
-    """What all methods have in common: one message in a frame, and errors."""
+    """The common part of all methods: one message in a frame, and errors."""
 
     protocol = "grpc"
     carries_responses = False
@@ -78,14 +78,14 @@ class GrpcCodec(Codec):
         return message, head.get(b"grpc-encoding") if is_compressed else b""
 
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
-        """Leave it at the bytes: a message takes little more memory than they do."""
+        """Check nothing beyond the bytes: a message takes little more memory than they do."""
 
     def error(
         self, status: int, detail: Any, error: BaseException | None = None
     ) -> tuple[int, list[Header], bytes]:
         """Return an error as headers alone; the status is HTTP's, for the log and the metrics."""
         headers = [CONTENT, (STATUS, b"%d" % _code_of(status, error))]
-        if text := _text(detail):
+        if text := detail_text(detail):
             headers.append((MESSAGE, quoted(text)))
         if status == 415:
             headers.append(_ACCEPTED)
@@ -142,18 +142,18 @@ class InferCodec(GrpcCodec):
 # --- ModelStreamInfer ---------------------------------------------------------------------------
 
 _STREAM_RESPONSE: Final = "ModelStreamInferResponse"
-# Triton's names, for clients that want to know where the responses to a request end.
+# Triton's names, for clients that want to know which response is the last for a request.
 _WANTS_ENDING: Final = "triton_enable_empty_final_response"
 _FINAL: Final = "triton_final_response"
 
 
 def wants_ending(request: InferRequest) -> bool:
-    """Return whether the client wants to be told of the last response to a request."""
+    """Return whether the client wants the last response to a request to be marked."""
     return bool((request.parameters or {}).get(_WANTS_ENDING))
 
 
 def stream_response(value: Any, request: InferRequest, ref: ModelRef, *, final: bool) -> bytes:
-    """Return what a hook gives as one message of the stream, in a frame.
+    """Return a hook's result as one message of the stream, in a frame.
 
     Args:
         request: What it answers.
@@ -165,14 +165,14 @@ def stream_response(value: Any, request: InferRequest, ref: ModelRef, *, final: 
     message = classes()[_STREAM_RESPONSE](
         infer_response=response if type(response) is classes()[_RESPONSE] else None
     )
-    if not message.HasField("infer_response"):  # it is of generated code
+    if not message.HasField("infer_response"):  # a message of generated code
         message.infer_response.MergeFromString(response.SerializeToString())
     return frame(message.SerializeToString())
 
 
 def stream_error(detail: Any, request: InferRequest | None) -> bytes:
     """Return an error as one message of the stream; its id is that of the request."""
-    message = classes()[_STREAM_RESPONSE](error_message=_text(detail))
+    message = classes()[_STREAM_RESPONSE](error_message=detail_text(detail))
     if request is not None:
         message.infer_response.id = request.id or ""
         message.infer_response.model_name = request.model_name
@@ -183,7 +183,7 @@ def stream_error(detail: Any, request: InferRequest | None) -> bytes:
 
 def stream_ending(status: int, detail: Any) -> bytes:
     """Return the status of a stream that has failed."""
-    return trailers(code_of_http(status), _text(detail))
+    return trailers(code_of_http(status), detail_text(detail))
 
 
 def answer_headers(response_headers: SetHeaders) -> list[Header]:
@@ -214,14 +214,14 @@ def write_answer(name: str, document: Mapping[str, Any]) -> bytes:
     return frame(classes()[name](**document).SerializeToString())
 
 
-# --- what hooks give ----------------------------------------------------------------------------
+# --- results of hooks ---------------------------------------------------------------------------
 
 
 def _code_of(status: int, error: BaseException | None) -> int:
     if error is not None:
         error = single_cause(error)
     if type(error) in (RouteNotFound, MethodNotAllowed):
-        return UNIMPLEMENTED  # a method that there is not
+        return UNIMPLEMENTED  # an unknown method
     return code_of_http(status)
 
 
@@ -241,10 +241,6 @@ def _message(value: Any, payload: Payload, ref: ModelRef) -> Any:
     elif ref.version is not None:
         value = as_response(value, payload, ref)
     return grpc_response(value, payload if isinstance(payload, InferRequest) else None)
-
-
-def _text(detail: Any) -> str:
-    return detail if isinstance(detail, str) else to_json(detail).decode()
 
 
 def _data(item: Item) -> Any:
