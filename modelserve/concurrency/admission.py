@@ -10,14 +10,14 @@ waits, or changes it, holds a lock; a request for which there is room while nobo
 (see `Gate.claim`).
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from threading import RLock
 from time import monotonic
 
 from modelserve.concurrency.budget import Budget, Share
-from modelserve.concurrency.gate import Gate, Ticket, Waits
+from modelserve.concurrency.gate import Gate, Slot, Ticket, Waits
 from modelserve.concurrency.nesting import Nesting
 from modelserve.errors import ServingError
 from modelserve.limits import Limits
@@ -61,17 +61,12 @@ class Admission:
         gate.in_flight.cells[0] += 1.0
         return True
 
-    @asynccontextmanager
-    async def slot(
+    def slot(
         self, gate: Gate, size: int, who: Waits, on_accepted: Callable[[], object] = _nothing
-    ) -> AsyncIterator[None]:
-        """Hold a slot of the model and one of the application, as `acquire` acquires them."""
-        await self.acquire(gate, size, who=who, on_accepted=on_accepted)
-        who.admitted = True
-        try:
-            yield
-        finally:
-            self.release(gate)
+    ) -> Slot:
+        """Return a slot of the model and one of the application, as `acquire` acquires them."""
+        acquiring = self.acquire(gate, size, who=who, on_accepted=on_accepted)
+        return Slot(acquiring, partial(self.release, gate), who)
 
     async def acquire(
         self,

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -10,7 +11,7 @@ from modelserve.errors import Overloaded, ServingError
 from modelserve.limits import Limits
 from modelserve.metrics.cells import Counter, Gauge
 
-__all__ = ["Gate", "Ticket", "Waits"]
+__all__ = ["Gate", "Slot", "Ticket", "Waits"]
 
 
 class Waits(Protocol):
@@ -23,6 +24,30 @@ class Waits(Protocol):
 
     admitted: bool
     waited: tuple[float, float]
+
+
+class Slot:
+    """A slot for the time of an `async with` block.
+
+    Args:
+        acquiring: Acquires it.
+        release: Releases it.
+        who: Its `admitted` is set.
+    """
+
+    __slots__ = ("_acquiring", "_release", "_who")
+
+    def __init__(self, acquiring: Awaitable[None], release: Callable[[], None], who: Waits) -> None:
+        self._acquiring = acquiring
+        self._release = release
+        self._who = who
+
+    async def __aenter__(self) -> None:
+        await self._acquiring
+        self._who.admitted = True
+
+    async def __aexit__(self, *error: object) -> None:
+        self._release()
 
 
 class Gate:

@@ -6,12 +6,12 @@ that have none, and may wait while the server drains. A call that would deadlock
 through other calls, is refused: it would wait for ever.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from threading import RLock
 from time import monotonic
 
-from modelserve.concurrency.gate import Gate, Waits
+from modelserve.concurrency.gate import Gate, Slot, Waits
 from modelserve.concurrency.loops import Event
 from modelserve.errors import Overloaded, ServingError
 
@@ -34,15 +34,9 @@ class Nesting:
         self._lock = lock
         self._admit_waiting = admit_waiting
 
-    @asynccontextmanager
-    async def slot(self, gate: Gate, held: Sequence[Gate], who: Waits) -> AsyncIterator[None]:
-        """Hold a slot of a model. Raises as `acquire` does."""
-        await self.acquire(gate, held, who)
-        who.admitted = True
-        try:
-            yield
-        finally:
-            self.release(gate)
+    def slot(self, gate: Gate, held: Sequence[Gate], who: Waits) -> Slot:
+        """Return a slot of a model, as `acquire` acquires it."""
+        return Slot(self.acquire(gate, held, who), partial(self.release, gate), who)
 
     async def acquire(self, gate: Gate, held: Sequence[Gate], who: Waits | None = None) -> None:
         """Acquire a slot of a model.

@@ -7,8 +7,8 @@ come, and answers meanwhile; together they count as one. While no request runs, 
 slot, and a drain ends it.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
 from functools import partial
 from typing import Any, Final
@@ -118,17 +118,14 @@ class _Stream:
                 else:
                     await answer.send(result, final=True)
 
-    @contextmanager
-    def _payload(self, plan: Plan, request: InferRequest) -> Iterator[Any]:
+    def _payload(self, plan: Plan, request: InferRequest) -> AbstractContextManager[Any]:
         """Give the request, or an iterator of it and of those that follow."""
         if plan.iterates is None:
-            yield request
-            return
+            return nullcontext(request)
         instances = Instances(Run(self.requests, _ref(request)))
         instances.fail_record = self.responses.fail_record
         assert self._exchange.flight is not None
-        with arriving(instances, plan.iterates, self._exchange.flight) as payload:
-            yield payload
+        return arriving(instances, plan.iterates, self._exchange.flight)
 
 
 class _Answer:
