@@ -117,14 +117,18 @@ class Duplex:
         assert exchange.flight is not None
         begin = partial(self._begin, exchange.flight)
         if admission.acquire_nowait(gate):
+            self._intake.note_admitted()
             begin()
         else:
             exchange.enter(Phase.QUEUE)
-            await admission.acquire(gate, QUEUED_BYTES, who=exchange, on_wait=begin)
+            self._intake.note_queued(share := admission.budget.hold(0))
+            try:
+                await admission.acquire(gate, QUEUED_BYTES, share, who=exchange, on_wait=begin)
+            finally:
+                self._intake.note_admitted()  # or it never will be: the share is closed
         exchange.admitted = True
         exchange.enter(Phase.FIRST)
         try:
-            self._intake.note_admitted()
             if self._plan.iterates is None:
                 await self._answer_chunks()
             else:
