@@ -1,6 +1,6 @@
 """`ModelServer`, the ASGI application.
 
-One instance owns models, limits and worker threads.
+Each instance has its own models, limits and worker threads.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -37,23 +37,23 @@ __all__ = ["ModelServer"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Attributes that an application which is unpickled has made itself.
+# Attributes that unpickling creates anew.
 _REBUILT: Final = frozenset(("serving", "_routes", "_prefix", "_repository", "_playground"))
 
 
 class _Runnable:
-    """What serves an application without the command line or another host."""
+    """The methods that serve an application without the command line or another host."""
 
     def run(self: "Served", **flags: "Unpack[Flags]") -> None:
         """Serve until SIGTERM, SIGHUP or Ctrl-C, as the command line does, and return once drained.
 
-        It takes what the command line's flags take, under their names, and logs as that does unless
-        the program has set up logging. With `workers` or `reload`, the other processes import the
-        program and find the application in its variable. While somebody imports the module that
-        calls it, it does nothing.
+        It takes the command line's flags as keyword arguments, and logs like the command line
+        unless the program has set up logging. With `workers` or `reload`, the other processes
+        import the program and find the application in its variable. It does nothing while the
+        module that calls it is being imported.
 
-        Raises RuntimeError in a running event loop, TypeError or ValueError for what is no flag's;
-        SystemExit where it cannot serve.
+        Raises RuntimeError in a running event loop, TypeError or ValueError for an unknown flag or
+        a bad value, SystemExit if it cannot serve.
         """
         from modelserve.programs import run
 
@@ -62,18 +62,18 @@ class _Runnable:
     async def serve(self: "Served", **flags: "Unpack[Flags]") -> None:
         """Serve in the running event loop (of a notebook, for example) until cancelled.
 
-        It takes what `run` takes, `workers` and `reload` apart, and touches neither signals nor
-        logging. A cancellation drains, and is raised once the models have stopped; a second one
+        It takes the arguments of `run`, except `workers` and `reload`, and touches neither signals
+        nor logging. A cancellation drains, and is raised once the models have stopped; a second one
         ends the requests that are left. asyncio only.
 
-        Raises OSError where it cannot listen, RuntimeError where it cannot start.
+        Raises OSError if it cannot listen, RuntimeError if it cannot start.
         """
         from modelserve.programs import serve
 
         await serve(self, flags)
 
     async def ready(self: "Served") -> None:
-        """Wait until every load has ended, and start the loading where no lifespan does.
+        """Wait until every load has ended; start the loading if no lifespan does.
 
         Cancellation leaves the loads running. Raises ModelNotReady, naming the models that have
         failed to load, or else those whose `healthy` is false: a health check for hosts that ask.
@@ -90,21 +90,21 @@ class _Addressed:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """The application's own paths, each with what it means."""
+        """The application's own paths, each with its built-in path."""
         return self._routes.aliases
 
     def add_alias(self, path: str, means: str) -> None:
         """Let a path of your own mean a built-in one, `/v1/models/NAME:predict` for example.
 
-        Both are written as in a URL. What takes POST takes PUT there as well. The model may be
-        registered later. Raises ValueError for a path that is built in or has another meaning
-        already, and for a meaning that is not built in.
+        Both are written as in a URL. If the built-in path takes POST, this one takes PUT as well.
+        The model may be registered later. Raises ValueError for a path that is built in or has
+        another meaning already, and for a meaning that is not built in.
         """
         self._routes.add_alias(path, means)
 
     @property
     def playground(self) -> bool | None:
-        """Whether `/playground` is a page to try models in; None leaves that to who serves it."""
+        """Whether `/playground` is a page to try models in; None leaves that to the host."""
         return self._playground
 
     @playground.setter
@@ -113,13 +113,13 @@ class _Addressed:
         self.show_playground(bool(wanted))
 
     def show_playground(self, shown: bool) -> None:
-        """Show the page or not, for whoever serves the application; `playground` stays as it is."""
+        """Show or hide the page without changing `playground`."""
         self.serving.has_playground = shown
         self._routes.show(pages() if shown else {})
 
 
 class _Described:
-    """What describes an application to other programs."""
+    """The methods that describe an application to other programs."""
 
     serving: Serving
 
@@ -127,8 +127,8 @@ class _Described:
         """Return the OpenAPI 3.1 document of the application, as `/openapi.json` has it.
 
         Args:
-            prefix: The path below which a host has mounted it: what all paths begin with, and the
-                names of operations and schemas, so that they are not those of the host.
+            prefix: The path below which a host has mounted it. All paths, and the names of
+                operations and schemas, begin with it, so that they differ from the host's.
             into: The host's own document, which is returned with the paths, schemas, security
                 schemes and tags of this one added; it is not changed.
         """
@@ -220,7 +220,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request or one WebSocket, or run the lifespan.
 
-        Raises ResponseCut where only that can show a failure to the client.
+        Raises ResponseCut if only a cut connection can show a failure to the client.
         """
         serving = self.serving
         if scope["type"] != "http" or (target := self._routes.find(scope)).opens is not None:
@@ -238,12 +238,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
             if exchange.flight is not None:
                 await exchange.flight.deliver_absorbed()
         finally:
-            if target.verb:  # it ran a model, or would have
+            if target.verb:  # a path that runs a model
                 series = exchange.series or serving.telemetry.unknown
                 exchange.error = exchange.reason or exchange.error
                 seconds = monotonic() - exchange.arrived
                 series.record(target.codec.protocol, target.verb, exchange, seconds, exchange.id)
-            # Reference cycles, which only the garbage collector would free.
+            # Break reference cycles, which only the garbage collector would free.
             exchange.flight = exchange.stream = exchange.reason = None
             if not exchange.cut:
                 exchange.error = None
@@ -322,7 +322,7 @@ def _registered(app: ModelServer, target: F, name: str, verb: str, settings: Mod
 
 
 async def _other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> Request | None:
-    """Run the lifespan; return the request that a WebSocket or a call of gRPC is."""
+    """Run the lifespan, or convert a WebSocket or a gRPC call into a request."""
     if scope["type"] == "http":
         target = app._routes.find(scope)
         return None if target.opens is None else target.opens(target, scope, receive, send)

@@ -1,14 +1,13 @@
 """One model calls another: the call as a request, without HTTP.
 
-It runs in a task of its own, as the flight of a request does, so that whatever ends it, and whoever
-has called, its hooks clean up before its slot is free. It has limits, metrics and a line in the
-access log as a client's request has, and the id of the request that has called.
+It runs in a task of its own, like the flight of a request: however it ends, its hooks clean up
+before its slot is free. It has limits, metrics and a line in the access log like a client's
+request, and the id of the calling request.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextvars import Context, copy_context
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -19,6 +18,7 @@ from starlette.types import Message, Receive
 from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, HostCancelled, Phase
 from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.loops import event_loop
 from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
 from modelserve.errors import (
     ClientGone,
@@ -29,7 +29,7 @@ from modelserve.errors import (
     describe,
 )
 from modelserve.exchange.running import Caller, note_running
-from modelserve.lifespan import Serving
+from modelserve.lifespan import Serving, usable_entry
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries, Tick
 from modelserve.models.hooks import Plan
@@ -44,7 +44,7 @@ _DEEPEST: Final = 64
 
 
 class _Streamed:
-    """What is recorded of a call's items.
+    """The record of a call's items.
 
     Args:
         endings: Where its generators are cleaning up by themselves.
@@ -61,18 +61,18 @@ class _Streamed:
 
 
 class CallRequest:
-    """One call as a request: what the flight reads of it, what is recorded, what it gives.
+    """One call as a request: its state for the flight, its record, and its results.
 
     Attributes:
-        caller: The request whose hook has called.
+        caller: The request whose hook made the call.
         from_thread: A thread waits for it.
-        items: What the caller has not read yet, the result too.
-        ahead: So many items may wait for the caller.
-        waits_for_room: So many do; `make_room` is to be called once half of them are read.
+        items: The items, or the result, that the caller has not read yet.
+        ahead: The most items that may wait for the caller.
+        waits_for_room: So many wait; call `make_room` once half of them are read.
         streams: The model streams.
         ended: The model has cleaned up, its slot is free, and nothing more will come.
         notify: Called on the event loop when there is something to read, or no more to come.
-        waited: As in `concurrency.gate.Waits`; unset where it had not to wait.
+        waited: As in `concurrency.gate.Waits`; unset if it did not wait.
     """
 
     waited: tuple[float, float]
@@ -122,6 +122,11 @@ class CallRequest:
 
     # -- for the caller
 
+    def note_entry(self, entry: Entry) -> None:
+        """Let a model's limits hold for this call; it counts in its metrics."""
+        self.series = entry.series
+        self.deadlines = entry.deadlines._replace(send_timeout=None)  # callers take their time
+
     def hook_headers(self) -> HookHeaders:
         """Return the headers that its hooks are given."""
         return HookHeaders({**self.headers, "x-request-id": self.id.decode("latin-1")})
@@ -135,20 +140,19 @@ class CallRequest:
         self.receive: Receive = partial(_wait_for_leave, self._gone)
         self.arrived = self.since = monotonic()
         observers, run = self.serving.telemetry.followed, self.run
-        _spawn(
-            partial(observers.run_step, self.name, "call", run) if observers else run, self.context
-        )
+        run = partial(observers.run_step, self.name, "call", run) if observers else run
+        event_loop().start_soon(run, self.context)
 
     def make_room(self) -> None:
-        """Let the model go on, as an item has been read."""
+        """Let the model go on, after an item has been read."""
         self.room.set()
 
     def whole(self, items: list[Any]) -> Any:
-        """Return what the model has given: its items, or its one result."""
+        """Return the model's answer: its items, or its one result."""
         return items if self.streams else items[0]
 
     def leave(self) -> None:
-        """Cancel the model: the caller reads no more. A call that has not begun never will."""
+        """Cancel the model: the caller reads no more. A call that has not begun never begins."""
         self.left = True
         if not self.begun:
             self.begun = self.ended = True
@@ -160,7 +164,7 @@ class CallRequest:
             self.flight.cancel(ClientGone())
 
     def host_cancelled(self) -> Stopped:
-        """Return what a cancellation of the call's task means: the event loop is ending."""
+        """Return the reason for a cancellation of the call's task: the event loop is ending."""
         return HostCancelled()
 
     async def report_early_end(self, reason: Stopped) -> None:
@@ -170,7 +174,7 @@ class CallRequest:
     # -- its task
 
     async def run(self) -> None:
-        """Run the call to its end; to be the whole of a task."""
+        """Run the call to its end, as the whole of a task."""
         try:
             rest = self.serving.flights.start(self, _answer(self))
             if rest is not None:
@@ -180,7 +184,7 @@ class CallRequest:
         except anyio.get_cancelled_exc_class():
             self.error = ServerShuttingDown()  # the event loop is ending
             raise
-        except BaseException as exc:  # the caller's to raise
+        except BaseException as exc:  # the caller raises it
             self.error = exc
         finally:
             self._end()
@@ -224,17 +228,7 @@ async def _usable_entry(request: CallRequest) -> Entry:
     """Return the model, usable. Raises ModelNotFound, ModelNotReady, Overloaded."""
     if sum(1 for _ in _chain(request)) > _DEEPEST:
         raise InferenceError(f"Models call one another more than {_DEEPEST} deep.")
-    registry = request.serving.registry
-    if registry.pending:
-        request.serving.load_pending()
-    while True:
-        entry = registry.get(request.name)
-        request.series = entry.series
-        request.deadlines = entry.deadlines._replace(send_timeout=None)  # callers take their time
-        if entry.checks_health or not entry.model.ready:
-            await request.serving.usable(entry)
-        if not entry.is_retired:
-            break
+    entry = await usable_entry(request.serving, request.name, None, request.note_entry)
     if isinstance(entry.workers, OwnThread) and _blocks_thread_of(request, entry):
         raise Overloaded(
             "The call would deadlock: its caller holds the only thread.", retry_after=1.0
@@ -243,7 +237,7 @@ async def _usable_entry(request: CallRequest) -> Entry:
 
 
 def _chain(request: CallRequest) -> Iterator[Caller]:
-    """Yield the calls that wait for this one, and at last the client's request."""
+    """Yield the calls that wait for this one, and finally the client's request."""
     caller = request.caller
     while caller is not None:
         if caller.phase != Phase.DONE:
@@ -252,7 +246,7 @@ def _chain(request: CallRequest) -> Iterator[Caller]:
 
 
 def _held(request: CallRequest) -> list[Gate]:
-    """Return the models of the slots that are kept until this call has ended."""
+    """Return the gates of the slots that callers hold until this call has ended."""
     entries = (_entry_of(request, caller) for caller in _chain(request))
     return [entry.gate for entry in entries if entry is not None]
 
@@ -276,7 +270,7 @@ def _blocks_thread_of(request: CallRequest, entry: Entry) -> bool:
 
 
 def _workers_for(request: CallRequest, entry: Entry) -> Workers:
-    """Return the threads for a model's hooks: others than those that wait for them."""
+    """Return the threads for a model's hooks: not those that wait for the hooks."""
     waits = request.from_thread or any(
         isinstance(caller, CallRequest) and caller.from_thread for caller in _chain(request)
     )
@@ -286,7 +280,7 @@ def _workers_for(request: CallRequest, entry: Entry) -> Workers:
 
 
 async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:
-    """Run the hooks and hand on what they give; then close what they have opened."""
+    """Run the hooks and pass on their results; then close what they have opened."""
     _enter(request, Phase.FIRST)
     payload, request.payload = request.payload, None
     async with entry.new_call(*plan.headers_for(request), request) as call:
@@ -309,7 +303,7 @@ async def _hand_on(request: CallRequest, streamed: _Streamed, items: AsyncIterat
         _enter(request, Phase.SEND)
         while len(request.items) >= request.ahead:
             request.room, request.waits_for_room = anyio.Event(), True
-            if len(request.items) >= request.ahead:  # nobody has read meanwhile, in another thread
+            if len(request.items) >= request.ahead:  # none was read meanwhile, by another thread
                 await request.room.wait()
         request.waits_for_room = False
         request.items.append(item)
@@ -333,21 +327,6 @@ def _enter(request: CallRequest, phase: int) -> None:
 
 
 # --- the event loop -----------------------------------------------------------------------------
-
-_tasks: Final[set["asyncio.Task[None]"]] = set()  # the loop holds its tasks weakly only
-
-
-def _spawn(run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # only ever reached under trio
-
-        trio.lowlevel.spawn_system_task(run, context=context)
-    else:
-        task = loop.create_task(run(), context=context)
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
 
 
 async def _wait_for_leave(gone: anyio.Event) -> Message:

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp
 from modelserve.app import ModelServer
 from modelserve.environment import spelled
 from modelserve.errors import LoadError
-from modelserve.flags import LIMITS, configure, logging_of, settings_of, with_cors
+from modelserve.flag_table import FLAGS, Sets
+from modelserve.flags import configure, logging_of, settings_of, with_cors
 from modelserve.flags import parse as _parse
 from modelserve.loader import load_target, source_folder
 from modelserve.server import logs
@@ -24,12 +25,12 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, 0 once the server has stopped after a signal.
 
-    `modelserve call` calls a server; a file of that name is `./call.py`. For unusable arguments,
-    or an unusable target, it prints one sentence to stderr and returns 2.
+    `modelserve call` calls a server; write `./call.py` for a file of that name. For invalid
+    arguments, or a target that cannot be loaded, it prints one sentence to stderr and returns 2.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] == "call":
-        from modelserve.client import command  # a server needs none of it
+        from modelserve.client import command  # not needed by a server
 
         return command.main(given[1:])
     try:
@@ -68,23 +69,13 @@ def _watched(options: Namespace) -> list[Path]:
 
 
 def _refuse_flags(options: Namespace) -> None:
-    """Refuse flags for a `ModelServer` where the target is another application."""
-    given = [name for name in LIMITS if getattr(options.limits, name) is not None]
-    given += [
-        name
-        for name in (
-            "threads",
-            "debug",
-            "model_dir",
-            "predictor_host",
-            "token_file",
-            "alias",
-            "predict_path",
-            "sagemaker",
-        )
-        if getattr(options, name)
+    """Refuse flags for a `ModelServer` if the target is another application."""
+    of_model_server = (Sets.LIMIT, Sets.APPLICATION)
+    given = [
+        flag.name
+        for flag in FLAGS
+        if flag.sets in of_model_server and getattr(options, flag.name) != flag.default
     ]
-    given += [name for name in ("control", "playground") if getattr(options, name) is not None]
     if given:
         flags = ", ".join(spelled(options, name) for name in given)
         raise LoadError(

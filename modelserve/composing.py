@@ -1,9 +1,8 @@
-"""Call a model of the application from a hook of another, and read what it gives.
+"""Call a model of the application from a hook of another, and read its results.
 
-A call is read by its caller on the event loop, or in a worker thread.
+The caller reads on the event loop, or in a worker thread.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import Any, Self
@@ -12,6 +11,7 @@ import anyio
 
 from modelserve.calls import CallRequest
 from modelserve.concurrency.bridge import call_of_this_thread
+from modelserve.concurrency.loops import event_loop
 from modelserve.exchange.running import running_caller
 from modelserve.lifespan import Serving
 from modelserve.models.hooks import VERBS
@@ -29,8 +29,9 @@ class ModelCall:
     and has cleaned up when the block is left.
 
     The call ends with its caller: if that is cancelled, so is the model, which cleans up first.
-    Raises what the model raises; ModelNotFound, ModelNotReady; Overloaded if its queue is full, or
-    if the call would have to wait for itself; DeadlineExceeded for the model's own limits on time.
+    Raises what the model raises; ModelNotFound, ModelNotReady; InvalidInput or HookMissing if the
+    model lacks the hook; Overloaded if its queue is full, or if the call would deadlock;
+    DeadlineExceeded for the model's own limits on time.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ModelCall:
     # -- in a worker thread
 
     def result(self) -> Any:
-        """Return the result, or a list of the items; to be called by a sync hook."""
+        """Return the result, or a list of the items; for sync hooks."""
         return self._one_or_all([*self])
 
     def __iter__(self) -> Iterator[Any]:
@@ -88,7 +89,7 @@ class ModelCall:
 
 
 class _Bell:
-    """Rung when a call has something to read; the call must not keep its reader alive."""
+    """An event, set when a call has something to read; the call must not keep its reader alive."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
@@ -97,7 +98,7 @@ class _Bell:
         self._event.set()
 
     async def rung(self) -> None:
-        """Wait until it has been rung since the last wait."""
+        """Wait until it has been set since the last wait."""
         await self._event.wait()
         self._event = anyio.Event()
 
@@ -132,7 +133,7 @@ class _Reader:
         raise StopAsyncIteration if error is None else error
 
     async def aclose(self) -> None:
-        """Cancel the model and wait until it has cleaned up; that is not cut short."""
+        """Cancel the model and wait until it has cleaned up, whatever cancels the wait."""
         request = self.request
         if not request.begun or request.ended:
             request.begun = request.ended = True
@@ -144,33 +145,15 @@ class _Reader:
                 with anyio.CancelScope(shield=True):
                     await self._bell.rung()
             except anyio.get_cancelled_exc_class():
-                continue  # a native cancellation passes a shield; ours is already under way
+                continue  # asyncio's own passes the shield; the model is already cancelled
         request.error = None
 
     def _begin(self) -> None:
         if not self.request.begun:
             self.request.notify = self._bell.ring
-            self._hang_up = _soon(self.request.leave)
+            self._hang_up = partial(event_loop().call_from_thread, self.request.leave)
             self.request.begin()
 
     def __del__(self) -> None:
-        if self._hang_up is not None and not self.request.ended:  # abandoned before its last item
+        if self._hang_up is not None and not self.request.ended:  # dropped before its last item
             self._hang_up()
-
-
-def _soon(function: Callable[[], None]) -> Callable[[], object]:
-    """Return what has the current event loop call a function, as long as it lasts."""
-    try:
-        call_soon: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio  # only ever reached under trio
-
-        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
-
-    def schedule() -> None:
-        try:
-            call_soon(function)
-        except RuntimeError:  # trio's RunFinishedError is one too
-            pass
-
-    return schedule

@@ -1,9 +1,9 @@
-"""The pipeline that every request takes: from a path to the end of its answer.
+"""The pipeline of every request: from a path to the end of its answer.
 
-One place decides whether a request may run: the method, the token, the drain, the model and its
+It decides whether a request may run, by the method, the token, the drain, the model and its
 readiness, the limits. The codec knows the protocol, `models.inference` runs the hooks. Nothing is
-made before it is needed, since most requests are small: the flight of a request, which can end it
-early, exists only once the pipeline has suspended.
+created before it is needed, since most requests are small: the flight of a request, which can end
+it early, exists only once the pipeline has suspended.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -32,7 +32,7 @@ from modelserve.exchange.failures import report_failure
 from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream, send_sheltered
-from modelserve.lifespan import Serving
+from modelserve.lifespan import Serving, usable_entry
 from modelserve.limits import SMALL_BYTES, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
@@ -52,14 +52,14 @@ _FIRST: Final = Phase.FIRST
 
 async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None:
     """Answer one request; whatever is raised on the way becomes the answer."""
-    share: Share | None = None  # what the request holds while it waits
-    reader: FormReader | None = None  # of a body that is read part by part
+    share: Share | None = None  # the bytes that the request holds while it waits
+    reader: FormReader | None = None  # reads a body part by part
     try:
         endpoint = _guard(serving, target, exchange)
         if endpoint is not None:
             return await endpoint(serving, target, exchange)
         codec, ref, headers = target.codec, target.ref, exchange.headers
-        if ref is NO_MODEL:  # the body names it
+        if ref is NO_MODEL:  # the body names the model
             share = serving.admission.budget.hold(0)
             ref, body = await _open(serving, codec, exchange, share)
         entry = serving.registry.entries.get(ref.name)
@@ -100,16 +100,16 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 exchange.body_read = True
                 if exchange.flight is not None:
                     exchange.flight.note_body_read()
-            if entry.is_retired:  # replaced, or removed, while the body came
+            if entry.is_retired:  # replaced, or removed, while the body arrived
                 share = serving.admission.budget.hold(len(body), share)
-                entry = await _successor(serving, ref, exchange)
+                entry = await _usable_entry(serving, ref, exchange)
             if share is None:
                 exchange.payload = codec.decode(body, exchange, ref)
             else:
                 await _decode(serving, entry, codec, body, exchange, ref, share)
             del message
         plan, size = entry.plans[target.hook], len(body)
-        del body  # it may be large, and the answer may take long
+        del body  # the body may be large, and the answer slow
         if share is not None or not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share, who=exchange)
@@ -129,7 +129,7 @@ def _is_interrupted(
     share: Share | None,
     reader: FormReader | None,
 ) -> bool:
-    """Give back what a request that has failed still holds; return whether it was ended early."""
+    """Release what a failed request still holds; return whether it was ended early."""
     if share is not None:
         share.close()
     if reader is not None:
@@ -158,17 +158,18 @@ def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | N
     return target.endpoints[method]
 
 
-async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Entry:
-    """Return the model that has taken a name over. Raises ModelNotFound, ModelNotReady."""
+async def _usable_entry(serving: Serving, ref: ModelRef, exchange: Exchange) -> Entry:
+    """Return the model that now has a name. Raises ModelNotFound, ModelNotReady."""
+
+    def note(entry: Entry) -> None:
+        exchange.series, exchange.deadlines = entry.series, _deadlines(exchange, entry.deadlines)
+
     exchange.phase = _QUEUE
-    entry = serving.registry.get(ref.name, ref.version)
-    exchange.series = entry.series
-    await serving.usable(entry)
-    return await _successor(serving, ref, exchange) if entry.is_retired else entry
+    return await usable_entry(serving, ref.name, ref.version, note)
 
 
 def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
-    """Return deadlines with what the client asks for. Raises InvalidInput."""
+    """Return deadlines with the client's own time-out. Raises InvalidInput."""
     requested = exchange.headers.get(b"x-request-timeout-seconds")
     return deadlines if requested is None else shortened(deadlines, requested)
 
@@ -178,7 +179,7 @@ async def _open(
 ) -> tuple[ModelRef, Any]:
     """Read the body of a request that names its model, within the limits of both.
 
-    Return the model and the body; the payload is left with the exchange. Raises InvalidInput, and
+    Return the model and the body; the payload is set on the exchange. Raises InvalidInput, and
     BodyTooLarge.
     """
     exchange.deadlines = _deadlines(exchange, serving.deadlines)
@@ -216,8 +217,8 @@ async def _complete(
 ) -> Any:
     """Read the rest of the body and undo its coding; return its bytes or, if given, its reader.
 
-    From the end of the body on the client can only leave. Most bodies come in one message and have
-    no coding: they need no coroutine of their own.
+    After the end of the body the client can only leave. Most bodies come in one message and have no
+    coding: they need no further coroutine.
     """
     coding = exchange.get(b"content-encoding")
     body: bytes | bytearray = b""
@@ -251,8 +252,8 @@ async def _decode(
     ref: ModelRef,
     share: Share,
 ) -> None:
-    """Set the payload by a body that may be large, within the model's limits."""
-    if not isinstance(body, bytes | bytearray):  # it was read as it arrived
+    """Decode a body that may be large, within the model's limits, and set the payload."""
+    if not isinstance(body, bytes | bytearray):  # it was parsed as it arrived
         exchange.payload = codec.decode(body, exchange, ref)
         return
 
@@ -269,7 +270,7 @@ async def _in_turn(
 ) -> Any:
     """Decode a large body in a thread; cancellation waits for its end.
 
-    A parser lets nobody else run, but what comes before and after it does.
+    A parser keeps the interpreter's lock, but other requests run before and after it.
     """
     share.resize(len(body))
     return await serving.decoders.call("decode", call_uncollected, decode)
@@ -282,22 +283,20 @@ async def _wait_until_usable(
 
     Raises ModelNotReady, and ModelNotFound where it was removed.
     """
-    exchange.phase = _QUEUE  # where the model is still loading
+    exchange.phase = _QUEUE  # if the model is still loading
     if entry.loading and not serving.hosted and not exchange.body_read:
         limit = max(entry.max_body_bytes, entry.max_binary_bytes)
         await read_ahead(exchange, serving.admission.budget.hold(0), limit)
-    await serving.usable(entry)
-    if entry.is_retired:
-        entry = await _successor(serving, ref, exchange)
+    entry = await _usable_entry(serving, ref, exchange)
     exchange.phase = _BODY
     return entry
 
 
 def _body_limit(codec: Codec, entry: Entry, exchange: Exchange) -> float:
-    """Return how many bytes the body may have: the JSON and raw tensors have limits of their own.
+    """Return the limit of the body, in bytes: JSON and raw tensors have limits of their own.
 
-    A JSON part declared to be over its limit is larger than a body under that limit, which is then
-    JSON alone.
+    If the declared length of the JSON exceeds JSON's limit, that limit holds for the whole body: a
+    body within it is shorter than its JSON is said to be, and counts as JSON alone.
     """
     json_length = codec.json_length(exchange)
     if json_length is None:
@@ -310,7 +309,7 @@ def _body_limit(codec: Codec, entry: Entry, exchange: Exchange) -> float:
 
 
 def _check_acceptable(codec: Codec, exchange: Exchange, ref: ModelRef) -> None:
-    """Refuse, before any hook runs, what no stream could be sent as. Raises NotAcceptable."""
+    """Refuse, before any hook runs, a stream in no acceptable form. Raises NotAcceptable."""
     if exchange.headers.get(b"accept", b"*/*") != b"*/*":
         codec.stream_format(exchange, None, None, ref).encoder(None, empty=True)
 
@@ -358,7 +357,7 @@ async def _respond(
             coalesces = call is not None and call.coalesces
             streaming = entry.streaming._replace(coalesce=True) if coalesces else entry.streaming
             endings = None if call is None else call.endings()
-            del result, payload, headers  # what is held here, a stream holds
+            del result, payload, headers  # a stream would keep in memory what is held here
             stream = Stream(exchange, form, streaming)
             if endings is None:
                 await stream.send(items)

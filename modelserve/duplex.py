@@ -1,9 +1,8 @@
-"""Requests whose body is streamed to the model: results go out while it comes in.
+"""Requests whose body is streamed to the model: results are sent while it arrives.
 
-Whether a request is one is decided by its content type and by what was settled about the model. All
-that can be refused is refused before the body is asked for: hosts send `100 Continue` then. Three
-things happen at the same time, each in a task of its own: the intake receives, the pipeline runs
-the hooks, and the results are sent.
+The content type of a request and the plan of its model decide whether it is one. All refusals come
+before the body is received, since hosts send `100 Continue` then. Three tasks run at the same time:
+the intake receives, the pipeline runs the hooks, and the results are sent.
 """
 
 import logging
@@ -41,9 +40,9 @@ _ON_ERROR: Final = ("continue", "stop")
 def duplex_for(
     serving: Serving, entry: Entry, plan: Plan, codec: Codec, ref: ModelRef, exchange: Exchange
 ) -> "Duplex | None":
-    """Return what answers a request whose body is streamed to the model; None for any other.
+    """Return a Duplex for a request whose body is streamed to the model; None for any other.
 
-    Raises what refuses such a request: UnsupportedCoding, InvalidInput, NotAcceptable.
+    Raises UnsupportedCoding, InvalidInput or NotAcceptable to refuse such a request.
     """
     if not codec.takes_lines:
         return None
@@ -68,7 +67,7 @@ def _on_error(exchange: Exchange) -> str:
 
 
 class Duplex:
-    """One request that is answered while it is received."""
+    """Answers one request while it is received."""
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ class Duplex:
         self._headers, self._response_headers = plan.headers_for(exchange)
 
     def stream_format(self, payload: Any) -> StreamFormat:
-        """Return how the results go out: as lines where the client has no preference."""
+        """Return the format of the results: lines if the client has no preference."""
         format = self._codec.stream_format(
             self._exchange, payload, self._response_headers, self._ref
         )
@@ -107,9 +106,9 @@ class Duplex:
         return format
 
     async def answer(self) -> None:
-        """Wait for a slot, run the hooks on what arrives, and send what they make of it.
+        """Wait for a slot, run the hooks on the records as they arrive, and send the results.
 
-        Raises Overloaded; what the hooks raise; ClientGone.
+        Raises Overloaded, ClientGone, and what the hooks raise.
         """
         exchange, admission, gate = self._exchange, self._serving.admission, self._entry.gate
         if exchange.flight is None:
@@ -138,7 +137,7 @@ class Duplex:
             admission.release(gate)
 
     def _begin(self, flight: Flight) -> None:
-        """Receive from now on; what is refused is refused before."""
+        """Begin to receive; after this, the request is not refused any more."""
         flight.start_companion(self._intake.receive)
 
     def _start_results(self) -> Results:
@@ -200,7 +199,7 @@ class Duplex:
                 instances.fail_record = partial(_fail, results)
                 async with results.flushing():
                     await results.put_all(result, call.endings())
-                    if instances.error is not None:  # the hook has caught it
+                    if instances.error is not None:  # the hook caught it
                         raise instances.error
                 await results.finish()
                 return
@@ -218,7 +217,7 @@ class Duplex:
             await exchange.send_document(200, fields, buffers)
 
     def _log_stall(self) -> None:
-        """Tell of a client that was cut since it sent all before it would read anything."""
+        """Log that a client was cut because it does not read while it sends."""
         exchange = self._exchange
         is_cut = isinstance(exchange.reason, DeadlineExceeded) and exchange.sending
         if is_cut and self._intake.is_full:

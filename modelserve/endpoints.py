@@ -1,7 +1,7 @@
-"""What is behind each path that is not a model's: documents about the server and its models.
+"""The endpoints of paths that run no model: documents about the server and its models.
 
-An endpoint is a function of the application's `Serving`, of what the path means, and of one
-exchange. It sends its answer through the exchange; what it raises becomes the answer instead.
+An endpoint is a function of the application's `Serving`, of the path's target, and of one exchange.
+It sends its answer through the exchange; an exception becomes the answer instead.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -48,26 +48,25 @@ _EXTENSIONS: Final = [
     "model_configuration",
     "statistics",
 ]
-# The states of TensorFlow Serving, of models that cannot be used.
+# TensorFlow Serving's states of models that cannot be used.
 _TENSORFLOWS: Final = {State.LOADING: "LOADING", State.UNLOADING: "UNLOADING"}
-NO_MODEL: Final = ModelRef("")  # of a path that names none
-NO_CODEC: Final = Codec()  # of paths that run no model: it writes errors alone
+NO_MODEL: Final = ModelRef("")  # for a path that names no model
+NO_CODEC: Final = Codec()  # for paths that run no model: it only writes errors
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path means.
+    """The target of a path.
 
     Attributes:
-        endpoints: By method; None runs the model. Empty where the path means nothing.
-        ref: The model that the path names, and its version where it names one.
-        codec: Of a path that runs a model, its protocol; of another, what writes its errors.
-        verb: Of a path that runs a model, its name in metrics and in the log, else "".
-        hook: Which plan of the model is run.
-        always: It is answered during a drain.
+        endpoints: By method; None runs the model. Empty for an unknown path.
+        ref: The model that the path names, and its version if it names one.
+        codec: The protocol of a path that runs a model; for any other path, it writes the errors.
+        verb: The verb's name in metrics and in the log; "" for a path that runs no model.
+        hook: The plan of the model that is run.
+        always: It is answered during a drain, too.
         public: It needs no token.
-        opens: Makes of a request that does not travel as HTTP's do what the pipeline reads; None
-            for all others.
+        opens: Converts a gRPC call into what the pipeline reads; None for all other requests.
     """
 
     endpoints: Mapping[str, "Endpoint | None"]
@@ -116,7 +115,7 @@ async def models(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 
 async def v1_models(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /v1/models: KServe's list; OpenAI's beside it where a model has one of its hooks."""
+    """GET /v1/models: KServe's list; with OpenAI's list if a model has one of its hooks."""
     document = {"models": serving.registry.names}
     listed = _openai_list(serving)
     await _answer(exchange, {**document, **listed} if listed["data"] else document)
@@ -146,20 +145,20 @@ def _openai_entry(name: str, entry: Entry) -> dict[str, Any]:
 
 
 async def model(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /v2/models/NAME/ready; a probe's as well, so 503 before a stop."""
+    """GET /v2/models/NAME/ready; probes use it too, so it is 503 before a stop."""
     entry = await _usable_entry(serving, target, exchange)
     await _answer(exchange, {"name": entry.name, "ready": True})
 
 
 async def v1_model(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /v1/models/NAME, a probe's as well; with OpenAI's keys if it has one of its hooks."""
+    """GET /v1/models/NAME; for probes too. With OpenAI's keys if the model has one of its hooks."""
     entry = await _usable_entry(serving, target, exchange)
     listed = _openai_entry(target.ref.name, entry) if entry.plans.has_openai else {}
     await _answer(exchange, {"name": entry.name, "ready": True, **listed})
 
 
 async def _usable_entry(serving: Serving, target: Target, exchange: Exchange) -> Entry:
-    """Return the model of a path. Raises ModelNotFound, ModelNotReady and, before a stop, 503."""
+    """Return the model of a path. Raises ModelNotFound, ModelNotReady and, before a stop, a 503."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
     if serving.stopping:
         raise ServerShuttingDown
@@ -187,7 +186,7 @@ async def metadata(serving: Serving, target: Target, exchange: Exchange) -> None
 
 
 async def version_status(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /v1/models/NAME/versions/VERSION (TensorFlow Serving's): 200 whatever the state is."""
+    """GET /v1/models/NAME/versions/VERSION (TensorFlow Serving's): 200 in any state."""
     entry = serving.registry.get(target.ref.name, target.ref.version)
     exchange.ignore_body()
     state, failure = await _state_of(entry, debug=serving.debug)
@@ -225,7 +224,7 @@ async def statistics(serving: Serving, target: Target, exchange: Exchange) -> No
 
 
 async def all_statistics(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /v2/models/stats (Triton's); where a model has that name, its metadata."""
+    """GET /v2/models/stats (Triton's); if a model has that name, its metadata."""
     if "stats" in serving.registry:
         await metadata(serving, replace(target, ref=ModelRef("stats")), exchange)
         return
@@ -242,9 +241,9 @@ async def statistics_of(
 
 
 async def index(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """POST /v2/repository/index (Triton's), with the models that are in the directory only.
+    """POST /v2/repository/index (Triton's), including models that are only in the directory.
 
-    With `{"ready": true}` it has those alone that are ready.
+    With `{"ready": true}` it contains only models that are ready.
     """
     length = exchange.get(b"content-length")
     share = serving.admission.budget.hold(0)
@@ -265,7 +264,7 @@ async def index_of(serving: Serving, *, ready_only: bool) -> list[dict[str, str]
 async def load(serving: Serving, target: Target, exchange: Exchange) -> None:
     """POST /v2/repository/models/NAME/load; the body is ignored.
 
-    A client that leaves ends its request, and neither the load nor anybody else's wait for it.
+    A client that leaves ends its own request, but not the load or other requests that wait for it.
     """
     check_controllable(serving)
     name = target.ref.name
@@ -301,7 +300,7 @@ async def _state_of(entry: Entry, *, debug: bool) -> tuple[str, str]:
 
 
 async def _figures(serving: Serving) -> Mapping[str, Figures]:
-    """Return what each model's requests have come to, added up in a thread."""
+    """Return the figures of each model's requests, added up in a thread."""
     serving.telemetry.open()
     found: Mapping[str, Figures] = await serving.scraper.call(
         "statistics", serving.telemetry.figures
@@ -312,13 +311,13 @@ async def _figures(serving: Serving) -> Mapping[str, Figures]:
 def _statistics_of(
     entry: Entry, figures: Mapping[str, Figures], version: str | None = None
 ) -> dict[str, Any]:
-    # perf_analyzer takes a version that is a whole number, as Triton's are.
+    # perf_analyzer requires a whole number as the version, as Triton's are.
     version = version or (entry.versions[-1] if entry.versions else "1")
     return statistics_document(entry.name, version, figures.get(entry.series.name, Figures()))
 
 
 def check_controllable(serving: Serving) -> None:
-    """Raise Forbidden where models cannot be loaded and unloaded by clients."""
+    """Raise Forbidden unless clients may load and unload models."""
     if not serving.is_controllable:
         raise Forbidden(
             "Loading and unloading models over HTTP is turned off;"

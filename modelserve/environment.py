@@ -1,8 +1,8 @@
 """Flags by environment variables: MODELSERVE_DRAIN_TIMEOUT is `--drain-timeout`.
 
-What is given as a flag counts, else what the environment says, else the default. An empty variable
-is one that is not set. A switch is true or false, 1 or 0, yes or no, on or off. The values of a
-flag that can be repeated have white space between them; flags replace all of them.
+A flag takes precedence over its variable, which takes precedence over the default. An empty
+variable counts as unset. A switch is true or false, 1 or 0, yes or no, on or off. The values of a
+repeatable flag are separated by white space; a flag on the command line replaces all of them.
 """
 
 from argparse import SUPPRESS, Action, ArgumentParser, BooleanOptionalAction, Namespace
@@ -17,13 +17,13 @@ __all__ = [
 _PREFIX: Final = "MODELSERVE_"
 TRUE: Final = ("1", "true", "yes", "on")
 FALSE: Final = ("0", "false", "no", "off")
-# What Kubernetes sets for a service that is called modelserve, or modelserve-something.
+# Kubernetes sets such values for a service called modelserve, or modelserve-something.
 _OF_SERVICES: Final = ("tcp://", "udp://", "sctp://")
 _UNSET: Final = object()
 
 
 class WrongVariable(ValueError):
-    """An environment variable has a value that cannot be used."""
+    """An environment variable has an invalid value."""
 
     def __init__(self, variable: str, problem: object) -> None:
         super().__init__(f"the environment variable {variable}: {problem}")
@@ -38,7 +38,7 @@ class Switch(BooleanOptionalAction):
 
 
 class Repeated(Action):
-    """A flag that may be given several times; the first time replaces what was there before."""
+    """A flag that may be given several times; the first value replaces the default."""
 
     def __call__(
         self,
@@ -64,14 +64,14 @@ def fill_in(
     environ: Mapping[str, str],
     read: Callable[[Sequence[str]], Namespace],
 ) -> Namespace:
-    """Parse arguments; take what they leave out from the environment.
+    """Parse arguments; take missing ones from the environment.
 
-    `variables` of what is returned has the variable of each flag that comes from one.
+    The result's `variables` has the variable of each flag that comes from one.
 
     Args:
-        read: Parses arguments as well. Raises ValueError.
+        read: Parses the words of one flag. Raises ValueError.
 
-    Raises WrongVariable. Unusable arguments are the parser's to tell of.
+    Raises WrongVariable. The parser reports invalid arguments.
     """
     found: dict[str, tuple[str, Any]] = {}
     for variable, flag in _flags_of(parser):
@@ -92,13 +92,13 @@ def fill_in(
 
 
 def spelled(options: Namespace, name: str) -> str:
-    """Return how somebody has set an option: by its flag or by its variable."""
+    """Return the name by which an option was set: its flag or its variable."""
     variable: str | None = options.variables.get(name)
     return f"--{name.replace('_', '-')}" if variable is None else variable
 
 
 def wrong_option(options: Namespace, name: str, problem: object) -> ValueError:
-    """Return what is wrong with an option: WrongVariable if it comes from a variable."""
+    """Return the error for an option: WrongVariable if it comes from a variable."""
     variable = options.variables.get(name)
     return ValueError(problem) if variable is None else WrongVariable(variable, problem)
 
@@ -120,7 +120,7 @@ def _text_of(variable: str, environ: Mapping[str, str]) -> str:
 
 
 def _words_of(flag: Action, text: str) -> list[str]:
-    """Write a flag as it is written on the command line. Raises ValueError."""
+    """Return a flag and its text as words of a command line. Raises ValueError."""
     if isinstance(flag, Switch):
         on, off = flag.option_strings
         word = text.strip().lower()

@@ -9,11 +9,11 @@ exception is a 500 whose text stays in the log. The client has its own in `model
     |   +-- CollectedTooLarge        500  a stream over `max_collected_bytes`
     |   +-- InvalidOutput            500  an invalid V2 response
     |   +-- PredictorError           500  (or the status given) the predictor failed
-    |   +-- NotText                  500  `data` was asked for what is bytes, not text
+    |   +-- NotText                  500  `data` was read of a tensor that holds bytes, not text
     +-- InvalidInput                 400  an invalid request
     |   +-- NotAsDeclared            400  a payload that is not what the model has declared
     |   +-- InvalidParameter         400  an invalid member of a request to OpenAI's endpoints
-    +-- Forbidden                    403  what the server has been told not to do
+    +-- Forbidden                    403  turned off on this server
     +-- RouteNotFound                404  no such path
     |   +-- ModelNotFound            404  no model of that name
     +-- MethodNotAllowed             405  a known path, another method
@@ -40,8 +40,8 @@ exception is a 500 whose text stays in the log. The client has its own in `model
     ResponseCut                           makes the host cut the connection
     LoadError                             a target that the command line cannot load
 
-KServe's exceptions have the names and constructors of its SDK. Four of them are for programs
-written for it and raised nowhere here: ServerNotLive, NoModelReady, ModelMissingError and
+KServe's exceptions have the names and constructors of its SDK. Four of them are never raised here,
+and exist for programs written for KServe: ServerNotLive, NoModelReady, ModelMissingError and
 WorkersShouldBeLessThanMaxWorkersError.
 """
 
@@ -152,8 +152,8 @@ class InvalidInput(ServingError, ValueError):
 class NotAsDeclared(InvalidInput):
     """Raised when a payload is not what the model has declared; the reason names the place.
 
-    It holds no value of the payload. Where a library has found the mistake, its exception is the
-    cause, whose text debugging shows.
+    The reason contains no value of the payload. If a library found the mistake, its exception is
+    the cause, and `debug` shows its text.
     """
 
 
@@ -167,7 +167,7 @@ class InvalidOutput(InferenceError, InvalidInput):
 
 
 class NotText(InferenceError, InvalidInput):
-    """Raised where a program asks for the `data` of BYTES that are not UTF-8.
+    """Raised when a program reads the `data` of BYTES that are not UTF-8.
 
     That is the program's error, since any bytes may come. An InvalidInput as well, as before.
     """
@@ -286,7 +286,7 @@ class UnsupportedProtocol(ServingError):
 
 
 class HookMissing(ServingError, NotImplementedError):
-    """Raised by the hooks of `Model` itself for what a model does not do.
+    """Raised by the hooks of `Model` itself, for a hook that a model does not have.
 
     A NotImplementedError of any other origin (torch raises it for a missing kernel) is a failure.
     """
@@ -295,7 +295,7 @@ class HookMissing(ServingError, NotImplementedError):
 
 
 class ExtraMissing(ServingError):
-    """Raised for a request that needs a package which is an extra, and is not installed."""
+    """Raised for a request that needs an extra whose package is not installed."""
 
     status = 501
 
@@ -351,14 +351,14 @@ class Overloaded(ServingError):
 
 
 class NoThread(Overloaded):
-    """Raised when the system lets no more threads start: a limit on pids, or no memory."""
+    """Raised when the system refuses to start a thread: a limit on pids, or no memory."""
 
     def __init__(self) -> None:
         super().__init__("The server cannot start a thread now.", retry_after=1)
 
 
 class Stopped(ServingError):
-    """The root of what ends a request before it is complete; `outcome` is its label in metrics."""
+    """The root of reasons to end a request early; `outcome` is the label in metrics."""
 
     outcome: ClassVar[str] = "error"
 
@@ -408,10 +408,10 @@ class WorkersShouldBeLessThanMaxWorkersError(Exception):
 class ResponseCut(Exception):
     """Raised out of the application, so that the host cuts a response that must not look complete.
 
-    The failure itself has been logged before.
+    The failure itself has been logged already.
 
     Attributes:
-        status, detail: Those of the failure, for a host that can still tell them.
+        status, detail: Those of the failure, for a host that can still report them.
     """
 
     def __init__(self, text: str = "", *, status: int = 500, detail: Any = "") -> None:
@@ -463,9 +463,9 @@ def _text_of(exc: BaseException) -> str:
 
 
 def _refusal_by_ray(exc: BaseException) -> Overloaded | None:
-    """Return what BackPressureError of Ray Serve says, which a deployment's handle raises.
+    """Convert Ray Serve's BackPressureError, which a deployment's handle raises.
 
-    It is known by its two attributes, since Ray is not imported here.
+    It is recognized by its two attributes, since Ray is not imported here.
     """
     status, seconds = getattr(exc, "status_code", 0), getattr(exc, "retry_after_s", "")
     if status not in _OF_BACK_PRESSURE or isinstance(seconds, str):

@@ -4,17 +4,9 @@
 the environment, see `environment`.
 """
 
-import math
 import os
-from argparse import (
-    SUPPRESS,
-    ArgumentParser,
-    ArgumentTypeError,
-    Namespace,
-    RawDescriptionHelpFormatter,
-)
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,10 +17,6 @@ from starlette.types import ASGIApp
 
 from modelserve import hosting
 from modelserve.environment import (
-    FALSE,
-    TRUE,
-    Repeated,
-    Switch,
     WrongVariable,
     fill_in,
     show_variables,
@@ -36,21 +24,19 @@ from modelserve.environment import (
     wrong_option,
 )
 from modelserve.errors import LoadError
+from modelserve.flag_table import DEFAULT_PORT, FLAGS, LIMITS, Sets, add_flags
 from modelserve.hosting import Hosted
 from modelserve.lifespan import Serving
-from modelserve.limits import DEFAULTS, Limits
+from modelserve.limits import Limits
 from modelserve.models.model import ModelSettings
-from modelserve.models.predictor import PROTOCOLS
 from modelserve.models.repository import ModelRepository
 from modelserve.server import logs
 from modelserve.server.application import find_drainables
-from modelserve.server.settings import HEAD_TIMEOUT, Settings
+from modelserve.server.settings import Settings
 from modelserve.server.token_file import follow_token, read_token
 from modelserve.version import __version__
-from modelserve.wire.handshake import is_origin
 
 __all__ = [
-    "LIMITS",
     "Flags",
     "configure",
     "logging_of",
@@ -60,36 +46,9 @@ __all__ = [
     "with_cors",
 ]
 
-DEFAULT_PORT: Final = 8080
 # After saving a file, nobody wants to wait for an open stream.
 RELOAD_DRAIN_SECONDS: Final = 1.0
-LIMITS: Final = tuple(limit.name for limit in fields(Limits))
-_LIMIT_TEXTS: Final = {
-    "concurrency": "requests that run at the same time",
-    "queue": "requests that may wait",
-    "max_queued_bytes": "bytes of the bodies of all requests that wait or are being uploaded",
-    "max_body_bytes": "bytes of a request's body",
-    "max_line_bytes": "bytes of one line of a streamed body",
-    "max_json_values": "values in a body of JSON",
-    "max_collected_bytes": "bytes of a stream that is sent as one document",
-    "first_item_timeout": "until the first item or the response",
-    "idle_timeout": "between two items",
-    "timeout": "for a whole request",
-    "input_timeout": "for which no line of a streamed body may arrive",
-    "send_timeout": "for which a client may read nothing",
-    "drain_timeout": "for running requests to finish when the server stops",
-    "cleanup_timeout": "for a cancelled hook to clean up",
-}
-_FOR_UVICORN: Final = (
-    "http",
-    "loop",
-    "root_path",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_keyfile_password",
-    "timeout_keep_alive",
-    "ws_per_message_deflate",
-)
+_FOR_UVICORN: Final = tuple(flag.name for flag in FLAGS if flag.sets is Sets.UVICORN)
 
 
 class Flags(TypedDict, total=False):
@@ -295,17 +254,7 @@ def options_of(flags: Flags) -> Namespace:
 
 
 _PROGRAM: Final = "app"  # stands where the command line names a target
-_SWITCHES: Final = (
-    "debug",
-    "reload",
-    "exit_on_load_failure",
-    "control",
-    "playground",
-    "predictor_use_ssl",
-    "predictor_health_check",
-    "sagemaker",
-    "ws_per_message_deflate",
-)
+_SWITCHES: Final = tuple(flag.name for flag in FLAGS if flag.is_switch)
 
 
 def _words_of(name: str, value: Any) -> list[str]:
@@ -411,325 +360,6 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
         help="path/to/file.py[:attribute] or package.module[:attribute]",
     )
     parser.add_argument("--version", action="version", version=f"modelserve {__version__}")
-    _add_address(parser)
-    _add_limits(parser)
-    _add_application(parser)
-    _add_predictor(parser)
-    _add_own_paths(parser)
-    _add_logging(parser)
-    _add_connections(parser)
-    _add_tls(parser)
+    add_flags(parser)
     show_variables(parser)
     return parser
-
-
-def _add_address(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("where to listen")
-    group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    group.add_argument(
-        "--port",
-        type=_port,
-        metavar="PORT",
-        help=f"default: environment variable {' or '.join(hosting.PORT_VARIABLES)}, else"
-        f" {DEFAULT_PORT}",
-    )
-    _also(group, "--http_port", type=_port)
-    group.add_argument("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
-    group.add_argument("--fd", type=_whole, help="listen on a bound socket, by its file descriptor")
-    group.add_argument(
-        "--grpc-port",
-        type=_port,
-        metavar="PORT",
-        help="serve the Open Inference Protocol over gRPC as well, on this port",
-    )
-    _also(group, "--grpc_port", type=_port)
-    group.add_argument(
-        "--workers", type=_positive, default=1, help="number of processes; default: %(default)s"
-    )
-    group.add_argument(
-        "--shutdown-delay",
-        type=_seconds,
-        default=0.0,
-        metavar="SECONDS",
-        help="for which requests are still served after SIGTERM, while readiness is 503;"
-        " --drain-timeout counts after it; default: 0",
-    )
-
-
-def _also(group: Any, spelling: str, dest: str | None = None, **options: Any) -> None:
-    """Take KServe's spelling of a flag, which is not in the help."""
-    dest = dest or spelling.removeprefix("--").removeprefix("http_")
-    group.add_argument(spelling, dest=dest, default=SUPPRESS, help=SUPPRESS, **options)
-
-
-def _add_limits(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "limits", "They override those of the application; `inf` is no limit."
-    )
-    for name in LIMITS:
-        is_time = name.endswith("timeout")
-        default = getattr(DEFAULTS, name)
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=_number if is_time else _whole_or_inf,
-            metavar="SECONDS" if is_time else "N",
-            help=f"{_LIMIT_TEXTS[name]}; default: {default:.10g}",
-        )
-
-
-def _add_application(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("application")
-    group.add_argument(
-        "--threads", type=_positive, metavar="N", help="threads for sync hooks; default: 40"
-    )
-    group.add_argument(
-        "--debug",
-        action=Switch,
-        default=False,
-        help="show clients the text of unexpected exceptions",
-    )
-    _add_models(group)
-    group.add_argument(
-        "--token-file",
-        metavar="PATH",
-        help="require the bearer token in this file, which is read again when it changes",
-    )
-    group.add_argument(
-        "--control",
-        action=Switch,
-        help="let clients load and unload models; default: where there is a --model-dir",
-    )
-    group.add_argument(
-        "--playground",
-        action=Switch,
-        help="serve a page to try the models in at /playground; default: on a loopback address",
-    )
-    group.add_argument(
-        "--cors-origin",
-        action=Repeated,
-        type=_origin,
-        metavar="ORIGIN",
-        help="allow web pages of this origin, to open WebSockets as well; repeatable; * is any",
-    )
-    group.add_argument(
-        "--reload",
-        action=Switch,
-        default=False,
-        help="for development: restart when a Python file in TARGET's directory changes",
-    )
-    group.add_argument(
-        "--exit-on-load-failure",
-        action=Switch,
-        default=False,
-        help="exit with 4 once a model cannot be loaded, for containers that should restart",
-    )
-    group.add_argument("--root-path", default="", help="the path prefix that a proxy strips")
-
-
-def _add_models(group: Any) -> None:
-    group.add_argument(
-        "--model-dir",
-        metavar="DIR",
-        help="serve the model in DIR/model.py, else those in DIR/NAME/model.py, with or without a"
-        " TARGET",
-    )
-    group.add_argument(
-        "--model-name",
-        metavar="NAME",
-        help="the name of the model in DIR/model.py, or of TARGET's where it has one model; default"
-        " for DIR: environment variable INFERENCE_SERVICE_NAME, else the name of DIR",
-    )
-    for spelling in ("--model_dir", "--model_name"):
-        _also(group, spelling)
-
-
-def _add_predictor(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "predictor", "Where models without a predict of their own send their payloads."
-    )
-    group.add_argument("--predictor-host", metavar="HOST[:PORT]")
-    group.add_argument(
-        "--predictor-protocol",
-        choices=PROTOCOLS,
-        help="default: the model's own, else v1; grpc-v2 is V2 over gRPC",
-    )
-    group.add_argument("--predictor-use-ssl", action=Switch, help="call it over TLS")
-    group.add_argument(
-        "--predictor-timeout",
-        type=_time_limit,
-        metavar="SECONDS",
-        help="for its answer, or a part of it; default: the model's own, else 600",
-    )
-    group.add_argument(
-        "--predictor-retries",
-        type=_whole,
-        metavar="N",
-        help="times to try a connection to it again; default: the model's own, else 0",
-    )
-    group.add_argument(
-        "--predictor-health-check",
-        action=Switch,
-        help="let probes find models ready only while it is",
-    )
-    _also(group, "--predictor_host")
-    _also(group, "--predictor_protocol", choices=PROTOCOLS)
-    _also(group, "--predictor_use_ssl", type=_truth)
-    _also(group, "--predictor_request_timeout_seconds", "predictor_timeout", type=_time_limit)
-    _also(group, "--predictor_request_retries", "predictor_retries", type=_whole)
-    _also(group, "--enable_predictor_health_check", "predictor_health_check", action="store_true")
-
-
-def _add_own_paths(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "paths of your own",
-        "Vertex AI's AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE are added where they are set.",
-    )
-    group.add_argument(
-        "--alias",
-        action=Repeated,
-        default=[],
-        type=_alias,
-        metavar="PATH=PATH",
-        help="let a path mean a built-in one, like /predict=/v1/models/NAME:predict; repeatable",
-    )
-    group.add_argument(
-        "--predict-path", metavar="PATH", help="a path for the predict of the application's model"
-    )
-    group.add_argument(
-        "--sagemaker",
-        action=Switch,
-        default=False,
-        help="the paths of SageMaker: /ping for readiness, /invocations for the model's predict",
-    )
-
-
-def _add_logging(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("logging, to stderr")
-    group.add_argument(
-        "--log-format",
-        type=str.lower,
-        choices=("human", "json"),
-        help="default: human on a terminal, else one JSON object a line",
-    )
-    group.add_argument(
-        "--log-level",
-        type=str.lower,
-        choices=("debug", "info", "warning", "error", "critical"),
-        default="info",
-        help="default: %(default)s",
-    )
-
-
-def _add_connections(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("connections")
-    group.add_argument(
-        "--timeout-keep-alive",
-        type=_whole,
-        default=65,
-        metavar="SECONDS",
-        help="for which an idle connection stays open; default: %(default)s",
-    )
-    group.add_argument(
-        "--head-timeout",
-        type=_time_limit,
-        default=HEAD_TIMEOUT,
-        metavar="SECONDS",
-        help="for a client to send the head of a request, and from one part of its body to the"
-        f" next; default: {HEAD_TIMEOUT:g}",
-    )
-    group.add_argument(
-        "--ws-per-message-deflate",
-        action=Switch,
-        default=False,
-        help="compress the messages of WebSockets; for audio and video it only takes time",
-    )
-    group.add_argument(
-        "--http",
-        choices=("auto", "h11", "httptools"),
-        default="auto",
-        help="the parser of HTTP; default: auto, which is httptools where it is installed",
-    )
-    group.add_argument(
-        "--loop",
-        choices=("auto", "asyncio", "uvloop"),
-        default="auto",
-        help="the event loop; default: auto, which is uvloop where it is installed",
-    )
-
-
-def _add_tls(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("TLS")
-    group.add_argument(
-        "--ssl-certfile", metavar="PATH", help="serve over TLS, with this chain of certificates"
-    )
-    group.add_argument(
-        "--ssl-keyfile", metavar="PATH", help="its private key; default: in the same file"
-    )
-    group.add_argument("--ssl-keyfile-password", metavar="PASSWORD", help="of an encrypted key")
-
-
-# --- values -------------------------------------------------------------------------------------
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _truth(text: str) -> bool:
-    word = text.lower()
-    if word not in TRUE + FALSE:
-        raise ArgumentTypeError(f"{text!r} is neither true nor false")
-    return word in TRUE
-
-
-def _positive(text: str) -> int:
-    if _whole(text) < 1:
-        raise ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    try:
-        return hosting.port_number(text)
-    except ValueError as exc:
-        raise ArgumentTypeError(f"{exc}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _seconds(text: str) -> float:
-    seconds = _number(text)
-    if not 0 <= seconds < math.inf:
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
-
-
-def _time_limit(text: str) -> float:
-    seconds = _number(text)
-    if not seconds > 0:
-        raise ArgumentTypeError(f"{text!r} is not a time limit")
-    return seconds
-
-
-def _whole_or_inf(text: str) -> float:
-    return math.inf if text == "inf" else _whole(text)
-
-
-def _origin(text: str) -> str:
-    if not is_origin(text):
-        raise ArgumentTypeError(f"{text!r} is not an origin, like https://example.org")
-    return text
-
-
-def _alias(text: str) -> tuple[str, str]:
-    path, equals, means = text.partition("=/")
-    if not equals:
-        raise ArgumentTypeError(f"{text!r} is not two paths, like /predict=/v1/models/m:predict")
-    return path, f"/{means}"

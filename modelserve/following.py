@@ -1,7 +1,7 @@
 """Requests of an application whose observers follow them.
 
-Middleware that traces may end its span with the last event of an answer, before the application
-returns. So followers are told what is known of a request right before that event.
+Tracing middleware may end its span with the last event of an answer, before the application
+returns. So followers are called with the record of a request right before that event.
 """
 
 from collections.abc import Callable, Coroutine, MutableMapping
@@ -23,11 +23,12 @@ __all__ = ["FollowedFlights"]
 
 
 class FollowedFlights(Flights):
-    """The requests in flight of one application, with followers that are told of their answers.
+    """The requests in flight of one application, whose followers are called before each answer
+    ends.
 
     Args:
-        observers: Those that follow among them are told.
-        find: Returns what a path means.
+        observers: The followers among them are called.
+        find: Returns the target of a path.
     """
 
     def __init__(self, observers: Observers, find: Callable[[Scope], Target]) -> None:
@@ -44,14 +45,14 @@ class FollowedFlights(Flights):
 
 
 class _Telling:
-    """Sends the events of one answer; tells followers of the request before the last."""
+    """Sends the events of one answer; calls the followers before the last one."""
 
     def __init__(self, observers: Observers, target: Target, exchange: Exchange) -> None:
         self._observers = observers
         self._target = target
         self._exchange: Exchange | None = exchange
         self._send: Send = exchange.send
-        self._context = copy_context()  # another task may send an answer that comes early
+        self._context = copy_context()  # another task may send an early answer
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):

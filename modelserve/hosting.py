@@ -1,7 +1,7 @@
-"""What the platform that runs a server asks of it: a port in the environment, and paths.
+"""Requirements of hosting platforms: a port in the environment, and paths.
 
 Vertex AI sets AIP_HTTP_PORT, AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE. SageMaker calls `/ping` and
-`/invocations`. Where a path names no model, the application must have one model.
+`/invocations`. These paths name no model, so the application must have exactly one.
 """
 
 import logging
@@ -30,10 +30,10 @@ _READY: Final = "/v2/health/ready"
 
 
 class Hosted(Protocol):
-    """What is needed of a model server here.
+    """The parts of a model server that this module uses.
 
     Attributes:
-        playground: Whether it has a page to try models in; None where it leaves that to others.
+        playground: Whether it has a page to try models in; None if the host decides.
     """
 
     playground: bool | None
@@ -50,11 +50,11 @@ class Hosted(Protocol):
         """Add one. Raises ValueError."""
 
     def show_playground(self, shown: bool) -> None:
-        """Show the page, or do not."""
+        """Show or hide the page."""
 
 
 def port_in(environ: Mapping[str, str]) -> int | None:
-    """Return the port that the platform asks for. Raises WrongVariable.
+    """Return the port that the platform requires. Raises WrongVariable.
 
     PORT (Knative, Cloud Run) comes before AIP_HTTP_PORT.
     """
@@ -69,7 +69,7 @@ def port_in(environ: Mapping[str, str]) -> int | None:
 
 
 def port_number(text: str) -> int:
-    """Return a port that is written in digits. Raises ValueError."""
+    """Parse a port. Raises ValueError."""
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"{text!r} is not a whole number")
     if int(text) > 65535:
@@ -78,10 +78,10 @@ def port_number(text: str) -> int:
 
 
 def follow_environment(app: Hosted, environ: Mapping[str, str]) -> None:
-    """Give an application the paths that Vertex AI's variables ask for.
+    """Add the paths of Vertex AI's variables to an application.
 
-    A path that is built in, or that the application has given a meaning, stays what it is. Raises
-    ValueError where there are several models, and for what is no path.
+    A path that is built in, or that the application has given a meaning, keeps it. Raises
+    ValueError if there are several models, and for an invalid path.
     """
     health, predict = environ.get("AIP_HEALTH_ROUTE"), environ.get("AIP_PREDICT_ROUTE")
     if health and not _is_known(app, health):
@@ -94,9 +94,9 @@ def follow_environment(app: Hosted, environ: Mapping[str, str]) -> None:
 
 
 def follow_sagemaker(app: Hosted) -> None:
-    """Give an application the paths that SageMaker calls. Raises ValueError as `predict_at` does.
+    """Add SageMaker's paths to an application. Raises ValueError as `predict_at` does.
 
-    Those that the application has given a meaning itself stay what they are.
+    A path that the application has given a meaning keeps it.
     """
     if not _is_known(app, "/ping"):
         app.add_alias("/ping", _READY)
@@ -107,7 +107,7 @@ def follow_sagemaker(app: Hosted) -> None:
 def predict_at(app: Hosted, path: str, *, asked_by: str) -> None:
     """Let a path mean V1's predict of the application's one model.
 
-    Raises ValueError, which names what asked for it, unless there is one model, and as `add_alias`
+    Raises ValueError, which names the option, unless there is exactly one model, and as `add_alias`
     does.
     """
     registry = app.serving.registry

@@ -1,7 +1,7 @@
-"""What one application owns, and its life: loading, ready, draining, stopped.
+"""The state of one application, and its life: loading, ready, draining, stopped.
 
 Nothing is bound to an event loop before the first request or the lifespan, so that an application
-can be made anywhere, pickled, and mounted.
+can be created anywhere, pickled, and mounted.
 """
 
 import logging
@@ -34,7 +34,14 @@ from modelserve.wire.bearer import valid_token
 from modelserve.wire.handshake import checked_origins
 from modelserve.wire.head import Scope
 
-__all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics", "Table"]
+__all__ = [
+    "CLEANUP_AFTER_DRAIN",
+    "ModelStatistics",
+    "Serving",
+    "Statistics",
+    "Table",
+    "usable_entry",
+]
 
 logger = logging.getLogger("modelserve")
 
@@ -46,7 +53,7 @@ _EVENTS: Final = EventSettings(uuid4, partial(datetime.now, UTC))
 
 
 class Table(Protocol):
-    """The paths of an application, for what describes them."""
+    """The paths of an application, for the description of its API."""
 
     @property
     def rows(self) -> Sequence[Any]:
@@ -54,10 +61,10 @@ class Table(Protocol):
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """The application's own paths, each with what it means."""
+        """The application's aliases, each with its built-in path."""
 
     def base_of(self, scope: Scope) -> str:
-        """Return the path that a request was sent to as far as it is the mount's."""
+        """Return the path of the mount that a request was sent to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ class ModelStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What an application was doing at one moment.
+    """The activity of an application at one moment.
 
     Attributes:
         in_flight: Requests that have arrived and have not ended.
@@ -91,7 +98,7 @@ class Statistics:
 
 
 class Serving:
-    """The models of one application and all that their requests share."""
+    """The models of one application and everything that their requests share."""
 
     def __init__(
         self,
@@ -118,7 +125,7 @@ class Serving:
         self.telemetry = Telemetry(observers=observers)
         self.has_playground = False
         self.workers = Workers(threads)
-        # Never threads that hooks may keep busy.
+        # Not the threads of hooks, which may all be busy.
         self.scraper, self.decoders = Workers(1), Workers(_DECODERS)
         self.admission = Admission(self.limits)
         self.flights, self.unattended = Flights(), Flights()
@@ -130,9 +137,9 @@ class Serving:
         self.stopping = self.draining = self._has_repository = self.hosted = False
         self._drain = _Drain(self)
         self.table: Table  # given by the application
-        self.documents: Any = None  # what has described the API keeps here what it has made
-        self.watches: dict[Any, Any] = {}  # who watches the health of what
-        self.sleepers = Sleepers()  # woken where a drain begins
+        self.documents: Any = None  # a cache for the description of the API
+        self.watches: dict[Any, Any] = {}  # the watches of the health of models
+        self.sleepers = Sleepers()  # woken when a drain begins
         self._stop_announced: anyio.Event | None = None
 
     # -- before it serves
@@ -154,7 +161,7 @@ class Serving:
     def use(self, repository: ModelRepository) -> None:
         """Serve the models of a repository and of its directory, and load others from it by name.
 
-        Raises OSError where there is no such directory.
+        Raises OSError if there is no such directory.
         """
         if isinstance(repository, str | os.PathLike):
             raise TypeError(f"The repository must be a ModelRepository, as of {repository!r}")
@@ -167,7 +174,7 @@ class Serving:
             logger.warning("There is no model in %s", repository.models_dir)
 
     def follow(self, repository: ModelRepository, *, loads_by_name: bool = False) -> None:
-        """Serve the models that a repository has and those that it is given later.
+        """Serve the models of a repository, including later ones.
 
         With `loads_by_name`, the repository also builds models that are loaded over HTTP.
         """
@@ -176,21 +183,11 @@ class Serving:
     # -- while it serves
 
     def load_pending(self) -> None:
-        """Load in the background what was registered and not tried yet; never waits."""
+        """Load newly registered models in the background; never waits."""
         self.loading.load_pending()
 
-    async def usable(self, entry: Entry) -> None:
-        """Return if a model can take a request. Raises ModelNotReady.
-
-        Without a lifespan, a request waits for the load that it or another request has begun.
-        """
-        if entry.loading and not self.hosted and entry.attempted is not None:
-            await entry.attempted.wait()
-        if not await entry.is_usable():
-            raise not_ready(self.registry, entry, debug=self.debug)
-
     async def check_ready(self) -> None:
-        """Return if the whole application can take requests. Raises what a probe is answered."""
+        """Return if the whole application can take requests. Raises the answer to a probe."""
         if self.stopping:
             raise ServerShuttingDown
         registry = self.registry
@@ -212,7 +209,7 @@ class Serving:
         return result
 
     def loads(self) -> dict[str, State]:
-        """Return READY, LOADING or UNAVAILABLE for each model by name; UNAVAILABLE has failed."""
+        """Return READY, LOADING or, after a failure, UNAVAILABLE for each model by name."""
         return states_of(self.registry)
 
     def statistics(self) -> Statistics:
@@ -245,13 +242,13 @@ class Serving:
             await call_to_end(partial(_end, self), when_cancelled=self.cut_short)
 
     def announce_stop(self) -> None:
-        """Be no longer ready, for probes, nor wait for loads; requests are still served."""
+        """Fail readiness probes, and stop waiting for loads; keep serving requests."""
         self.stopping = True
         if self._stop_announced is not None:
             self._stop_announced.set()
 
     def refuse_new(self) -> None:
-        """Start draining: not ready, queued and new requests refused, running ones go on."""
+        """Begin to drain: not ready, queued and new requests are refused, running ones go on."""
         self.stopping = self.draining = True
         self.admission.refuse_waiting(ServerShuttingDown)
         self.sleepers.wake()
@@ -259,8 +256,8 @@ class Serving:
     async def drain(self) -> None:
         """Refuse new requests and wait until the last one has ended, for a bounded time.
 
-        Requests still running after `drain_timeout` are answered, cancelled and cleaned up. Another
-        drain, by whoever ends the lifespan after the server has drained, does not wait again.
+        Requests still running after `drain_timeout` are answered, cancelled and cleaned up. A
+        second drain, at the end of the lifespan after the server's, does not wait again.
         """
         await self._drain.run()
 
@@ -336,8 +333,40 @@ async def _until_either(*functions: Callable[[], Awaitable[Any]]) -> None:
             group.start_soon(run, function)
 
 
+async def usable_entry(
+    serving: Serving, name: str, version: str | None, note: Callable[[Entry], object]
+) -> Entry:
+    """Return the model that a name leads to, once it can take a request.
+
+    Args:
+        note: Called with each entry before it is waited for: its limits and its series hold.
+
+    Raises ModelNotFound, ModelNotReady.
+    """
+    if serving.registry.pending:  # there may be no lifespan
+        serving.load_pending()
+    while True:
+        entry = serving.registry.get(name, version)
+        note(entry)
+        if entry.checks_health or not entry.model.ready:
+            await _wait_until_usable(serving, entry)
+        if not entry.is_retired:  # nor replaced meanwhile
+            return entry
+
+
+async def _wait_until_usable(serving: Serving, entry: Entry) -> None:
+    """Return if a model can take a request. Raises ModelNotReady.
+
+    Without a lifespan, a request waits for the load that it or another request has begun.
+    """
+    if entry.loading and not serving.hosted and entry.attempted is not None:
+        await entry.attempted.wait()
+    if not await entry.is_usable():
+        raise not_ready(serving.registry, entry, debug=serving.debug)
+
+
 def _log_loads(states: Mapping[str, State]) -> None:
-    """Log how far the loads are, if any is still under way."""
+    """Log the state of the loads, if any is still under way."""
     loading = [name for name, state in states.items() if state is State.LOADING]
     if loading:
         others = [f"{name} is {state}" for name, state in states.items() if name not in loading]

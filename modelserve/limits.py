@@ -88,14 +88,14 @@ class Limits:
                 )
 
     def with_defaults(self, defaults: "Limits") -> "Limits":
-        """Return these limits with `defaults` where they are not set."""
+        """Return these limits, with `defaults` for those that are not set."""
         unset = {f.name: getattr(defaults, f.name) for f in fields(self) if self._is_unset(f.name)}
         return replace(self, **unset)
 
     def within(self, outer: "Limits") -> "Limits":
-        """Return a model's limits inside of its application's: the smaller number of each.
+        """Combine a model's limits with its application's: the smaller number of each.
 
-        A number that only one of them sets counts as it is, so that a model may take larger bodies
+        A limit that only one of them sets counts as it is, so that a model may take larger bodies
         than the default. `concurrency` and `queue` stay the model's.
         """
         smaller = {
@@ -126,8 +126,8 @@ class Limits:
         return getattr(self, name) is None
 
 
-BINARY_BYTES: Final = 1024 * MEBIBYTE  # the default `max_body_bytes` of binary tensors
-SMALL_BYTES: Final = MEBIBYTE // 4  # of a body that is decoded on the event loop: milliseconds
+BINARY_BYTES: Final = 1024 * MEBIBYTE  # the default `max_body_bytes` for binary tensors
+SMALL_BYTES: Final = MEBIBYTE // 4  # of a body decoded on the event loop: milliseconds
 DEFAULTS: Final = Limits(
     concurrency=math.inf,
     queue=1000,

@@ -27,10 +27,10 @@ def load_target(target: str) -> ASGIApp:
 
     The attribute is `app` by default, and may be dotted. A file's folder, or for a module the
     current directory, is put first in `sys.path`: a file becomes importable by its name, so that
-    pickle and worker processes find what it defines.
+    pickle and worker processes find its classes.
 
-    Raises LoadError for a missing target or one that is no ASGI application, and whatever the
-    module itself raises.
+    Raises LoadError if the target is missing or no ASGI application, and whatever the module itself
+    raises.
     """
     where, attribute = _split(target)
     module = _import_file(Path(where)) if _is_path(where) else _import_module(where)
@@ -42,16 +42,16 @@ def load_target(target: str) -> ASGIApp:
 
 
 def source_folder(target: str) -> Path:
-    """Return the folder that a target's code is in, which for a module is the current directory.
+    """Return the folder of a target's code; for a module, the current directory.
 
-    Raises LoadError where the target is a file that is not there.
+    Raises LoadError if the target is a missing file.
     """
     where, _ = _split(target)
     return _existing(Path(where)).parent if _is_path(where) else Path.cwd()
 
 
 def users_traceback(exc: BaseException) -> TracebackType | None:
-    """Return an exception's traceback without the leading frames of ours and the import system;
+    """Return an exception's traceback without the leading frames of this package and of imports;
     None if no other is left.
     """
     found = exc.__traceback__
@@ -142,7 +142,7 @@ def _find(module: ModuleType, attribute: str, where: str) -> Any:
 
 
 def _hint(module: ModuleType, where: str) -> str:
-    """Name the applications that a module has, under whatever names."""
+    """Return a hint that names the applications in a module."""
     things = vars(module).items()
     names = [name for name, it in things if _is_asgi(it) and not inspect.isroutine(it)]
     return f"; there is {' and '.join(f'{where}:{name}' for name in names)}" if names else ""

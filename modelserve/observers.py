@@ -1,10 +1,10 @@
-"""Observers: functions of the user's that are told of each request once it has ended.
+"""Observers: functions of the user that are called with a record of each ended request.
 
-One may also follow what is called for a request, step by step, to trace it.
+An observer may also follow the steps of a request, to trace it.
 
 They are called on the event loop, in the context of the request, once its answer has been sent and
-its slot is free. So what one raises or how long it takes cannot change that answer; but while one
-runs no other request does. Whatever it raises is logged once, and so is that it has taken long.
+its slot is free. So an observer that raises or is slow cannot change that answer; but no other
+request runs meanwhile. The first exception of an observer is logged, and so is its first slow call.
 """
 
 import inspect
@@ -26,28 +26,29 @@ _LONG: Final = 0.1  # seconds; clients see streams stall
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """What is known of one request to a model that has ended, for observers.
+    """The record of one request to a model that has ended, for observers.
 
     Attributes:
-        protocol: `v1`, `ws`, `v2`, `openai`, `grpc`, or `call` where another model has called; as
-            in the metrics.
-        model: The model's name; empty where there is no such model, and for what was refused before
-            that was known, by a wrong token for example.
-        verb: What was asked for: `predict`, `explain`, `infer`, `chat` and so on, as in the
+        protocol: `v1`, `ws`, `v2`, `openai`, `grpc`, or `call` for a call by another model; as in
+            the metrics.
+        model: The model's name; empty if there is no such model, and if the request was refused
+            before the model was known, by a wrong token for example.
+        verb: The requested verb: `predict`, `explain`, `infer`, `chat` and so on, as in the
             metrics.
         status: The HTTP status that was sent; 499 if the client left before.
         outcome: `done`, `error`, `refused`, `timeout`, `disconnected` or `shutdown`. A stream that
-            has failed has status 200, and an outcome that is not `done`.
-        request_id: The client's `x-request-id`, or the one that was made.
+            failed has status 200, and an outcome that is not `done`.
+        request_id: The client's `x-request-id`, or a new one.
         started: When the request arrived, in seconds since 1970.
-        seconds: From then to the end of the request, its clean-up included.
-        hooks: Seconds that each hook took, by its name; a stream's hook, to the stream's end.
-        queued: When it began to wait for a slot, in seconds since 1970; None if it had not to.
-        queue_seconds: For how long it has waited.
-        items: How many items were streamed.
-        first_item_seconds: From arrival to the first of them; None if there was none.
-        error: What ended the request, if it has failed. Do not keep it: it holds on to the request.
-        generation: What an answer in OpenAI's protocol says of itself, its text apart.
+        seconds: From then to the end of the request, including its clean-up.
+        hooks: The seconds of each hook, by its name; of a hook that streams, to the stream's end.
+        queued: When it began to wait for a slot, in seconds since 1970; None if it did not wait.
+        queue_seconds: How long it waited.
+        items: The number of streamed items.
+        first_item_seconds: From arrival to the first item; None if there was none.
+        error: The exception that ended the request, if it failed. Do not keep it: it keeps the
+            request in memory.
+        generation: The metadata of an answer in OpenAI's protocol.
     """
 
     protocol: str
@@ -71,20 +72,20 @@ Observer: TypeAlias = Callable[[RequestRecord], object]
 
 
 class Scope(Protocol):
-    """What an observer keeps around one step of a request."""
+    """The methods of an observer that are called around one step of a request."""
 
     def enter(self) -> None:
-        """Be told that the step's code runs from now on, in the current context.
+        """Called when the step's code begins to run, in the current context.
 
-        A step that streams runs for each item. What is set of context variables here the step's
-        code finds, in a worker thread too.
+        A step that streams runs for each item. The step's code sees context variables that are set
+        here, in a worker thread too.
         """
 
     def leave(self) -> None:
-        """Be told that it pauses or has ended; in the context of `enter`, which is to be undone."""
+        """Called when it pauses or ends, in the context of `enter`; undo what `enter` did."""
 
     def end(self, error: BaseException | None) -> None:
-        """Be told, once, that the step has ended, and what it has raised."""
+        """Called once, when the step has ended, with the exception that it raised."""
 
 
 @runtime_checkable
@@ -92,29 +93,29 @@ class Follower(Protocol):
     """An observer that also follows the steps of requests."""
 
     def __call__(self, record: RequestRecord, /) -> object:
-        """Be told of a request that has ended."""
+        """Called with the record of a request that has ended."""
 
     def answer(self, record: RequestRecord, /) -> object:
-        """Be told of a request before the last event of its answer is sent, if one is.
+        """Called before the last event of an answer is sent, if there is one.
 
-        Clean-up is still to come, and what that takes.
+        The record does not contain the clean-up, which follows.
         """
 
     def start_step(self, model: str, step: str, joined: Sequence[Context], /) -> Scope:
-        """Return what is told of one step, which begins now.
+        """Return the scope of a step that begins now.
 
         Args:
             model: The model's name.
             step: The name of a hook; `call`, around the hooks of a model that another model calls;
                 or `batch`, around one call of a hook for several requests.
-            joined: Of a batch, a context of each request, as it is where the request waits.
+            joined: For a batch, the context of each of its requests.
         """
 
 
 class Observers:
-    """The observers of one application, as one.
+    """The observers of one application, combined.
 
-    Raises TypeError for what cannot be called, or is async.
+    Raises TypeError for an observer that is not callable, or is async.
     """
 
     def __init__(self, observers: Iterable[Observer]) -> None:
@@ -127,7 +128,7 @@ class Observers:
 
     @classmethod
     def of(cls, observers: Iterable[Observer]) -> "Observers | None":
-        """Return them as one; None where there are none. Raises as the class does."""
+        """Combine observers; None if there are none. Raises as the class does."""
         if not isinstance(observers, Iterable):
             raise TypeError(f"The observers must be a list of functions, not {observers!r}")
         given = tuple(observers)
@@ -139,7 +140,7 @@ class Observers:
         return bool(self._followers)
 
     def notify(self, make_record: Callable[[], RequestRecord]) -> None:
-        """Tell each of a request that has ended."""
+        """Call each observer with a request that has ended."""
         record = self._call(None, make_record)
         for observer in () if record is None else self.given:
             since = monotonic()
@@ -148,17 +149,17 @@ class Observers:
                 self._log_once(self._slow, observer, _SLOW_TEXT, observer, seconds)
 
     def answer(self, make_record: Callable[[], RequestRecord]) -> None:
-        """Tell each follower of a request before the last event of its answer."""
+        """Call each follower with a request, before the last event of its answer."""
         record = self._call(None, make_record)
         for follower in () if record is None else self._followers:
             self._call(follower, follower.answer, record)
 
     def start_step(self, model: str, step: str, joined: Sequence[Context] = ()) -> Scope:
-        """Begin a step; return what tells each follower of it."""
+        """Begin a step; return the scope that calls each follower's."""
         return _Scopes(self, model, step, joined)
 
     async def run_step(self, model: str, step: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Run the whole of a step, whose errors its record tells of."""
+        """Run a whole step; its errors are in a record of its own."""
         scope = self.start_step(model, step)
         scope.enter()
         try:
@@ -168,7 +169,7 @@ class Observers:
             scope.end(None)
 
     def _call(self, observer: Observer | None, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function of an observer; return None where it raises."""
+        """Call a function of an observer; return None if it raises."""
         try:
             return function(*args)
         except (KeyboardInterrupt, SystemExit):

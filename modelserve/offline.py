@@ -1,7 +1,7 @@
 """Run the hooks of a model without HTTP: in a script, a notebook, or a worker of a batch engine.
 
 The hooks run as they do on a server, in an event loop that has a thread of its own. So the caller
-may be any thread, also one that runs an event loop.
+may be any thread, even one that runs an event loop.
 """
 
 import atexit
@@ -20,7 +20,7 @@ import anyio.lowlevel
 
 from modelserve.calls import CallRequest
 from modelserve.concurrency.feeding import Feed
-from modelserve.concurrency.loops import EventLoop, event_loop
+from modelserve.concurrency.loops import Event, EventLoop, event_loop
 from modelserve.concurrency.threads import start_thread
 from modelserve.errors import ClientGone, ModelNotReady
 from modelserve.lifespan import Serving
@@ -35,7 +35,7 @@ __all__ = ["Runner"]
 
 logger = logging.getLogger("modelserve")
 
-_AHEAD: Final = 64  # items that a stream works ahead
+_AHEAD: Final = 64  # items that a stream may be ahead of its reader
 _PAYLOADS: Final = (dict, str, bytes, bytearray, memoryview, InferRequest, AsyncIterable)
 
 
@@ -47,17 +47,17 @@ class Runner:
 
     The model is started and loaded by `with`, by `start` or else by the first call, and stopped at
     the end of `with`, by `close` or else when the process ends. Each process has a model of its
-    own: a Runner that was pickled, or was there before a fork, starts there again; a model that was
-    loaded already is not loaded again.
+    own: after unpickling or a fork, a Runner starts its model again; a model that was loaded before
+    is not loaded again.
 
     Args:
         model: A `Model`, another object with a `predict`, a function, or a class of models.
         verb: The hook: "predict", "explain", "chat", "complete" or "embed".
-        limits: As those of an application, within which the model has its own.
+        limits: Like those of an application; the model's own limits apply within them.
         threads: How many sync hooks run at the same time.
         backend: What runs the event loop.
 
-    Raises TypeError or ValueError, in one sentence, for what cannot be run.
+    Raises TypeError or ValueError, in one sentence, for a model that cannot be run.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class Runner:
     def stream(self, payload: Any, *, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
         """Yield the items of the hooks for one payload as they are made; a result is one item.
 
-        The hooks work ahead by at most 64 items. Where the caller stops before the last, they are
-        cancelled, and have cleaned up once the generator is closed. Rows are read by the thread
-        that takes the items, when the hook asks for them.
+        The hooks work ahead by at most 64 items. If the caller stops before the last, they are
+        cancelled, and have cleaned up once the generator is closed. The thread that reads the items
+        also reads the rows, when the hook asks for them.
         """
         life = self._started()
         yield from life.items(life.request(payload, headers))
 
     def start(self) -> Self:
-        """Start and load the model now, if it is not; return this object. Raises what that raises.
+        """Start and load the model now, unless it is loaded; return this object.
 
-        A Runner that was closed starts again.
+        A Runner that was closed starts again. Raises what the hooks raise.
         """
         if self._life().is_closed:
             self._lives.pop(os.getpid(), None)
@@ -105,9 +105,9 @@ class Runner:
         return self
 
     def close(self) -> None:
-        """Cancel what runs, wait until it has cleaned up, and stop the model.
+        """Cancel running calls, wait until they have cleaned up, and stop the model.
 
-        What `stop` raises is logged.
+        An exception of `stop` is logged.
         """
         self._life().close()
 
@@ -156,10 +156,10 @@ class _Life:
         self._serving = Serving(limits, threads=threads)
         registry = self._serving.registry
         self.entry = registry.add(model, _name_for(model))
-        registry.pending.remove(self.entry)  # it is loaded here, which raises what that raises
+        registry.pending.remove(self.entry)  # it is loaded here, which raises the hooks' exceptions
         self._verb, self._plan = verb, self.entry.plans[verb]
         self._backend = backend
-        self._lock = threading.RLock()  # a garbage collection may announce the end
+        self._lock = threading.RLock()  # may be called by a garbage collection
         self._thread: threading.Thread | None = None
         self._up: Future[None] = Future()
         self._over = threading.Event()
@@ -170,7 +170,7 @@ class _Life:
     # -- for callers
 
     def start(self) -> bool:
-        """Start and load the model, and wait for that; return whether it was this call's doing.
+        """Start and load the model, and wait for that; return whether this call did it.
 
         Raises what the hooks raise.
         """
@@ -187,12 +187,12 @@ class _Life:
         name, verb = self.entry.name, self._verb
         request = CallRequest(self._serving, name, payload, verb, headers, None)
         request.ahead = _AHEAD
-        if "sniffio" in sys.modules:  # where the caller is in another library's event loop
+        if "sniffio" in sys.modules:  # if the caller is in another library's event loop
             request.context.run(_note_library, self._backend)
         return request
 
     def items(self, request: CallRequest) -> Iterator[Any]:
-        """Yield what a call gives. Raises RuntimeError if all ends before that does."""
+        """Yield the items of a call. Raises RuntimeError if the Runner is closed before its end."""
         feed = None
         if self._plan.iterates is not None and _is_rows(request.payload):
             request.payload = feed = Feed(request.payload)
@@ -207,9 +207,9 @@ class _Life:
             self._calls.discard(request)
 
     def close(self) -> None:
-        """End the calls and stop the model, and wait for that, where there is something to end.
+        """End all calls and stop the model, if it is running, and wait for that.
 
-        A load that is under way is not waited for.
+        This does not wait for a load under way.
         """
         self.announce_end()
         is_elsewhere = self.pid != os.getpid() or threading.current_thread() is self._thread
@@ -217,7 +217,7 @@ class _Life:
             self._over.wait()
 
     def announce_end(self) -> None:
-        """Let the calls end and the model be stopped, without waiting. Callable more than once."""
+        """End all calls and stop the model, without waiting. May be called more than once."""
         if self.pid != os.getpid():
             return
         with self._lock:
@@ -227,14 +227,14 @@ class _Life:
         atexit.unregister(self.close)
 
     def check_open(self) -> None:
-        """Raise RuntimeError once all is over, and where waiting would never end."""
+        """Raise RuntimeError if the Runner is closed, or if waiting would deadlock."""
         if self.is_closed:
             raise RuntimeError("This Runner is closed")
         if threading.current_thread() is self._thread:
             raise RuntimeError("An async hook cannot wait for the Runner that it runs in")
 
     def _begin(self, request: CallRequest) -> None:
-        with self._lock:  # so that it is begun before the end
+        with self._lock:  # so that it begins before the end
             self.check_open()
             self._calls.add(request)
             self._call_soon(request.begin)
@@ -267,7 +267,7 @@ class _Life:
             if self.is_closed:
                 self._closing.set()
         async with self._serving.lifespan():
-            self.entry.attempted = anyio.Event()
+            self.entry.attempted = Event()
             try:
                 with log_load(lambda: self.entry):
                     await start_and_load(self.entry)
@@ -277,7 +277,7 @@ class _Life:
                 raise ModelNotReady(self.entry.name, "Its load() returned False.")
             self._up.set_result(None)
             await self._closing.wait()
-            await anyio.lowlevel.checkpoint()  # for what has begun at the same moment
+            await anyio.lowlevel.checkpoint()  # for calls that began at the same moment
             for request in [*self._calls]:
                 request.leave()
 
@@ -290,7 +290,7 @@ def _name_for(model: Any) -> str | None:
 
 
 def _is_rows(payload: Any) -> bool:
-    """Return whether a payload is an iterable of rows; a table is one of columns."""
+    """Return whether a payload is an iterable of rows; a table iterates over columns."""
     is_iterable = isinstance(payload, Iterable) and not isinstance(payload, _PAYLOADS)
     return is_iterable and not hasattr(payload, "columns")
 

@@ -1,7 +1,7 @@
-"""OpenTelemetry: an observer that puts what is known of a request into traces.
+"""OpenTelemetry: an observer that adds the facts about a request to its trace.
 
-The span of a request is that of the host's instrumentation, such as OpenTelemetry's own middleware
-for ASGI. Here it is given attributes, and children for what happens inside. Where there is no such
+The span of a request is made by the host's instrumentation, such as OpenTelemetry's own middleware
+for ASGI. This module adds attributes to it, and child spans for the steps inside. Without such a
 span, nothing is recorded. Payloads and headers never are.
 """
 
@@ -25,12 +25,12 @@ __all__ = ["Tracing"]
 
 _OPT_IN: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 _GEN_AI: Final = "gen_ai_latest_experimental"
-_OPERATIONS: Final = {"completions": "text_completion"}  # others are called as the verb
+_OPERATIONS: Final = {"completions": "text_completion"}  # others have the verb's name
 _NANOSECONDS: Final = 1e9
 
 
 class Tracing:
-    """Add what is known of each request to the current span, and spans below it.
+    """Add the facts about each request to the current span, and spans below it.
 
         app = ModelServer([...], observers=[Tracing()])
 
@@ -41,13 +41,13 @@ class Tracing:
     calls. A call for several requests is a span `batch`, below one of them, with links to all.
 
     Args:
-        tracer_provider: Where the spans come from; None is OpenTelemetry's global one.
-        record_exceptions: Add the exceptions that hooks raise to their spans, with text and
-            traceback, in which there may be payloads. Without it, their types alone.
+        tracer_provider: Makes the spans; None is OpenTelemetry's global one.
+        record_exceptions: Add the exceptions of hooks to their spans, with text and traceback,
+            which may contain payloads. Without it, only their types.
 
-    OpenAI's requests have the attributes of the conventions for generative AI (`gen_ai.*`) where
-    the environment variable OTEL_SEMCONV_STABILITY_OPT_IN lists `gen_ai_latest_experimental` when
-    this is made: they are not stable yet.
+    Requests of OpenAI's protocol get the attributes of the conventions for generative AI
+    (`gen_ai.*`), which are not stable yet, if the environment variable
+    OTEL_SEMCONV_STABILITY_OPT_IN contains `gen_ai_latest_experimental` when this object is made.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Tracing:
         self._tracer: trace.Tracer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_tracer": None}  # which cannot be pickled
+        return {**vars(self), "_tracer": None}  # a tracer cannot be pickled
 
     def __call__(self, record: RequestRecord) -> None:
         """Describe a request that has ended, unless its span has too, and its wait for a slot."""
@@ -86,7 +86,7 @@ class Tracing:
             span.set_status(StatusCode.ERROR, record.outcome)
 
     def start_step(self, model: str, step: str, joined: Sequence[Context]) -> "_SpanScope":
-        """Start the span of a hook, a call or a batch. Raises nothing of its own."""
+        """Start the span of a hook, a call or a batch."""
         links = [Link(span.get_span_context()) for span in map(_span_in, joined)]
         if trace.get_current_span().get_span_context().is_valid:
             span = self._start(step, model, links=links)
@@ -103,7 +103,7 @@ class Tracing:
 class _SpanScope:
     """One span, current while the code of its step runs.
 
-    What that code leaves as the current span where it pauses, such as one around a `yield`, is
+    If that code has another current span when it pauses, such as one around a `yield`, that span is
     current again when it goes on.
     """
 
@@ -150,7 +150,7 @@ def _of_generation(record: RequestRecord) -> Iterator[tuple[str, Any]]:
     yield "gen_ai.operation.name", _OPERATIONS.get(record.verb, record.verb)
     yield "gen_ai.request.model", record.model
     generation = record.generation
-    if generation is None:  # it has failed before there was an answer
+    if generation is None:  # it failed before there was an answer
         return
     yield "gen_ai.response.model", generation.model
     if generation.streams:
@@ -168,7 +168,7 @@ def _of_generation(record: RequestRecord) -> Iterator[tuple[str, Any]]:
 
 
 def _is_fault(record: RequestRecord) -> bool:
-    """Return whether the server has failed, and not what the client has sent or done."""
+    """Return whether the server failed, rather than the client."""
     if record.outcome in ("done", "disconnected"):
         return record.status >= 500
     return not 400 <= record.status < 500

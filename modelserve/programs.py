@@ -1,7 +1,7 @@
 """Serve an application from its own program: `app.run()`, and `await app.serve()` in a notebook.
 
-A module that somebody imports is not the program: the command line, uvicorn or a worker process
-imports an application in order to serve it, so that a `run()` at its top level does nothing then.
+A module that is being imported is not the program: the command line, uvicorn or a worker process
+imports an application in order to serve it, so a `run()` at its top level does nothing then.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ __all__ = ["run", "serve"]
 logger = logging.getLogger("modelserve")
 
 _MAIN: Final = "__main__"
-_OF_WORKERS: Final = "__mp_main__"  # what the program is called in a worker process
+_OF_WORKERS: Final = "__mp_main__"  # the name of the program's module in a worker process
 
 
 class Served(Hosted, Protocol):
-    """A model server, as far as it is served here."""
+    """The parts of a model server that this module uses."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
@@ -56,9 +56,7 @@ def run(app: Served, flags: Flags) -> None:
     module = _module_being_run()
     if module != _MAIN:
         if module != _OF_WORKERS:
-            text = (
-                "run() does nothing while %s is imported: whoever imports it serves what is in it"
-            )
+            text = "run() does nothing while %s is imported: the importer serves its application"
             logger.warning(text, module)
         return
     if _is_in_event_loop():
@@ -103,7 +101,7 @@ def _configured(app: Served, options: Namespace) -> ASGIApp:
 
 
 def _wants_logging(flags: Flags) -> bool:
-    """Return whether to set up logging: if that is asked for, or nobody else has."""
+    """Return whether to set up logging: if requested, or if the program has not."""
     return "log_format" in flags or "log_level" in flags or not logging.root.handlers
 
 
@@ -117,7 +115,7 @@ def _is_in_event_loop() -> bool:
 
 
 def _module_being_run() -> str:
-    """Return the name of the module whose top level is being run, by this thread."""
+    """Return the name of the module whose top level this thread is running."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "<module>":
@@ -128,7 +126,7 @@ def _module_being_run() -> str:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Put the handlers of signals back, where this is the thread that may."""
+    """Restore the signal handlers, if this thread may."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -152,9 +150,9 @@ def _watched(options: Namespace) -> list[Path]:
 
 
 def _place_of(app: Served) -> Callable[[], Served]:
-    """Return what finds the application in a worker process, to be pickled.
+    """Return a picklable function that finds the application in a worker process.
 
-    Raises RuntimeError where nothing does.
+    Raises RuntimeError if it cannot be found there.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("Several workers, and reload, need the main thread, for their signals")

@@ -1,4 +1,4 @@
-"""Read what a call gives in a thread that waits for it."""
+"""Read the items of a call in a thread that waits for them."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -20,18 +20,18 @@ def items_in_thread(
     leave: Callable[[], object],
     feed: Feed | None = None,
 ) -> Iterator[Any]:
-    """Yield what a call gives; if closed before its end, cancel it and wait for its clean-up.
+    """Yield the items of a call; if closed before its end, cancel it and wait for its clean-up.
 
-    Where this thread runs a hook, the call ends with that. Closed by another thread than the one
-    that has read last, as a garbage collection may do, it does not wait.
+    If this thread runs a hook, the call ends with that hook. If another thread than the last reader
+    closes it, as a garbage collection may do, it does not wait.
 
     Args:
-        call_soon: Has the event loop of the call call a function.
-        begin: Has it begin the call.
-        leave: Has it cancel the call; called by the event loop of the hook that this thread runs.
-        feed: What this thread has to read for the call.
+        call_soon: Calls a function on the event loop of the call.
+        begin: Begins the call there.
+        leave: Cancels the call there; called by the event loop of the hook that this thread runs.
+        feed: The iterable that this thread has to read for the call.
 
-    Raises what has ended the call.
+    Raises the exception that ended the call.
     """
     changed, thread, reader = threading.Event(), call_of_this_thread(), get_ident()
     request.notify = changed.set
@@ -41,7 +41,7 @@ def items_in_thread(
         begin()
         try:
             while True:
-                is_over = request.ended  # read first: nothing is added afterwards
+                is_over = request.ended  # read first: after it, nothing is added
                 if request.items and (is_over or request.streams):
                     item = request.items.popleft()
                     if request.waits_for_room and len(request.items) <= request.ahead // 2:
@@ -63,6 +63,6 @@ def items_in_thread(
                     changed.clear()
     error, request.error = request.error, None
     if error is None and feed is not None:
-        error = feed.error  # the model has kept it to itself
+        error = feed.error  # the model caught it
     if error is not None:
         raise error

@@ -1,9 +1,9 @@
-"""The table of routes, and the look-up in it: from a path to what it means. Pure.
+"""The table of routes, and the look-up in it: from a path to its target. Pure.
 
-Everything that has to know the paths is made from the table: the look-up, `Allow`, and whatever
-describes the API. An application may add rows of its own, paths that mean what a built-in one does.
-What a path means is remembered, so that a known path costs one look-up in a dictionary; of long
-paths it is not, so that what strangers ask for takes a few MiB at most.
+Everything that depends on the paths is made from the table: the look-up, `Allow`, and the
+description of the API. An application may add aliases: paths with the target of a built-in one.
+Targets are remembered, so that a known path costs one look-up in a dictionary; those of long paths
+are not, so that requests of strangers take a few MiB at most.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,8 +32,8 @@ from modelserve.wire.paths import base_of, segments_below, segments_of
 __all__ = ["NOT_FOUND", "ROUTES", "Route", "Routes", "is_built_in", "match", "path_of"]
 
 _REMEMBERED: Final = 4096
-# A path is the client's: its size counts, and what it means is kept beside it. Of a longer one the
-# meaning is found anew each time.
+# Clients choose paths, so their size is limited. The target of a longer path is looked up each
+# time.
 _LONGEST: Final = 256
 
 _V1_VERSION: Final = "/v1/models/{model}/versions/{version}"
@@ -42,11 +42,11 @@ NOT_FOUND: Final = Target({})
 _CHAT: Final = ChatCodec(clock=time)
 _TEXT: Final = TextCodec(clock=time)
 _EMBEDDINGS: Final = EmbeddingsCodec()
-_OPENAI: Final = OpenAICodec()  # of the other paths there: it writes errors alone
+_OPENAI: Final = OpenAICodec()  # for unknown paths: it only writes errors
 _OPENAI_NOT_FOUND: Final = Target({}, codec=_OPENAI)
 _GRPC_SERVICES: Final = frozenset((SERVICE.strip("/"), HEALTH.strip("/")))
 _GRPC_NOT_FOUND: Final = Target({}, codec=GRPC, opens=open_call)
-# What OpenAI has below /v1: its clients read that it does not exist here only in their own form.
+# OpenAI's paths below /v1: its clients can read a 404 only in their own form.
 _OPENAI_NAMES: Final = frozenset(
     [
         "assistants",
@@ -80,10 +80,10 @@ class Route:
     Attributes:
         method: HEAD goes with GET.
         path: A template; a segment is literal, `{model}`, `{version}`, or one of these and `:verb`.
-        endpoint: What answers; None for a model.
+        endpoint: Answers the request; None if a model does.
         codec, verb, hook, always, public, opens: As for `endpoints.Target`.
-        ref: The model that a path without parameters means.
-        means: Of an application's own path, the built-in one.
+        ref: The model of a path without parameters.
+        means: The built-in path of an alias.
     """
 
     method: str
@@ -161,10 +161,10 @@ ROUTES: Final[tuple[Route, ...]] = (
 
 
 class Routes:
-    """From a path to what it means.
+    """Finds the target of a path.
 
     Args:
-        registry: The models that there are; paths of others are not remembered.
+        registry: The known models; paths of other models are not remembered.
         prefix: The path below which the application is mounted, for hosts that do not report it.
     """
 
@@ -175,7 +175,7 @@ class Routes:
             raise ValueError(f"The prefix {prefix!r} must begin with '/'")
         self._aliases: dict[tuple[str, ...], _Alias] = {}
         self._pages: dict[tuple[str, ...], Target] = {}
-        # By what a host says of a path, its decoded form apart, which is compared.
+        # By the host's encoded path; the decoded form is compared.
         self._known: dict[Any, tuple[str, Target]] = {}
 
     def __len__(self) -> int:
@@ -189,19 +189,19 @@ class Routes:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """The application's own paths, each with what it means, as they were given."""
+        """The application's aliases, each with its built-in path, as they were given."""
         return {alias.path: alias.means for alias in self._aliases.values()}
 
     def base_of(self, scope: Scope) -> str:
-        """Return the path that a request was sent to as far as it is the mount's, encoded."""
+        """Return the encoded path of the mount that a request was sent to."""
         return base_of(scope, self._prefix)
 
     def add_alias(self, path: str, means: str) -> None:
-        """Let a path mean what a built-in one does; where that takes POST, it takes PUT as well.
+        """Add an alias of a built-in path; if that takes POST, the alias takes PUT as well.
 
-        Both are written as in a URL, without a query, so `%20` is a blank. A model that the path
-        means may be registered later. Raises ValueError for a path that is built in or means
-        something else already, and for what is no path.
+        Both are written as in a URL, without a query, so `%20` is a blank. The model of the path
+        may be registered later. Raises ValueError for a path that is built in or has another
+        meaning already, and for an invalid path.
         """
         segments = _segments_given(path)
         if is_built_in(path):
@@ -215,29 +215,29 @@ class Routes:
             raise ValueError(f"The path {path!r} means {known.means!r} already, not {means!r}")
 
     def show(self, pages: Mapping[str, Target]) -> None:
-        """Let paths mean pages for people, in place of what is built in; the aliases stay.
+        """Show pages for people at these paths, in place of built-in targets; aliases stay.
 
-        They take the place of those shown before.
+        They replace the pages shown before.
         """
         self._pages = {tuple(_segments_given(path)): page for path, page in pages.items()}
         self._known.clear()
 
     def find(self, scope: Scope) -> Target:
-        """Return what a path means; NOT_FOUND where it means nothing."""
+        """Return the target of a path; NOT_FOUND for an unknown one."""
         try:
             path = scope["path"]
             key = scope["raw_path"] or path
             if scope["root_path"]:
                 key = _mounted(key, scope)
             said, target = self._known[key]
-        except KeyError:  # the path is not known, or the host does not set them all
+        except KeyError:  # the path is not remembered, or the scope lacks a key
             return self._look_up(scope)
         return target if said == path else self._look_up(scope)
 
     def _look_up(self, scope: Scope) -> Target:
-        """Return what a path means that is not remembered as it is.
+        """Return the target of a path that is not remembered with this `raw_path` and `path`.
 
-        Middleware may have made another path of it than when it was sent before.
+        Middleware may have rewritten the path differently before.
         """
         path = scope["path"]
         key = _mounted(scope.get("raw_path") or path, scope)
@@ -287,13 +287,13 @@ def path_of(name: str, verb: str) -> str:
 
 
 def _mounted(key: Any, scope: Scope) -> Any:
-    """Return under what a path below a mount is remembered."""
+    """Return the key by which a path below a mount is remembered."""
     root = scope.get("root_path")
     return (key, root, scope.get("app_root_path")) if root else key
 
 
 class _Alias(NamedTuple):
-    """A path of the application's own, and what it means."""
+    """An alias of the application, and its target."""
 
     path: str
     means: str
@@ -327,7 +327,7 @@ def _with_put(target: Target) -> Target:
 
 
 def _segments_given(path: str) -> list[str]:
-    """Return the segments of a path that a program or a user gives. Raises ValueError."""
+    """Return the segments of a path from a program or a user. Raises ValueError."""
     if not isinstance(path, str) or not path.startswith("/"):
         raise ValueError(f"The path {path!r} must be text that begins with '/'")
     if any(character in path for character in "{}?#"):
@@ -336,8 +336,8 @@ def _segments_given(path: str) -> list[str]:
 
 
 def match(segments: list[str]) -> Target:
-    """Return what a path means, by its decoded segments; NOT_FOUND where it means nothing."""
-    segments = segments or [""]  # of a mount, without a slash
+    """Return the target of a path, by its decoded segments; NOT_FOUND for an unknown one."""
+    segments = segments or [""]  # a mount's path without a slash
     for template, target in _TARGETS.get(len(segments), ()):
         found = template.match(segments)
         if found is not None:
@@ -366,8 +366,8 @@ def _with_ref(target: Target, found: Mapping[str, str]) -> Target:
 class _Segment(NamedTuple):
     """One segment of a template: a literal, or a parameter that ends with `suffix`.
 
-    `lacks_colon` is for a parameter beside which the table has others with a suffix: there a colon
-    is what precedes a verb.
+    `lacks_colon` is true if the table also has this parameter with a suffix: then a colon begins a
+    verb.
     """
 
     literal: str = ""
@@ -376,7 +376,7 @@ class _Segment(NamedTuple):
     lacks_colon: bool = False
 
     def match(self, text: str) -> str | None:
-        """Return the parameter's value, "" for a literal; None where the text does not match."""
+        """Return the parameter's value, "" for a literal; None if the text does not match."""
         if not self.parameter:
             return "" if text == self.literal else None
         if self.suffix:
@@ -411,7 +411,7 @@ def _segment(text: str, has_verbs: bool) -> _Segment:
 
 
 def _targets(routes: Iterable[Route]) -> dict[int, list[tuple[_Template, Target]]]:
-    """Put together the methods of each path, by the number of its segments."""
+    """Collect the methods of each path, by the number of its segments."""
     by_path: dict[str, list[Route]] = {}
     for route in routes:
         by_path.setdefault(route.path, []).append(route)

@@ -18,7 +18,7 @@ from modelserve.wire.headers import Header
 __all__ = ["open_socket"]
 
 _METHOD: Final = "GET"
-# What a body would have; there is none, and nothing of it may be taken for true.
+# Headers of a body, which a WebSocket does not have: they must be ignored.
 _OF_BODIES: Final = frozenset(
     (b"accept", b"content-encoding", b"content-length", b"content-type", b"expect")
 )
@@ -28,9 +28,9 @@ _SUBPROTOCOLS: Final = b"sec-websocket-protocol"
 async def open_socket(
     serving: Serving, routes: Routes, scope: Scope, receive: Receive, send: Send
 ) -> Request | None:
-    """Return the request that a WebSocket is: what it means, and how it is received and answered.
+    """Turn a WebSocket into a request: its target, and how it is received and answered.
 
-    None is returned where its client has left already.
+    None if its client has left already.
     """
     if (await receive())["type"] != "websocket.connect":
         return None
@@ -44,12 +44,13 @@ async def open_socket(
 
 
 def _target(serving: Serving, target: Target, headers: Mapping[bytes, bytes]) -> Target:
-    """Return what a path means for a WebSocket; NOT_FOUND where it is for other requests only."""
+    """Return the target of a path for a WebSocket; NOT_FOUND if it takes none."""
     codec = target.codec.over_socket
     if codec is None:
         return NOT_FOUND
     origin, host = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
-    has_token = serving.token is not None and not serving.origins  # which no page has by itself
+    # No browser sends a token by itself.
+    has_token = serving.token is not None and not serving.origins
     is_allowed = has_token or is_allowed_origin(origin, host, serving.origins)
     return Target(
         {_METHOD: None if is_allowed else _refuse}, target.ref, codec, target.verb, target.hook
@@ -64,7 +65,7 @@ async def _refuse(serving: Serving, target: Target, exchange: Exchange) -> None:
 
 
 def _headers(scope: Scope) -> list[Header]:
-    """Return the headers of the handshake, with the id that the request has."""
+    """Return the headers of the handshake, with the id of the request."""
     pairs: list[Any] = [
         (name, value)
         for name, value in scope["headers"]

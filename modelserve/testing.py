@@ -2,8 +2,8 @@
 
 Other test clients return a response once the application has finished, and cannot hang up. This
 one returns each event as it is sent, and may disconnect or stop reading at any moment. To the
-application it behaves as servers do: after a disconnect or the last event `receive` returns
-`http.disconnect`, however often it is called, and after a disconnect `send` does nothing.
+application it behaves like a server: after a disconnect or the last event, every `receive` returns
+`http.disconnect`, and after a disconnect `send` does nothing.
 
     async with exchange(app, "POST", "/v1/models/m:predict", json={"instances": [1]}) as client:
         assert (await client.head()).status == 200
@@ -69,7 +69,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole response; `chunks` has the body of each event, an empty last one excepted."""
+    """A whole response; `chunks` has the body of each event, except an empty last one."""
 
     status: int
     headers: Headers
@@ -178,7 +178,7 @@ class Exchange:
             await self._app(self.scope, self._receive, self._send)
         except BaseException as exc:
             self.error = exc
-            # As servers do, survive whatever an application raises; a cancellation is the test's.
+            # Like servers, survive an application's exceptions; a cancellation is the test's.
             if isinstance(exc, GeneratorExit | anyio.get_cancelled_exc_class()):
                 raise
         finally:
@@ -234,7 +234,8 @@ class Socket:
     """One WebSocket to an application, as the client sees it.
 
     Attributes:
-        exchange: What it is made of, with `error`, `gone`, `over`, `task`, `hold` and `resume`.
+        exchange: The underlying exchange, with `error`, `gone`, `over`, `task`, `hold` and
+            `resume`.
     """
 
     def __init__(self, client: Exchange) -> None:
@@ -245,7 +246,7 @@ class Socket:
     async def accepted(self) -> str | None:
         """Wait for the end of the handshake; return the subprotocol.
 
-        Raises Cut where it is refused.
+        Raises Cut if it is refused.
         """
         message = await self._next()
         if message is None or message["type"] != "websocket.accept":
@@ -254,7 +255,7 @@ class Socket:
         return subprotocol
 
     async def denial(self) -> Response:
-        """Wait for the answer to a handshake that is refused, a bare 403 where it has none."""
+        """Wait for the answer to a refused handshake; a bare 403 if there is none."""
         message = await self._next()
         if message is not None and message["type"] == "websocket.close":
             return Response(403, Headers(), [])
@@ -304,7 +305,7 @@ class Socket:
         self.exchange._notify()
 
     def close(self, code: int = 1000) -> None:
-        """Close, or with 1006 disappear: `receive` returns it once what was sent has been read."""
+        """Close, or with 1006 disappear: `receive` returns that after the sent messages."""
         leaving = {"type": "websocket.disconnect", "code": code, "reason": ""}
         self.exchange._to_app.append(leaving)
         self.exchange._leaving = leaving
@@ -337,7 +338,7 @@ async def websocket(
         accept: Wait until the application has accepted. Without it, `accepted` or `denial` waits.
         scope: Further keys of the ASGI scope, such as `root_path`.
 
-    Raises Cut where it is not accepted.
+    Raises Cut if it is not accepted.
     """
     given = _scope("GET", path, {"host": "127.0.0.1:8080", **(headers or {})})
     del given["method"]
@@ -420,7 +421,7 @@ async def lifespan(app: App, *, timeout: float = 10.0) -> AsyncIterator[None]:
 
 
 class _Lifespan(Exchange):
-    """The messages of a lifespan, by the same queues."""
+    """The messages of a lifespan, in the same queues."""
 
     def __init__(self, app: App, *, timeout: float) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}

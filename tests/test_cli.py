@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from modelserve import Limits, ModelServer, __version__, cli, flags
 from modelserve.client import command as calling
 from modelserve.errors import LoadError
+from modelserve.flag_table import LIMITS
 from modelserve.hosting import PORT_VARIABLES
 from modelserve.models.predictor import PredictorConfig
 
@@ -143,7 +144,7 @@ def test_help_names_every_limit(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in text for name in cli.LIMITS)
+    assert all(f"--{name.replace('_', '-')}" in text for name in LIMITS)
 
 
 def test_help_says_what_each_argument_is() -> None:

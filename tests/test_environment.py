@@ -15,6 +15,7 @@ import pytest
 from modelserve import Limits, ModelServer, cli
 from modelserve.environment import WrongVariable
 from modelserve.errors import LoadError
+from modelserve.flag_table import LIMITS
 from modelserve.flags import Flags, options_of, parse
 from modelserve.kserve import model_server as kserve
 
@@ -81,7 +82,7 @@ def test_what_a_variable_means(
 ) -> None:
     options = parsed(monkeypatch, {variable: text})
     assert getattr(options, variable.lower()) == value
-    if variable.lower() in cli.LIMITS:
+    if variable.lower() in LIMITS:
         assert options.limits == Limits(**{variable.lower(): value})
 
 

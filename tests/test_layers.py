@@ -43,6 +43,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "environment",
             "hosting",
             "server",
+            "flag_table",
             "flags",
             "programs",
             "app",

@@ -52,17 +52,17 @@ class Gate:
         self.tickets: deque[Ticket] = deque()
         self.nested: deque[Any] = deque()
         self.rate = _DrainRate()
-        self._emptied: list[Event] | None = None  # of those who wait for it
+        self._emptied: list[Event] | None = None  # the waiting calls
 
     @property
     def has_room(self) -> bool:
         return self.running < self.concurrency
 
     def claim(self) -> bool:
-        """Take a slot if there is one; return whether.
+        """Take a slot if one is free; return whether that was so.
 
-        Event loops run in several threads. Between the look and the taking no other comes, since
-        the interpreter lets another thread go on only where something is called or repeated.
+        Event loops run in several threads. No other can come between the test and the taking, since
+        the interpreter switches threads only at calls and at the end of loops.
         """
         if self.running < self.concurrency:
             self.running += 1
@@ -95,7 +95,7 @@ class Gate:
         while self.running or self.waiting:
             emptied = Event()
             self._emptied = [*(self._emptied or ()), emptied]
-            if self.running or self.waiting:  # else the last has ended meanwhile, in another thread
+            if self.running or self.waiting:  # the last may have ended meanwhile, in another thread
                 await emptied.wait()
 
     def refusal(self) -> Overloaded:

@@ -1,4 +1,4 @@
-"""Wait for what has to come to its end, whoever cancels meanwhile, and how often.
+"""Wait for work that has to be completed, however often the wait is cancelled.
 
 A shielded scope keeps trio's cancellations out, and anyio's. One of asyncio's own, `Task.cancel`,
 goes through: so there the work has a task of its own, and only the wait is cancelled.
@@ -19,7 +19,7 @@ async def call_to_end(function: Function, *, when_cancelled: Callable[[], None])
     """Call an async function and wait until it has returned.
 
     Args:
-        function: Called again where its own task is cancelled, as all are when `asyncio.run` ends.
+        function: Called again if its own task is cancelled, as all are when `asyncio.run` ends.
         when_cancelled: Called at each cancellation that a shield does not keep out.
 
     Raises what the function raises, else the last of these cancellations.

@@ -1,3 +1,3 @@
-"""gRPC's services as paths of the application: calls opened, methods answered, streams."""
+"""gRPC's services as paths of the application: opening calls, answering methods, streams."""
 
 __all__: list[str] = []

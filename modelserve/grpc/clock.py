@@ -1,4 +1,4 @@
-"""The limits on time of a stream, which change with the model of each request."""
+"""The time limits of a stream, which change with the model of each request."""
 
 import math
 from time import monotonic
@@ -17,13 +17,14 @@ _NO_LIMITS: Final = Deadlines()
 
 
 class Clock:
-    """Keeps the time of one stream. Its flight sets its own clock once, by the limits of that time.
+    """Keeps the time of one stream. Its flight sets its own clock only once, by the limits then.
 
     A flight counts `timeout` from the arrival of the stream. Here it is counted from the beginning
-    of each request, beside what the client gives the stream as a whole; the sooner of both holds.
+    of each request. The client's time limit on the whole stream holds as well; the earlier one
+    counts.
 
     Args:
-        seconds: What the client gives the stream, from its arrival; None for no limit.
+        seconds: The client's limit on the stream, from its arrival; None for no limit.
     """
 
     def __init__(self, exchange: Exchange, *, seconds: float | None) -> None:
@@ -56,7 +57,7 @@ class Clock:
             self._changed.set()
 
     async def keep(self, flight: Flight) -> None:
-        """Raise DeadlineExceeded once a limit has passed; to be a companion of the flight."""
+        """Raise DeadlineExceeded once a limit has passed; runs as a companion of the flight."""
         while True:
             now = monotonic()
             if (stopped := self._expired(flight, now)) is not None:

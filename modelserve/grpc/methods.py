@@ -1,6 +1,6 @@
-"""gRPC's methods that run no model: what stands behind their paths.
+"""The endpoints of gRPC's methods that run no model.
 
-Each reads one message, makes the document that the same question has over HTTP, and writes it as a
+Each reads one message, makes the document of the same request over HTTP, and writes it as a
 message. Probes are answered while the server drains, with "not ready".
 """
 
@@ -29,7 +29,7 @@ Method: TypeAlias = Callable[[Serving, Any], Awaitable[Document]]
 
 
 def _method(name: str, document: Method) -> Endpoint:
-    """Return what answers a method whose messages have its name."""
+    """Return the endpoint of a method whose messages have its name."""
 
     async def answer(serving: Serving, target: Target, exchange: Exchange) -> None:
         call = read_call(f"{name}Request", await _read_message(serving, exchange))
@@ -142,7 +142,7 @@ async def _status(serving: Serving, service: str) -> str:
 
 
 async def _watch(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """Health/Watch: the status, and every other one from then on, until the server drains."""
+    """Health/Watch: the status, then every change of it, until the server drains."""
     service = read_call("HealthCheckRequest", await _read_message(serving, exchange)).service
 
     async def look() -> Seen:

@@ -85,13 +85,13 @@ def _media_type(content_type: bytes) -> bytes:
 
 
 def _limit(timeout: bytes) -> bytes:
-    """Return a time limit as it is written in HTTP; what is none is refused by that name."""
+    """Return a time limit as in HTTP; an invalid one is passed on, and refused under that name."""
     seconds = seconds_of(timeout)
     return timeout if seconds is None else b"%.9f" % seconds
 
 
 def _refusing(target: Target, refuse: Endpoint) -> Target:
-    """Return a target whose methods are refused; one without any means nothing as before."""
+    """Return a target that refuses its methods; one without methods stays as it is."""
     return replace(target, endpoints=dict.fromkeys(target.endpoints, refuse))
 
 

@@ -1,4 +1,4 @@
-"""The requests of a stream as they come: read ahead as bytes, each parsed when it is its turn."""
+"""The requests of a stream: read ahead as bytes, each parsed in its turn."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Requests:
     """The requests of one stream.
 
     Attributes:
-        next: The one whose turn it is, or what is wrong with it; None before `wait_for_next`.
+        next: The next request, or its error; None before `wait_for_next`.
         size: Its bytes.
     """
 
@@ -49,7 +49,7 @@ class Requests:
         self._has_ended = self._is_refused = False
 
     async def receive(self) -> None:
-        """Receive until the client leaves; to be a companion of the flight."""
+        """Receive until the client leaves; runs as a companion of the flight."""
         try:
             await self._intake.receive()
         finally:
@@ -91,7 +91,7 @@ class Requests:
         self._has_ended = not records
 
     def take(self) -> InferRequest | BadLine | None:
-        """Return the next request, and let another be the next."""
+        """Return the next request, and move on to the one after it."""
         found, self.next = self.next, None
         return found
 
@@ -180,7 +180,7 @@ def _is_small(record: bytes) -> bool:
 
 
 class Run:
-    """The requests of a stream that follow one another for one model, for a hook that iterates."""
+    """Successive requests of a stream for one model, for a hook that iterates."""
 
     noun = "message"
     at_a_time = 1

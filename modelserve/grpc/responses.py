@@ -1,4 +1,4 @@
-"""The responses of a stream on their way to the client, and what is recorded of each request."""
+"""Send the responses of a stream, and record each of its requests."""
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
@@ -27,11 +27,11 @@ _VERB: Final = "stream_infer"
 
 
 class Answered:
-    """How one request was answered: what is recorded of it.
+    """The record of how one request was answered.
 
     Attributes:
         streams: The model streams.
-        series: The model's; that of unknown ones before it is found.
+        series: The model's series; before the model is found, that of unknown models.
     """
 
     def __init__(self, series: ModelSeries) -> None:
@@ -64,7 +64,7 @@ class Answered:
         self.status = describe(error)[0]
 
     def record(self, request_id: bytes) -> None:
-        """Record it: it has ended."""
+        """Record the request, which has ended."""
         self.series.record(_PROTOCOL, _VERB, self, monotonic() - self.arrived, request_id)
         self.error = None  # its traceback leads back here, and to the request
 
@@ -73,7 +73,7 @@ class Responses:
     """The answer of a stream.
 
     Attributes:
-        encoder, lock, items, first_item: What the exchange knows of a stream.
+        encoder, lock, items, first_item: As in `exchange.StreamState`.
         endings: Where generators are cleaning up by themselves.
     """
 
@@ -108,7 +108,7 @@ class Responses:
             self._turn.begin()
 
     async def send_error(self, failure: Exception, request: Any) -> None:
-        """Say in the place of a request's responses why there are none, or no more."""
+        """Send an error in the place of a request's responses, or of further ones."""
         if not is_expected(failure):
             log_failure(self._exchange, "A request of the stream %s failed", failure)
         detail = describe(failure, debug=self._debug)[1]
@@ -117,7 +117,7 @@ class Responses:
         )
 
     async def fail_record(self, number: int, failure: Exception) -> None:
-        """The same for what is no request, among those that a hook iterates."""
+        """The same for an invalid request among those that a hook iterates."""
         await self.send_error(failure, None)
 
     async def finish(self) -> None:

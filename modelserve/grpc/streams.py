@@ -1,10 +1,10 @@
 """ModelStreamInfer, as Triton has it: requests come one after another, and responses go back.
 
-Each request is one of its own, with its model, its slot, its limits and its metrics, and any number
-of responses. They are answered in their order. One that fails has an error in their place, and the
-stream goes on. A model whose hook iterates is given the requests that follow one another for it, as
-they come, and answers meanwhile; that counts as one. While no request runs, a stream holds no slot,
-and a drain ends it.
+Each request is independent, with its model, its slot, its limits and its metrics, and any number of
+responses. Requests are answered in order. If one fails, an error takes the place of its responses,
+and the stream goes on. A model whose hook iterates is given successive requests for it as they
+come, and answers meanwhile; together they count as one. While no request runs, a stream holds no
+slot, and a drain ends it.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +24,7 @@ from modelserve.exchange.sending import SendFailed
 from modelserve.grpc.clock import Clock
 from modelserve.grpc.requests import Requests, Run
 from modelserve.grpc.responses import Answered, Responses
-from modelserve.lifespan import Serving
+from modelserve.lifespan import Serving, usable_entry
 from modelserve.limits import Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
@@ -57,7 +57,7 @@ async def stream_infer(serving: Serving, target: Target, exchange: Exchange) -> 
 
 
 class _Stream:
-    """One stream: its requests, its responses, and what lies between them."""
+    """One stream: reads its requests, runs the models and sends the responses."""
 
     def __init__(self, serving: Serving, exchange: Exchange) -> None:
         self.requests = Requests(serving, exchange)
@@ -67,7 +67,7 @@ class _Stream:
         self.clock = Clock(exchange, seconds=_seconds(exchange))
 
     async def answer_next(self) -> None:
-        """Answer the next request: what fails is said in its place. Raises what ends the stream."""
+        """Answer the next request; a failure is sent in its place. Raises what ends the stream."""
         exchange, requests = self._exchange, self.requests
         answered, request = Answered(self._serving.telemetry.unknown), requests.next
         try:
@@ -81,14 +81,15 @@ class _Stream:
                 raise
             await self.responses.send_error(exc, request)
         finally:
-            if requests.next is request:  # else a hook has taken it
+            if requests.next is request:  # otherwise a hook has taken it
                 requests.take()
             answered.record(exchange.id)
             self.clock.rest()
 
     async def _answer(self, request: InferRequest, answered: Answered) -> None:
         serving, size = self._serving, self.requests.size
-        entry = await self._usable(request, answered)
+        note = partial(self._note_entry, answered)
+        entry = await usable_entry(serving, request.model_name, request.model_version, note)
         if size > entry.max_binary_bytes:
             raise too_large(entry.max_binary_bytes)
         if not serving.admission.acquire_nowait(entry.gate):
@@ -100,19 +101,12 @@ class _Stream:
         finally:
             serving.admission.release(entry.gate)
 
-    async def _usable(self, request: InferRequest, answered: Answered) -> Entry:
-        """Return the model of a request. Raises ModelNotFound, ModelNotReady."""
-        while True:
-            entry = self._serving.registry.get(request.model_name, request.model_version)
-            answered.series = entry.series
-            self.clock.start(entry.deadlines)
-            if entry.checks_health or not entry.model.ready:
-                await self._serving.usable(entry)
-            if not entry.is_retired:
-                return entry
+    def _note_entry(self, answered: Answered, entry: Entry) -> None:
+        answered.series = entry.series
+        self.clock.start(entry.deadlines)
 
     async def _run(self, entry: Entry, request: InferRequest, answered: Answered) -> None:
-        """Run the hooks and send what they give; then close what they have opened."""
+        """Run the hooks and send their results; then close what they have opened."""
         exchange, plan = self._exchange, entry.plans["predict"]
         new_call = partial(Call, entry.name, entry.workers)
         with self._payload(plan, request) as payload:
@@ -153,7 +147,7 @@ class _Answer:
         self._call = call
 
     async def send(self, item: Any, *, final: bool) -> None:
-        """Send what a hook gives as a response; `final` if no other follows."""
+        """Send a hook's result as a response; `final` if no other follows."""
         message = stream_response(item, self._request, self._ref, final=final)
         await self._responses.send(message, self._call.response_headers)
 
@@ -186,7 +180,7 @@ def _ref(request: InferRequest) -> ModelRef:
 
 
 def _without_payload(request: InferRequest) -> InferRequest:
-    """Return what the first of some requests says of the form of all responses."""
+    """Return the form of all responses, as the first of their requests wants it."""
     form = copy(request)
     form.id, form.parameters, form.inputs = None, None, []
     return form

@@ -1,4 +1,4 @@
-"""What is recorded of the batches of one model."""
+"""Record the batches of one model."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ class Joined(Protocol):
     """One of the requests in a batch.
 
     Attributes:
-        error: What it has got in a result's place.
+        error: The exception that it got instead of a result.
     """
 
     error: BaseException | None
 
     @property
     def context(self) -> Context:
-        """That in which it waits."""
+        """The context in which it waits."""
 
 
 class BatchSeries:
@@ -45,9 +45,9 @@ class BatchSeries:
     def start(
         self, size: int, waits: Sequence[float], callers: Sequence[Joined] = ()
     ) -> Callable[[str], None]:
-        """Count a batch by its items, and for how many seconds each request has waited for it.
+        """Count a batch by its items, and the seconds that each request has waited for it.
 
-        Return what counts how it has ended: done, error or cancelled.
+        Return a function that counts its end: done, error or cancelled.
         """
         cells = self._sizes.cells
         cells[bisect_left(SIZES, size)] += 1.0

@@ -31,17 +31,17 @@ __all__ = [
 Cells: TypeAlias = "list[float] | memoryview[float]"
 Key: TypeAlias = tuple[str, ...]  # the metric's name, then the values of its labels
 
-# The default buckets of Prometheus' clients. Their counts come first among a histogram's cells,
-# then the count of +Inf, then the sum.
+# The default buckets of Prometheus' clients. A histogram's cells are their counts, then the count
+# of +Inf, then the sum.
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 FIRST_BOUND: Final = BOUNDS[0]
-# The buckets of what is counted in items; as many, so that all histograms have the same cells.
+# The buckets for numbers of items; as many, so that all histograms have the same cells.
 SIZES: Final = tuple(float(1 << power) for power in range(len(BOUNDS)))
 SUM: Final = len(BOUNDS) + 1
 
 
 def local_cells(size: int) -> Cells:
-    """Return cells that this process alone sees, faster to write than shared ones."""
+    """Return cells of this process alone, which are faster to write than shared ones."""
     return [0.0] * size
 
 
@@ -68,7 +68,7 @@ class Counter(Series):
 
 
 class Gauge(Series):
-    """A number that goes up and down; it counts only while its process lives."""
+    """A number that goes up and down; it is shown only while its process lives."""
 
     __slots__ = ()
 
@@ -82,7 +82,7 @@ class Gauge(Series):
 
 
 class Histogram(Series):
-    """How many durations, or numbers of items, fell into each bucket, and the sum of all."""
+    """The counts of durations, or numbers of items, in each bucket, and the sum of all."""
 
     __slots__ = ()
     size = SUM + 1
@@ -95,7 +95,7 @@ class Histogram(Series):
 
 
 class Family(NamedTuple):
-    """What all series of one metric share."""
+    """The common properties of all series of one metric."""
 
     kind: type[Series]
     text: str

@@ -1,4 +1,4 @@
-"""How a request ended: what is recorded of it, and the name of its outcome."""
+"""How a request ended: the recorded facts, and the name of its outcome."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -9,12 +9,12 @@ __all__ = ["Ending", "Streamed", "outcome_of", "result_of"]
 
 
 class Ending(Protocol):
-    """What is recorded of a request when it ends.
+    """The facts that are recorded of a request when it ends.
 
     Attributes:
         status, error, admitted: As for `outcome_of`.
-        seconds: How long each hook took; a stream's hook, to the stream's end.
-        stream: What was streamed, for the access log; None if nothing was.
+        seconds: The duration of each hook; of a hook that streams, until the end of the stream.
+        stream: The stream, for the access log; None if nothing was streamed.
     """
 
     status: int
@@ -27,7 +27,7 @@ class Ending(Protocol):
 
 
 class Streamed(Protocol):
-    """What the access log shows of a stream.
+    """The facts about a stream in the access log.
 
     Attributes:
         items: How many items were sent.

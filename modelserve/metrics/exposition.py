@@ -29,7 +29,7 @@ def encode(collector: "Collector", accept: str | None) -> tuple[bytes, bytes]:
 
 
 def metrics_of(totals: Mapping[Key, list[float]]) -> Iterator["Metric"]:
-    """Yield each metric with its samples, those without any included."""
+    """Yield each metric with its samples, including metrics without any."""
     rows: dict[str, list[tuple[Key, list[float]]]] = {name: [] for name in FAMILIES}
     for (name, *labels), values in sorted(totals.items()):
         rows[name].append((tuple(labels), values))

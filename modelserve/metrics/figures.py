@@ -16,14 +16,14 @@ _STAGES: Final = {
 
 @dataclass(slots=True)
 class Figures:
-    """What one model's requests have come to.
+    """The figures of one model's requests.
 
     Attributes:
-        done, failed: Requests that have ended, by whether their outcome was `done`.
-        seconds: From arrival to end, of all of them.
+        done, failed: Ended requests, by whether their outcome was `done`.
+        seconds: The sum of the times from arrival to end, of all of them.
         failed_seconds: The same of those that failed.
-        queued_seconds: For which requests have waited for a slot.
-        batches: That were done, of a model whose requests are batched.
+        queued_seconds: The sum of the times that requests have waited for a slot.
+        batches: Batches that were done, if the model's requests are batched.
         stages: How often each hook ran, and for how many seconds, by its name.
     """
 

@@ -15,7 +15,7 @@ __all__ = ["ObservedSeries", "record_of"]
 
 
 class ObservedSeries(ModelSeries):
-    """Records a request, and then tells observers of it."""
+    """Records a request, and then calls the observers with it."""
 
     __slots__ = ("_observers",)
 
@@ -37,7 +37,7 @@ class ObservedSeries(ModelSeries):
 
 
 class _FollowedBatches(BatchSeries):
-    """Records a batch; one for several requests is a step."""
+    """Records a batch; a batch for several requests is also a step."""
 
     __slots__ = ("_observers",)
 
@@ -69,10 +69,10 @@ def _end_batch(
 def record_of(
     model: str, protocol: str, verb: str, ending: Ending, seconds: float, request_id: bytes
 ) -> RequestRecord:
-    """Return what is known of a request, which has ended or is about to."""
+    """Return the record of a request that has ended or is about to end."""
     status, outcome = result_of(ending)
     stream = ending.stream
-    # Unset for most requests, so that those of an application without observers need not set them.
+    # Unset for most requests, since applications without observers do not need them.
     waited: tuple[float, float] | None = getattr(ending, "waited", None)
     generated: Generated | None = getattr(ending, "generated", None)
     since_1970 = time() - monotonic()

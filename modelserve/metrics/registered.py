@@ -1,8 +1,8 @@
-"""What a program counts itself: the default registry of `prometheus_client`.
+"""The program's own metrics: the default registry of `prometheus_client`.
 
-It has a model's own metrics, and that package's `process_*` and `python_*`, all of this process
-alone; or of all processes, where the program has set up the package's multiprocess mode. Imported,
-like the package, by the first scrape.
+It holds a model's own metrics, and the package's `process_*` and `python_*`. All of them are of
+this process alone, unless the program has set up the package's multiprocess mode. This module, like
+the package, is imported by the first scrape.
 """
 
 import logging
@@ -19,7 +19,7 @@ __all__ = ["Combined"]
 logger = logging.getLogger("modelserve")
 
 _MULTIPROCESS: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
-# The names that a metric takes beside its own, by its type.
+# The further names that a metric of a type occupies.
 _SUFFIXES: Final = {
     "counter": ("_total", "_created"),
     "summary": ("_sum", "_count", "_created"),
@@ -33,8 +33,8 @@ class Combined(Collector):
     """Collects the server's metrics, and those of the default registry whose names are free.
 
     Args:
-        ours: Collects the server's.
-        reported: What has been logged already, which is kept for the next scrape.
+        ours: Collects the server's metrics.
+        reported: The problems that have been logged, kept for the next scrape.
     """
 
     def __init__(self, ours: Collector, reported: set[str]) -> None:
@@ -42,7 +42,7 @@ class Combined(Collector):
         self._reported = reported
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the server's metrics first; a collector that fails leaves these at least."""
+        """Yield the server's metrics first: they are shown even if another collector fails."""
         taken: dict[str, str] = {}
         for metric in self._ours.collect():
             taken |= dict.fromkeys(_names(metric), metric.documentation)
@@ -57,7 +57,7 @@ class Combined(Collector):
         shared = list(_of_all_processes()) if is_shared else []
         shared_names = {name for metric in shared for name in _names(metric)}
         yield from self._free(shared, taken)
-        # There the registry has each metric once more, as this process has counted it.
+        # In that mode the registry also has each metric as counted by this process alone.
         yield from self._free(
             (metric for metric in REGISTRY.collect() if not _names(metric) & shared_names), taken
         )
@@ -66,7 +66,7 @@ class Combined(Collector):
         for metric in metrics:
             texts = {taken[name] for name in _names(metric) & taken.keys()}
             if texts == {metric.documentation}:
-                continue  # it is the server's own, which the program has registered there too
+                continue  # the server's own metric, which the program has registered there too
             if texts:
                 text = "The metric %s of prometheus_client's registry is not shown: "
                 self._report(metric.name, text + "the server has one of that name", metric.name)

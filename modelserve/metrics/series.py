@@ -1,4 +1,4 @@
-"""The series of one model: what its requests and streams record."""
+"""The series of one model, in which its requests and streams are recorded."""
 
 import logging
 from bisect import bisect_left
@@ -13,8 +13,8 @@ from modelserve.metrics.store import Store
 
 __all__ = ["ModelSeries", "Tick"]
 
-# What runs for each request or item repeats the two lines of `Histogram.observe`: a call would take
-# longer than they do.
+# Code that runs for each request or item repeats the two lines of `Histogram.observe`: a call would
+# take longer than they do.
 
 
 class ModelSeries:
@@ -43,7 +43,7 @@ class ModelSeries:
         self._seconds = store.series(Histogram, "modelserve_request_seconds", self.name)
         self._requests: dict[tuple[str, str, int, str], Counter] = {}
         self._failed: Counter | None = None
-        # Those of them that ended with 200 and no error, as most do, by protocol and verb.
+        # The counters of requests with 200 and no error, as most have, by protocol and verb.
         self._done: dict[str, dict[str, Counter]] = {}
         self._streams: tuple[Histogram, Histogram, Counter] | None = None
 
@@ -85,11 +85,11 @@ class ModelSeries:
             log_request(self.name, protocol, verb, ending, seconds, request_id)
 
     def stream(self, arrived: float, now: float) -> "Tick":
-        """Record the first item of a stream; return what records the later ones.
+        """Record the first item of a stream; return a function that records the later ones.
 
         Args:
             arrived: When the request arrived, by `time.monotonic`.
-            now: When the item was there, by the same clock.
+            now: When the item came, by the same clock.
         """
         if not self._store.opened:
             self._store.open()
@@ -119,7 +119,7 @@ class ModelSeries:
 
     @property
     def waited(self) -> Counter:
-        """For how many seconds requests have waited; shown from the first use on."""
+        """The seconds that requests have waited; shown from the first use on."""
         return self._store.series(Counter, "modelserve_queue_seconds_total", self.name)
 
     @property
@@ -133,7 +133,7 @@ class ModelSeries:
         return self._store.series(Gauge, "modelserve_active_slots", self.name)
 
     def batches(self) -> BatchSeries:
-        """Return what records this model's batches; shown from the first call on."""
+        """Return the series of this model's batches; shown from the first call on."""
         return BatchSeries(self._store, self.name)
 
     def _count_failed(self, seconds: float) -> None:
@@ -156,8 +156,8 @@ class ModelSeries:
 class Tick:
     """Records the items of one stream after its first.
 
-    Call it with the time of an item; or, if several came one right after the other, with the time
-    of the last and their number. Not a closure, which would take more memory for each idle stream.
+    Call it with the time of an item; or, if several came without a pause, with the time of the last
+    and their number. Not a closure, which would take more memory for each idle stream.
     """
 
     __slots__ = ("_gaps", "_items", "_last")

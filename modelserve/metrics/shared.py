@@ -2,8 +2,8 @@
 
 Each worker writes to a file of its own and reads those of the others. It keeps its file locked
 (flock) for as long as it lives, so that a reader knows which workers are alive. A new worker takes
-over the file of a dead one and continues its counters: there are never more files than there were
-workers at one time.
+over the file of a dead one and continues its counters, so there are never more files than workers
+at one time.
 
 A file is a sequence of chunks, each mapped separately, so that the file can grow while its cells
 are in use. All words are doubles of eight bytes, except those of the key:
@@ -43,7 +43,7 @@ DIRECTORY_VARIABLE: Final = "MODELSERVE_METRICS_DIR"
 
 _Words: TypeAlias = "memoryview[float]"
 
-_SUFFIX: Final = ".metrics1"  # the number changes with the layout of files or of cells
+_SUFFIX: Final = ".metrics1"  # changes with the layout of files or of cells
 _CHUNK_BYTES: Final = 1 << 16  # a multiple of every page size
 _CHUNK_HEADER: Final = 2
 _RECORD_HEADER: Final = 2
@@ -67,7 +67,7 @@ class WorkerFile:
         return [path for path in worker_files(self.path.parent) if path != self.path]
 
     def records(self) -> Iterator[tuple[Key, _Words]]:
-        """Yield what is in the file."""
+        """Yield the records of the file."""
         for chunk in self._chunks:
             yield from _records(chunk)
 
@@ -80,12 +80,12 @@ class WorkerFile:
         cells = start + _RECORD_HEADER + len(words)
         chunk[start], chunk[start + 1] = len(words), size
         chunk[start + _RECORD_HEADER : cells] = words
-        chunk[cells : cells + size] = _zeros(size)  # a writer may have been killed just here
+        chunk[cells : cells + size] = _zeros(size)  # a writer may have been killed at this point
         chunk[1] = cells + size
         return chunk[cells : cells + size]
 
     def _chunk_for(self, length: int) -> _Words:
-        """Return the last chunk if it has room for so many words, else a new one."""
+        """Return the last chunk if it has room for `words`, else a new one."""
         last = self._chunks[-1] if self._chunks else None
         if last is None or int(last[1]) + length > len(last):
             self._chunks.append(self._grow(8 * (_CHUNK_HEADER + length)))
@@ -128,7 +128,7 @@ def read_file(path: Path) -> tuple[bool, list[tuple[Key, list[float]]]]:
 
 
 def worker_files(directory: Path) -> list[Path]:
-    """Return the paths of the files of all workers there have been."""
+    """Return the paths of the files of all past and present workers."""
     return list(directory.glob(f"*{_SUFFIX}"))
 
 
@@ -167,8 +167,8 @@ def _zeros(size: int) -> _Words:
 def _map(path: Path, size: int, offset: int = 0) -> _Words:
     """Map a part of a file.
 
-    The file is opened once more for that: a map keeps a duplicate of its descriptor, and a
-    duplicate of the locked one would keep the lock.
+    The file is opened again for that: a map keeps a duplicate of its descriptor, and a duplicate of
+    the locked one would keep the lock.
     """
     if not size:
         return _zeros(0)

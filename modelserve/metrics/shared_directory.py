@@ -18,7 +18,7 @@ from modelserve.metrics.shared import is_locked, lock_file, worker_files
 __all__ = ["remove_abandoned", "shared_directory"]
 
 _PREFIX: Final = "modelserve-"
-# Without it, a directory is somebody else's, and never removed.
+# A directory without it is not ours, and never removed.
 _OWNER: Final = ".supervisor"
 _MEMORY: Final = Path("/dev/shm")
 
@@ -44,7 +44,7 @@ def remove_abandoned(directory: Path) -> None:
     with suppress(OSError):
         if not (directory.name.startswith(_PREFIX) and owner.is_file()):
             return
-        found = directory.lstat()  # anybody may put a link into /dev/shm
+        found = directory.lstat()  # anyone may put a link into /dev/shm
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return
         if not any(map(is_locked, [owner, *worker_files(directory)])):
@@ -52,13 +52,13 @@ def remove_abandoned(directory: Path) -> None:
 
 
 def _make(memory: Path) -> tuple[Path, int]:
-    with suppress(OSError):  # it is missing, full or read-only
+    with suppress(OSError):  # /dev/shm is missing, full or read-only
         return _make_in(memory)
     return _make_in(Path(gettempdir()))
 
 
 def _make_in(base: Path) -> tuple[Path, int]:
-    """Return a new directory and the descriptor of its lock. It is locked when it gets its name."""
+    """Return a new directory and the descriptor of its lock. It is locked before it is visible."""
     for path in base.glob(f"{_PREFIX}*"):
         remove_abandoned(path)
     hidden = Path(mkdtemp(prefix=f".{_PREFIX}", dir=base))

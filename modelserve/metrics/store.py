@@ -1,9 +1,9 @@
 """All series of one process, alone or together with those of other workers.
 
-A series is made once and then kept. Its cells are in lists until `Store.open`, which, given a
-directory, moves them into a file there. All workers of a server map each other's files, so that
-any of them answers a scrape for all: the counters of every worker there has been, and the gauges
-of those that are alive.
+A series is made once and then kept. Its cells are in lists until `Store.open`, which moves them
+into a file if there is a directory. All workers of a server map each other's files, so that any of
+them answers a scrape for all: the counters of all past and present workers, and the gauges of those
+that are alive.
 """
 
 import logging
@@ -38,8 +38,8 @@ class Store:
     """The series of one process.
 
     Args:
-        directory: Where the workers of a server share theirs. The default is the directory that
-            MODELSERVE_METRICS_DIR names when `open` is called; without one nothing is shared.
+        directory: Where the workers of a server share their series. The default is the directory
+            that MODELSERVE_METRICS_DIR names when `open` is called; without one nothing is shared.
 
     Attributes:
         opened: Whether `open` has been called since the last `close`.
@@ -56,7 +56,7 @@ class Store:
         self._is_full = False
 
     def series(self, kind: type[S], family: str, *labels: str) -> S:
-        """Return the series of a metric with these label values, made if need be."""
+        """Return the series of a metric with these label values, a new one if necessary."""
         key = (family, *labels)
         found = self._series.get(key)
         if found is None:
@@ -96,12 +96,12 @@ class Store:
         return totals
 
     def _readings(self) -> Iterator[tuple[Key, list[float]]]:
-        """Yield the series of this process, then those of the others; no gauges of dead ones."""
+        """Yield the series of this process, then those of others, without gauges of dead ones."""
         for key, series in list(self._series.items()):
             yield key, list(series.cells)
         file = self._file
         for path in file.others() if file is not None else ():
-            with suppress(Exception):  # removed in the meantime, or damaged
+            with suppress(Exception):  # removed meanwhile, or damaged
                 alive, records = read_file(path)
                 for key, values in records:
                     if key[0] in FAMILIES and (alive or FAMILIES[key[0]].kind is not Gauge):
@@ -124,7 +124,7 @@ class Store:
         inherited = dict(file.records())
         self._file = file
         for key in inherited:
-            if key[0] in FAMILIES:  # else another version's
+            if key[0] in FAMILIES:  # else of another version
                 self._series.setdefault(key, FAMILIES[key[0]].kind())
         for key, series in self._series.items():
             cells = inherited.get(key)

@@ -1,4 +1,4 @@
-"""All metrics of one application: made for its models, shared by its workers, shown to a scrape."""
+"""All metrics of one application: created for models, shared by workers, shown to a scrape."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -21,10 +21,10 @@ class Telemetry:
     """The metrics of one application, which `prometheus_client` can collect as well.
 
     Args:
-        directory: Where the workers of one server share theirs. The default is the directory that
-            MODELSERVE_METRICS_DIR names at the first request or scrape; without one the metrics
-            cover this process alone.
-        observers: Are told of each request as well.
+        directory: Where the workers of one server share their metrics. The default is the directory
+            that MODELSERVE_METRICS_DIR names at the first request or scrape; without one the
+            metrics cover this process alone.
+        observers: Called with the record of each request.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Telemetry:
     def expose(self, accept: str | None = None) -> tuple[bytes, bytes]:
         """Return a content type and a body: OpenMetrics if `Accept` asks for it, else Prometheus.
 
-        The default registry of `prometheus_client` is in it: a model's own metrics. Slow if there
-        are many models: call it in a thread, after `open` on the event loop.
+        It includes the default registry of `prometheus_client`, with a model's own metrics. It is
+        slow for many models: call it in a thread, after `open` on the event loop.
         """
         from modelserve.metrics.registered import Combined  # it imports prometheus_client
 

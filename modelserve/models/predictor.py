@@ -32,7 +32,7 @@ class PredictorConfig:
         predictor_request_timeout_seconds: For the start of the answer, and from one part of it to
             the next; over gRPC for the whole of it.
         predictor_request_retries: How often a connection that could not be made is tried again.
-        predictor_health_check: Whether the model is ready only while the predictor's is.
+        predictor_health_check: Whether the model is ready only while the predictor is.
     """
 
     predictor_host: str

@@ -1,3 +1,3 @@
-"""What people read in a browser, and what programs read of the API."""
+"""The page for people, and the description of the API for programs."""
 
 __all__: list[str] = []

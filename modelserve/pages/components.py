@@ -1,7 +1,7 @@
 """The schemas of an OpenAPI document: those of the protocols, and those that models declare. Pure.
 
-A schema of a protocol says what is enforced, no more: whether shape and data of a tensor agree, for
-example, is not something that a schema can say.
+A protocol's schema describes only what is enforced. Some rules cannot be put into a schema: that
+shape and data of a tensor agree, for example.
 """
 
 import math
@@ -18,9 +18,9 @@ ANY: Final[Schema] = {}
 _REFERENCE: Final = "#/components/schemas/"
 _DEFINITION: Final = "#/$defs/"
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
-# Keywords that hold data, in which nothing is a schema, and those that hold schemas by name.
+# Keywords whose values are data and contain no schema, and those that hold schemas by name.
 _DATA: Final = frozenset({"const", "default", "enum", "example", "examples"})
-# Of integers that models declare: JSON with more digits is read as a float.
+# The range of integers that models declare: JSON with more digits is read as a float.
 _RANGE: Final[Schema] = {"minimum": -(2**63), "maximum": 2**64 - 1}
 _NAMED: Final = frozenset({"$defs", "dependentSchemas", "patternProperties", "properties"})
 
@@ -78,7 +78,7 @@ _STREAMED: Final[Schema] = {
 _USAGE: Final[Schema] = record({"total_tokens": ANY})
 _FRAME: Final[Schema] = {"id": ANY, "object": ANY, "created": ANY, "model": ANY}
 
-# The schemas of the protocols by name; what they refer to is among them.
+# The schemas of the protocols by name, including all that they refer to.
 _SCHEMAS: Final[dict[str, Schema]] = {
     "Error": record(
         {"error": {"description": "A sentence, or what the model has put into an HTTPException."}}
@@ -133,19 +133,19 @@ _SCHEMAS: Final[dict[str, Schema]] = {
 
 
 class Components:
-    """What the operations of one document refer to.
+    """The components that the operations of one document refer to.
 
     Attributes:
         responses: The responses by name.
 
     Args:
-        prefix: What the names begin with, where the document becomes a part of another one.
+        prefix: The beginning of all names, if the document becomes a part of another one.
     """
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
         self._schemas: dict[str, Schema] = {}
-        self._closures: dict[str, bytes] = {}  # of what is declared: all that it refers to
+        self._closures: dict[str, bytes] = {}  # the declared classes, and all that they refer to
         self.responses: dict[str, Any] = {}
 
     @property
@@ -168,7 +168,7 @@ class Components:
         return {"$ref": f"#/components/responses/{key}"}
 
     def declared(self, schema: Schema) -> Schema:
-        """Return what a model has declared, the classes in it as references to their schemas."""
+        """Return a declared schema, with classes in it replaced by references to their schemas."""
         schema = _named_by_title(schema)
         definitions: dict[str, Schema] = schema.get("$defs", {})
         names = {name: self._reserve(name, definitions) for name in definitions}
@@ -183,7 +183,7 @@ class Components:
         return str(self.protocol(name)["$ref"]).removeprefix(_REFERENCE)
 
     def _reserve(self, name: str, definitions: dict[str, Schema]) -> str:
-        """Return the name of a class here; another one than that of a class that differs."""
+        """Return the name of a class in this document; different classes get different names."""
         closure = _closure(name, definitions)
         base = key = self._prefix + (_NOT_IN_NAMES.sub("_", name) or "_")
         number = 1
@@ -196,7 +196,7 @@ class Components:
         return key
 
     def _moved(self, schema: Any, start: str, key_of: Any) -> Any:
-        """Return a schema whose references that begin so lead to the names here."""
+        """Return a schema with references that begin so changed to the names in this document."""
 
         def moved(node: Any) -> Any:
             if isinstance(node, list):
@@ -225,11 +225,11 @@ class Components:
 
 
 def _is_kept(key: str, schema: Schema) -> bool:
-    """Return False for what a library's schema says and does not enforce, or says twice.
+    """Return False for keywords of a library's schema that are not enforced, or redundant.
 
-    A set may be sent with an element twice. A tuple's length is in `maxItems`, and makers of
-    clients do not read `false` as a schema. A default may be one that its own schema refuses:
-    `x: int = None`, and infinities, which are null.
+    A set may be sent with an element twice. A tuple's length is in `maxItems`, and generators of
+    clients do not read `false` as a schema. A default may be refused by its own schema: `x: int =
+    None`, and infinities, which are null.
     """
     if key == "items":
         return schema[key] is not False or "maxItems" not in schema
@@ -242,7 +242,7 @@ def _is_kept(key: str, schema: Schema) -> bool:
 
 
 def _named_by_title(schema: Schema) -> Schema:
-    """Return a schema in which the class that it is of, pydantic's, is among the definitions."""
+    """Return a schema of a pydantic class with that class among the definitions."""
     rest = {key: value for key, value in schema.items() if key != "$defs"}
     definitions: dict[str, Schema] = schema.get("$defs", {})
     title = schema.get("title")
@@ -252,7 +252,7 @@ def _named_by_title(schema: Schema) -> Schema:
 
 
 def _closure(name: str, definitions: dict[str, Schema]) -> bytes:
-    """Return a class's schema with all that it refers to, to be compared."""
+    """Return a class's schema with everything that it refers to, for comparisons."""
     found: dict[str, Schema] = {}
     names = [name]
     while names:

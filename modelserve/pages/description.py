@@ -1,7 +1,7 @@
 """The OpenAPI document of an application, made of its table of routes and its models. Pure.
 
-It says what is enforced, and describes a verb only of a model that says that it has it: that it
-takes requests of V2, for example, by an annotation, its metadata or its example.
+It describes what is enforced, and a verb only for models that declare it: that a model takes V2
+requests, for example, by an annotation, its metadata or its example.
 https://spec.openapis.org/oas/v3.1.1.html
 """
 
@@ -34,7 +34,7 @@ _OPENAI: Final = "openai"
 
 
 class _Row(NamedTuple):
-    """One operation to be: its method and path, and what it is about."""
+    """A future operation: its method and path, and its subject."""
 
     method: str
     path: str
@@ -56,8 +56,8 @@ def describe(
     Args:
         rows: The table of routes.
         models: Each name with its model.
-        base: The path below which it is asked for.
-        prefix: What all paths, and all names in it, begin with.
+        base: The path below which it is requested.
+        prefix: The beginning of all paths, and of all names in it.
     """
     start = _start_of(prefix)
     described = [Described(name, entry, example_of(entry.model)) for name, entry in models]
@@ -159,7 +159,7 @@ def _model_rows(row: Any, models: Sequence[Described], components: Components) -
 
 
 def _maker(row: Any, model: Described, components: Components) -> partial[Operation] | None:
-    """Return what describes a verb of a model; None for one that it does not say it has."""
+    """Return the description of a model's verb; None if the model does not declare it."""
     plan = model.entry.plans[row.hook]
     taken = taken_by(model, plan)
     if taken is None:
@@ -188,7 +188,7 @@ class _Filled(NamedTuple):
 
 
 def _filled(row: Any, models: Sequence[Described]) -> Iterator[_Filled]:
-    """Yield the path for each model, and each version where it has one in it."""
+    """Yield the path for each model, and for each version if the path contains one."""
     for model in models:
         name, entry, _ = model
         if row.means:

@@ -1,4 +1,4 @@
-"""What the paths that run no model answer with, by their templates in the table of routes. Pure."""
+"""The answers of paths that run no model, by their templates in the table of routes. Pure."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,13 +14,13 @@ class Fixed:
     """One such path.
 
     Attributes:
-        name: That of the operation; the model's goes behind it.
+        name: The operation's name; the model's is appended.
         summary: A few words.
         answer: The schema of a 200.
-        errors: The statuses of other answers, those apart that every path has.
-        request: The schema of the request's body, which may be left out.
+        errors: The statuses of other answers, except those of every path.
+        request: The schema of the request's body, which is optional.
         media: The types of the answer.
-        needs: Without which it is not there: "openai" hooks, or "control" over the models.
+        needs: What the path requires: "openai" hooks, or "control" over the models.
     """
 
     name: str

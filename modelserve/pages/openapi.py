@@ -1,7 +1,7 @@
-"""`GET /openapi.json`: the document of an application's API, made of what it serves right now.
+"""`GET /openapi.json`: the document of an application's API, as it is right now.
 
-It is made when it is asked for, in a thread, and kept until a model is registered, loaded or taken
-out, or anything else changes that it says. What makes it is imported then.
+It is made at a request, in a thread, and kept until a model is registered, loaded or removed, or
+anything else in it changes. The modules that make it are imported then.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from modelserve.wire.json import to_json
 
 __all__ = ["KeptDocuments", "document_of", "merged", "openapi"]
 
-_MOUNTS: Final = 16  # below which one application is asked for its document
+_MOUNTS: Final = 16  # paths below which an application's document is requested
 
 
 async def openapi(serving: Serving, target: Target, exchange: Exchange) -> None:
@@ -36,8 +36,8 @@ def document_of(serving: Serving, *, base: str = "", prefix: str = "") -> dict[s
     """Return the OpenAPI document of an application.
 
     Args:
-        base: The path below which it is asked for, which is in `servers`.
-        prefix: What all paths begin with instead, for a document of several applications.
+        base: The path below which it is requested, which is in `servers`.
+        prefix: The beginning of all paths instead, for a document of several applications.
     """
     document: dict[str, Any] = orjson.loads(_written(serving, base=base, prefix=prefix))
     return document
@@ -59,7 +59,7 @@ def merged(host: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
 
 
 class KeptDocuments:
-    """The document of one application, as it is sent, by the path that it is mounted below."""
+    """The documents of one application, encoded, by the path that it is mounted below."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -67,7 +67,7 @@ class KeptDocuments:
         self._bodies: dict[str, bytes] = {}
 
     async def body(self, base: str) -> bytes:
-        """Return the document; the models may change while it is made, which the next one shows."""
+        """Return the document; a change of the models while it is made is in the next one."""
         made_of = self._state()
         if made_of != self._made_of:
             self._made_of, self._bodies = made_of, {}
@@ -87,7 +87,7 @@ class KeptDocuments:
         return [*models, *serving.table.aliases.items(), control, has_token]
 
     def _make(self, bodies: dict[str, bytes], base: str) -> bytes:
-        """Make the document, unless the request before has: there is one thread for it."""
+        """Make the document, unless an earlier request has: one thread makes all of them."""
         body = bodies.get(base)
         if body is None:
             body = _written(self._serving, base=base)

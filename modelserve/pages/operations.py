@@ -1,6 +1,6 @@
 """The operations of an OpenAPI document that run a model. Pure.
 
-A request has a 400 where something is enforced that a schema cannot say as well.
+A request has a 400 if something is enforced that a schema cannot express.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,10 +22,10 @@ _TEXT: Final = "text/plain"
 _OCTETS: Final = "application/octet-stream"
 _STRING: Final = string()
 _BINARY: Final[Schema] = {_OCTETS: {"schema": {"type": "string", "format": "binary"}}}
-# A stream as one text, and as events: 3.1 does not tell whether a schema is of one or of all.
+# A stream as one text, and as events: in 3.1 it is open whether a schema means one event or all.
 _SERVER_SENT: Final[Schema] = {_EVENTS: {}}
 _FRAMED: Final[Schema] = {_LINES: {"schema": _STRING}, **_SERVER_SENT}
-# What a request for a model may be answered with instead; 406 and 401 where they can come.
+# The errors of a request for a model; 406 and 401 only where they are possible.
 _RUN: Final = (400, 404, 408, 413, 415, 500, 501, 503, 504)
 _ID: Final = {"x-request-id": {"schema": _STRING, "description": "As sent, or a new one."}}
 _WORDS: Final = {
@@ -55,14 +55,14 @@ _KEYS: Final = {"chat": "messages", "complete": "prompt", "embed": "input"}
 
 
 def plain_responses(media: Iterable[str], schema: Schema) -> dict[str, Any]:
-    """Return the 200 of an operation: one schema, in these types."""
+    """Return the 200 of an operation: one schema, with these media types."""
     return _ok({name: {"schema": schema} for name in media})
 
 
 def error_responses(
     components: Components, statuses: Iterable[int], schema: str = "Error"
 ) -> dict[str, Any]:
-    """Return the responses that are errors, each of this schema of a protocol."""
+    """Return the error responses, each with this schema of a protocol."""
     return {str(status): _error(components, status, schema) for status in statuses}
 
 
@@ -136,7 +136,7 @@ _OF_TEXT: Final = "Text in, text out; parameters are the model's own."
 
 
 def openai_verb(components: Components, hook: str, models: Sequence[Described]) -> Operation:
-    """Return one of OpenAI's endpoints, for the models that have its hook."""
+    """Return the operation of one of OpenAI's endpoints, for the models that have its hook."""
     request, answer, summary = _OF_OPENAI[hook]
     streams = any(model.entry.plans[hook].streams for model in models)
     content: Schema = {_JSON: {"schema": components.protocol(answer)}}
@@ -159,7 +159,7 @@ def openai_verb(components: Components, hook: str, models: Sequence[Described]) 
 
 
 def _named(components: Components, hook: str, models: Sequence[Described]) -> Schema:
-    """Return what the body says of the model, and what each model has declared."""
+    """Return the schema of the body with the names of the models, and their declarations."""
     names: list[str] = []
     choices: list[Schema] = []
     for name, entry, _ in models:
@@ -204,7 +204,7 @@ def _taken_schema(components: Components, taken: Taken) -> Schema:
 
 
 def _v1_example(example: Any) -> Any:
-    """Return the example, unless it is another protocol's."""
+    """Return the example, unless it belongs to another protocol."""
     is_others = isinstance(example, dict) and any(k in example for k in ("messages", "text_input"))
     return None if is_others else example
 
@@ -233,7 +233,7 @@ def _given_schema(components: Components, given: Given) -> Schema:
 
 
 def _notes(model: Any, taken: Taken, given: Given) -> Iterable[str]:
-    """Yield what is known of a verb and is not enforced."""
+    """Yield the known properties of a verb that are not enforced."""
     for name, what in (("input_schema", "takes"), ("output_schema", "answers with")):
         schema = getattr(model, name)
         if isinstance(schema, dict):
@@ -250,7 +250,7 @@ def _indented(schema: Any) -> str:
 
     try:
         return json.dumps(as_json(schema), indent=2, ensure_ascii=False)
-    except Exception:  # it is no JSON Schema; its author reads that here
+    except Exception:  # not a JSON Schema; its author sees that in the document
         return str(schema)
 
 

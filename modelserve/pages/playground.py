@@ -1,9 +1,9 @@
 """The page at `/playground`, to try models in, and a browser's way to it.
 
-The page is one static file. What it shows it asks the server for, below whatever that is mounted,
-so it holds no secret: it is served without a token and asks for one where the server wants one. Its
+The page is one static file. It requests all its data from the server, wherever that is mounted, so
+it holds no secret: it is served without a token, and asks for one if the server needs one. Its
 Content-Security-Policy allows its own script and style by their hashes, and requests to this server
-alone.
+only.
 """
 
 import re
@@ -33,7 +33,7 @@ _ELEMENT: Final = r"<{0}(?:\s[^>]*)?>(.*?)</{0}>"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page as it is sent: its bytes, and headers that are the same for everybody."""
+    """An encoded page: its bytes, and the headers that are the same for all requests."""
 
     body: bytes
     etag: bytes
@@ -43,7 +43,7 @@ class Page:
 @cache
 def read_page() -> Page:
     """Read the page from the package, once."""
-    body = _FILE.read_bytes().replace(b"\r\n", b"\n")  # as browsers read it, before they hash
+    body = _FILE.read_bytes().replace(b"\r\n", b"\n")  # as browsers normalize it before they hash
     etag = b'"%s"' % sha256(body).hexdigest()[:32].encode()
     headers = {
         "etag": etag.decode(),
@@ -60,7 +60,7 @@ def read_page() -> Page:
 
 
 def policy_of(html: str) -> str:
-    """Return the Content-Security-Policy of a page: its own scripts and styles, and no others'."""
+    """Return the Content-Security-Policy of a page: only its own scripts and styles."""
     rules = {
         "default-src": "'none'",
         "script-src": _hashes(html, "script"),
@@ -84,11 +84,11 @@ def _hashes(html: str, element: str) -> str:
 
 
 def pages() -> Mapping[str, Target]:
-    """Return what an application with a playground answers itself, by path.
+    """Return the further targets of an application with a playground, by path.
 
-    Raises OSError where the package lacks the page.
+    Raises OSError if the package lacks the page.
     """
-    read_page()  # now, and not in somebody's request
+    read_page()  # now, and not in a request
     return {
         PLAYGROUND: Target({"GET": _playground, "HEAD": _playground}, public=True),
         "/": Target({"GET": _home, "HEAD": _home}, always=True, public=True),
@@ -96,7 +96,7 @@ def pages() -> Mapping[str, Target]:
 
 
 async def _playground(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /playground; 304 for who has it already."""
+    """GET /playground; 304 for a client that has the page already."""
     page = read_page()
     exchange.check_reason()
     if _is_known(exchange, page.etag):
@@ -108,7 +108,7 @@ async def _playground(serving: Serving, target: Target, exchange: Exchange) -> N
 
 
 async def _home(serving: Serving, target: Target, exchange: Exchange) -> None:
-    """GET /: a browser is sent to the page, anybody else reads KServe's liveness."""
+    """GET /: a browser is redirected to the page, any other client gets KServe's liveness."""
     if not _wants_html(exchange.accept):
         await alive(serving, target, exchange)
         return
@@ -128,7 +128,7 @@ def _is_known(exchange: Exchange, etag: bytes) -> bool:
 
 
 def _wants_html(accept: str | None) -> bool:
-    """Return whether a page is what a client wants most, by name."""
+    """Return whether a client prefers a page (text/html), by name."""
     ranges = parse_accept(accept) if accept else ()
     return bool(ranges) and ranges[0].name in _HTML and ranges[0].quality > 0
 
@@ -136,8 +136,8 @@ def _wants_html(accept: str | None) -> bool:
 def _location(scope: Scope) -> str:
     """Return the page's address, relative to that of `/`.
 
-    That is right whatever a proxy has taken off in front. The mount itself may have been asked for
-    without a slash.
+    A relative address is right whatever prefix a proxy has removed. The mount itself may have been
+    requested without a slash.
     """
     path = scope["path"] or scope.get("root_path") or "/"
     return "." + quote(path[path.rindex("/") :].rstrip("/")) + PLAYGROUND

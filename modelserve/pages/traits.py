@@ -1,6 +1,6 @@
-"""What a verb of a model takes and gives, as far as its hooks, attributes and example say.
+"""What a verb of a model takes and returns, by its hooks, attributes and example.
 
-What nothing is said of is taken to be JSON, which nearly every model takes.
+Without any declaration it is JSON, which nearly every model takes.
 """
 
 import logging
@@ -25,7 +25,7 @@ __all__ = ["Described", "Given", "Taken", "as_json", "example_of", "given_by", "
 
 logger = logging.getLogger("modelserve")
 
-# Types, the first that fits counts, with the name of what they are.
+# Types with their names in `Taken` or `Given`; the first that fits counts.
 _Named: TypeAlias = tuple[tuple[type | tuple[type, ...], str], ...]
 _BYTES: Final = (bytes, bytearray, memoryview)
 _TAKEN: Final[_Named] = (
@@ -54,7 +54,7 @@ class Taken:
         rows: Instances one by one, as lines of JSON.
         tensors: A request of V2.
         text: A request of Triton's generate.
-        schema: Of V1's document, where it is enforced.
+        schema: The schema of V1's document, if it is enforced.
         is_checked: The protocol's own rule about `instances` is enforced.
     """
 
@@ -69,7 +69,7 @@ class Taken:
 
     @property
     def kind(self) -> str:
-        """What people fill in first."""
+        """The form in which people should enter a payload first."""
         if self.rows:
             return "rows"
         if self.json or not (self.bytes or self.form):
@@ -79,16 +79,16 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a verb answers with over V1.
+    """The answer of a verb over V1.
 
     Attributes:
         streams: It is known to stream.
-        may_stream: It is not known not to.
+        may_stream: Nothing says that it does not stream.
         text, bytes: The answer, or an item of it, is text or bytes as they are.
-        json: It is, or its items are, written as JSON.
-        anything: It may be of any type, which the model sets.
-        tensors: It is a response of V2.
-        schema: Of the whole answer, or of a stream that is collected.
+        json: The answer, or an item of it, is written as JSON.
+        anything: It may have any media type, which the model sets.
+        tensors: It is a V2 response.
+        schema: The schema of the whole answer, or of a collected stream.
     """
 
     streams: bool
@@ -102,7 +102,7 @@ class Given:
 
 
 class Described(NamedTuple):
-    """A model, the name that it is served by, and its example as JSON has it, or None."""
+    """A model, the name that it is served by, and its example as JSON, or None."""
 
     name: str
     entry: Entry
@@ -133,7 +133,7 @@ def taken_by(described: Described, plan: Plan) -> Taken | None:
 
 
 def given_by(model: Any, plan: Plan) -> Given:
-    """Return what a verb answers with."""
+    """Return the answer of a verb."""
     last = plan.postprocess or plan.main
     annotation = bare(return_type(getattr(model, last.name)))
     item = element_of(annotation, iterates=True)
@@ -156,9 +156,9 @@ def given_by(model: Any, plan: Plan) -> Given:
 
 
 def example_of(model: Any) -> Any:
-    """Return a model's example; None where it has none, or one that JSON cannot hold.
+    """Return a model's example; None without one, or if JSON cannot hold it.
 
-    A method of that name is something else.
+    A method of that name does not count.
     """
     try:
         example = model.example
@@ -169,7 +169,7 @@ def example_of(model: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """Return what a client reads of a value. Raises an exception for what JSON cannot hold."""
+    """Return a value as a client reads it. Raises an exception if JSON cannot hold it."""
     return orjson.loads(to_json(value))
 
 
@@ -185,10 +185,10 @@ def _annotation(model: Any, plan: Plan) -> Any:
 
 
 def _kinds(annotation: Any, named: _Named, unsaid: tuple[Any, ...] = _UNSAID) -> set[str]:
-    """Return what the members of an annotation are, by name: JSON, if they are none of the named.
+    """Name the members of an annotation; any type without a name is JSON.
 
     Args:
-        unsaid: Members that say nothing.
+        unsaid: Members that declare nothing.
     """
     return {_kind(member, named) for member in _members(annotation) if member not in unsaid}
 

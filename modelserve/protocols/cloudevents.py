@@ -1,12 +1,12 @@
 """CloudEvents 1.0 around any codec, in binary and in structured mode. Pure.
 
-A request that is an event is decoded from the event's data by the codec of its path, and answered
-by an event in the same mode. In binary mode the attributes are headers of an otherwise ordinary
-response. In structured mode attributes and data are one JSON document, and each item of a stream is
-an event of its own.
+If a request is an event, the codec of its path decodes the event's data, and the answer is an event
+in the same mode. In binary mode the attributes are headers of an otherwise ordinary response. In
+structured mode attributes and data are one JSON document, and each item of a stream is an event of
+its own.
 
-Written by hand: the `cloudevents` package has one interface in 1.x and another in 2.x, parses data
-and writes it with the standard json module where a codec has the bytes already, writes a list in
+The `cloudevents` package is not used: it has one interface in 1.x and another in 2.x, parses and
+writes data with the standard json module although a codec has the bytes already, writes a list in
 binary mode as Python's repr, and raises AttributeError or TypeError for some bad requests.
 
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
@@ -92,7 +92,7 @@ def codec_for(codec: Codec, head: Head, settings: EventSettings) -> Codec:
 
 
 class _EventFormat(StreamFormat):
-    """The stream of a reply, around the one that its path makes."""
+    """The stream of a reply, around that of the path's codec."""
 
     def __init__(
         self, codec: "_EventCodec", inner: StreamFormat, head: Head, payload: Payload
@@ -113,7 +113,7 @@ class _EventFormat(StreamFormat):
 
 
 class _EventCodec(Codec):
-    """What both modes share: one request that is an event, around the codec of its path."""
+    """The common part of both modes: one request that is an event, around the codec of its path."""
 
     event_format: type[_EventFormat]
 
@@ -148,7 +148,7 @@ class _EventCodec(Codec):
         return self.inner.error(status, detail, error)
 
     def keep_attributes(self, attributes: dict[str, Any]) -> None:
-        """Keep the request's attributes. Raises InvalidInput for those of no CloudEvent 1.0."""
+        """Keep the request's attributes. Raises InvalidInput unless it is a CloudEvent 1.0."""
         self.attributes = attributes
         for name in _REQUIRED:
             value = attributes.get(name)
@@ -160,7 +160,7 @@ class _EventCodec(Codec):
 
     def check_data_cost(self, data: bytes | bytearray, head: Head, limit: float) -> None:
         """Refuse an event's data that has too many JSON values. Raises BodyTooLarge."""
-        if self.protocol == "v1":  # it is parsed whatever its type
+        if self.protocol == "v1":  # it is parsed regardless of its type
             check_cost(data, limit)
         else:
             self.inner.check_cost(data, head, limit)
@@ -201,7 +201,7 @@ class _EventCodec(Codec):
 
 
 class _BinaryFormat(_EventFormat):
-    """The stream that the path makes; the attributes are among its headers."""
+    """The stream of the path's codec; the attributes are among its headers."""
 
     def headers(self) -> list[Header]:
         return _with_attributes(self.inner.headers(), self.codec.reply_attributes(self.ref))
@@ -244,9 +244,9 @@ def _with_attributes(headers: list[Header], attributes: dict[str, Any]) -> list[
 
 
 class _StructuredFormat(_EventFormat):
-    """A stream of structured events: SSE where the path makes that, else NDJSON.
+    """A stream of structured events: SSE if the path's codec chooses it, else NDJSON.
 
-    What is collected is one event.
+    A collected stream is one event.
     """
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
@@ -263,7 +263,7 @@ class _StructuredFormat(_EventFormat):
         return None if encoder is None else self._of_events(encoder)
 
     def _of_events(self, encoder: Encoder) -> Encoder:
-        """Return an encoder that frames as this one does, and writes an event for each item."""
+        """Return an encoder with this framing that writes an event for each item."""
         framed = SSE if media_type(encoder.media_type) == SSE.media_type else NDJSON
         return replace(encoder, encode=encode_documents(framed.encode, self._event))
 
@@ -284,7 +284,7 @@ class _StructuredCodec(_EventCodec):
     event_format = _StructuredFormat
 
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
-        self.limit = limit  # what is in base64 is looked at when it is decoded
+        self.limit = limit  # data in base64 is checked when it is decoded
         check_cost(body, limit)
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
@@ -305,7 +305,7 @@ class _StructuredCodec(_EventCodec):
     def encode(
         self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> Encoded:
-        if isinstance(value, InferResponse):  # as JSON, though the client may ask for binary data
+        if isinstance(value, InferResponse):  # as JSON, even if the client wants binary data
             value = self.document(value, payload, ref)
         headers, buffers = self.inner.encode(value, head, payload, response_headers, ref)
         content_type = dict(headers)[b"content-type"].decode("latin-1")
@@ -347,7 +347,7 @@ def _from_base64(text: Any) -> bytes:
 
 
 def _encoded_again(data: Any) -> bytes:
-    """Return data as the bytes that the codec of the path decodes."""
+    """Return data as bytes for the codec of the path to decode."""
     try:
         return to_json(data)
     except NestedTooDeep:
@@ -355,7 +355,7 @@ def _encoded_again(data: Any) -> bytes:
 
 
 def _unicode_error(data: bytes | bytearray) -> UnicodeDecodeError | None:
-    """Return the error in data that is not UTF-8, whose text KServe shows for JSON."""
+    """Return the error of data that is not UTF-8; KServe shows its text for JSON."""
     try:
         data.decode()
     except UnicodeDecodeError as exc:

@@ -1,13 +1,13 @@
-"""What a protocol is to the pipeline, and what all protocols share. Pure.
+"""The interface of a protocol to the pipeline, and the common part of all protocols. Pure.
 
 A codec turns a head and bytes into the name of a model and a payload, and a hook's result into
-headers and bytes. It also writes the protocol's errors and ends its streams. The pipeline knows a
-protocol by its codec alone; a codec knows neither the pipeline nor the exchange.
+headers and bytes. It also writes the protocol's errors and ends its streams. The pipeline uses a
+protocol only through its codec; a codec uses neither the pipeline nor the exchange.
 
-For a request, the pipeline calls `json_length` before it reads the body; `check_cost` if that is
-not small; `decode`, or `open` where the path names no model; `check`; and `encode` or, for a
-stream, `stream_format`. A failure before the response has started becomes what `error` returns, a
-later one the last record of the encoder.
+For a request, the pipeline calls `json_length` before it reads the body; `check_cost` if the body
+is not small; `decode`, or `open` if the path names no model; `check`; and `encode` or, for a
+stream, `stream_format`. `error` writes a failure before the start of the response; a later one is
+the last record of the encoder.
 """
 
 from collections.abc import Callable
@@ -39,16 +39,16 @@ __all__ = [
     "with_model_headers",
 ]
 
-Payload: TypeAlias = Any  # what a codec decodes and a hook takes
+Payload: TypeAlias = Any  # the result of decoding, which a hook takes
 Encoded: TypeAlias = tuple[list[Header], list[Body]]  # the headers and the body of a response
-SetHeaders: TypeAlias = MutableHeaders | None  # what the model has set, if it asked for any
+SetHeaders: TypeAlias = MutableHeaders | None  # those that the model has set
 
 OCTETS: Final[Header] = (b"content-type", b"application/octet-stream")
 _TEXT: Final[Header] = (b"content-type", b"text/plain; charset=utf-8")
 
 
 class ReadBody(Protocol):
-    """A body that was read as it arrived, and is not kept as bytes; its length was that of them."""
+    """A body that was parsed as it arrived, and is not kept as bytes; it has their length."""
 
     payload: Payload
 
@@ -56,28 +56,28 @@ class ReadBody(Protocol):
 
 
 class ModelRef(NamedTuple):
-    """The model that a request is for, and its version where the request names one."""
+    """The model that a request is for, and its version if the request names one."""
 
     name: str
     version: str | None = None
 
 
 class StreamFormat:
-    """How one stream goes out, and what its records have in common.
+    """The format of one stream: its headers, its encoder, and common members of its records.
 
-    It is made for one response, so it may keep state, such as what the last record will contain.
-    Only a format that needs the payload keeps it, since it may be large and a stream long.
+    It is made for one response, so it may keep state, such as the content of the last record. Only
+    a format that needs the payload keeps it, since it may be large and a stream long.
 
     Args:
-        head: The request's.
-        payload: As it was decoded.
-        response_headers: Those that the model has set.
+        head: The head of the request.
+        payload: The decoded payload.
+        response_headers: The headers that the model has set.
         ref: The model.
 
     Attributes:
-        default: The media type of a stream where the client has no preference; None for one that
-            its first item decides.
-        as_message: Makes the text or the bytes of a message, where each item is one.
+        default: The media type of a stream if the client has no preference; None if its first item
+            decides.
+        as_message: Makes the text or the bytes of a message, if each item is one.
     """
 
     default: str | None = None
@@ -97,14 +97,14 @@ class StreamFormat:
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
         """Choose the encoder by the first item; `empty` is a stream without any.
 
-        Raises NotAcceptable where nothing that the client accepts can be sent.
+        Raises NotAcceptable if nothing that the client accepts can be sent.
         """
         raise NotImplementedError
 
     def framed_encoder(self) -> Encoder | None:
         """Return the encoder if it is known before the first item and can carry a heartbeat.
 
-        A client that has not asked for such a stream gets no heartbeats: None.
+        None for a client that has not asked for such a stream: it gets no heartbeats.
         """
         return None
 
@@ -112,24 +112,24 @@ class StreamFormat:
 class Codec:
     """One protocol, or one endpoint of it.
 
-    A codec serves many requests. What it needs apart from their bytes, such as the time or new ids,
-    is given to it when it is made.
+    A codec serves many requests. Sources of anything other than their bytes, such as the time or
+    new ids, are passed to its constructor.
 
     Attributes:
         protocol: The name of the protocol in metrics and in the log.
-        takes_binary: A body may be JSON and binary tensors: `json_length` is asked. One that names
-            the model is binary tensors.
-        takes_forms: A body that is multipart/form-data is read by the pipeline, part by part as it
-            arrives, and `decode` is given a `ReadBody`.
-        takes_lines: A body may be streamed to the model: `cutter` is asked.
+        takes_binary: A body may be JSON and binary tensors: `json_length` is called. A body that
+            names the model is binary tensors.
+        takes_forms: The pipeline reads a body of multipart/form-data part by part as it arrives,
+            and `decode` is given a `ReadBody`.
+        takes_lines: A body may be streamed to the model: `cutter` is called.
         is_socket: There is no body, but the messages of a WebSocket, which are always streamed.
         carries_responses: A response of starlette's that a hook returns is sent as it is.
 
-    Args:
-        format_class: How streams go out.
+        Args:
+        format_class: The format of streams.
         always_streams: A value that is no stream is sent as a stream of one item.
-        over_socket: The codec of the same over a WebSocket; None where there is no such thing.
-        of_bytes: The codec of the same for hooks that are annotated to take bytes; None for itself.
+        over_socket: The codec of the endpoint over a WebSocket; None if it cannot be one.
+        of_bytes: The codec of the endpoint for hooks annotated to take bytes; None for this one.
     """
 
     protocol: str = ""
@@ -153,19 +153,19 @@ class Codec:
         self._of_bytes = of_bytes or self
 
     def taking(self, takes_bytes: bool) -> "Codec":
-        """Return the codec for a hook that is annotated to take bytes, or is not."""
+        """Return the codec for a hook, by whether it is annotated to take bytes."""
         return self._of_bytes if takes_bytes else self
 
     def json_length(self, head: Head) -> bytes | None:
         """Return the declared length of the JSON in front of binary tensors.
 
-        A body of binary tensors may be larger than others, unless a limit is set; None is for the
-        others.
+        None for any other body. A body of binary tensors may be larger than others, unless a limit
+        is set.
         """
         return None
 
     def cutter(self, media_type: str, limits: Limits, *, iterates: bool) -> Cutter | None:
-        """Return what cuts a body that is streamed to the model; None for any other body.
+        """Return the cutter of a body that is streamed to the model; None for any other body.
 
         Args:
             iterates: The hook takes its instances one by one.
@@ -175,15 +175,15 @@ class Codec:
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
         """Refuse a body whose JSON has more values than the limit, before it is parsed.
 
-        By default the whole body is JSON. It is not called for a body that is too short to have so
-        many. This and `decode` may be called in a thread. Raises BodyTooLarge.
+        By default the whole body is JSON. This is not called for a body that is too short to have
+        so many. This and `decode` may be called in a thread. Raises BodyTooLarge.
         """
         check_cost(body, limit)
 
     def unwrap(self, body: bytes | bytearray, head: Head) -> tuple[bytes | bytearray, bytes]:
-        """Return what is in the body of a request whose path names no model, and its coding.
+        """Return the content of the body of a request whose path names no model, and its coding.
 
-        That is what `open` is given once the coding is undone. Raises InvalidInput.
+        `open` is given that content once the coding is undone. Raises InvalidInput.
         """
         return body, head.get(b"content-encoding")
 
@@ -202,7 +202,7 @@ class Codec:
         raise NotImplementedError
 
     def check(self, payload: Payload) -> None:
-        """Check what goes to the main hook, after preprocess. Raises InvalidInput."""
+        """Check the payload of the main hook, after preprocess. Raises InvalidInput."""
 
     def encode(
         self, value: Any, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
@@ -216,11 +216,11 @@ class Codec:
     def stream_format(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
     ) -> StreamFormat:
-        """Return how a stream goes out; the arguments are `StreamFormat`'s."""
+        """Return the format of a stream; the arguments are `StreamFormat`'s."""
         return self.format_class(head, payload, response_headers, ref)
 
     def document(self, item: Item, payload: Payload, ref: ModelRef) -> Any:
-        """Return what one item is, for an envelope around it; the item itself by default."""
+        """Return the content of one item, for an envelope around it; by default the item itself."""
         return item
 
     def error(
@@ -230,8 +230,8 @@ class Codec:
 
         Args:
             status: Its status.
-            detail: A sentence, or what the model has put into an HTTPException.
-            error: What was raised, for a protocol whose errors say more than a sentence. Nothing of
+            detail: A sentence, or the detail of an HTTPException that the model raised.
+            error: The exception, for a protocol whose errors have more than a sentence. Nothing of
                 an exception that is not a `ServingError` may be shown.
         """
         return status, [JSON], error_document(detail)
@@ -250,7 +250,7 @@ def encode_value(
 
 
 def with_model_headers(content_type: Header, response_headers: SetHeaders) -> list[Header]:
-    """Return the headers that the model has set, with this content type if it has set none."""
+    """Return the headers that the model has set, with this content type by default."""
     if not response_headers:
         return [content_type]
     headers = sendable_headers(response_headers)

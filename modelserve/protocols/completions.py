@@ -1,10 +1,10 @@
-"""Completions in OpenAI's form, made of what a hook yields or returns. Pure.
+"""Completions in OpenAI's form, made of the items that a hook yields or returns. Pure.
 
 An item is text; or a dict with the members of a delta (`content`, `tool_calls`,
-`reasoning_content`, ...), with `index` for another choice than the first, and with `logprobs`; or a
+`reasoning_content`, ...), with `index` for a choice other than the first, and with `logprobs`; or a
 dict with `finish_reason` or `usage`, which are kept for the end; or a document with `choices`, a
-chunk or a whole answer of another server. Objects of other libraries count as the dict that they
-can be made into. Another server's error is raised.
+chunk or a whole answer of another server. Objects of other libraries are converted to dicts if
+possible. Another server's error is raised.
 https://platform.openai.com/docs/api-reference/chat/streaming
 """
 
@@ -28,22 +28,22 @@ DONE: Final = b"data: [DONE]\n\n"
 
 _dumps: Final = orjson.dumps
 _join: Final = b"".join
-# What of a dict is about its choice; the rest is its delta.
+# The members of a dict that belong to its choice; the rest is its delta.
 _OF_CHOICE: Final = frozenset({"index", "finish_reason", "logprobs", "usage"})
-# What of another server's choice is put together; the rest is kept as it is.
+# The members of another server's choice that are merged; the rest is kept as it is.
 _PUT_TOGETHER: Final = frozenset({"index", "delta", "message", "text", "logprobs", "finish_reason"})
-# Text that is the same in each delta that has it; other text is joined.
+# Text that is the same in each delta; other text is joined.
 _REPEATED: Final = frozenset({"role", "id", "type", "name"})
 _ANY_TEXT: Final = "\0"
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Chat or text: what differs in their documents.
+    """Chat or text: the differences in their documents.
 
     Attributes:
         id_prefix: The start of an answer's id.
-        whole, chunk: What `object` says of a whole answer, and of a part of one.
+        whole, chunk: The member `object` of a whole answer, and of a part of one.
         is_chat: A choice has a message and deltas, else text.
     """
 
@@ -63,9 +63,9 @@ class Completion:
     Args:
         kind: Chat or text.
         request: The request's document.
-        id: Without its prefix.
+        id: The id without its prefix.
         created: Seconds since 1970.
-        model: The name that the client knows.
+        model: The name that the client uses.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Completion:
     # -- in chunks
 
     def chunk(self, item: Item) -> bytes:
-        """Return the events that an item becomes: one as a rule, none for what is kept."""
+        """Return the events for an item: usually one, none for what is kept."""
         if type(item) is str and self._around_text is not None:  # as most are
             before, after = self._around_text
             return _join((before, _dumps(item), after))
@@ -107,12 +107,12 @@ class Completion:
         return chunk
 
     def last(self) -> bytes:
-        """Return the events that end a stream: how each choice has finished, usage, and [DONE]."""
+        """Return the events that end a stream: finish reasons of choices, usage, and [DONE]."""
         self._is_complete = True
         choices = self._choices.values() if self._choices else [self._choice(0)]
         events = []
         for choice in choices:
-            if self._kind.is_chat and not choice.has_begun:  # no client waits for a role in vain
+            if self._kind.is_chat and not choice.has_begun:  # clients wait for a role
                 events.append(event(self._chunk(choice, {"content": ""}, None)))
             if not choice.is_finished:
                 events.append(event(self._chunk(choice, {}, None, choice.finish_reason)))
@@ -134,7 +134,7 @@ class Completion:
         return {**self._frame, "choices": [whole]}
 
     def _chunks_of(self, document: dict[str, Any]) -> Iterable[dict[str, Any]]:
-        """Return the chunks that another server's chunk or answer becomes."""
+        """Return the chunks for another server's chunk or answer."""
         self._take_frame(document)
         parts = []
         for part in document["choices"]:
@@ -172,7 +172,7 @@ class Completion:
     # -- both
 
     def generation(self) -> Generation:
-        """Return what the answer says of itself; finish reasons once it is complete."""
+        """Return the answer's metadata; finish reasons only once it is complete."""
         finished = self._sorted_choices() if self._is_complete else []
         return Generation(
             model=str(self._frame["model"]),
@@ -187,7 +187,7 @@ class Completion:
         return [self._choices[index] for index in sorted(self._choices)]
 
     def _take_frame(self, document: dict[str, Any]) -> None:
-        """Take over what another server's document says of the answer, apart from its choices."""
+        """Adopt the members of another server's document, except its choices."""
         self._usage = document.get("usage") or self._usage
         self._around_text = None
         self._frame |= {
@@ -227,10 +227,10 @@ class _Choice:
 
     Attributes:
         told_reason: Why it has finished, if the hook has said so.
-        has_begun, is_finished: Of a stream: its first chunk, and the one with a reason, are sent.
-        message: What the deltas add up to, for a whole answer.
-        more: What else another server says of the choice.
-        calls: How many tool calls there are.
+        has_begun, is_finished: In a stream, its first chunk, or the chunk with its reason, is sent.
+        message: The sum of the deltas, for a whole answer.
+        more: Other members of another server's choice.
+        calls: The number of tool calls.
     """
 
     index: int
@@ -247,7 +247,7 @@ class _Choice:
         return self.told_reason or ("tool_calls" if self.calls else "stop")
 
     def numbered(self, delta: dict[str, Any]) -> dict[str, Any]:
-        """Return a delta whose tool calls have the index by which clients put them together."""
+        """Return a delta whose tool calls have the index by which clients merge them."""
         calls = delta.get("tool_calls")
         if not calls:
             return delta
@@ -285,7 +285,7 @@ class _Choice:
 
 
 def _merge(whole: dict[str, Any], delta: Mapping[str, Any]) -> None:
-    """Add a delta: text is joined, what has an index is merged with what has the same one."""
+    """Add a delta: text is joined, elements with the same index are merged."""
     for key, value in delta.items():
         known = whole.get(key)
         if key == "tool_calls":
@@ -318,7 +318,7 @@ def _merged_logprobs(known: Any, more: Any) -> Any:
 
 
 def usage(given: Any, *counts: str) -> dict[str, Any]:
-    """Return the usage that clients expect: what the hook has said, and zeros for other counts."""
+    """Return the usage that clients expect: the hook's counts, and zeros for other ones."""
     told: dict[str, Any] = dict.fromkeys(counts or ("prompt_tokens", "completion_tokens"), 0)
     told |= _as_dict(given)
     total = sum(told.get(count) or 0 for count in ("prompt_tokens", "completion_tokens"))
@@ -326,13 +326,13 @@ def usage(given: Any, *counts: str) -> dict[str, Any]:
 
 
 def count_in(given: Any, name: str) -> int | None:
-    """Return a count of tokens, if the hook has told it."""
+    """Return a count of tokens, if the hook has given it."""
     count = _as_dict(given).get(name)
     return count if type(count) is int else None
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
-    """Return a dict, or that which an object can be made into; of anything else an empty one."""
+    """Return a dict, or an object converted to one; an empty dict for anything else."""
     plain = value if isinstance(value, dict | str | None) else to_plain(value)
     return plain if isinstance(plain, dict) else {}
 
@@ -343,7 +343,7 @@ def event(document: Any) -> bytes:
 
 
 def told_error(error: Any) -> HTTPException:
-    """Return the exception that another server's error is; its `code` may be a status."""
+    """Turn another server's error into an exception; its `code` may be a status."""
     if not isinstance(error, dict):
         error = {"message": str(error)}
     code = str(error.get("code"))

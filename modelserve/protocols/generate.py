@@ -1,6 +1,6 @@
 """Triton's generate extension: text in, text out, whole or as server-sent events. Pure.
 
-A hook gets the document as it came, `text_input` and `parameters`, and returns or yields text, an
+A hook gets the request's document, `text_input` and `parameters`, and returns or yields text, an
 `InferResponse` whose first BYTES output is the text, or a document of its own with `text_output`.
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_generate.md
 """
@@ -30,7 +30,7 @@ __all__ = ["GENERATE", "GENERATE_STREAM"]
 
 
 class WholeTextFormat(StreamFormat):
-    """All the text as one document; of the other members of the items, the last of each name."""
+    """All the text as one document, with the last value of each other member of the items."""
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
         members: dict[str, Any] = {}
@@ -49,7 +49,7 @@ class WholeTextFormat(StreamFormat):
 
 
 class TextEventFormat(StreamFormat):
-    """One document an event; an error is a document too, as Triton writes it."""
+    """Each event is one document; an error is a document too, as Triton writes it."""
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
         return self._events()
@@ -99,7 +99,7 @@ def _document(item: Item, ref: ModelRef) -> dict[str, Any]:
 
 
 def _own_document(item: Item) -> dict[str, Any] | None:
-    """Return the document of a model's own that an item is, such as an object of pydantic's."""
+    """Return the model's own document if an item is one or can be converted to one."""
     if isinstance(item, ServerSentEvent):
         item = item.data
     if isinstance(item, dict):
@@ -111,7 +111,7 @@ def _own_document(item: Item) -> dict[str, Any] | None:
 
 
 def _text(item: Item) -> str:
-    """Return the text of an item; what is neither text nor a response is written as JSON."""
+    """Return the text of an item; anything but text and responses is written as JSON."""
     if isinstance(item, ServerSentEvent):
         item = item.data
     if isinstance(item, InferResponse):
@@ -125,7 +125,7 @@ def _text(item: Item) -> str:
 
 
 def _text_of_response(response: InferResponse) -> str:
-    """Return what the first BYTES output holds. Raises InferenceError where there is no text."""
+    """Return the text of the first BYTES output. Raises InferenceError if there is none."""
     for output in response.outputs:
         if output.datatype == "BYTES":
             try:

@@ -68,7 +68,7 @@ _RESPONSE: Final = "ModelInferResponse"
 
 
 class GrpcCodec(Codec):
-    """What all methods have in common: one message in a frame, and errors."""
+    """The common part of all methods: one message in a frame, and errors."""
 
     protocol = "grpc"
     carries_responses = False
@@ -78,7 +78,7 @@ class GrpcCodec(Codec):
         return message, head.get(b"grpc-encoding") if is_compressed else b""
 
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
-        """Leave it at the bytes: a message takes little more memory than they do."""
+        """Check nothing beyond the bytes: a message takes little more memory than they do."""
 
     def error(
         self, status: int, detail: Any, error: BaseException | None = None
@@ -142,18 +142,18 @@ class InferCodec(GrpcCodec):
 # --- ModelStreamInfer ---------------------------------------------------------------------------
 
 _STREAM_RESPONSE: Final = "ModelStreamInferResponse"
-# Triton's names, for clients that want to know where the responses to a request end.
+# Triton's names, for clients that want to know which response is the last for a request.
 _WANTS_ENDING: Final = "triton_enable_empty_final_response"
 _FINAL: Final = "triton_final_response"
 
 
 def wants_ending(request: InferRequest) -> bool:
-    """Return whether the client wants to be told of the last response to a request."""
+    """Return whether the client wants the last response to a request to be marked."""
     return bool((request.parameters or {}).get(_WANTS_ENDING))
 
 
 def stream_response(value: Any, request: InferRequest, ref: ModelRef, *, final: bool) -> bytes:
-    """Return what a hook gives as one message of the stream, in a frame.
+    """Return a hook's result as one message of the stream, in a frame.
 
     Args:
         request: What it answers.
@@ -165,7 +165,7 @@ def stream_response(value: Any, request: InferRequest, ref: ModelRef, *, final: 
     message = classes()[_STREAM_RESPONSE](
         infer_response=response if type(response) is classes()[_RESPONSE] else None
     )
-    if not message.HasField("infer_response"):  # it is of generated code
+    if not message.HasField("infer_response"):  # a message of generated code
         message.infer_response.MergeFromString(response.SerializeToString())
     return frame(message.SerializeToString())
 
@@ -214,14 +214,14 @@ def write_answer(name: str, document: Mapping[str, Any]) -> bytes:
     return frame(classes()[name](**document).SerializeToString())
 
 
-# --- what hooks give ----------------------------------------------------------------------------
+# --- results of hooks ---------------------------------------------------------------------------
 
 
 def _code_of(status: int, error: BaseException | None) -> int:
     if error is not None:
         error = single_cause(error)
     if type(error) in (RouteNotFound, MethodNotAllowed):
-        return UNIMPLEMENTED  # a method that there is not
+        return UNIMPLEMENTED  # an unknown method
     return code_of_http(status)
 
 

@@ -1,10 +1,10 @@
 """OpenAI's endpoints: chat completions, completions and embeddings. Pure.
 
-The body names the model, and says whether the answer is streamed; `Accept` counts for nothing, as
-clients send `application/json` or `*/*` either way. A stream ends with how it finished and
-`[DONE]`, or with an error and without `[DONE]`: it never looks complete when it is not.
+The body names the model, and says whether the answer is streamed; `Accept` is ignored, as clients
+send `application/json` or `*/*` either way. A stream ends with a finish reason and `[DONE]`, or
+with an error and without `[DONE]`: it never looks complete when it is not.
 
-No event has an `id` or `retry`: the Python client of OpenAI fails on events that have only those.
+No event has an `id` or `retry`: the Python client of OpenAI fails on events with only those.
 """
 
 from base64 import b64encode
@@ -56,7 +56,7 @@ _TYPES: Final = {403: "permission_error", 429: "rate_limit_error"}
 
 
 class OpenAICodec(Codec):
-    """What the endpoints have in common: where the model is named, and the errors.
+    """The common part of the endpoints: the name of the model, and the errors.
 
     Args:
         clock: Returns the seconds since 1970.
@@ -86,15 +86,15 @@ class OpenAICodec(Codec):
         return ModelRef(model), document
 
     def check_document(self, document: dict[str, Any]) -> None:
-        """Check what the protocol says of a request. Raises InvalidInput."""
+        """Check the request by the protocol's rules. Raises InvalidInput."""
 
     def error(
         self, status: int, detail: Any, error: BaseException | None = None
     ) -> tuple[int, list[Header], bytes]:
         """Return an error in OpenAI's form.
 
-        Its client repeats what fails with 500 or more unless it is told not to: a request that has
-        run into a time limit would run into it twice more.
+        OpenAI's client repeats requests that fail with 500 or more unless a header forbids it: a
+        request that exceeds a time limit would do so twice more.
         """
         if error is not None:
             error = single_cause(error)
@@ -218,7 +218,7 @@ class EmbeddingsCodec(OpenAICodec):
 
 
 class _EmbeddingsFormat(StreamFormat):
-    """Embeddings that are yielded one by one: one document."""
+    """Embeddings that are yielded one by one, as one document."""
 
     def __init__(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
@@ -243,7 +243,7 @@ class _EmbeddingsFormat(StreamFormat):
 
 
 class _Embedded:
-    """What an answer of embeddings says of itself."""
+    """The metadata of an answer with embeddings."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._model, self._usage = document["model"], document["usage"]
@@ -282,11 +282,13 @@ def _vectors(value: Any, given: str | list[str]) -> list[Any]:
     count = 1 if isinstance(given, str) else len(given)
     if len(vectors) != count:
         raise InferenceError(f"embed returned {len(vectors)} embeddings for {count} texts")
+    if not all(isinstance(vector, list | tuple) for vector in vectors):
+        raise InferenceError(_NO_EMBEDDINGS)
     return vectors
 
 
 def _listed(value: Any) -> Any:
-    """Return a list or a dict, as which an array or an object of another library counts."""
+    """Return a list or a dict; convert an array or an object of another library to one."""
     if isinstance(value, dict | list | tuple):
         return value
     try:
@@ -299,7 +301,7 @@ def _listed(value: Any) -> Any:
 
 
 def _row(row: Any, write: Callable[[list[float]], Any]) -> Any:
-    """Return a row of the model's own document, its vector in the form that the client reads."""
+    """Return a row of the model's own document, its vector in the form that the client wants."""
     if not isinstance(row, dict) or isinstance(row.get("embedding"), str | None):
         return row
     return {**row, "embedding": write(_listed(row["embedding"]))}
@@ -317,7 +319,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _error(status: int, detail: Any, error: BaseException | None) -> dict[str, Any]:
-    """Return the document of an error; a detail with a `message` is an error of the model's own."""
+    """Return the document of an error; a detail with a `message` is the model's own error."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     param, code = getattr(error, "param", None) if isinstance(error, InvalidInput) else None, None
     for types, of_param, of_code in _CODES:
@@ -334,7 +336,7 @@ def _error(status: int, detail: Any, error: BaseException | None) -> dict[str, A
 
 
 def _says_when(error: BaseException | None) -> bool:
-    """Return whether an exception has a header that says when to try again."""
+    """Return whether an exception has a Retry-After header."""
     headers = error_headers(getattr(error, "headers", None) or {})
     return any(name == b"retry-after" for name, _ in headers)
 

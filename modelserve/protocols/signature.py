@@ -18,11 +18,11 @@ class Tensor(NamedTuple):
 
 
 def tensors_in(declared: Any) -> list[Tensor]:
-    """Return the tensors that a model's hook has declared; what describes none is left out.
+    """Return the tensors that a model's hook has declared; skip entries that describe none.
 
-    Raises TypeError where the hook returned what JSON cannot hold.
+    Raises TypeError if the hook returned something that JSON cannot hold.
     """
-    document = orjson.loads(to_json(declared))  # of objects, such as pydantic's, what is sent
+    document = orjson.loads(to_json(declared))  # objects, such as pydantic's, as they would be sent
     rows = document if isinstance(document, list) else []
     return [_tensor(row) for row in rows if isinstance(row, dict) and "name" in row]
 

@@ -1,4 +1,4 @@
-"""What TensorFlow Serving says of a model over REST, beyond V1: its state and its signature. Pure.
+"""TensorFlow Serving's documents about a model, beyond V1: its state and its signature. Pure.
 
 Keys, nulls and numbers are those of its protobuf messages in JSON: `GetModelStatusResponse` and
 `GetModelMetadataResponse`. 64-bit integers are text there.

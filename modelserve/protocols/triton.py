@@ -1,4 +1,4 @@
-"""What Triton says of a model beyond V2: its configuration and its statistics. Pure.
+"""Triton's documents about a model, beyond V2: its configuration and its statistics. Pure.
 
 Triton's perf_analyzer asks for both. The keys are those of its extensions `model_configuration` and
 `statistics`.
@@ -86,7 +86,7 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
 def _stages(figures: Figures, *stages: str) -> dict[str, int]:
     """Return how often some hooks ran and for how long.
 
-    Of hooks that the model does not have: as often as a request was done, in no time.
+    Hooks that the model does not have count once for each request, with no time.
     """
     counts = [figures.stages[stage] for stage in stages if stage in figures.stages]
     if not counts:

@@ -41,8 +41,8 @@ from modelserve.wire.values import JSON_OPTIONS, to_builtin
 
 __all__ = ["V1", "V1_SOCKET"]
 
-# What may hold anything: requests and others send bytes as they are, without a type.
-_FORM_TYPE: Final = "application/x-www-form-urlencoded"  # curl -d says so of JSON, too
+# Types of bodies that may be anything: requests and others send bytes without a type.
+_FORM_TYPE: Final = "application/x-www-form-urlencoded"  # curl -d sends JSON with it, too
 _MULTIPART: Final = "multipart/form-data"
 _OCTETS: Final = "application/octet-stream"
 _OPEN_TYPES: Final = frozenset(("", _OCTETS, _FORM_TYPE))
@@ -83,7 +83,7 @@ class V1Codec(Codec):
     takes_lines = True
 
     def cutter(self, media_type: str, limits: Limits, *, iterates: bool) -> Cutter | None:
-        """Return what cuts lines of JSON and, for a hook that iterates, bytes of any other kind."""
+        """Return the cutter for lines of JSON or, if the hook iterates, for any other bytes."""
         if media_type in LINE_TYPES:
             return Lines(math.inf if limits.max_line_bytes is None else limits.max_line_bytes)
         if not iterates or is_json(media_type) or media_type in ("", _FORM_TYPE, _MULTIPART):
@@ -91,7 +91,7 @@ class V1Codec(Codec):
         return Pieces()
 
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
-        """Refuse JSON with too many values; a body that may be anything is JSON if it begins so."""
+        """Refuse JSON with too many values; a body of any type is JSON if it begins so."""
         name = media_type(head.get(b"content-type").decode("latin-1"))
         if is_json(name) or (name in _OPEN_TYPES and _OPENING.match(body)):
             check_cost(body, limit)
@@ -99,7 +99,7 @@ class V1Codec(Codec):
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         """Return any JSON value, a form, or the raw bytes of a body of another type.
 
-        Raises InvalidInput, with the parser's message, for what should be JSON and is not.
+        Raises InvalidInput, with the parser's message, for a body that should be JSON and is not.
         """
         content_type = head.headers.get(b"content-type", b"")
         if content_type == b"application/json":
@@ -124,7 +124,7 @@ class V1Codec(Codec):
             try:
                 return [JSON], [orjson.dumps(value, to_builtin, JSON_OPTIONS)]
             except orjson.JSONEncodeError:
-                pass  # `encode_value` has a fallback, or says what is wrong
+                pass  # `encode_value` has a fallback, or the right error
         headers, body = encode_value(value, payload, response_headers)
         return headers, [body]
 
@@ -155,7 +155,7 @@ def _is_meant_as_json(body: bytes | bytearray) -> bool:
 
 
 class V1BytesCodec(V1Codec):
-    """The same for a hook that is annotated to take bytes, which octets are for it."""
+    """The same for a hook that is annotated to take bytes: it gets application/octet-stream so."""
 
     def check_cost(self, body: bytes | bytearray, head: Head, limit: float) -> None:
         if not _is_octets(head):
@@ -189,7 +189,7 @@ class V1SocketCodec(V1Codec):
     is_socket = True
 
     def cutter(self, media_type: str, limits: Limits, *, iterates: bool) -> Cutter | None:
-        """Return what parses messages: text as a line would be, bytes within a body's limit."""
+        """Return the parser of messages: text has a line's limit, bytes have a body's."""
         text, data = limits.max_line_bytes, limits.max_body_bytes
         return Messages(math.inf if text is None else text, math.inf if data is None else data)
 

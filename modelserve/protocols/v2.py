@@ -2,8 +2,8 @@
 
 A stream returned to `infer` is collected into one response, in which outputs of one name are
 concatenated along their first dimension, unless `Accept` asks for NDJSON or SSE. `infer_stream` is
-MLServer's: always SSE, one response an event. An item that is no `InferResponse` becomes one: a
-document with `outputs` as it is, anything else as the one element of an output called `output`.
+MLServer's: always SSE, one response in each event. An item that is no `InferResponse` is converted:
+a document with `outputs` is one; anything else is the one element of an output called `output`.
 """
 
 from copy import copy
@@ -57,7 +57,7 @@ _NOT_ACCEPTABLE: Final = (
 
 
 class InferStreamFormat(StreamFormat):
-    """Items as responses: collected into one unless `Accept` asks for a stream."""
+    """Each item is a response; they are collected into one unless `Accept` asks for a stream."""
 
     def __init__(
         self, head: Head, payload: Payload, response_headers: SetHeaders, ref: ModelRef
@@ -102,7 +102,7 @@ class InferStreamFormat(StreamFormat):
 
 
 class EventStreamFormat(InferStreamFormat):
-    """Items as responses in server-sent events, whatever `Accept` says."""
+    """Each item is a response in a server-sent event, whatever `Accept` says."""
 
     def encoder(self, first: Item, *, empty: bool) -> Encoder:
         return self._with_documents(SSE)
@@ -128,9 +128,9 @@ class InferCodec(Codec):
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> InferRequest:
         """Return the request, binary with the length header and JSON without it.
 
-        A length of more than the body is one that the client has forgotten to take away: the body
-        is JSON. The content type does not matter. Raises InvalidInput, naming the tensor and what
-        is wrong with it.
+        If the length exceeds the body, the client has left over the header of an earlier request:
+        the body is JSON. The content type does not matter. Raises InvalidInput, which names the
+        tensor and its fault.
         """
         length = head.headers.get(_LENGTH_HEADER)
         request = decode_request(
@@ -159,7 +159,7 @@ class InferCodec(Codec):
 
 
 def wants_ready_only(body: bytes | bytearray) -> bool:
-    """Return what the body of a request for the repository index asks for (Triton's).
+    """Return whether a request for the repository index wants ready models only (Triton's).
 
     Most have no body. Raises InvalidInput.
     """
@@ -182,9 +182,9 @@ def _document(item: Item, payload: Payload, ref: ModelRef) -> dict[str, Any]:
 
 
 def as_response(item: Item, payload: Payload, ref: ModelRef) -> InferResponse:
-    """Return what a hook gives as a response; what is none is the one element of an output.
+    """Return a hook's result as a response; any other value is the one element of an output.
 
-    Raises InvalidOutput for a document with `outputs` that is not one.
+    Raises InvalidOutput for a document with `outputs` that is not a valid response.
     """
     if isinstance(item, InferResponse):
         return item if ref.version is None else _with_version(item, ref.version)
@@ -194,7 +194,7 @@ def as_response(item: Item, payload: Payload, ref: ModelRef) -> InferResponse:
 
 
 def _with_version(response: InferResponse, version: str) -> InferResponse:
-    """Return a response to a path that names a version; what the model has set stays."""
+    """Return a response with the version that the path names, unless the model has set one."""
     if response.model_version is None:
         response = copy(response)  # it is the model's
         response.model_version = version
@@ -213,7 +213,7 @@ def _output(item: Item) -> InferOutput:
 
 
 def _merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the first document with the outputs of all, concatenated by name."""
+    """Return the first document with the outputs of all documents, concatenated by name."""
     parts: dict[str, list[dict[str, Any]]] = {}
     for output in chain.from_iterable(document["outputs"] for document in documents):
         parts.setdefault(output["name"], []).append(output)

@@ -51,7 +51,7 @@ _CODES: Final[Mapping[int, Any]] = {code.value[0]: code for code in grpc.StatusC
 _UNKNOWN: Final = 2
 _CONTENT: Final[Header] = (b"content-type", CONTENT_TYPE)
 _SECONDS: Final = b"x-request-timeout-seconds"
-# What describes a message of HTTP, which a call is not, or is the bridge's to say.
+# Headers that describe a message of HTTP, or that the bridge sets itself.
 _NOT_PASSED: Final = frozenset(
     ("connection", "content-encoding", "content-length", "content-type", "te", "transfer-encoding")
 )
@@ -59,7 +59,7 @@ _LEFT_OUT: Final = (b"content-", b"grpc-", b"connection", b"transfer-encoding")
 _ID: Final = b"x-request-id"
 _KEY: Final = re.compile(rb"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(rb"[\x20-\x7e]*")
-# In which a cancellation shows after the end of a stream of requests, which looks the same.
+# The time in which a cancellation shows: at first it looks like the end of a stream of requests.
 _CANCELLATION_SECONDS: Final = 0.005
 _GONE: Final = {"type": "http.disconnect"}
 _LEAST_SECONDS: Final = 1e-9  # a time-out of 0 has passed
@@ -125,7 +125,7 @@ def _listen(server: Any, address: str, credentials: Any) -> int:
 
 
 def _credentials(uvicorn: Mapping[str, Any]) -> Any:
-    """Return what TLS needs, by the same settings as HTTP's; None without. Raises LoadError."""
+    """Return the credentials for TLS, by HTTP's settings; None without TLS. Raises LoadError."""
     certfile = uvicorn.get("ssl_certfile")
     if not certfile:
         return None

@@ -1,9 +1,9 @@
 """V2's requests, responses and tensors (the Open Inference Protocol). Pure.
 
-From the bottom up: `elements` (those of lists and arrays, and the missing ones), `data` (the data
+From the bottom up: `elements` (elements of lists and arrays, and missing values), `data` (the data
 of a tensor in its three forms), `tensor` (one tensor), `documents` (JSON documents of tensors),
-`messages` (whole requests and responses, and their bodies) and `frames` (arrays and tables to and
-from messages).
+`messages` (whole requests and responses, and their bodies) and `frames` (conversion of arrays and
+tables).
 """
 
 from modelserve.tensors.frames import get_predict_input, get_predict_response

@@ -67,18 +67,18 @@ __all__ = [
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-# Tuples, since `isinstance` of a union written in place makes the union again each time.
+# Tuples, since `isinstance` with a union written in place would make the union at each call.
 BUFFERS: Final = (bytes, bytearray, memoryview)
 _INTEGER: Final[frozenset[type]] = frozenset({int})
-# null is how JSON holds NaN, here in both directions: orjson writes it, numpy reads it so.
+# JSON has null for NaN, in both directions: orjson writes it, numpy reads it so.
 _NUMBER: Final[frozenset[type]] = frozenset({int, float, NoneType})
 
-# numpy before 2 has no more, and the product of a million dimensions would take hours.
+# numpy before 2 allows no more, and the product of a million dimensions would take hours.
 _MAX_DIMENSIONS: Final = 32
 _MEBIBYTE: Final = 1 << 20
-# Numbers that are converted at a time where one of all does not fit: it is looked for in these.
+# If some number does not fit, so many are converted at a time to find it.
 _PART: Final = 1 << 12
-# How many elements too many are counted for a sentence.
+# How many surplus elements are counted for an error.
 _SURPLUS: Final = 1000
 
 
@@ -86,10 +86,9 @@ _SURPLUS: Final = 1000
 class Datatype:
     """One datatype of the Open Inference Protocol.
 
-    `size` is the bytes of an element, 0 where each element has its length before it. `code` is
-    `struct`'s letter, empty where it has none; `dtype` is numpy's name. `json` holds the types that
-    an element may have in JSON, none where JSON cannot carry the datatype; `noun` names them in
-    sentences.
+    `size` is the bytes of an element, 0 if each element is preceded by its length. `code` is
+    `struct`'s letter, empty if it has none; `dtype` is numpy's name. `json` holds the types that an
+    element may have in JSON, none if JSON cannot carry the datatype; `noun` names them in errors.
     """
 
     name: str
@@ -141,25 +140,25 @@ def find_datatype(name: str) -> Datatype:
     return row
 
 
-# Checks of what came from outside.
+# Checks of data from outside.
 
 
 def check_json(data: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
-    """Return the data of a JSON document as a flat list; raise Misfit for what does not fit."""
+    """Return the data of a JSON document as a flat list; raise Misfit if it does not fit."""
     _refuse_binary_only(datatype)
     values = flatten(data)
     check_count(len(values), shape, datatype)
     if not datatype.json.issuperset(map(type, values)):
         raise _wrong_type(values, datatype)
     if datatype.size:
-        _pack(values, datatype)  # checks the ranges, much faster than a loop could
+        _pack(values, datatype)  # checks the ranges, much faster than a loop
     else:
         _check_unicode(values)
     return values
 
 
 def check_bytes(raw: Buffer, shape: Sequence[Any], datatype: Datatype) -> None:
-    """Raise Misfit unless the bytes are exactly the elements that the shape asks for."""
+    """Raise Misfit unless the bytes are exactly the elements of the shape."""
     if not datatype.size:
         most = _count_elements(shape, datatype) + _SURPLUS
         count = count_strings(memoryview(raw), most)
@@ -192,7 +191,7 @@ def check_array(array: NDArray[Any], shape: Iterable[Any], datatype: str) -> Non
 
 
 def plain_shape(shape: Iterable[Any]) -> list[int]:
-    """Return a shape that a model has set, numpy's integers included, as a list of int."""
+    """Return a model's shape, which may contain numpy's integers, as a list of int."""
     try:
         return list(map(operator.index, shape))
     except TypeError:
@@ -212,14 +211,14 @@ def _check_unicode(values: list[str | None]) -> None:
 
 
 def check_count(count: int, shape: Sequence[Any], datatype: Datatype) -> None:
-    """Raise Misfit unless there are as many elements as the shape asks for."""
+    """Raise Misfit unless the number of elements is that of the shape."""
     expected = _count_elements(shape, datatype)
     if count != expected:
         raise Misfit(f"has {count} elements where its shape {short(shape)} asks for {expected}")
 
 
 def _count_elements(shape: Sequence[Any], datatype: Datatype) -> int:
-    """Return how many elements a shape has, without allocating anything."""
+    """Return the number of elements of a shape, without allocating anything."""
     if not _INTEGER.issuperset(map(type, shape)):
         raise Misfit(f"has a shape that is not a list of whole numbers: {short(shape)}")
     if len(shape) > _MAX_DIMENSIONS:
@@ -227,7 +226,7 @@ def _count_elements(shape: Sequence[Any], datatype: Datatype) -> int:
     if shape and min(shape) < 0:
         raise Misfit(f"has a negative dimension in its shape {short(shape)}")
     count: int = math.prod(shape)
-    # numpy refuses a shape by the product of its dimensions other than 0.
+    # numpy refuses a shape by the product of its nonzero dimensions.
     if (count or math.prod(filter(None, shape))) * (datatype.size or 8) > sys.maxsize:
         raise Misfit(f"has a shape that is too large: {short(shape)}")
     return count
@@ -257,7 +256,7 @@ def to_json(form: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
 
 
 def to_values(elements: list[Any], datatype: Datatype) -> list[Any]:
-    """Return elements as JSON has them; raise Misfit for one that is not of the datatype."""
+    """Return elements as JSON values; raise Misfit for one that is not of the datatype."""
     if not datatype.size:
         return to_text(elements)
     if datatype.name in _WITH_NULL:
@@ -266,7 +265,7 @@ def to_values(elements: list[Any], datatype: Datatype) -> list[Any]:
 
 
 def to_json_as_given(form: Any, shape: Sequence[Any], datatype: Datatype) -> list[Any]:
-    """Return data as `to_json` does, but leave the numbers of a list unrounded (KServe's rule)."""
+    """Return data as `to_json` does, but do not round the numbers of a list (KServe's rule)."""
     if datatype.size and isinstance(form, LISTS):
         values = flatten(form)
         if datatype.json.issuperset(map(type, values)):
@@ -298,9 +297,9 @@ def to_array(
 ) -> NDArray[Any]:
     """Return data in any form as an array; bytes and arrays are viewed, not copied.
 
-    BYTES become objects: of type `bytes` where they came in binary, else as they are (from JSON
-    `str` and None, KServe's rule). A list that `check_json` has returned `is_checked`. Raises
-    Misfit where data and shape or datatype disagree, ImportError without numpy.
+    BYTES become objects: `bytes` if they came in binary, else as they are (from JSON `str` and
+    None, KServe's rule). A list that `check_json` has returned `is_checked`. Raises Misfit if data
+    and shape or datatype disagree, ImportError without numpy.
     """
     numpy = need("numpy")
     raw = isinstance(form, BUFFERS)
@@ -323,9 +322,9 @@ def to_array(
 
 
 def to_text(form: Any) -> list[str | None]:
-    """Return the elements of BYTES in any form as text, None for those that are missing.
+    """Return the elements of BYTES in any form as text, None for missing ones.
 
-    Raises NotJSON where they are not UTF-8.
+    Raises NotJSON if they are not UTF-8.
     """
     elements = split_strings(memoryview(form)) if isinstance(form, BUFFERS) else list_elements(form)
     try:
@@ -381,7 +380,7 @@ def _pack_numbers(values: list[Any], datatype: Datatype) -> bytes:
 def _pack_part(values: list[Any], at: int, datatype: Datatype) -> bytes:
     """Return some of the elements as bytes, from index `at` on.
 
-    Those that fit are not looked at one by one: most have no other among them.
+    Elements are not checked one by one unless one of them does not fit.
     """
     for replaced in (_itself, _nan_for_null, _substitute):
         values = replaced(values, datatype)
@@ -401,7 +400,7 @@ def _nan_for_null(values: list[Any], datatype: Datatype) -> list[Any]:
 
 
 def _substitute(values: list[Any], datatype: Datatype) -> list[Any]:
-    """Return NaN for a missing value, an int for a float without a fraction, others as they are."""
+    """Return NaN for a missing value, an int for a whole float, any other value as it is."""
     if datatype.json != _INTEGER:
         return [math.nan if is_missing(value) else value for value in values]
     return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
@@ -430,7 +429,7 @@ def _fits(value: Any, datatype: Datatype) -> bool:
 def pack_array(array: NDArray[Any], datatype: Datatype) -> bytes:
     """Return a copy of an array of the datatype as little-endian bytes, row-major.
 
-    Raises Misfit for a missing value where the datatype is not floating point.
+    Raises Misfit for a missing value unless the datatype is floating point.
     """
     if datatype.size and is_regular(array):
         return array.astype(find_dtype(datatype), copy=False).tobytes()
@@ -438,7 +437,7 @@ def pack_array(array: NDArray[Any], datatype: Datatype) -> bytes:
 
 
 def name_datatype(dtype: Any) -> str | None:
-    """Return the datatype that holds a numpy dtype, or None where there is none."""
+    """Return the datatype that holds a numpy dtype, or None if there is none."""
     if dtype.kind in _BYTES_KINDS:
         return "BYTES"
     # The name is not asked of most: numpy makes it anew each time.

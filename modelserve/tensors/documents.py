@@ -1,10 +1,10 @@
 """The JSON documents of V2: read into tensors, and written from them. Pure.
 
-Every value of an input is checked when it is read; the values of an output are checked when someone
-asks for them.
+Every value of an input is checked when it is read; the values of an output are checked when they
+are used.
 
 In Triton's binary tensor extension a document is followed by the bytes of its tensors, in order.
-`tail` is the rest of them that is still to be read, None where the body is JSON only.
+`tail` is the unread rest of them, None if the body is JSON only.
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
@@ -52,7 +52,7 @@ __all__ = [
 LENGTH_HEADER: Final = "inference-header-content-length"
 
 _SHARED: Final = "shared_memory_region"
-_NOT_SHARED: Final = "is in shared memory (Triton's extension), which there is not here"
+_NOT_SHARED: Final = "is in shared memory (Triton's extension), which is not supported"
 _SCALARS: Final = frozenset({str, int, float, bool})
 
 _Tensor = TypeVar("_Tensor", bound=Tensor)
@@ -81,7 +81,7 @@ class ResponseFields(TypedDict):
 
 
 def parse(body: Buffer, noun: str, error: type[ServingError]) -> Any:
-    """Return the document in a body; raise `error` for what is not JSON."""
+    """Parse a body as JSON; raise `error` if it is not JSON."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as exc:
@@ -165,7 +165,7 @@ def _read_contents(entry: dict[str, Any]) -> list[Any] | None:
 
 
 def _read_data(tensor: Tensor, data: Any, tail: memoryview | None) -> memoryview | None:
-    """Set a tensor's data, and return the part of `tail` that is left for the next tensor."""
+    """Set a tensor's data, and return the rest of `tail` for the next tensor."""
     parameters = tensor.parameters or {}
     refuse_shared(parameters)
     size = parameters.pop(SIZE, None)
@@ -204,7 +204,7 @@ def _last_binary(role: Role, tensors: list[_Tensor]) -> str:
 
 
 def _read_requested(document: dict[str, Any]) -> list[RequestedOutput] | None:
-    """Return the outputs that a request names, or None, which means all of them."""
+    """Return the outputs that a request names, or None for all."""
     if document.get("outputs") is None:
         return None
     outputs = []
@@ -238,7 +238,7 @@ def _read_name(entry: Any, key: str, index: int, error: type[ServingError]) -> s
 
 
 def _read_parameters(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a copy of an entry's parameters, whose values are scalars; None where it has none."""
+    """Return a copy of an entry's parameters, all scalars; None if it has none."""
     parameters = entry.get("parameters")
     if parameters is None:
         return None
@@ -259,13 +259,13 @@ def _check_flag(parameters: dict[str, Any] | None, key: str) -> None:
 
 
 def refuse_shared(parameters: Mapping[str, Any]) -> None:
-    """Raise Misfit for the parameters of a tensor that is somewhere else."""
+    """Raise Misfit for the parameters of a tensor in shared memory."""
     if _SHARED in parameters:
         raise Misfit(_NOT_SHARED)
 
 
 def check_distinct(names: list[str], noun: str, error: type[ServingError]) -> None:
-    """Raise an error for a name that is there twice."""
+    """Raise an error for a duplicate name."""
     if len(set(names)) < len(names):
         [(name, _)] = Counter(names).most_common(1)
         raise error(f"Duplicate {noun.lower()} {short(name)}.")
@@ -275,10 +275,10 @@ def check_distinct(names: list[str], noun: str, error: type[ServingError]) -> No
 
 
 def tensor_entry(tensor: Tensor, buffers: list[Buffer] | None) -> dict[str, Any]:
-    """Return a tensor's entry as a response has it, `parameters` of null included.
+    """Return a tensor's entry in a response, with `parameters` even if null.
 
     The data is appended to `buffers` as bytes; without `buffers` it is a flat list in the entry.
-    Raises the error of the tensor's role for data that does not fit.
+    Raises the error of the tensor's role if the data does not fit.
     """
     try:
         shape, datatype = plain_shape(tensor.shape), find_datatype(tensor.datatype)
@@ -301,10 +301,10 @@ def tensor_entry(tensor: Tensor, buffers: list[Buffer] | None) -> dict[str, Any]
 
 
 def requested_entry(output: RequestedOutput) -> dict[str, Any]:
-    """Return the entry of an output that is asked for."""
+    """Return the entry of a requested output."""
     return without_null({"name": output.name, "parameters": output.parameters or None})
 
 
 def without_null(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry as requests and KServe's `to_rest` have it: without `parameters` of null."""
+    """Return an entry in a request, or of KServe's `to_rest`: without `parameters` if null."""
     return {key: value for key, value in entry.items() if key != "parameters" or value is not None}

@@ -1,8 +1,8 @@
-"""The elements of a tensor as a list, from lists and arrays, and those that are missing. Pure.
+"""The elements of a tensor as a list, from lists and arrays, and missing values. Pure.
 
-A missing value is None, NaN, pandas' NA or NaT, numpy's NaT, or what an array masks. Floating point
-holds it as NaN; BOOL and BYTES have null for it in JSON; nothing else can hold it, and nothing is
-made of it.
+A missing value is None, NaN, pandas' NA or NaT, numpy's NaT, or a masked element of an array.
+Floating point holds it as NaN; BOOL and BYTES have null for it in JSON. Other datatypes cannot hold
+it, and it is never replaced by a value.
 
 Data that does not fit raises `Misfit`. The caller knows the tensor's name and whose error it is.
 """
@@ -36,14 +36,14 @@ __all__ = [
     "text_of",
 ]
 
-LISTS: Final = (list, tuple)  # a tuple: `isinstance` of a union makes the union anew each time
+LISTS: Final = (list, tuple)  # a tuple: `isinstance` with a union would make the union at each call
 _SCALARS: Final = (str, bytes, int, float)
 _BOOLEAN: Final[frozenset[type]] = frozenset({bool})
 _NEVER_MISSING: Final[frozenset[type]] = frozenset({str, bytes, bool, int})
 
 
 class _Short(Repr):
-    """Values cut in length and in depth; without sorting, which takes long for many keys."""
+    """Writes values cut in length and in depth; without sorting, which is slow for many keys."""
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         if not x or level <= 0:
@@ -61,7 +61,7 @@ _SHORT.maxstring = 60
 class Misfit(ValueError):
     """Raised for data that does not fit its datatype or shape.
 
-    Its text is the end of a sentence that begins with the tensor's name.
+    Its text completes a sentence that begins with the tensor's name.
     """
 
 
@@ -72,7 +72,7 @@ class NotJSON(Misfit):
 class WrongArray(Misfit):
     """Raised for an array of another datatype or shape than the tensor that it is set on.
 
-    This is the program's error, whichever tensor it is.
+    This is the program's error, for inputs as well as outputs.
     """
 
 
@@ -83,7 +83,7 @@ def is_array(value: Any) -> bool:
 
 
 def is_regular(array: NDArray[Any]) -> bool:
-    """Return whether all elements are values of the dtype: none is masked, none any object."""
+    """Return whether all elements are values of the dtype: none is masked, and none an object."""
     return array.dtype.kind != "O" and not hasattr(array, "mask")
 
 
@@ -91,7 +91,7 @@ def is_regular(array: NDArray[Any]) -> bool:
 
 
 def list_elements(data: Any) -> list[Any]:
-    """Return the elements of a list or an array, row-major; what is masked is None.
+    """Return the elements of a list or an array, row-major; None for a masked one.
 
     Raises Misfit as `flatten`.
     """
@@ -103,9 +103,9 @@ def list_elements(data: Any) -> list[Any]:
 
 
 def _times(array: NDArray[Any]) -> list[Any]:
-    """Return numpy's times as Python's, or as text where those cannot hold them."""
+    """Return numpy's times as Python's, or as text if those cannot hold them."""
     times: list[Any] = array.astype(object).tolist()
-    if int in set(map(type, times)):  # of nanoseconds, or too far away
+    if int in set(map(type, times)):  # nanoseconds, or out of Python's range
         return list(map(_time, array))
     return times
 
@@ -121,8 +121,8 @@ def _time(value: Any) -> Any:
 def flatten(data: Any) -> list[Any]:
     """Return nested data as one list, row-major; numpy arrays and scalars inside become plain.
 
-    Raises Misfit where rows differ in length or in depth. The work is linear in the size of the
-    data, and there is no recursion.
+    Raises Misfit if rows differ in length or in depth. The work is linear in the size of the data,
+    without recursion.
     """
     if not isinstance(data, LISTS):
         data = data.tolist() if hasattr(data, "tolist") else data
@@ -157,7 +157,7 @@ def find_missing(values: Sequence[Any]) -> int | None:
 
 
 def booleans(values: list[Any]) -> list[bool | None]:
-    """Return the elements of BOOL, None for one that is missing; of numbers, 0 and 1 alone fit."""
+    """Return the elements of BOOL, None for a missing one; the only numbers allowed are 0 and 1."""
     if _BOOLEAN.issuperset(map(type, values)):
         return values
     return [_boolean(value, index) for index, value in enumerate(values)]
@@ -173,7 +173,7 @@ def _boolean(value: Any, index: int) -> bool | None:
 
 
 def text_of(element: Any) -> str | None:
-    """Return an element of BYTES as text, None where it is missing.
+    """Return an element of BYTES as text, None for a missing one.
 
     Raises UnicodeDecodeError for bytes that are not UTF-8.
     """
@@ -183,5 +183,5 @@ def text_of(element: Any) -> str | None:
 
 
 def short(value: Any) -> str:
-    """Return a value for a sentence, cut in length and in depth."""
+    """Return a value for an error's text, cut in length and in depth."""
     return _SHORT.repr(value)

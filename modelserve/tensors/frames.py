@@ -1,4 +1,4 @@
-"""A payload as the array or table that a model takes, and its result as a response.
+"""Convert a payload to the array or table that a model takes, and its result to a response.
 
 These are KServe's helpers (`kserve.utils.utils`) for a V1 payload or a V2 request. numpy and pandas
 are imported only where a value needs them.
@@ -50,7 +50,7 @@ def _read_rows(payload: Any, columns: list[str] | None) -> Any:
         table = _make_frame(rows, columns) if _are_objects(rows) else need("numpy").array(rows)
     except (ValueError, TypeError):
         raise InvalidInput(f'Expected "{key}" to be rows of one kind and one length') from None
-    # numpy turns numbers into text where they stand beside text.
+    # numpy turns numbers into text if there is text beside them.
     if is_array(table) and table.dtype.kind in "US" and not _are_text(rows):
         raise InvalidInput(f'Expected "{key}" not to mix numeric and string values')
     return table
@@ -88,7 +88,7 @@ def get_predict_response(
     """Return a model's result (an array, list or DataFrame) in the protocol of its payload.
 
     V1: `{"predictions": rows}`. V2: one output for each column, or one called "output-0", in the
-    form that the request asks for. Raises InferenceError for a dtype that V2 does not have.
+    form that the request wants. Raises InferenceError for a dtype that V2 does not have.
     """
     if not isinstance(payload, InferRequest):
         return {"predictions": _rows(result)}
@@ -116,13 +116,13 @@ def _arrays(result: Any) -> dict[str, Any]:
     if is_array(result):
         return {"output-0": result}
     array = need("numpy").array(result)
-    if array.dtype.kind in "SU":  # numpy makes text of all that stands beside text
+    if array.dtype.kind in "SU":  # numpy turns all values beside text into text
         array = need("numpy").array(result, dtype=object)
     return {"output-0": array}
 
 
 def _array_of_column(column: Any) -> Any:
-    """Return a column as an array, of objects where values are missing that its dtype marks."""
+    """Return a column as an array; of objects if its dtype marks missing values."""
     numpy_dtype = getattr(column.dtype, "numpy_dtype", None)  # pandas' nullable dtypes have it
     if numpy_dtype is None or numpy_dtype.kind not in "biuf":
         return column.to_numpy()
@@ -130,7 +130,7 @@ def _array_of_column(column: Any) -> Any:
 
 
 def _settle_objects(name: str, array: Any) -> tuple[str, Any]:
-    """Return the datatype that an array of objects has by its elements, and the array for it."""
+    """Find the datatype of an array of objects by its elements; return it and the array for it."""
     elements = array.reshape(-1).tolist()
     present = [value for value in elements if not is_missing(value)]
     types = set(map(type, present))

@@ -28,6 +28,7 @@ from modelserve.tensors.documents import (
     refuse_shared,
 )
 from modelserve.tensors.elements import Misfit, find_missing, is_array, list_elements, short
+from modelserve.tensors.parameters import plain_parameters
 from modelserve.tensors.strings import split_strings
 from modelserve.tensors.tensor import (
     SIZE,
@@ -64,9 +65,9 @@ _FIELDS: Final = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# Those whose field takes numbers that the datatype does not.
+# Datatypes whose field allows numbers that the datatype does not.
 _NARROW: Final = frozenset(("INT8", "INT16", "UINT8", "UINT16"))
-# What is written as it is, of those whose field has the datatype's own range.
+# The types of elements that are written unchecked, for fields with the datatype's own range.
 _TYPES: Final = {
     "BOOL": bool,
     "INT32": int,
@@ -238,7 +239,7 @@ def _write_tensor(tensor: Tensor, entries: Any, raws: Any) -> None:
         try:
             field.extend(form)
             return
-        except ValueError:  # a number over the datatype; what is said of it is said below
+        except ValueError:  # a number out of the datatype's range, reported below
             del field[:]
     if datatype.size:
         values: list[Any] = unpack(to_bytes(form, shape, datatype), datatype)
@@ -250,14 +251,14 @@ def _write_tensor(tensor: Tensor, entries: Any, raws: Any) -> None:
 
 def _fits(values: list[Any], name: str) -> bool:
     """Return whether a field takes all elements as they are, or raises ValueError."""
-    if name == "FP32":  # it would take a number over the datatype for infinity
+    if name == "FP32":  # it would turn a number out of range into infinity
         is_float = {*map(type, values)} == {float}
         return is_float and -_MOST_FP32 <= min(values) and max(values) <= _MOST_FP32
     return name in _TYPES and {*map(type, values)} == {_TYPES[name]}
 
 
 def _byte_elements(form: Any) -> list[bytes]:
-    """Return the elements of BYTES in any form. Raises Misfit for one that is missing."""
+    """Return the elements of BYTES in any form. Raises Misfit for a missing one."""
     if isinstance(form, BUFFERS):
         return split_strings(memoryview(form))
     values = list_elements(form)
@@ -267,8 +268,8 @@ def _byte_elements(form: Any) -> list[bytes]:
 
 
 def write_parameters(parameters: Mapping[str, Any], target: Any) -> None:
-    """Add parameters to a map of a message; what no field takes goes as text."""
-    for key, value in parameters.items():
+    """Add parameters to a map of a message; a value that fits no field is added as text."""
+    for key, value in plain_parameters(parameters).items():
         field = _parameter_field(value)
         if not hasattr(target[key], field):  # KServe's messages have fewer
             field = "string_param"

@@ -3,10 +3,9 @@
 The types have the names, constructors and methods of KServe's `kserve.protocol.infer_type`, so
 that code written for it runs unchanged.
 
-Two rules decide what is raised. What only the sender of a request can have got wrong is
-`InvalidInput` and names the tensor. What a model, or a predictor behind it, got wrong in a
-response is `InvalidOutput`; but what a client asked for in JSON and cannot be JSON (FP16, bytes
-that are not UTF-8) is again `InvalidInput`.
+Two rules decide what is raised. A fault in a request is `InvalidInput`, which names the tensor. A
+fault in a response, of a model or of a predictor behind it, is `InvalidOutput`; but if a client
+wants JSON for data that cannot be JSON (FP16, bytes that are not UTF-8), that is `InvalidInput`.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class InferRequest:
     """One V2 inference request.
 
     `raw_inputs` are the binary data of the inputs, in order; with `from_grpc`, outputs are binary
-    data where they are.
+    if these are given.
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class InferRequest:
 
     @property
     def use_binary_outputs(self) -> bool:
-        """Whether the client wants the outputs that it does not name as binary data."""
+        """Whether the client wants binary data for outputs that it does not name."""
         if self._is_of_grpc:
             return self._raw_inputs
         return bool((self.parameters or {}).get("binary_data_output", False))
@@ -408,7 +407,7 @@ def _id(response: InferResponse, request: InferRequest | None) -> str:
 
 
 def _grpc_message(name: str, source: InferRequest | InferResponse) -> Any:
-    """Return a message with what requests and responses have in common."""
+    """Return a message with the common fields of requests and responses."""
     message = grpc_messages()[name](
         model_name=source.model_name, model_version=source.model_version, id=source.id
     )
@@ -451,9 +450,9 @@ def _in_rest_order(document: dict[str, Any]) -> dict[str, Any]:
 def _choose_outputs(
     response: InferResponse, request: InferRequest | None
 ) -> list[tuple[InferOutput, bool]]:
-    """Return the outputs to send, each with whether it goes as binary data.
+    """Return the outputs to send, each with whether it is sent as binary data.
 
-    Where outputs are named, settings for all of them do not count (KServe's rule).
+    If outputs are named, settings for all of them do not count (KServe's rule).
     """
     if requested := _requested_outputs(response, request):
         return [

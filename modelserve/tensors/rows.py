@@ -1,6 +1,6 @@
-"""Tensors joined and divided along their first axis, whose entries are called rows here. Pure.
+"""Join and divide tensors along their first axis, whose entries are called rows here. Pure.
 
-The data stays in the form that it has: a list, bytes or an array.
+The data keeps its form: a list, bytes or an array.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ T = TypeVar("T", bound=Tensor)
 
 
 def count_rows(tensor: Tensor) -> int | None:
-    """Return the size of the first axis; None where there is none, or no data."""
+    """Return the size of the first axis; None without an axis or data."""
     is_empty = tensor._data is None and tensor._raw_data is None
     return None if is_empty or not tensor.shape else int(tensor.shape[0])
 
 
 def row_type(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what has to be equal in tensors for `join_rows`, parameters apart."""
+    """Return the properties, except parameters, that must be equal in tensors for `join_rows`."""
     form = tensor._form()
     kind = "bytes" if isinstance(form, BUFFERS) else "array" if is_array(form) else "list"
     return tensor.name, tensor.datatype, tuple(tensor.shape[1:]), kind
 
 
 def join_rows(tensors: Sequence[T]) -> T:
-    """Return one tensor with the rows of several, which have one `row_type`.
+    """Return one tensor with the rows of several, which have the same `row_type`.
 
-    One without axes is a row.
+    A tensor without axes is one row.
     """
     first = tensors[0]
     if len(tensors) == 1:
@@ -59,9 +59,9 @@ def join_rows(tensors: Sequence[T]) -> T:
 
 
 def divide_rows(tensor: T, sizes: Sequence[int]) -> list[T]:
-    """Return tensors with so many rows each, in order; `sizes` add up to all rows.
+    """Divide a tensor into tensors with these numbers of rows, which add up to all rows.
 
-    Raises what a tensor raises whose data does not fit its shape.
+    Raises the error of a tensor whose data does not fit its shape.
     """
     pieces = list(_pieces(tensor, [0, *accumulate(sizes)]))
     parts = [_with_data(tensor, rows, data) for rows, data in zip(sizes, pieces, strict=True)]
@@ -71,7 +71,7 @@ def divide_rows(tensor: T, sizes: Sequence[int]) -> list[T]:
 
 
 def _pieces(tensor: Tensor, bounds: list[int]) -> Iterator[Any]:
-    """Yield the data between each two of these rows."""
+    """Yield the data between every two of these rows."""
     form, shape = tensor._form(), tensor.shape
     if isinstance(form, BUFFERS):
         offsets = _byte_offsets(tensor, form, bounds)

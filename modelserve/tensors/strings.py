@@ -1,7 +1,7 @@
 """The elements of BYTES in binary form, `<u32 length><bytes>` each: counted, split, joined. Pure.
 
-Where an element starts is known only once all before it have been looked at, one by one. Elements
-of one length are looked at together, so that nothing but empty ones is no loop over millions.
+The start of an element is known only after reading all lengths before it. Runs of elements with
+equal lengths are read together, so that millions of empty elements need no loop.
 """
 
 import struct
@@ -15,15 +15,15 @@ __all__ = ["count_strings", "join_strings", "span_strings", "split_strings"]
 
 _LENGTH: Final = struct.Struct("<I")
 _length_at: Final = _LENGTH.unpack_from
-# How many elements are looked at one by one before a run of equal ones is looked for again; and how
-# many of a run are compared at a time, which takes a few milliseconds at most.
+# How many elements are read one by one before a run of equal lengths is looked for again; and how
+# many of a run are compared at a time, in a few milliseconds at most.
 _FEW: Final = 64
 _MANY: Final = 4096
 _A_WINDOW: Final = 1 << 18
 
 
 def count_strings(raw: memoryview, most: int) -> int:
-    """Return how many elements there are, or `most` + 1 where there are more.
+    """Return the number of elements, or `most` + 1 if there are more.
 
     Raises Misfit for data that ends inside one of these.
     """
@@ -31,7 +31,7 @@ def count_strings(raw: memoryview, most: int) -> int:
     steps = _FEW
     while end < len(raw) and count <= most:
         run, end = _run(raw, end, most + 1 - count)
-        # Where there are no runs, they are looked for less and less.
+        # If there are no runs, they are looked for less and less often.
         steps = _FEW if run >= _FEW else min(2 * steps, _MANY)
         walked, end = _walk(raw, end, min(steps, most + 1 - count - run))
         count += run + walked
@@ -52,7 +52,7 @@ def join_strings(values: Iterable[Any]) -> bytes:
 
 
 def _run(raw: memoryview, end: int, most: int) -> tuple[int, int]:
-    """Go on by the whole elements that are as long as the next one, by `most` of them at most.
+    """Skip at most `most` elements that have the length of the next one.
 
     Return how many there were, and where they end.
     """
@@ -74,7 +74,7 @@ def _run(raw: memoryview, end: int, most: int) -> tuple[int, int]:
 
 
 def _walk(raw: memoryview, end: int, steps: int) -> tuple[int, int]:
-    """Go on by so many elements, one by one; return how many there were, and where they end.
+    """Skip so many elements, one by one; return how many there were, and where they end.
 
     The last one may end after the data does.
     """

@@ -1,7 +1,7 @@
 """V2 tensors as models see them, with KServe's constructors and methods. Pure.
 
-A tensor stays in the form it came in (a flat list from JSON, a view into the body from binary data,
-an array from a model) until someone asks for another; `data` converts between the forms.
+A tensor keeps its original form (a flat list from JSON, a view into the body from binary data, an
+array from a model) until another one is requested; `data` converts between the forms.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ SIZE: Final = "binary_data_size"
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """How inputs and outputs differ.
+    """The differences between inputs and outputs.
 
-    `key` is where documents list them, `noun` is what sentences call one, `error` is what a bad one
-    raises (a bad input is the client's fault, a bad output the model's), and `to_json` is how the
-    data of one is written.
+    `key` is their key in documents, `noun` their name in errors, `error` the exception for a bad
+    one (a bad input is the client's fault, a bad output the model's), and `to_json` writes their
+    data.
     """
 
     key: str
@@ -60,7 +60,7 @@ class Role:
     to_json: Callable[..., list[Any]]
 
     def error_of(self, name: str, misfit: Misfit) -> ServingError:
-        """Return the error to raise for what is wrong with the tensor of this name."""
+        """Return the error to raise for a misfit of the tensor of this name."""
         if isinstance(misfit, WrongArray):
             return InferenceError(f"{self.noun} {name!r} {misfit}.")
         # Data that JSON cannot carry is the fault of the client that asked for JSON.
@@ -69,9 +69,9 @@ class Role:
 
 
 class Tensor:
-    """Shared by InferInput and InferOutput, which differ in their role.
+    """The base of InferInput and InferOutput, which differ in their role.
 
-    `documents` reads the underscored names too; nothing outside of this package does.
+    `documents` reads private attributes too; nothing outside of this package does.
     """
 
     _role: ClassVar[Role]
@@ -96,9 +96,9 @@ class Tensor:
     def data(self) -> Any:
         """The data as a list (flat, row-major) or as the numpy array that was put in.
 
-        Asking turns binary data into a list, which from then on is the data, so that changes to
-        it count. FP16 becomes floats; BYTES become `str`, or None for a null of JSON, and NotText
-        is raised where they are not UTF-8 (`as_numpy()` has the bytes).
+        Reading it turns binary data into a list, which is the data from then on, so that changes to
+        it count. FP16 becomes floats; BYTES become `str`, or None for a null of JSON. Raises
+        NotText if they are not UTF-8 (`as_numpy()` has the bytes).
         """
         self._is_checked = False
         if self._raw_data is not None:
@@ -119,17 +119,16 @@ class Tensor:
 
     @property
     def is_binary(self) -> bool:
-        """Whether the data is bytes now; `data` would turn it into a list."""
+        """Whether the data is bytes now, which reading `data` would turn into a list."""
         return self._raw_data is not None
 
     def as_numpy(self) -> NDArray[Any]:
         """Return the data as an array of the tensor's shape.
 
-        BYTES are objects, `bytes` where they came in binary, and `str`, or None for null, where
-        they came as JSON.
-        Binary data is viewed where it lies, without a copy: the array is read-only if the body
-        is, and may be unaligned. BF16 is `ml_dtypes.bfloat16`. Raises InvalidInput (of an output,
-        InferenceError) where data, shape and datatype disagree, ImportError without numpy.
+        BYTES are objects: `bytes` if they came in binary; `str`, or None for null, if they came as
+        JSON. Binary data is viewed without a copy: the array is read-only if the body is, and may
+        be unaligned. BF16 is `ml_dtypes.bfloat16`. Raises InvalidInput (of an output,
+        InferenceError) if data, shape and datatype disagree, ImportError without numpy.
         """
         try:
             datatype = find_datatype(self.datatype)
@@ -140,7 +139,7 @@ class Tensor:
     def as_string(self) -> list[Any]:
         """Return the elements of BYTES as text, flat, None for a null of JSON.
 
-        Raises InvalidInput for other datatypes and for what is not UTF-8.
+        Raises InvalidInput for other datatypes and for bytes that are not UTF-8.
         """
         if self.datatype != "BYTES":
             words = f"{self._role.noun} {short(self.name)} is not BYTES and has no strings."
@@ -153,9 +152,9 @@ class Tensor:
     def set_data_from_numpy(self, array: NDArray[Any], binary_data: bool = True) -> None:
         """Copy the data from an array of exactly this tensor's shape and datatype.
 
-        Raises InferenceError where they differ. BYTES takes arrays of bytes, str, datetimes and
-        objects. With `binary_data` the tensor is bytes from then on, else a list, as it is where
-        elements of BOOL or BYTES are missing: binary data cannot hold that.
+        Raises InferenceError if they differ. BYTES takes arrays of bytes, str, datetimes and
+        objects. With `binary_data` the tensor is bytes from then on, else a list; it is also a list
+        if elements of BOOL or BYTES are missing, which binary data cannot hold.
         """
         if not is_array(array):
             raise InferenceError(f"Expected a numpy array for {self.name!r}, not {type(array)}.")
@@ -238,7 +237,7 @@ class InferOutput(Tensor):
 
 
 class RequestedOutput:
-    """One output that a client asks for; its parameter `binary_data` says in which form."""
+    """One output that a client requests; its parameter `binary_data` chooses the form."""
 
     def __init__(self, name: str, parameters: dict[str, Any] | None = None) -> None:
         self.name = name
@@ -246,7 +245,7 @@ class RequestedOutput:
 
     @property
     def binary_data(self) -> bool | None:
-        """Whether the client wants it as binary data; None where it did not say."""
+        """Whether the client wants it as binary data; None if it did not say."""
         return (self.parameters or {}).get("binary_data")
 
     def __eq__(self, other: object) -> bool:
@@ -261,5 +260,5 @@ class RequestedOutput:
 
 
 def without_size(parameters: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a copy of a tensor's parameters without the size, which is that of one form only."""
+    """Return a copy of a tensor's parameters without the size, which belongs to one form only."""
     return {key: value for key, value in parameters.items() if key != SIZE} if parameters else {}

@@ -1,1 +1,1 @@
-"""What goes over the wire, written, read and chosen: bytes alone, without I/O."""
+"""The formats on the wire: their reading, writing and choice, without I/O."""

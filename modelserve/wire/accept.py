@@ -1,8 +1,8 @@
 """The choice of an encoder, by `Accept` or by the content type that a model has set. Pure.
 
 By `Accept` (RFC 9110, 12.5.1): ranges are tried by quality, then specificity, then the client's
-order; the first that fits any encoder for the first item wins; `q=0` excludes. The header is as
-long as its client likes: it is gone through once, and a range of no type of ours costs a look-up.
+order; the first that fits any encoder for the first item wins; `q=0` excludes. The client chooses
+the length of the header: it is read only once, and a range of an unknown type costs one look-up.
 """
 
 import math
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _EVENTS: Final = "text/event-stream"
-# What a client may call each; the first name is the one that a wildcard stands for.
+# The names that a client may use for each; a wildcard means the first.
 _NAMES: Final = {
     SSE: (_EVENTS,),
     NDJSON: LINE_TYPES,
@@ -61,7 +61,7 @@ NOT_ACCEPTABLE: Final = (
 
 
 def choose_encoder(accept: str | None, first: Item, *, empty: bool = False) -> Encoder | None:
-    """Choose by `Accept` and the first item of a stream; None where nothing is acceptable.
+    """Choose by `Accept` and the first item of a stream; None if nothing is acceptable.
 
     A stream without items is `empty`: any encoder will do, by default NDJSON.
     """
@@ -71,7 +71,7 @@ def choose_encoder(accept: str | None, first: Item, *, empty: bool = False) -> E
 
 
 def choose_among(accept: str | None, encoders: tuple[Encoder, ...]) -> Encoder | None:
-    """Choose one of these, the first without a preference; None where none will do."""
+    """Choose one of these, the first without a preference; None if none is acceptable."""
     return _best(parse_accept(accept), encoders) if accept else encoders[0]
 
 
@@ -117,13 +117,13 @@ def parse_accept(header: str) -> tuple[Range, ...]:
 
 
 def _parse(header: str) -> tuple[Range, ...]:
-    # What is repeated word for word has no meaning of its own.
+    # Exact repetitions have no meaning of their own.
     ranges = [r for part in dict.fromkeys(header.split(",")) if (r := _parse_range(part))]
     return tuple(sorted(ranges, key=lambda r: (-r.quality, -r.specificity)))
 
 
 _parse_short = lru_cache(maxsize=256)(_parse)
-_parse_long = lru_cache(maxsize=1)(_parse)  # one request asks several times
+_parse_long = lru_cache(maxsize=1)(_parse)  # a request needs it several times
 
 
 def _parse_range(text: str) -> Range | None:
@@ -151,7 +151,7 @@ def _parse_quality(parameters: list[str]) -> float:
 def _best(ranges: tuple[Range, ...], encoders: tuple[Encoder, ...]) -> Encoder | None:
     if not ranges:
         return encoders[0]
-    # By name, the most wanted first: of ranges of one name only the first counts.
+    # By name, the most wanted first: of several ranges of one name only the first counts.
     qualities: dict[str, float] = {}
     for wanted in ranges:
         if wanted.name in _MEANINGFUL:
@@ -167,7 +167,7 @@ def _best(ranges: tuple[Range, ...], encoders: tuple[Encoder, ...]) -> Encoder |
 
 
 def _name_within(wanted: str, encoder: Encoder) -> str | None:
-    """Return the name of an encoder that the name of a range means, if it means any."""
+    """Return the name of the encoder that a range's name means, if any."""
     names = _NAMES[encoder]
     if wanted in names:
         return wanted
@@ -175,7 +175,7 @@ def _name_within(wanted: str, encoder: Encoder) -> str | None:
 
 
 def _renamed(encoder: Encoder, name: str) -> Encoder:
-    """Return an encoder under another of its names, the one that is acceptable."""
+    """Return an encoder with the media type that is acceptable."""
     return replace(encoder, media_type=TEXT.media_type if name == "text/plain" else name)
 
 

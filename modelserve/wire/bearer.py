@@ -1,10 +1,10 @@
-"""Which bearer tokens clients can send (RFC 6750, 2.1): visible ASCII, without a space."""
+"""Check that clients can send a bearer token (RFC 6750, 2.1): visible ASCII, without a space."""
 
 from typing import Final
 
 __all__ = ["LONGEST_TOKEN", "token_problem", "valid_token"]
 
-# Proxies take header lines of 8 KiB at most.
+# Proxies accept header lines of 8 KiB at most.
 LONGEST_TOKEN: Final = 4096
 
 _FIRST_VISIBLE: Final = "!"
@@ -12,7 +12,7 @@ _LAST_VISIBLE: Final = "~"
 
 
 def valid_token(token: str) -> str:
-    """Return a token that clients can send. Raises TypeError or ValueError, without showing it."""
+    """Return a token that clients can send. Raises TypeError or ValueError without showing it."""
     if not isinstance(token, str):
         raise TypeError(f"The token must be text, not {type(token).__name__}.")
     problem = token_problem(token)
@@ -22,7 +22,7 @@ def valid_token(token: str) -> str:
 
 
 def token_problem(token: str) -> str | None:
-    """Return why no client could send a token, or any client would; None if it is one."""
+    """Return why clients cannot send a token, or that it is empty; None if it is valid."""
     if not token.strip():
         return "is empty"
     if len(token) > LONGEST_TOKEN:

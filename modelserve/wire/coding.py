@@ -11,7 +11,7 @@ __all__ = ["Inflation", "check_length", "inflation", "too_large"]
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32  # zlib tells them apart by their first bytes
 _STEP_IN: Final = 1 << 16
 _STEP_OUT: Final = 1 << 20
-# A body of zeros shrinks a thousandfold, and few that are large are sent for any good.
+# A body of zeros shrinks a thousandfold; large ones with such a ratio are hardly ever legitimate.
 _FREE_BYTES: Final = 16 << 20
 _RATIO: Final = 200
 
@@ -19,13 +19,13 @@ _RATIO: Final = 200
 class Inflation:
     """One body that is being decompressed, step by step.
 
-    A step takes at most 64 KiB in and yields at most 1 MiB, so that it is short; most of the time
-    it lets go of the interpreter's lock.
+    A step reads at most 64 KiB and yields at most 1 MiB, so that it is short; it mostly runs
+    without the interpreter's lock.
 
     Attributes:
-        limit: How many bytes may come out.
-        size: How many have come out.
-        plain: All of them, once the end has been reached; None before.
+        limit: The most bytes of the result.
+        size: The bytes of the result so far.
+        plain: The result, once the end has been reached; None before.
     """
 
     __slots__ = (
@@ -52,8 +52,8 @@ class Inflation:
     def step(self) -> None:
         """Decompress the next part.
 
-        Raises InvalidInput for a body that is broken or does not end where its coding does, and
-        BodyTooLarge before the result grows over the limit by more than a byte.
+        Raises InvalidInput for a body that is broken or does not end with its coding, and
+        BodyTooLarge before the result exceeds the limit by more than a byte.
         """
         stream = self._stream
         piece: bytes | memoryview = self._tail or self._next_piece()
@@ -68,7 +68,7 @@ class Inflation:
             raise self._too_large
         is_alone = stream.eof and not self._buffer
         if not is_alone:
-            self._buffer += part  # parts that are joined at the end would take twice the memory
+            self._buffer += part  # joining parts at the end would take twice the memory
         is_exhausted = not self._tail and self._position == len(self._body)
         if stream.eof:
             if stream.unused_data or not is_exhausted:
@@ -78,7 +78,7 @@ class Inflation:
             raise _wrong_end()
 
     def run(self, *, most_in: float = math.inf, most_out: float = math.inf) -> None:
-        """Take steps to the end, or until this much more has gone in or come out.
+        """Run steps to the end, or until this much more has been read or yielded.
 
         Raises as `step`.
         """
@@ -94,7 +94,7 @@ class Inflation:
 
 
 def inflation(body: bytes | bytearray, coding: bytes, limit: float) -> Inflation | None:
-    """Begin to undo the content coding of a body: gzip or deflate; None where there is none.
+    """Begin to undo the content coding of a body: gzip or deflate; None if it has none.
 
     Raises UnsupportedCoding for another coding.
     """

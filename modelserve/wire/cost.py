@@ -1,10 +1,10 @@
-"""What it costs to parse a JSON body, told from its bytes before it is parsed. Pure.
+"""Estimate the cost of parsing a JSON body from its bytes, before it is parsed. Pure.
 
 A parser holds the interpreter's lock from the beginning to the end, and makes an object of each
-value: a body of a few MiB can hold everybody up for seconds, and take forty times its size. So the
-values are counted first, by the characters that stand between them, which is a hundred times
+value: a body of a few MiB can block all requests for seconds, and take forty times its size in
+memory. So the values are counted first, by the characters between them, which is a hundred times
 faster. A number or a text counts as one value, a list as two, a key as three and an object as four,
-which is about what they cost beside a number.
+about their costs relative to a number.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ _PIECE: Final = 1 << 17
 def check_cost(body: Body, limit: float) -> None:
     """Raise BodyTooLarge for JSON of more values than the limit. The body need not be JSON.
 
-    What stands in texts does not count. The time is about 1 ms for each MiB; where texts hold so
-    many commas that they have to be told apart, ten times that.
+    Characters inside of texts do not count. This takes about 1 ms for each MiB; ten times that if
+    texts contain so many commas that they have to be excluded one by one.
     """
     if len(body) * MOST_A_BYTE <= limit:
         return
     if isinstance(body, memoryview):
         body = bytes(body)
-    # What begins otherwise is one value, or no JSON: the parser sees that at once.
+    # Anything else is one value, or not JSON, which the parser notices at once.
     if _count(body) <= limit or not body.lstrip(_SPACE).startswith((b"[", b"{")):
         return
     if _count_outside_texts(body, limit) > limit:
@@ -50,12 +50,12 @@ def _count(body: bytes | bytearray) -> int:
 def _count_outside_texts(body: bytes | bytearray, limit: float) -> int:
     """Return the count without the marks in texts; stop where it exceeds the limit.
 
-    It goes piece by piece, so that others get their turn where this is a thread.
+    It counts piece by piece: other threads can run in between.
     """
     count, is_inside = 0, False
     for piece in _pieces(body):
-        # An escaped quote ends no text. Of two quotes without a mark between them, neither tells
-        # whether a mark is in a text.
+        # An escaped quote does not end a text. Two quotes without a mark between are ignored:
+        # they do not decide whether a mark is in a text.
         unescaped = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
         parts = unescaped.translate(None, _NO_MARKS).replace(b'""', b"").split(b'"')
         count += _count(b"".join(parts[is_inside::2]))
@@ -66,7 +66,7 @@ def _count_outside_texts(body: bytes | bytearray, limit: float) -> int:
 
 
 def _pieces(body: bytes | bytearray) -> Iterator[bytes | bytearray]:
-    """Yield the parts of a body, of which none begins inside an escape."""
+    """Yield the parts of a body; no part begins inside an escape."""
     start = 0
     while start < len(body):
         end = start + _PIECE

@@ -1,7 +1,7 @@
-"""The items of a stream from its bytes, however these are cut: the reverse of encoders. Pure.
+"""Decode the items of a stream from pieces of bytes: the reverse of encoders. Pure.
 
-A reader is fed the pieces one by one and yields the items that each completes. The record of an
-error is not an item but a `Failure`.
+A reader is fed the pieces one by one and yields the items that each completes. An error record is
+not an item but a `Failure`.
 """
 
 import codecs
@@ -24,13 +24,13 @@ __all__ = [
     "TextReader",
 ]
 
-# What a server that never ends a line may make its client keep.
+# The most bytes that a client keeps of a line that never ends.
 LONGEST_LINE: Final = 128 * 1024 * 1024
 
-_LINE_COST: Final = 64  # what Python needs for a line of an event, however short
+_LINE_COST: Final = 64  # Python's memory for even the shortest line of an event
 _TOO_LONG: Final = "a line or an event is too long"
 _ENDS: Final = re.compile(rb"\r\n|\r|\n")
-# The other fields of an event than its data, and the values that are not ignored.
+# The fields of an event beside its data, and their valid values.
 _VALUES: Final = {
     "event": re.compile(r"[^\0]*"),
     "id": re.compile(r"[^\0]*"),
@@ -45,13 +45,13 @@ class Failure(NamedTuple):
 
 
 class Reader(Protocol):
-    """How the bytes of a stream become items. Raises ValueError for bytes that cannot."""
+    """Decodes the bytes of a stream into items. Raises ValueError for invalid bytes."""
 
     def feed(self, chunk: bytes) -> Iterator[Item]:
         """Yield the items that end in this piece."""
 
     def finish(self) -> Iterator[Item]:
-        """Yield what is left after the last piece."""
+        """Yield the items that are left after the last piece."""
 
 
 class ChunkReader:
@@ -65,7 +65,7 @@ class ChunkReader:
 
 
 class TextReader:
-    """Each piece is an item, as text; a character cut in two comes with its second half."""
+    """Each piece is an item, as text; a divided character belongs to the later item."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -164,11 +164,11 @@ class _Lines:
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._unfinished: list[bytes] = []
-        self._size = 0  # of what is unfinished
+        self._size = 0  # of the unfinished line
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the lines that end in this piece. Raises ValueError where one is too long."""
+        """Return the lines that end in this piece. Raises ValueError if one is too long."""
         if not chunk:
             return []
         if self._after_cr:

@@ -1,8 +1,8 @@
-"""The items of a stream as bytes. Pure.
+"""Encode the items of a stream as bytes. Pure.
 
-An `Encoder` is a few functions of one shape, the same for raw bytes, NDJSON and server-sent events.
-Collected JSON is an encoder too; its items are put together with `join`. `accept` chooses
-the encoder of a stream, once.
+An `Encoder` is a few functions with the same signatures for raw bytes, NDJSON and server-sent
+events. Collected JSON is an encoder too, whose items are joined with `join`. `accept` chooses the
+encoder of a stream, once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -40,10 +40,10 @@ _OF_JSON: Final = frozenset((bool, dict, float, int, list, str, type(None)))
 class ServerSentEvent:
     """One event with full control over its fields (WHATWG HTML, 9.2).
 
-    `data` is text as it is or anything that JSON can hold; None leaves the field out. `retry` is
-    in milliseconds. In forms other than SSE only `data` is sent.
+    `data` is text, sent as it is, or any JSON value; None leaves the field out. `retry` is in
+    milliseconds. In forms other than SSE only `data` is sent.
 
-    Raises ValueError where `event` or `id` hold a line break, or `id` a NUL.
+    Raises ValueError if `event` or `id` contains a line break, or `id` a NUL.
     """
 
     __slots__ = ("data", "event", "id", "retry")
@@ -80,16 +80,17 @@ class Encoder:
     Attributes:
         media_type: The content type of the response.
         encode: Writes one item as a record, or as none or several. Raises TypeError or ValueError
-            for an item that does not fit.
-        failure: Writes the last record of a stream that failed, from the status and the detail
-            that the error would have had before the start; without it the connection has to be cut.
-        finish: Returns the last bytes of a stream that is complete.
-        idle: What may be sent between items to keep a connection alive.
-        remark: Writes what is said in between and is no item, such as the error of one line of the
-            request; without it nothing can be said there.
-        encode_all: Writes several items as `encode` would, and faster; None for no such way.
-        options: Those of orjson with which it writes a dict as `encode` would; None for none.
-        join: Makes one document of all encoded items, which are collected instead of streamed.
+            for an invalid item.
+        failure: Writes the last record of a stream that failed, from the status and the detail of
+            the error; None if the connection has to be cut instead.
+        finish: Returns the last bytes of a complete stream.
+        idle: The bytes that keep a connection alive between items.
+        remark: Writes a record that is no item, such as the error of one line of the request; None
+            if the form has none.
+        encode_all: Writes several items as `encode` would, but faster; None if there is no such
+            way.
+        options: The options for orjson to write a dict as `encode` would; None if there are none.
+        join: Joins all encoded items into one document; they are collected instead of streamed.
     """
 
     media_type: str
@@ -106,7 +107,7 @@ class Encoder:
 def encode_documents(
     encode: Callable[[Item], bytes], document: Callable[[Item], Any]
 ) -> Callable[[Item], bytes]:
-    """Return `encode` for items that become documents first; an event keeps its fields."""
+    """Return an `encode` that converts items to documents first; an event keeps its fields."""
 
     def encode_item(item: Item) -> bytes:
         if not isinstance(item, ServerSentEvent):
@@ -157,7 +158,7 @@ def ndjson_item(item: Item) -> bytes:
         try:
             return orjson.dumps(item, to_builtin, LINE_OPTIONS)
         except orjson.JSONEncodeError:
-            pass  # `json_item` has a fallback, or says what is wrong
+            pass  # `json_item` has a fallback, or the right error
     return json_item(item) + b"\n"
 
 

@@ -17,7 +17,7 @@ _STRAY_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 def read_urlencoded(body: bytes | bytearray) -> list[tuple[str, str]]:
     """Return the names and values of an urlencoded form, in order.
 
-    Raises BodyTooLarge for one with too much in it, InvalidInput for one that is not UTF-8.
+    Raises BodyTooLarge for one with too many fields or bytes, InvalidInput if it is not UTF-8.
     """
     if len(body) > _FORM_BYTES:
         raise BodyTooLarge(f"An urlencoded form may have at most {_FORM_BYTES} bytes.")
@@ -33,7 +33,7 @@ def too_many_parts() -> BodyTooLarge:
 
 
 def field_too_large() -> BodyTooLarge:
-    """Return the error for a field, which is no file, that is too large."""
+    """Return the error for a field, not a file, that is too large."""
     return BodyTooLarge(
         f"A field of a form may have at most {FIELD_BYTES} bytes; a file may have more."
     )
@@ -49,6 +49,6 @@ def _text(encoded: bytes) -> str:
 
 
 def _unquoted(encoded: bytes) -> bytes:
-    """Undo the percent-encoding: by Python's escapes, many times faster than by `urllib`."""
+    """Undo the percent-encoding by Python's escapes, many times faster than `urllib`."""
     escaped = _STRAY_PERCENT.sub(b"%25", encoded).replace(b"\\", b"%5C")
     return escaped.replace(b"%", b"\\x").decode("unicode_escape").encode("latin-1")

@@ -1,4 +1,4 @@
-"""What an answer of a language model says of itself, its text apart. Pure."""
+"""Metadata of a language model's answer. Pure."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,13 +8,13 @@ __all__ = ["Generated", "Generation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What an answer in OpenAI's protocol says of itself, its text apart.
+    """Metadata of an answer in OpenAI's protocol.
 
     Attributes:
         model: The model that the answer names.
         streams: The client has asked for a stream.
-        id: The answer's id; None where it has none.
-        input_tokens, output_tokens: As the hook has counted them; None where it has not.
+        id: The answer's id; None if it has none.
+        input_tokens, output_tokens: The hook's counts; None if it gives none.
         finish_reasons: Why each choice has ended.
     """
 
@@ -27,7 +27,7 @@ class Generation:
 
 
 class Generated(Protocol):
-    """An answer that can say so."""
+    """An answer with such metadata."""
 
     def generation(self) -> Generation:
-        """Return what is known so far."""
+        """Return the metadata so far."""

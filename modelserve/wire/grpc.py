@@ -1,7 +1,7 @@
 """gRPC on the wire: frames, trailers, statuses and time-outs. Pure.
 
-The pipeline speaks gRPC-Web, in which the trailers are a last frame of the body; whoever carries an
-answer makes trailers of HTTP/2 of that frame, where there are any.
+The pipeline uses gRPC-Web's form, in which the trailers are a last frame of the body; the code that
+sends an answer turns that frame into trailers of HTTP/2, if there are any.
 https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-WEB.md
 """
@@ -55,10 +55,10 @@ MESSAGE: Final = b"grpc-message"
 OK: Final = 0
 UNIMPLEMENTED: Final = 12
 
-_HEAD: Final = Struct(">BI")  # the flags and the length of what follows
+_HEAD: Final = Struct(">BI")  # the flags and the length of the payload
 _COMPRESSED: Final = 0x01
 _TRAILERS: Final = 0x80
-# Of a status of HTTP, where an application answers in its terms.
+# The codes of HTTP statuses that an application answers with.
 _CODES: Final = {
     400: 3,  # INVALID_ARGUMENT
     401: 16,  # UNAUTHENTICATED
@@ -78,7 +78,7 @@ _CODES: Final = {
     503: 14,
     504: 4,
 }
-# Of a status of HTTP that comes from something else than gRPC.
+# The codes of HTTP statuses of answers that are not gRPC's.
 # https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
 _HOST_CODES: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 _FAILED_PRECONDITION: Final = 9
@@ -86,7 +86,7 @@ _UNKNOWN: Final = 2
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _LEAST_SECONDS: Final = 1e-9  # a time-out of 0 has passed
-# Every printable character stays as it is but `%`, which the others are written with.
+# Printable characters stay as they are, except `%`, which escapes the others.
 _PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 # Clients refuse trailers of more than 8 KiB, and a character may take 12 bytes.
 _LONGEST: Final = 600
@@ -109,7 +109,7 @@ def message_in(body: bytes | bytearray) -> tuple[bytes | bytearray, bool]:
         raise InvalidInput("The call has no message.")
     flags, size = _HEAD.unpack_from(body)
     if len(body) != _HEAD.size + size or flags & ~_COMPRESSED:
-        raise InvalidInput("The call's body is not one message in a frame.")
+        raise InvalidInput("The body must be exactly one gRPC frame.")
     return body[_HEAD.size :], bool(flags)
 
 
@@ -126,7 +126,7 @@ class Frames:
 
     @property
     def is_between(self) -> bool:
-        """Whether nothing is left over of a frame that has not ended."""
+        """Whether no part of an unfinished frame is left over."""
         return not self._rest
 
     def feed(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
@@ -159,7 +159,7 @@ class Compressed(bytes):
 
 
 class Unreadable(bytes):
-    """A sentence that stands in the place of a message."""
+    """A sentence in the place of a message."""
 
 
 class Calls:
@@ -175,7 +175,7 @@ class Calls:
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self._rest = bytearray()
-        self._skipped = 0  # bytes to come that nobody reads
+        self._skipped = 0  # bytes to come that are skipped
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the messages that the next piece completes."""
@@ -186,7 +186,7 @@ class Calls:
         return found
 
     def finish(self) -> list[bytes]:
-        """Return what stands in the place of a message that has not come whole."""
+        """Return the sentence in the place of an incomplete message."""
         if not (self._rest or self._skipped):
             return []
         return [Unreadable(b"The stream ends within a message.")]
@@ -249,7 +249,7 @@ def only_message(body: bytes) -> bytes | None:
 
 
 def split_trailers(body: bytes) -> tuple[bytes, list[Header]]:
-    """Return the frames of messages in some whole frames, and the trailers, if they are there."""
+    """Return the frames of messages among whole frames, and the trailers, if there are any."""
     end = 0
     while end < len(body):
         flags, size = _HEAD.unpack_from(body, end)
@@ -260,7 +260,7 @@ def split_trailers(body: bytes) -> tuple[bytes, list[Header]]:
 
 
 def read_trailers(block: bytes) -> list[Header]:
-    """Return what the frame of the trailers holds."""
+    """Return the content of the frame of the trailers."""
     lines = (line.partition(b":") for line in block.split(b"\r\n") if line)
     return [(name.strip().lower(), value.strip()) for name, _, value in lines]
 
@@ -294,7 +294,7 @@ def code_of_host(status: int) -> int:
 
 
 def seconds_of(timeout: bytes) -> float | None:
-    """Return the seconds in a `grpc-timeout`, more than 0; None for what is no time-out."""
+    """Return the seconds in a `grpc-timeout`, more than 0; None for an invalid one."""
     found = _TIMEOUT.fullmatch(timeout)
     if found is None:
         return None

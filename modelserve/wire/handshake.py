@@ -1,4 +1,4 @@
-"""What a client says when it opens a WebSocket: its subprotocols, its token, its origin. Pure."""
+"""Read the handshake of a WebSocket: its subprotocols, its token, its origin. Pure."""
 
 import re
 from base64 import urlsafe_b64decode
@@ -24,7 +24,7 @@ _PORTS: Final = {"http": "80", "https": "443"}
 
 
 def bearer_token(subprotocols: Sequence[str]) -> bytes | None:
-    """Return the token that is offered as a subprotocol, since a browser can set no headers."""
+    """Return the token among the subprotocols: browsers cannot set headers."""
     for name in subprotocols:
         text = name.removeprefix(_BEARER)
         if text != name and _BASE64URL.fullmatch(text) and len(text) % 4 != 1:
@@ -33,7 +33,7 @@ def bearer_token(subprotocols: Sequence[str]) -> bytes | None:
 
 
 def without_bearer(subprotocols: Sequence[str]) -> list[str]:
-    """Return the subprotocols that are not a secret."""
+    """Return the subprotocols without the token."""
     return [name for name in subprotocols if not name.startswith(_BEARER)]
 
 
@@ -61,11 +61,11 @@ def checked_origins(origins: Collection[str]) -> frozenset[str]:
 def is_allowed_origin(origin: str, host: str, allowed: Collection[str]) -> bool:
     """Return whether a page of this origin may open a WebSocket here.
 
-    Browsers ask nobody before they open one, and send cookies along. The scheme is not compared: a
-    proxy may have ended TLS.
+    Browsers let any page open one, and send cookies along. The scheme is not compared: a proxy may
+    have ended TLS.
 
     Args:
-        origin: The header, empty where there is none: no browser sent it.
+        origin: The header; empty without one, which means no browser.
         host: The header of that name; a page of the same host is allowed.
         allowed: Further origins; `*` is any.
     """

@@ -17,7 +17,7 @@ Scope: TypeAlias = MutableMapping[str, Any]
 _PAIRS: Final = [b"%02x" % n for n in range(256)]
 _PROCESS: Final = bytearray(16)
 _PARTS: Final[list[Sequence[bytes | bytearray]]] = [[_PROCESS], *[_PAIRS] * 6]
-# The ids of requests that bring none: 16 random digits of this process, and 12 that count up.
+# Ids for requests without one: 16 random digits of this process, and 12 that count up.
 NEW_IDS: Final[Iterator[bytes]] = map(b"".join, product(*_PARTS))
 _ID: Final = b"x-request-id"
 _ID_LENGTH: Final = 128
@@ -27,7 +27,7 @@ _PRINTABLE: Final = bytes(range(33, 127))
 class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[misc]
     """Headers as hooks see them: a mutable, case-insensitive mapping with lower-case keys.
 
-    `scope` and `request_id` are those of the request that they came with.
+    `scope` and `request_id` belong to the request of the headers.
     """
 
     scope: Scope | None = None
@@ -35,13 +35,13 @@ class HookHeaders(MutableHeaders, MutableMapping[str, str]):  # type: ignore[mis
 
 
 class Head:
-    """The head of one request; a header is decoded only when it is asked for.
+    """The head of one request; a header is decoded only when it is read.
 
     Attributes:
         scope: The ASGI scope.
-        headers: Values by lower-case name; where a name is repeated, the last value.
+        headers: Values by lower-case name; of a repeated name, the last value.
         id: The client's `x-request-id` if it is valid, else a new one.
-        generated: The answer of a language model; unset but by the codecs whose answers are.
+        generated: The answer of a language model; set only by the codecs for these.
     """
 
     __slots__ = ("generated", "headers", "id", "scope")
@@ -54,7 +54,7 @@ class Head:
         self.id = next(NEW_IDS) if given is None else valid_id(given)
 
     def get(self, name: bytes) -> bytes:
-        """Return a header's value, empty where there is none; the last where it is repeated."""
+        """Return a header's value, b"" without one; the last value of a repeated header."""
         return self.headers.get(name, b"")
 
     def hook_headers(self) -> HookHeaders:
@@ -103,5 +103,5 @@ def _name_process() -> None:
 
 
 _name_process()
-if hasattr(os, "register_at_fork"):  # a forked worker counts on from the same number
+if hasattr(os, "register_at_fork"):  # a forked worker would continue from the same number
     os.register_at_fork(after_in_child=_name_process)

@@ -23,7 +23,7 @@ _SET_BY_THE_SERVER: Final = frozenset(
 
 
 def sendable_headers(headers: MutableHeaders) -> list[Header]:
-    """Return the response headers that a model has set, without those that only a server may set.
+    """Return a model's response headers, except those that only a server may set.
 
     Raises ValueError for a name or a value that HTTP cannot carry.
     """
@@ -35,7 +35,7 @@ def sendable_headers(headers: MutableHeaders) -> list[Header]:
 
 
 def error_headers(headers: Mapping[str, str]) -> list[Header]:
-    """Return the headers of an error, without its content type and what cannot be sent."""
+    """Return the headers of an error, except the content type and those that cannot be sent."""
     pairs: list[Header] = []
     # They are what a model has put into an exception, which may be anything.
     for name, value in headers.items() if isinstance(headers, Mapping) else ():

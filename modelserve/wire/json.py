@@ -10,8 +10,8 @@ from modelserve.wire.values import JSON_OPTIONS, to_builtin, to_plain
 
 __all__ = ["detail_text", "error_document", "parse_json", "plain_detail", "to_json"]
 
-# Words in the errors of orjson: for values that the standard library can write, and for values
-# inside of which orjson does not call `to_builtin`.
+# Parts of orjson's error texts: for values that the standard library can write, and for values
+# whose contents orjson does not pass to `to_builtin`.
 _ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian", "64-bit")
 _NOT_ASKED_FOR: Final = ("Dict key", "datetime64", "tzinfo")
 _MOST_LEVELS: Final = 200  # of a detail: every writer and reader of JSON has room for more
@@ -26,11 +26,11 @@ def parse_json(body: bytes | bytearray) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """Write compact JSON: NaN as null, and what models return as `values` says.
+    """Write compact JSON: NaN as null, and other libraries' values as in `values`.
 
-    orjson writes 254 levels of nesting, integers of 64 bits, and no numpy array of foreign byte
-    order; other such values go to the standard library's writer. Keys that orjson does not know,
-    numpy's for example, are made text in a second pass.
+    orjson writes at most 254 levels of nesting and integers of 64 bits, and no numpy array of
+    foreign byte order; values beyond that are written by the standard library. Keys that orjson
+    does not know, numpy's for example, are made text in a second pass.
 
     Raises TypeError for a value that JSON cannot hold, NestedTooDeep for one too deep.
     """
@@ -41,7 +41,7 @@ def to_json(value: Any) -> bytes:
         is_writable = any(words in problem for words in _ONLY_ORJSON_REFUSES)
         if not is_writable and not any(words in problem for words in _NOT_ASKED_FOR):
             if isinstance(exc.__cause__, TypeError):
-                raise exc.__cause__ from None  # it says what to do
+                raise exc.__cause__ from None  # its text says what to do
             raise
     try:
         if is_writable:

@@ -1,7 +1,7 @@
 """The lines of a streamed body, as they arrive in pieces. Pure.
 
-A cutter makes records of pieces of bytes: lines of JSON, or the pieces as they are. Every record is
-counted, the blank ones too, so that an error can name its line.
+A cutter turns pieces of bytes into records: lines of JSON, or the pieces as they are. All records
+are counted, blank ones too, so that an error can name its line.
 """
 
 from codecs import BOM_UTF8
@@ -12,20 +12,20 @@ import orjson
 
 __all__ = ["BLANK", "MOST_AT_ONCE", "BadLine", "Cutter", "Lines", "Parser", "Pieces"]
 
-MOST_AT_ONCE: Final = 256  # records that are parsed, and answered, together
+MOST_AT_ONCE: Final = 256  # records that are parsed and answered together
 
 
 class BadLine(NamedTuple):
-    """What stands in the place of a line that is no instance; `error` is a sentence."""
+    """The value in place of a line that is no instance; `error` is a sentence."""
 
     error: str
 
 
 class _TooLong(bytes):
-    """What stands in the place of a line that was not kept."""
+    """The record in place of a line that was not kept."""
 
 
-BLANK: Final = BadLine("blank")  # in the place of a line that is skipped
+BLANK: Final = BadLine("blank")  # the value in place of a line that is skipped
 _TOO_LONG: Final = _TooLong()
 
 
@@ -33,19 +33,19 @@ class Parser(Protocol):
     """Parses records.
 
     Attributes:
-        noun: What a record is called in an error.
-        at_a_time: How many a hook of whole payloads is given at once, at most.
+        noun: The word for a record in an error.
+        at_a_time: The most records that a hook of whole payloads is given at once.
     """
 
     noun: str
     at_a_time: int
 
     def parse(self, records: Sequence[Any]) -> tuple[list[Any], bool]:
-        """Return what the records are, with BadLine in places, and whether there is none."""
+        """Return the values of the records, and whether none is a BadLine."""
 
 
 class Cutter(Parser, Protocol):
-    """Cuts what arrives into records, and parses those."""
+    """Cuts arriving bytes into records, and parses them."""
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the records that the next piece completes."""
@@ -115,7 +115,7 @@ class Lines:
 
 
 class Pieces:
-    """Bytes as they come, in no particular pieces."""
+    """Bytes in pieces as they arrive."""
 
     noun = "piece"
     at_a_time = MOST_AT_ONCE

@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 
 __all__ = ["LINE_TYPES", "is_json", "media_type", "parameters"]
 
-# What is called one JSON value a line; the first name is ours.
+# The names of NDJSON, one JSON value in a line; the server sends the first.
 LINE_TYPES: Final = (
     "application/x-ndjson",
     "application/jsonl",
@@ -16,7 +16,7 @@ LINE_TYPES: Final = (
     "application/x-jsonlines",
 )
 
-# `; name=value`, of which the value may be quoted.
+# `; name=value`; the value may be quoted.
 _PARAMETER: Final = re.compile(
     rb';[ \t]*([^\s;=]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL
 )
@@ -29,15 +29,16 @@ def media_type(content_type: str) -> str:
 
 
 def is_json(name: str) -> bool:
-    """Return whether what has this media type is JSON (RFC 6839, 3.1)."""
+    """Return whether a media type is that of JSON (RFC 6839, 3.1)."""
     return name == "application/json" or name.endswith("+json")
 
 
 def parameters(header: bytes) -> dict[str, bytes]:
-    """Return a header's parameters by lower-case name, without quotes; of two, the first.
+    """Return a header's parameters by lower-case name, without quotes; of a repeated one, the
+    first.
 
-    Of `name*=utf-8''...` (RFC 8187) there is the value in UTF-8, under `name*`; what is not written
-    like that is left out.
+    The value of `name*=utf-8''...` (RFC 8187) is returned in UTF-8, under `name*`; a malformed one
+    is left out.
     """
     found: dict[str, bytes] = {}
     for match in _PARAMETER.finditer(header):
@@ -54,7 +55,7 @@ def parameters(header: bytes) -> dict[str, bytes]:
 
 
 def _extended(value: bytes) -> bytes | None:
-    """Return a value of RFC 8187, which names one of two charsets, in UTF-8."""
+    """Convert a value of RFC 8187, in one of two charsets, to UTF-8."""
     charset, quote, rest = value.partition(b"'")
     text = unquote_to_bytes(rest.partition(b"'")[2])
     if not quote or charset.lower() not in (b"utf-8", b"iso-8859-1"):

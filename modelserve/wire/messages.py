@@ -1,7 +1,7 @@
-"""The messages of a WebSocket: what the client's are, and how items become messages. Pure.
+"""The messages of a WebSocket: parse those of the client, and turn items into messages. Pure.
 
-An item is a message of its own, which is sent as it is. Only a failure is an event of bytes, as in
-the answer to any other request.
+Each item is a message of its own. Only a failure is an event of bytes, as in the answer to any
+other request.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ _BYTES: Final = (bytes, bytearray, memoryview)
 
 
 class Messages:
-    """What a client sends: JSON as text, or bytes. A message over its limit is not looked at.
+    """Parses a client's messages: JSON as text, or bytes. One over its limit is not parsed.
 
     Args:
-        text_limit, bytes_limit: Of one message, in bytes.
+        text_limit, bytes_limit: The limits of one message, in bytes.
     """
 
     noun = "message"
@@ -37,7 +37,7 @@ class Messages:
         self._bytes_limit = bytes_limit
 
     def feed(self, piece: Any) -> list[Any]:
-        """Return a message, text or bytes, as it is; an empty one is none."""
+        """Return a message, text or bytes, as it is; nothing for an empty one."""
         return [piece] if piece else []
 
     def finish(self) -> list[Any]:
@@ -62,16 +62,16 @@ def _too_long(limit: float) -> BadLine:
     return BadLine(f"longer than {limit:.0f} bytes")
 
 
-# --- what goes out ------------------------------------------------------------------------------
+# --- outgoing messages --------------------------------------------------------------------------
 
 
 def as_message(item: Item) -> str | bytes:
-    """Return what one item is as a message: bytes as they are, any other as JSON, text too."""
+    """Return an item as a message: bytes as they are, anything else, text too, as JSON."""
     if type(item) is dict:  # most are
         try:
             return orjson.dumps(item, to_builtin, JSON_OPTIONS).decode()
         except orjson.JSONEncodeError:
-            pass  # `to_json` has a fallback, or says what is wrong
+            pass  # `to_json` has a fallback, or the right error
     if isinstance(item, ServerSentEvent):
         item = item.data
     return bytes(item) if isinstance(item, _BYTES) else to_json(item).decode()
@@ -81,17 +81,17 @@ def _failure(status: int, detail: Any) -> bytes:
     return _STATUS.pack(status) + error_document(detail)
 
 
-# Items are no part of a body; the failure that ends them is.
+# Items are not part of a body, but the failure that ends them is.
 MESSAGES: Final = Encoder("application/json", json_item, _failure)
 
 
 def status_of(failure: bytes) -> tuple[int, bytes]:
-    """Return the status and the document of what the encoder of messages has made of a failure."""
+    """Return the status and the document of a failure written by the encoder of messages."""
     return _STATUS.unpack_from(failure)[0], failure[_STATUS.size :]
 
 
 def close_reason(document: bytes) -> str:
-    """Return the sentence of an error document, as far as a close frame can hold it."""
+    """Return the sentence of an error document, cut to the size of a close frame."""
     detail = orjson.loads(document)["error"]
     text = detail if isinstance(detail, str) else orjson.dumps(detail).decode()
     return text.encode()[:_REASON_BYTES].decode(errors="ignore")

@@ -2,7 +2,7 @@
 
 Hosts differ in how they describe a mount: by the whole path and `root_path`, by the path without
 its prefix, or not at all. Segments are split before they are decoded, so that `%2F` is no slash.
-Middleware may rewrite `path` and leave `raw_path` as it came: then `path` is what counts.
+Middleware may rewrite `path` and not `raw_path`: then `path` counts.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ Scope: TypeAlias = Mapping[str, Any]
 
 
 def segments_of(raw_path: bytes) -> list[str]:
-    """Return the decoded segments of a path as it is sent, without a query."""
+    """Return the decoded segments of an encoded path without a query."""
     return [_decoded(segment) for segment in raw_path.split(b"/")[1:]]
 
 
@@ -23,8 +23,8 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
     """Return the decoded segments of a path below the mount.
 
     Args:
-        scope: The ASGI scope. Its `raw_path` is preferred where it says the same as `path`, since
-            `path` has lost what was encoded and some hosts append a slash to it.
+        scope: The ASGI scope. Its `raw_path` is preferred if it agrees with `path`, since `path`
+            does not show encoded slashes, and some hosts append a slash to it.
         prefix: The mount, for hosts that do not report it.
     """
     path: str = scope["path"]
@@ -34,8 +34,8 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
     mount = _mount(scope, path, prefix).split("/")[1:]
     if not raw_path:
         return _without(mount, path.split("/")[1:])
-    hidden = _hidden(raw_path, (path, scope["path"]))  # the slash may be one that was encoded
-    if hidden is None:  # rewritten: not even a slash at its end is the host's
+    hidden = _hidden(raw_path, (path, scope["path"]))  # the slash may have been encoded
+    if hidden is None:  # rewritten: then a slash at its end was not added by the host
         return _without(mount, scope["path"].split("/")[1:])
     segments = segments_of(raw_path)
     if mount and segments[: len(mount)] == mount:
@@ -46,8 +46,7 @@ def segments_below(scope: Scope, prefix: str) -> list[str]:
 def base_of(scope: Scope, prefix: str) -> str:
     """Return the path below which a client finds the application, encoded; empty at the root.
 
-    It is in the path of the request or, where the host or a proxy in front has taken it off, in
-    `root_path`.
+    It is in the path of the request or, if the host or a proxy has removed it, in `root_path`.
     """
     path = scope["path"].split("/")[1:]
     below = segments_below(scope, prefix)
@@ -66,9 +65,9 @@ def _without(mount: list[str], segments: list[str]) -> list[str]:
 
 
 def _hidden(raw_path: bytes, paths: tuple[str, str]) -> int | None:
-    """Return how many leading segments a path lacks of `raw_path`; None where both disagree.
+    """Return how many leading segments of `raw_path` a path lacks; None if the two disagree.
 
-    A host that mounts an application may take its prefix off `path` only.
+    A host that mounts an application may remove its prefix from `path` only.
     """
     parts = raw_path.split(b"/")[1:]
     for decode in _DECODINGS:
@@ -83,9 +82,9 @@ def _hidden(raw_path: bytes, paths: tuple[str, str]) -> int | None:
 
 
 def _segments_in(segments: list[str], length: int) -> int | None:
-    """Return how many leading segments are this long, each with its slash; None if none are.
+    """Return how many leading segments have this length, each with its slash; None if none have.
 
-    A decoded segment may have slashes: they cannot be counted.
+    Slashes cannot be counted instead: a decoded segment may contain some.
     """
     for count, segment in enumerate(segments):
         if length <= 0:
@@ -98,7 +97,7 @@ def _decoded(segment: bytes) -> str:
     return unquote_to_bytes(segment).decode("utf-8", "replace")
 
 
-# How hosts make `path` of the bytes. The last one leaves it encoded.
+# The ways in which hosts decode `path`. The last one leaves it encoded.
 _DECODINGS: Final[tuple[Callable[[bytes], str], ...]] = (
     _decoded,
     lambda segment: unquote_to_bytes(segment).decode("utf-8", "surrogateescape"),
@@ -108,7 +107,7 @@ _DECODINGS: Final[tuple[Callable[[bytes], str], ...]] = (
 
 
 def _mount(scope: Scope, path: str, prefix: str) -> str:
-    """Return the part of the path above the application, by the host's report or the prefix."""
+    """Return the part of the path above the application, from the scope or the prefix."""
     root = scope.get("root_path", "").rstrip("/")
     outer = scope.get("app_root_path", "").rstrip("/")
     for candidate in (root, root.removeprefix(outer), prefix):

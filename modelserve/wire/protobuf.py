@@ -2,8 +2,8 @@
 
 They are in a pool of their own. Generated code would register its messages in protobuf's global
 pool, where KServe's and Triton's packages register others of the same names; and it works with some
-versions of protobuf only. What is read here is the part of the language that our files are written
-in: proto3 without options and imports.
+versions of protobuf only. The parser reads the part of the language that our files use: proto3
+without options and imports.
 """
 
 import re
@@ -55,16 +55,16 @@ def _finished(kind: type[Any], module: str, make: Callable[[Any], type[Any]]) ->
 
 
 def parsed(kind: type[Any], data: bytes | bytearray) -> Any:
-    """Return the message of a class in some bytes. Raises InvalidInput."""
+    """Parse bytes as a message of a class. Raises InvalidInput."""
     try:
         return kind.FromString(data)
-    except Exception:  # DecodeError, or what an implementation of it has instead
+    except Exception:  # DecodeError, or an implementation's own exception
         name = kind.DESCRIPTOR.name
         raise InvalidInput(f"The call's message is not a {name}.") from None
 
 
 class _Reader:
-    """Reads one file into protobuf's description of it."""
+    """Parses one file into protobuf's descriptor."""
 
     def __init__(self, file: Any, text: str) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""What to say of a value that JSON does not have: its type, and what to return instead. Pure."""
+"""Errors for values that JSON does not have: the type, and what to return instead. Pure."""
 
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterator

@@ -1,6 +1,6 @@
-"""What models return, as what JSON has: dict, list, str, numbers, true, false and null. Pure.
+"""Convert what models return to JSON's types: dict, list, str, numbers, true, false, null. Pure.
 
-Values of other libraries are known by their methods and names, so that none of them is imported.
+Values of other libraries are recognized by their methods and names; no library is imported.
 """
 
 import json
@@ -24,17 +24,14 @@ __all__ = ["JSON_OPTIONS", "is_missing", "to_builtin", "to_plain"]
 JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 _MISSING: Final = frozenset({"NAType", "NaTType"})  # pandas'
-# How tables, columns and tensors become lists: polars', pyarrow's, and those of most others.
+# Methods that turn tables, columns and tensors into lists: polars', pyarrow's, and most others'.
 _TO_LIST: Final = ("to_dicts", "to_pylist", "tolist", "to_list")
 # pandas' values that have a text and no `isoformat`.
 _TEXTS: Final = frozenset({"Period", "Interval"})
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a value stands for one that is missing.
-
-    These are None, NaN, pandas' NA and NaT, and numpy's NaT.
-    """
+    """Return whether a value means a missing one: None, NaN, pandas' NA and NaT, numpy's NaT."""
     if value is None or type(value).__name__ in _MISSING:
         return True
     if isinstance(value, float) or getattr(value, "shape", None) == ():
@@ -43,9 +40,9 @@ def is_missing(value: Any) -> bool:
 
 
 def to_builtin(value: Any) -> Any:
-    """Convert one value that orjson does not know; what is inside may be for the next call.
+    """Convert one value that orjson does not know; values inside of it may need further calls.
 
-    Raises TypeError for what JSON does not have.
+    Raises TypeError for a value that JSON does not have.
     """
     kind = type(value)
     if kind.__module__ == "numpy" and value.dtype.kind in "mM":
@@ -70,9 +67,9 @@ def to_builtin(value: Any) -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """Convert a value and all that is inside; keys become text, NaN and infinities null.
+    """Convert a value and everything inside; keys become text, NaN and infinities null.
 
-    Raises TypeError for what JSON does not have, RecursionError for what is nested too deep.
+    Raises TypeError for a value that JSON does not have, RecursionError for deep nesting.
     """
     if value is None or type(value) in (str, int, bool):
         return value
@@ -99,7 +96,7 @@ def to_plain(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    """Return a key as text, as orjson writes those that it knows."""
+    """Return a key as text, in the way that orjson writes the keys that it knows."""
     if type(key) is str:
         return key
     with suppress(orjson.JSONEncodeError):
@@ -115,7 +112,7 @@ def _key(key: Any) -> str:
 
 
 def _time_of_numpy(value: Any) -> Any:
-    """Return numpy's times, one or an array; its `tolist` makes numbers of nanoseconds."""
+    """Convert numpy's times, one or an array; `tolist` would make nanoseconds plain numbers."""
     if value.shape:
         return [_time_of_numpy(item) for item in value]
     if is_missing(value):
@@ -129,7 +126,7 @@ def _time_of_numpy(value: Any) -> Any:
 
 
 def _duration(value: timedelta) -> str:
-    """Return a duration as ISO 8601 has it, and pandas writes it."""
+    """Return a duration in ISO 8601, as pandas writes it."""
     minutes, seconds = divmod(value.seconds, 60)
     hours, minutes = divmod(minutes, 60)
     fraction = f".{value.microseconds:06}" if value.microseconds else ""
@@ -144,7 +141,7 @@ def _of_pydantic(value: Any) -> Any:
 
 
 def _of_msgspec(value: Any) -> Any:
-    """Return a Struct as msgspec writes it: renamed, tagged, without its defaults if it says so."""
+    """Return a Struct as msgspec writes it: renamed, tagged, without defaults if it omits them."""
     return sys.modules["msgspec"].to_builtins(value, enc_hook=to_builtin)
 
 

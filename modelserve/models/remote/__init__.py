@@ -1,17 +1,17 @@
 """Forward a model's payloads to a predictor or an explainer (KServe's transformers).
 
-The answer comes back as a hook would have returned it. How a predictor is called is in `http` and
-`grpc`, by its protocol; each is imported by the first call that needs it.
+The answer is what a hook would return. `http` and `grpc` call a predictor, by its protocol; each is
+imported by the first call that needs it.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from modelserve.concurrency.loops import current_loop
 from modelserve.errors import PredictorError, ServingError, UnsupportedProtocol
 from modelserve.models.predictor import config_of
 from modelserve.models.remote.calls import Caller, Incoming, logger
@@ -33,7 +33,7 @@ class Remote:
         self._callers = WeakKeyDictionary()
 
     def __reduce__(self) -> Any:
-        return Remote, ()  # models go to worker processes by pickle; connections do not
+        return Remote, ()  # models are pickled for worker processes; connections cannot be
 
     async def predict(
         self, model: Any, payload: Any, headers: Any, response_headers: Any, *, sets_type: bool
@@ -41,8 +41,8 @@ class Remote:
         """Send a payload to a model's predictor; return the answer, or an async iterator of items.
 
         With `sets_type`, `response_headers` gets the content type of an answer that is bytes.
-        Cancellation ends the call. Raises HookMissing or ExtraMissing where a package is missing,
-        UnsupportedProtocol, PredictorError, and InvalidInput for what cannot be sent.
+        Cancellation ends the call. Raises HookMissing or ExtraMissing if a package is missing,
+        UnsupportedProtocol, PredictorError, and InvalidInput for a payload that cannot be sent.
         """
         config = config_of(model)
         assert config is not None
@@ -81,14 +81,14 @@ class Remote:
     async def close(self) -> None:
         """Close the connections of this event loop."""
         async with AsyncExitStack() as stack:  # the others are closed even if one fails
-            for caller in self._callers.pop(_this_loop(), {}).values():
+            for caller in self._callers.pop(current_loop(), {}).values():
                 stack.push_async_callback(caller.close)
 
     def _caller(self, protocol: str) -> Any:
         make = _CALLERS.get(protocol)
         if make is None:
             raise UnsupportedProtocol(protocol)
-        callers = self._callers.setdefault(_this_loop(), {})
+        callers = self._callers.setdefault(current_loop(), {})
         caller = callers.get(make)
         if caller is None:
             caller = callers[make] = make()
@@ -126,12 +126,3 @@ _CALLERS: Final[Mapping[str, Callable[[], Caller]]] = {
     "v2": _http_caller,
     "grpc-v2": _grpc_caller,
 }
-
-
-def _this_loop() -> Any:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        import trio
-
-        return trio.lowlevel.current_trio_token()

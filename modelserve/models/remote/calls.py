@@ -1,4 +1,4 @@
-"""What every way to call a predictor has in common: what goes out, what comes back, what fails.
+"""The common part of calls to a predictor: request, answer and errors.
 
 The predictor's error sentence and status reach the client, its address never does.
 """
@@ -63,7 +63,7 @@ _TIME_LIMIT: Final = "x-request-timeout-seconds"
 
 
 class Caller(Protocol):
-    """One way to call predictors, with its connections: those of one model in one event loop."""
+    """One way to call predictors, with the connections of one model in one event loop."""
 
     async def predict(
         self, config: PredictorConfig, name: str, payload: Any, incoming: Incoming
@@ -82,10 +82,10 @@ class Caller(Protocol):
 
 
 class Incoming(NamedTuple):
-    """What is known of the request whose payload is sent on.
+    """The facts about the request whose payload is forwarded.
 
     Attributes:
-        headers: Those that may be sent on as well, by their names in lower case.
+        headers: The headers that may be forwarded, by lower-case name.
         version: The version of the model that its path names.
         verb: The last part of its path.
         time_limit: Seconds that our client gives the request.
@@ -98,7 +98,7 @@ class Incoming(NamedTuple):
 
     @classmethod
     def of(cls, headers: Any) -> Incoming:
-        """Read the headers that a hook was given: the server's own, a dict, or None."""
+        """Read a hook's headers: those of the server, a dict, or None."""
         given = {name.lower(): text for name, text in headers.items()} if headers else {}
         sent = {name: given[name] for name in _FORWARDED if name in given}
         version, verb = None, ""
@@ -117,7 +117,7 @@ def _version_and_verb(scope: Scope) -> tuple[str | None, str]:
 
 
 class Answer(NamedTuple):
-    """What the hook returns, its content type unless that is a usual one, and other headers."""
+    """The hook's result, its content type unless that is the default, and other headers."""
 
     result: Any
     content_type: str | None

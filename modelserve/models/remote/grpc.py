@@ -1,8 +1,8 @@
 """Call a predictor over gRPC: ModelInfer of the Open Inference Protocol (KServe's `grpc-v2`).
 
 grpcio's asyncio API is used, with messages of our own; both are extras and imported by the first
-call. A connection is made before the call that needs it, and no call is sent twice: what grpcio
-itself retries has not been seen by a predictor.
+call. A connection is made before the call that needs it, and no call is sent twice: grpcio itself
+retries only calls that no predictor has seen.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from modelserve.wire.protobuf import parsed
 __all__ = ["GrpcCaller"]
 
 _CONNECT_SECONDS: Final = 10.0
+_MOMENT: Final = 0.05
 _RETRY_SECONDS: Final = 0.5  # before the second retry, doubled before each one after it
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
@@ -55,14 +56,14 @@ _OPTIONS: Final = (
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
 )
 _HTTP: Final = ("http", "https")
-_PORTS: Final = {True: 443, False: 80}  # as KServe has them, where none is given
+_PORTS: Final = {True: 443, False: 80}  # KServe's defaults
 _PRINTABLE: Final = re.compile("[ -~]*")
 _UNDECIDED: Final = ("IDLE", "CONNECTING")
 # What is forwarded to a predictor over HTTP alone.
 _OF_HTTP: Final = ("accept", "content-type")
-# The statuses of HTTP that codes come from, the other way round where several become one.
+# The HTTP statuses of codes; if several statuses have one code, the most likely.
 _STATUSES: Final = {
-    "CANCELLED": 503,  # by a predictor that stops
+    "CANCELLED": 503,  # from a predictor that is stopping
     "INVALID_ARGUMENT": 400,
     "DEADLINE_EXCEEDED": 504,
     "NOT_FOUND": 404,
@@ -76,21 +77,20 @@ _STATUSES: Final = {
     "UNAVAILABLE": 503,
     "UNAUTHENTICATED": 401,
 }
-# How grpcio begins its own sentences, which may hold addresses: of a connection that is lost, and
-# of an answer that is not gRPC's.
+# The beginnings of grpcio's own sentences, which may hold addresses: for a lost connection, and for
+# an answer that is not gRPC's.
 _LOST: Final = re.compile(
     "Socket closed|Stream removed|Connection (reset|dropped|closed)|Broken pipe|GOAWAY|recvmsg|"
     "sendmsg|failed to connect|errors resolving|DNS resolution|(ipv[46]|unix):",
     re.IGNORECASE,
 )
 _FOREIGN: Final = re.compile("Received (http2 header|RST_STREAM)")
-_LATE: Final = "Deadline Exceeded"
 
 
 class _Line:
     """A channel, the methods called on it, and its wait for a connection, which calls share.
 
-    That wait is not cancelled: grpcio would go on with it, and tell an event loop that has ended.
+    That wait is not cancelled: grpcio would continue it, and call an event loop that has ended.
     """
 
     def __init__(self, channel: Any) -> None:
@@ -116,7 +116,7 @@ class _Line:
 
     async def _wait(self) -> None:
         channel = self._channel
-        with suppress(Exception):  # in some versions, of a channel that is closed meanwhile
+        with suppress(Exception):  # in some versions, if the channel is closed meanwhile
             while (state := channel.get_state(try_to_connect=True)).name in _UNDECIDED:
                 await channel.wait_for_state_change(state)
 
@@ -128,7 +128,7 @@ class _Line:
 
 
 class _Address(NamedTuple):
-    """What calls that share a channel agree on."""
+    """The settings that calls must share to use the same channel."""
 
     target: str
     secure: bool
@@ -158,8 +158,8 @@ class GrpcCaller:
         )
         try:
             body = await self._body(call, line, config)
-        except PredictorError as exc:
-            if is_clients and exc.status == 504:
+        except PredictorError:
+            if is_clients and _is_late(call):
                 limit = f"timeout: the request took longer than {seconds:g} s"
                 raise DeadlineExceeded(limit) from None
             raise
@@ -175,10 +175,12 @@ class GrpcCaller:
         return bool(_parsed("ModelReadyResponse", body, config).ready)
 
     async def _body(self, call: Any, line: _Line, config: PredictorConfig) -> bytes:
-        """Return the message that a call is answered with. Raises PredictorError."""
+        """Return the message that answers a call. Raises PredictorError."""
         try:
             body: bytes = await call
         except self._aio.AioRpcError as exc:
+            if exc.code().name == "DEADLINE_EXCEEDED" and _is_late(call):
+                raise Complaints(config).late(exc.details()) from None
             raise _error_of(exc, line, config) from None
         except asyncio.CancelledError as exc:
             if ends_task(exc):
@@ -193,10 +195,10 @@ class GrpcCaller:
                 stack.push_async_callback(line.close)
 
     async def _connected(self, config: PredictorConfig, seconds: float | None) -> _Line:
-        """Return a channel that is connected, having tried as often as the config says.
+        """Return a connected channel, after as many attempts as the config allows.
 
-        One that cannot connect is returned as well: a call on it fails at once, and says why.
-        Raises PredictorError where a server is silent, or the channel has been closed.
+        A channel that cannot connect is returned as well: a call on it fails at once, with the
+        reason. Raises PredictorError if a server is silent, or the channel has been closed.
         """
         address = _address_of(config)
         for attempt in range(config.retries + 1):
@@ -212,8 +214,8 @@ class GrpcCaller:
     def _line(self, address: _Address) -> _Line:
         """Return the channel to an address: a new one if the last could not connect.
 
-        grpcio's own would wait longer and longer before it tries again. The old one is not closed:
-        it ends with the calls that are left on it.
+        The old one would wait longer and longer before each attempt. It is not closed: it ends with
+        the calls that are left on it.
         """
         line = self._lines.get(address)
         if line is None or line.state in ("TRANSIENT_FAILURE", "SHUTDOWN"):
@@ -247,9 +249,10 @@ def _import_aio() -> Any:
 
 
 def _address_of(config: PredictorConfig) -> _Address:
-    """Return where a predictor is, in grpc's form, and whether it is called over TLS.
+    """Return a predictor's address in grpc's form, and whether it is called over TLS.
 
-    grpc's own schemes pass as they are. Raises ValueError for an address with a path.
+    Addresses with grpc's own schemes stay as they are. Raises ValueError for an address with a
+    path.
     """
     host = config.predictor_host.strip()
     scheme, slashes, _ = host.partition("://")
@@ -264,7 +267,7 @@ def _address_of(config: PredictorConfig) -> _Address:
 
 
 def _credentials() -> Any:
-    """Return what servers are verified with: KServe's controller may name a file."""
+    """Return the certificates to trust: KServe's controller may name a file."""
     import grpc
 
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
@@ -275,7 +278,7 @@ def _credentials() -> Any:
 
 
 def _message(payload: Any, name: str, version: str | None) -> Any:
-    """Return a payload as a ModelInferRequest. Raises InvalidInput for one that is none."""
+    """Return a payload as a ModelInferRequest. Raises InvalidInput if it is not a V2 request."""
     if is_message(payload, "ModelInferRequest"):
         payload = InferRequest.from_grpc(payload)
     elif isinstance(payload, dict) and "inputs" in payload:
@@ -308,7 +311,7 @@ def _time_limit(config: PredictorConfig, requested: str | None) -> tuple[float |
     seconds = _finite(config.timeout)
     try:
         wanted = float(requested or math.inf)
-    except ValueError:  # refused already where the request came to a server
+    except ValueError:  # a server has refused an invalid one already
         return seconds, False
     if wanted > 0 and wanted < (seconds or math.inf):
         return wanted, True
@@ -344,7 +347,7 @@ def _unreadable(problem: ServingError, config: PredictorConfig) -> PredictorErro
 
 
 def _headers(metadata: Any) -> dict[str, str]:
-    """Return metadata as headers, without what is binary or gRPC's own."""
+    """Return metadata as headers, except binary values and gRPC's own."""
     return {
         name: value
         for name, value in metadata
@@ -352,15 +355,19 @@ def _headers(metadata: Any) -> dict[str, str]:
     }
 
 
+def _is_late(call: Any) -> bool:
+    """Return whether a call's time is over; a predictor, who knows it too, may be first to say."""
+    left = call.time_remaining()
+    return left is not None and left < _MOMENT
+
+
 def _error_of(exc: Any, line: _Line, config: PredictorConfig) -> PredictorError:
-    """Make an error of the status of a call."""
+    """Turn the status of a call into an error."""
     code, text = exc.code().name, exc.details() or ""
     complaints = Complaints(config)
     is_lost, is_foreign = _LOST.match(text), _FOREIGN.match(text)
     if code == "UNAVAILABLE" and (is_lost or is_foreign or line.state != "READY"):
         return complaints.unreachable(text)
-    if code == "DEADLINE_EXCEEDED" and text == _LATE:
-        return complaints.late(text)
     if is_lost or is_foreign:
         complaints.note(text)
         return complaints.cut() if is_lost else complaints.unreadable()

@@ -1,10 +1,10 @@
 """Call a predictor or an explainer over HTTP: V1, or V2 in JSON and binary tensors.
 
-The answer comes back as a hook would have returned it: a JSON document as a value, an
-`InferResponse` on V2, text and bytes as they are, and a stream as an iterator of its items, which
-reads no faster than it is asked. The media type decides what an item is: a line of NDJSON, an event
-of SSE (a `ServerSentEvent`), otherwise a chunk of a response without a length. An error record is
-raised as an error. httpx, an extra, is imported by the first call.
+The answer is what a hook would return: a JSON document as a value, an `InferResponse` on V2, text
+and bytes as they are, and a stream as an iterator of its items, which reads only when asked for the
+next one. The media type decides what an item is: a line of NDJSON, an event of SSE (a
+`ServerSentEvent`), otherwise a chunk of a response without a length. An error record is raised as
+an error. httpx, an extra, is imported by the first call.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class HttpCaller:
         if not response.is_success:
             return False
         document = None
-        with suppress(ValueError):  # only KServe's has something to say
+        with suppress(ValueError):  # only KServe's has a document
             document = orjson.loads(response.content)
         return not isinstance(document, dict) or document.get("ready") is not False
 
@@ -134,7 +134,7 @@ def _url(config: PredictorConfig, name: str, action: str) -> str:
 
 
 def _new_client(transport: Transport) -> httpx.AsyncClient:
-    """Create a client that shares nothing between requests but connections.
+    """Create a client whose requests share only connections, no cookies.
 
     The number of connections is bounded by the model's limit on concurrency.
     """
@@ -195,7 +195,7 @@ def _headers(incoming: Incoming) -> dict[bytes, bytes]:
 
 
 def _streams(incoming: Incoming) -> bool:
-    """Return whether our client wants a stream of what a language model generates."""
+    """Return whether our client wants the stream of a language model."""
     if incoming.verb.endswith("_stream"):
         return True
     accept = incoming.headers.get("accept", "*/*")
@@ -203,7 +203,7 @@ def _streams(incoming: Incoming) -> bool:
 
 
 def _as_bytes(headers: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Encode headers, without those that HTTP does not allow."""
+    """Encode headers; drop those that HTTP does not allow."""
     pairs = ((name.encode(), text.encode("latin-1", "replace")) for name, text in headers.items())
     return {name: value for name, value in pairs if not value.translate(None, _VISIBLE)}
 
@@ -222,7 +222,7 @@ def _action(config: PredictorConfig, payload: Any, incoming: Incoming) -> str:
 def _encode(payload: Any, given: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], bytes]:
     """Return a payload's headers and body; bytes keep the content type among the given headers.
 
-    Raises InvalidInput for what cannot be sent.
+    Raises InvalidInput for a payload that cannot be sent.
     """
     headers = {name: value for name, value in given.items() if name != b"content-type"}
     if isinstance(payload, InferRequest):
@@ -265,13 +265,13 @@ async def _read(response: httpx.Response, config: PredictorConfig) -> Answer:
 
 
 async def _error_in(response: httpx.Response, config: PredictorConfig) -> PredictorError:
-    """Make an error of an unsuccessful response."""
+    """Turn an unsuccessful response into an error."""
     status = response.status_code
     sentence = f"The predictor answered with status {status}."
     if not 400 <= status <= 599:
         return PredictorError(sentence, 502)
     document = None
-    with suppress(Exception):  # without a readable body, the status is all there is to say
+    with suppress(Exception):  # without a readable body, the status alone is reported
         document = orjson.loads(await response.aread())
     copied = {name: response.headers[name] for name in COPIED_OF_ERRORS if name in response.headers}
     return PredictorError(shown(sentence_in(document), config) or sentence, status, copied)
