@@ -63,10 +63,15 @@ class Admission:
 
     @asynccontextmanager
     async def slot(
-        self, gate: Gate, size: int, who: Waits, on_accepted: Callable[[], object] = _nothing
+        self,
+        gate: Gate,
+        size: int,
+        who: Waits,
+        share: Share | None = None,
+        on_accepted: Callable[[], object] = _nothing,
     ) -> AsyncIterator[None]:
         """Hold a slot of the model and one of the application, as `acquire` acquires them."""
-        await self.acquire(gate, size, who=who, on_accepted=on_accepted)
+        await self.acquire(gate, size, share, who=who, on_accepted=on_accepted)
         who.admitted = True
         try:
             yield
