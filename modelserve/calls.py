@@ -5,10 +5,9 @@ before its slot is free. It has limits, metrics and a line in the access log lik
 request, and the id of the calling request.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextvars import Context, copy_context
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -19,6 +18,7 @@ from starlette.types import Message, Receive
 from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, HostCancelled, Phase
 from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.loops import event_loop
 from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
 from modelserve.errors import (
     ClientGone,
@@ -29,7 +29,7 @@ from modelserve.errors import (
     describe,
 )
 from modelserve.exchange.running import Caller, note_running
-from modelserve.lifespan import Serving
+from modelserve.lifespan import Serving, usable_entry
 from modelserve.limits import Deadlines
 from modelserve.metrics.series import ModelSeries, Tick
 from modelserve.models.hooks import Plan
@@ -122,6 +122,11 @@ class CallRequest:
 
     # -- for the caller
 
+    def note_entry(self, entry: Entry) -> None:
+        """Let a model's limits hold for this call; it counts in its metrics."""
+        self.series = entry.series
+        self.deadlines = entry.deadlines._replace(send_timeout=None)  # callers take their time
+
     def hook_headers(self) -> HookHeaders:
         """Return the headers that its hooks are given."""
         return HookHeaders({**self.headers, "x-request-id": self.id.decode("latin-1")})
@@ -135,9 +140,8 @@ class CallRequest:
         self.receive: Receive = partial(_wait_for_leave, self._gone)
         self.arrived = self.since = monotonic()
         observers, run = self.serving.telemetry.followed, self.run
-        _spawn(
-            partial(observers.run_step, self.name, "call", run) if observers else run, self.context
-        )
+        run = partial(observers.run_step, self.name, "call", run) if observers else run
+        event_loop().start_soon(run, self.context)
 
     def make_room(self) -> None:
         """Let the model go on, after an item has been read."""
@@ -224,17 +228,7 @@ async def _usable_entry(request: CallRequest) -> Entry:
     """Return the model, usable. Raises ModelNotFound, ModelNotReady, Overloaded."""
     if sum(1 for _ in _chain(request)) > _DEEPEST:
         raise InferenceError(f"Models call one another more than {_DEEPEST} deep.")
-    registry = request.serving.registry
-    if registry.pending:
-        request.serving.load_pending()
-    while True:
-        entry = registry.get(request.name)
-        request.series = entry.series
-        request.deadlines = entry.deadlines._replace(send_timeout=None)  # callers may read slowly
-        if entry.checks_health or not entry.model.ready:
-            await request.serving.usable(entry)
-        if not entry.is_retired:
-            break
+    entry = await usable_entry(request.serving, request.name, None, request.note_entry)
     if isinstance(entry.workers, OwnThread) and _blocks_thread_of(request, entry):
         raise Overloaded(
             "The call would deadlock: its caller holds the only thread.", retry_after=1.0
@@ -333,21 +327,6 @@ def _enter(request: CallRequest, phase: int) -> None:
 
 
 # --- the event loop -----------------------------------------------------------------------------
-
-_tasks: Final[set["asyncio.Task[None]"]] = set()  # the loop holds only weak references
-
-
-def _spawn(run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # only ever reached under trio
-
-        trio.lowlevel.spawn_system_task(run, context=context)
-    else:
-        task = loop.create_task(run(), context=context)
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
 
 
 async def _wait_for_leave(gone: anyio.Event) -> Message:

@@ -3,7 +3,6 @@
 The caller reads on the event loop, or in a worker thread.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import Any, Self
@@ -12,6 +11,7 @@ import anyio
 
 from modelserve.calls import CallRequest
 from modelserve.concurrency.bridge import call_of_this_thread
+from modelserve.concurrency.loops import event_loop
 from modelserve.exchange.running import running_caller
 from modelserve.lifespan import Serving
 from modelserve.models.hooks import VERBS
@@ -151,27 +151,9 @@ class _Reader:
     def _begin(self) -> None:
         if not self.request.begun:
             self.request.notify = self._bell.ring
-            self._hang_up = _soon(self.request.leave)
+            self._hang_up = partial(event_loop().call_from_thread, self.request.leave)
             self.request.begin()
 
     def __del__(self) -> None:
         if self._hang_up is not None and not self.request.ended:  # dropped before its last item
             self._hang_up()
-
-
-def _soon(function: Callable[[], None]) -> Callable[[], object]:
-    """Return a function that calls another on the current event loop, as long as that lasts."""
-    try:
-        call_soon: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio  # only ever reached under trio
-
-        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
-
-    def schedule() -> None:
-        try:
-            call_soon(function)
-        except RuntimeError:  # trio's RunFinishedError is one too
-            pass
-
-    return schedule

@@ -32,7 +32,7 @@ from modelserve.exchange.failures import report_failure
 from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream, send_sheltered
-from modelserve.lifespan import Serving
+from modelserve.lifespan import Serving, usable_entry
 from modelserve.limits import SMALL_BYTES, TIMEOUT_HEADER, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
@@ -102,7 +102,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                     exchange.flight.note_body_read()
             if entry.is_retired:  # replaced, or removed, while the body arrived
                 share = serving.admission.budget.hold(len(body), share)
-                entry = await _successor(serving, ref, exchange)
+                entry = await _usable_entry(serving, ref, exchange)
             if share is None:
                 exchange.payload = codec.decode(body, exchange, ref)
             else:
@@ -158,13 +158,14 @@ def _guard(serving: Serving, target: Target, exchange: Exchange) -> Endpoint | N
     return target.endpoints[method]
 
 
-async def _successor(serving: Serving, ref: ModelRef, exchange: Exchange) -> Entry:
+async def _usable_entry(serving: Serving, ref: ModelRef, exchange: Exchange) -> Entry:
     """Return the model that now has a name. Raises ModelNotFound, ModelNotReady."""
+
+    def note(entry: Entry) -> None:
+        exchange.series, exchange.deadlines = entry.series, _deadlines(exchange, entry.deadlines)
+
     exchange.phase = _QUEUE
-    entry = serving.registry.get(ref.name, ref.version)
-    exchange.series = entry.series
-    await serving.usable(entry)
-    return await _successor(serving, ref, exchange) if entry.is_retired else entry
+    return await usable_entry(serving, ref.name, ref.version, note)
 
 
 def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
@@ -286,9 +287,7 @@ async def _wait_until_usable(
     if entry.loading and not serving.hosted and not exchange.body_read:
         limit = max(entry.max_body_bytes, entry.max_binary_bytes)
         await read_ahead(exchange, serving.admission.budget.hold(0), limit)
-    await serving.usable(entry)
-    if entry.is_retired:
-        entry = await _successor(serving, ref, exchange)
+    entry = await _usable_entry(serving, ref, exchange)
     exchange.phase = _BODY
     return entry
 

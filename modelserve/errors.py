@@ -101,6 +101,7 @@ class ServingError(Exception):
     """Raise to answer with `status` and `{"error": reason}`; subclass it for another status."""
 
     status: int = 500
+    reason: str = ""
     retry_after: float | None = None
 
     def __init__(self, reason: object = "") -> None:
@@ -115,7 +116,11 @@ class ServingError(Exception):
         """Headers to add to the response."""
         if self.retry_after is None:
             return {}
-        return {"retry-after": str(max(1, round(self.retry_after)))}
+        try:
+            seconds = round(float(self.retry_after))
+        except (OverflowError, TypeError, ValueError):  # a subclass has set what is no number
+            return {}
+        return {"retry-after": str(max(1, seconds))}
 
 
 class InferenceError(ServingError, RuntimeError):
@@ -429,16 +434,32 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapp
     exc = single_cause(exc)
     if isinstance(exc, ServingError):
         if debug and isinstance(exc, NotAsDeclared) and exc.__cause__ is not None:
-            return exc.status, f"{exc.reason} ({str(exc.__cause__)[:_MOST_DETAILS]})", exc.headers
-        return exc.status, exc.reason, exc.headers
-    if isinstance(exc, HTTPException):
-        status = exc.status_code if 400 <= exc.status_code <= 599 else 500
-        return status, exc.detail, exc.headers or {}
+            return (
+                exc.status,
+                f"{exc.reason} ({_text_of(exc.__cause__)[:_MOST_DETAILS]})",
+                exc.headers,
+            )
+        return _status_in(exc.status), exc.reason, exc.headers
+    if isinstance(exc, HTTPException):  # a subclass may not have called its `__init__`
+        status = _status_in(getattr(exc, "status_code", 500))
+        return status, getattr(exc, "detail", ""), getattr(exc, "headers", None) or {}
     if (refusal := _refusal_by_ray(exc)) is not None:
         return refusal.status, refusal.reason, refusal.headers
     if debug:
-        return 500, f"{type(exc).__name__} : {exc}", {}
+        return 500, f"{type(exc).__name__} : {_text_of(exc)}", {}
     return 500, "Internal Server Error", {}
+
+
+def _status_in(status: object) -> int:
+    """Return the status that an exception asks for; 500 for what is no status of an error."""
+    return int(status) if isinstance(status, int) and 400 <= status <= 599 else 500
+
+
+def _text_of(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:
+        return "it has no text"
 
 
 def _refusal_by_ray(exc: BaseException) -> Overloaded | None:

@@ -34,7 +34,14 @@ from modelserve.wire.bearer import valid_token
 from modelserve.wire.handshake import checked_origins
 from modelserve.wire.head import Scope
 
-__all__ = ["CLEANUP_AFTER_DRAIN", "ModelStatistics", "Serving", "Statistics", "Table"]
+__all__ = [
+    "CLEANUP_AFTER_DRAIN",
+    "ModelStatistics",
+    "Serving",
+    "Statistics",
+    "Table",
+    "usable_entry",
+]
 
 logger = logging.getLogger("modelserve")
 
@@ -178,16 +185,6 @@ class Serving:
     def load_pending(self) -> None:
         """Load newly registered models in the background; never waits."""
         self.loading.load_pending()
-
-    async def usable(self, entry: Entry) -> None:
-        """Return if a model can take a request. Raises ModelNotReady.
-
-        Without a lifespan, a request waits for the load that it or another request has begun.
-        """
-        if entry.loading and not self.hosted and entry.attempted is not None:
-            await entry.attempted.wait()
-        if not await entry.is_usable():
-            raise not_ready(self.registry, entry, debug=self.debug)
 
     async def check_ready(self) -> None:
         """Return if the whole application can take requests. Raises the answer to a probe."""
@@ -334,6 +331,38 @@ async def _until_either(*functions: Callable[[], Awaitable[Any]]) -> None:
     async with anyio.create_task_group() as group:
         for function in functions:
             group.start_soon(run, function)
+
+
+async def usable_entry(
+    serving: Serving, name: str, version: str | None, note: Callable[[Entry], object]
+) -> Entry:
+    """Return the model that a name leads to, once it can take a request.
+
+    Args:
+        note: Called with each entry before it is waited for: its limits and its series hold.
+
+    Raises ModelNotFound, ModelNotReady.
+    """
+    if serving.registry.pending:  # there may be no lifespan
+        serving.load_pending()
+    while True:
+        entry = serving.registry.get(name, version)
+        note(entry)
+        if entry.checks_health or not entry.model.ready:
+            await _wait_until_usable(serving, entry)
+        if not entry.is_retired:  # nor replaced meanwhile
+            return entry
+
+
+async def _wait_until_usable(serving: Serving, entry: Entry) -> None:
+    """Return if a model can take a request. Raises ModelNotReady.
+
+    Without a lifespan, a request waits for the load that it or another request has begun.
+    """
+    if entry.loading and not serving.hosted and entry.attempted is not None:
+        await entry.attempted.wait()
+    if not await entry.is_usable():
+        raise not_ready(serving.registry, entry, debug=serving.debug)
 
 
 def _log_loads(states: Mapping[str, State]) -> None:

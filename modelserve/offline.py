@@ -20,7 +20,7 @@ import anyio.lowlevel
 
 from modelserve.calls import CallRequest
 from modelserve.concurrency.feeding import Feed
-from modelserve.concurrency.loops import EventLoop, event_loop
+from modelserve.concurrency.loops import Event, EventLoop, event_loop
 from modelserve.concurrency.threads import start_thread
 from modelserve.errors import ClientGone, ModelNotReady
 from modelserve.lifespan import Serving
@@ -267,7 +267,7 @@ class _Life:
             if self.is_closed:
                 self._closing.set()
         async with self._serving.lifespan():
-            self.entry.attempted = anyio.Event()
+            self.entry.attempted = Event()
             try:
                 with log_load(lambda: self.entry):
                     await start_and_load(self.entry)

@@ -373,3 +373,43 @@ async def test_a_hook_of_the_model_that_is_not_implemented_further_down_is_a_fai
     (record,) = caplog.records
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "secret"
+
+
+def test_an_exception_without_a_text_is_described_too() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    assert describe(Mute(), debug=True)[:2] == (500, "Mute : it has no text")
+
+
+class Careless(ServingError):
+    """It does not call `super().__init__()`."""
+
+    status = 422
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+
+class CarelessToo(HTTPException):
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("error", "described"),
+    [
+        (Careless(), (422, "", {})),
+        (Careless(reason="no", retry_after="5"), (422, "no", {"retry-after": "5"})),
+        (Careless(retry_after="soon"), (422, "", {})),
+        (Careless(retry_after=float("inf")), (422, "", {})),
+        (Careless(status=http.HTTPStatus.CONFLICT), (409, "", {})),
+        *[(Careless(status=status), (500, "", {})) for status in (200, "400", None)],
+        (CarelessToo(), (500, "", {})),
+        *[(CarelessToo(status_code=status), (500, "", {})) for status in (200, "400", None)],
+        (CarelessToo(status_code=409, detail="no", headers={"a": "b"}), (409, "no", {"a": "b"})),
+    ],
+)
+def test_exceptions_of_careless_classes_are_described(error: Exception, described: Any) -> None:
+    assert describe(error) == described

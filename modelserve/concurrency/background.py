@@ -1,13 +1,14 @@
 """Tasks that belong to no request: cancelling the task that started them does not stop them."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from functools import partial
 
 import anyio
 
 from modelserve.concurrency.cancelling import ends_task
+from modelserve.concurrency.loops import Event, EventLoop, event_loop
 from modelserve.errors import ServerShuttingDown
 
 __all__ = ["Background"]
@@ -18,24 +19,17 @@ Function = Callable[[], Awaitable[None]]
 
 
 class Background:
-    """Tasks of the event loop itself; each runs until it ends or `cancel` is called."""
+    """Tasks of event loops themselves; each runs until it ends or `cancel` is called."""
 
     def __init__(self) -> None:
-        self._tasks: dict[anyio.CancelScope, object] = {}
-        self._ended: anyio.Event | None = None
+        self._tasks: dict[anyio.CancelScope, EventLoop] = {}
+        self._ended: Event | None = None
 
     def start_soon(self, function: Function) -> None:
         """Start an async function in a new task; what it raises is logged."""
-        scope = anyio.CancelScope()
-        self._tasks[scope] = None
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            import trio
-
-            trio.lowlevel.spawn_system_task(self._run, function, scope)
-        else:  # stored, since the loop holds only weak references to its tasks
-            self._tasks[scope] = loop.create_task(self._run(function, scope))
+        scope, loop = anyio.CancelScope(), event_loop()
+        self._tasks[scope] = loop
+        loop.start_soon(partial(self._run, function, scope), copy_context())
 
     async def run(self, function: Function) -> None:
         """Run an async function in a new task and wait until it has ended.
@@ -43,7 +37,7 @@ class Background:
         Cancellation ends the wait and leaves the task running. Raises what the function raises, and
         ServerShuttingDown if the task is cancelled.
         """
-        ended = anyio.Event()
+        ended = Event()
         errors: list[BaseException] = []
         self.start_soon(partial(_collect_error, function, ended, errors))
         await ended.wait()
@@ -52,12 +46,14 @@ class Background:
 
     async def cancel(self, *, within: float) -> None:
         """Cancel all tasks and wait until they have ended, but no longer than `within` seconds."""
-        for scope in self._tasks:
-            scope.cancel()
+        for scope, loop in [*self._tasks.items()]:
+            if not loop.run(scope.cancel):
+                self._tasks.pop(scope, None)  # its event loop has ended
         with anyio.move_on_after(within):
             while self._tasks:
-                self._ended = anyio.Event()
-                await self._ended.wait()
+                self._ended = ended = Event()
+                if self._tasks:  # else the last has ended meanwhile, in another thread
+                    await ended.wait()
 
     async def _run(self, function: Function, scope: anyio.CancelScope) -> None:
         try:
@@ -68,14 +64,12 @@ class Background:
                 raise
             logger.error("A task in the background failed", exc_info=exc)
         finally:
-            del self._tasks[scope]
+            self._tasks.pop(scope, None)
             if self._ended is not None:
                 self._ended.set()
 
 
-async def _collect_error(
-    function: Function, ended: anyio.Event, errors: list[BaseException]
-) -> None:
+async def _collect_error(function: Function, ended: Event, errors: list[BaseException]) -> None:
     try:
         await function()
     except BaseException as exc:

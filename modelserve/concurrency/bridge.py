@@ -10,7 +10,6 @@ A thread is never abandoned: a cancellation asks it to stop, which it does at it
 raised only after that.
 """
 
-import asyncio
 import threading
 import time
 from collections import deque
@@ -23,6 +22,7 @@ import anyio
 
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
+from modelserve.concurrency.loops import Event, event_loop
 
 __all__ = [
     "ThreadCall",
@@ -35,8 +35,6 @@ __all__ = [
 
 _BUFFERED_ITEMS: Final = 64
 _BUFFERED_BYTES: Final = 1 << 20
-
-_CallSoon = Callable[[Callable[[], object]], object]
 
 
 class ThreadStream:
@@ -138,9 +136,9 @@ class ThreadCall:
         self._args = args
         self._on_end = on_end
         self._context = copy_context()
-        self.call_soon = _thread_safe_call_soon()
+        self.call_soon = event_loop().call_from_thread
         # written by the event loop
-        self._returned = anyio.Event()
+        self._returned = Event()  # another event loop may peek
         self._item_arrived = anyio.Event()
         self.all_taken = anyio.Event()
         self._ended = anyio.Event()
@@ -248,13 +246,13 @@ class ThreadCall:
             self.changes = self._recorder.changes_in(self._context)
         self.finished = True
         self._interruptions.run()
-        _run_on_loop(self.call_soon, self._notify_end)
+        self.call_soon(self._notify_end)
 
     def _run(self) -> None:
         result = self._function(*self._args)
         if isinstance(result, Iterator):
             self.is_stream = True
-            _run_on_loop(self.call_soon, self._returned.set)
+            self.call_soon(self._returned.set)
             self._produce(result)
         else:
             self._result = result
@@ -279,7 +277,7 @@ class ThreadCall:
         self.items.append(item)
         if self.reader_waits:
             self.reader_waits = False
-            _run_on_loop(self.call_soon, self._notify_item)
+            self.call_soon(self._notify_item)
             if first:
                 time.sleep(0)  # release the interpreter's lock, so that the item is sent at once
         self._interruptions.run()
@@ -366,20 +364,3 @@ def _close(*iterators: Iterator[Any]) -> BaseException | None:
         except BaseException as exc:
             first = first or exc
     return first
-
-
-def _run_on_loop(call_soon: _CallSoon, callback: Callable[[], object]) -> None:
-    try:
-        call_soon(callback)
-    except RuntimeError:
-        pass  # the event loop has ended (trio's RunFinishedError is one too)
-
-
-def _thread_safe_call_soon() -> _CallSoon:
-    """Return a function that schedules a callback on the current event loop, from any thread."""
-    try:
-        return asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio  # only ever reached under trio
-
-        return trio.lowlevel.current_trio_token().run_sync_soon

@@ -8,17 +8,14 @@ its own thread.
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterator
-from contextvars import Context
 from time import monotonic
 from typing import Any, Final
-
-import anyio
 
 from modelserve.concurrency.asyncio_flight import AsyncioFlight, ShieldedFlight
 from modelserve.concurrency.asyncio_guard import OVER
 from modelserve.concurrency.flight import Flight, Pipeline, Watched
 from modelserve.concurrency.host_scope import KNOWN_TASKS, in_host_scope
-from modelserve.concurrency.loops import current_loop
+from modelserve.concurrency.loops import Event, current_loop, interface_to
 from modelserve.errors import Stopped
 
 __all__ = ["Flights"]
@@ -32,7 +29,7 @@ class Flights:
     def __init__(self) -> None:
         self._registers: dict[Any, _LoopFlights] = {}
         self._latest = _LoopFlights(None)  # the register of the latest request's loop
-        self._waiting: list[tuple[_LoopFlights, anyio.Event]] = []
+        self._waiting: list[Event] = []
         self._cleanup_cap = math.inf
 
     def __len__(self) -> int:
@@ -83,8 +80,8 @@ class Flights:
                 register.remove(flight)
         if self._waiting and not self:
             waiting, self._waiting = self._waiting, []
-            for waiter, event in waiting:
-                waiter.run(event.set)
+            for event in waiting:
+                event.set()
 
     def reset_cleanup_cap(self) -> None:
         """Remove the bound that `cancel_all` has set, after a restart."""
@@ -104,22 +101,25 @@ class Flights:
                 flight.cancel(reason())
 
         for register in [*self._registers.values()]:
-            register.run(end, register)
+            interface_to(register.loop).run(end, register)
 
     async def emptied(self) -> None:
         """Wait until no request is in flight, in any event loop."""
+        self._forget_ended_loops()
         while self:
-            event = anyio.Event()
-            self._waiting.append((self._register_of(current_loop()), event))
-            if self:  # the last request may have ended meanwhile, in another thread
+            event = Event()
+            self._waiting.append(event)
+            if self:  # the last may have ended meanwhile, in another thread
                 await event.wait()
 
     def _register_of(self, loop: Any) -> "_LoopFlights":
-        """Return the register of an event loop; forget those of loops that have ended."""
-        for other, register in [*self._registers.items()]:
-            if register.is_closed:
-                self._registers.pop(other, None)
+        self._forget_ended_loops()
         return self._registers.setdefault(loop, _LoopFlights(loop))
+
+    def _forget_ended_loops(self) -> None:
+        for loop in [*self._registers]:
+            if interface_to(loop).has_ended:
+                self._registers.pop(loop, None)
 
 
 class _LoopFlights:
@@ -144,31 +144,6 @@ class _LoopFlights:
 
     def __iter__(self) -> Iterator[Flight]:
         return iter((*self.young, *self.watched))
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the loop has ended; then the requests that are left never end."""
-        if isinstance(self.loop, asyncio.AbstractEventLoop):
-            return self.loop.is_closed()
-        return not self.run(int)
-
-    def run(self, function: Callable[..., object], *args: Any) -> bool:
-        """Call a function in the loop's own thread, at once if that is the current one.
-
-        Returns False if the loop has ended.
-        """
-        if current_loop() is self.loop:
-            function(*args)
-            return True
-        try:
-            if isinstance(self.loop, asyncio.AbstractEventLoop):
-                # in an empty context: ours names the library of this event loop
-                self.loop.call_soon_threadsafe(function, *args, context=Context())
-            else:
-                self.loop.run_sync_soon(function, *args)
-        except RuntimeError:  # trio's RunFinishedError is one too
-            return False
-        return True
 
     def remove(self, flight: Flight) -> bool:
         """Forget a request; return whether it was registered."""

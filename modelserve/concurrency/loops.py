@@ -9,11 +9,23 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
-__all__ = ["Event", "EventLoop", "PerLoop", "Waiters", "Wakeup", "current_loop", "event_loop"]
+__all__ = [
+    "Event",
+    "EventLoop",
+    "PerLoop",
+    "Waiters",
+    "Wakeup",
+    "current_loop",
+    "event_loop",
+    "interface_to",
+]
 
 Function: TypeAlias = Callable[[], Awaitable[None]]
+
+# Of asyncio's loops, which hold their tasks weakly only.
+_TASKS: Final[set["asyncio.Task[None]"]] = set()
 
 
 class _HasWork(Protocol):
@@ -36,7 +48,11 @@ def current_loop() -> Any:
 
 def event_loop() -> "EventLoop":
     """Return the interface to the event loop that is running now."""
-    loop = current_loop()
+    return interface_to(current_loop())
+
+
+def interface_to(loop: Any) -> "EventLoop":
+    """Return the interface to an event loop, one that `current_loop` has returned."""
     return _Asyncio(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _Trio(loop)
 
 
@@ -65,20 +81,10 @@ class PerLoop(Generic[T]):
                 kept = {
                     key: other
                     for key, other in self._objects.items()
-                    if _is_running(key) or not other.is_idle
+                    if not (other.is_idle and interface_to(key).has_ended)
                 }
                 self._objects = {**kept, loop: found}
         return found
-
-
-def _is_running(loop: Any) -> bool:
-    if isinstance(loop, asyncio.AbstractEventLoop):
-        return loop.is_running()
-    try:
-        loop.run_sync_soon(int)
-    except RuntimeError:  # trio's RunFinishedError is one
-        return False
-    return True
 
 
 class Wakeup(Protocol):
@@ -94,6 +100,10 @@ class Wakeup(Protocol):
 class EventLoop(Protocol):
     """What work uses of the event loop that it belongs to."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing will run on it any more."""
+
     def wakeup(self) -> Wakeup:
         """Return a new wakeup."""
 
@@ -103,10 +113,10 @@ class EventLoop(Protocol):
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function after some time; it must not raise."""
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+    def call_from_thread(self, function: Callable[..., object], *args: Any) -> bool:
         """Call a function soon, from any thread; return False if the loop has ended."""
 
-    def run(self, function: Callable[..., None], *args: Any) -> bool:
+    def run(self, function: Callable[..., object], *args: Any) -> bool:
         """Call a function in the loop's own thread, at once if it is running in this one.
 
         Return False if the loop has ended.
@@ -194,20 +204,23 @@ class _AsyncioWakeup:
 class _Asyncio:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop holds weak references
+
+    @property
+    def has_ended(self) -> bool:
+        return self._loop.is_closed()
 
     def wakeup(self) -> Wakeup:
         return _AsyncioWakeup(self._loop)
 
     def start_soon(self, function: Function, context: Context) -> None:
         task = self._loop.create_task(_run(function), context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        _TASKS.add(task)
+        task.add_done_callback(_TASKS.discard)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self._loop.call_later(seconds, function, context=Context())
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+    def call_from_thread(self, function: Callable[..., object], *args: Any) -> bool:
         try:
             # In an empty context: ours names the library of this event loop.
             self._loop.call_soon_threadsafe(function, *args, context=Context())
@@ -215,7 +228,7 @@ class _Asyncio:
             return False
         return True
 
-    def run(self, function: Callable[..., None], *args: Any) -> bool:
+    def run(self, function: Callable[..., object], *args: Any) -> bool:
         if asyncio._get_running_loop() is not self._loop:
             return self.call_from_thread(function, *args)
         function(*args)
@@ -225,6 +238,10 @@ class _Asyncio:
 class _Trio:
     def __init__(self, token: Any) -> None:
         self._token = token
+
+    @property
+    def has_ended(self) -> bool:
+        return not self.call_from_thread(int)
 
     def wakeup(self) -> Wakeup:
         import trio
@@ -239,14 +256,14 @@ class _Trio:
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self.start_soon(partial(_call_later, seconds, function), Context())
 
-    def call_from_thread(self, function: Callable[..., None], *args: Any) -> bool:
+    def call_from_thread(self, function: Callable[..., object], *args: Any) -> bool:
         try:
             self._token.run_sync_soon(function, *args)
         except RuntimeError:  # trio's RunFinishedError is one
             return False
         return True
 
-    def run(self, function: Callable[..., None], *args: Any) -> bool:
+    def run(self, function: Callable[..., object], *args: Any) -> bool:
         import trio
 
         try:

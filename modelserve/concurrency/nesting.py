@@ -125,7 +125,9 @@ class Nesting:
             if full not in seen:
                 seen.add(full)
                 stuck = [(wanted, others.count(full)) for wanted, others in waiting]
-                if sum(slots for _, slots in stuck) + held.count(full) < full.running:
+                running = full.running  # another thread may release a slot at any moment
+                waits = sum(slots for _, slots in stuck) + held.count(full)
+                if running < full.concurrency or waits < running:
                     return False  # a request with a slot can go on
                 unseen += [wanted for wanted, slots in stuck if slots]
         return True

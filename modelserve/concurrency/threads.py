@@ -17,6 +17,7 @@ import anyio
 
 from modelserve.concurrency.bridge import ThreadCall, ThreadStream, run_here
 from modelserve.concurrency.closing import close
+from modelserve.concurrency.slots import Slots
 from modelserve.errors import NoThread
 
 __all__ = ["ExtraThreads", "OwnThread", "Workers", "let_threads_run", "start_thread"]
@@ -38,7 +39,8 @@ def start_thread(name: str, function: Callable[..., object], *args: Any) -> thre
 class Workers:
     """The worker threads of one application.
 
-    At most `limit` calls run at a time; more wait in order. Threads are started on demand and kept.
+    At most `limit` calls run at a time; more wait in order, whichever event loops they come from.
+    Threads are started on demand and kept.
     """
 
     def __init__(self, limit: int = 40) -> None:
@@ -48,20 +50,19 @@ class Workers:
             raise ValueError(f"The number of threads must be at least 1, not {limit!r}")
         self.limit = limit
         self._calls: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
-        self._limiter: anyio.CapacityLimiter | None = None
         self._running: dict[ThreadCall, bool] = {}  # whether it counts towards the limit
-        self._waiting = 0
+        self._slots = Slots(limit)
 
     @property
     def running(self) -> list[str]:
         """The labels of the calls that threads are busy with, models' own threads included."""
         of_models = [label for thread in self._own for label in thread.running]
-        return [call.label for call in self._running] + of_models
+        return [call.label for call in [*self._running]] + of_models
 
     @property
     def has_waiting(self) -> bool:
         """Whether a call waits for a thread. Callable from any thread."""
-        return self._waiting > 0
+        return self._slots.has_waiting
 
     def own_thread(self, name: str) -> "OwnThread":
         """Return a thread beside the limit for one model; it is closed with the others."""
@@ -133,29 +134,24 @@ class Workers:
         try:
             self._start(call, counted=counted)
         except NoThread:
-            if counted and self._limiter is not None:
-                self._limiter.release_on_behalf_of(call)
+            if counted:
+                self._slots.release()
             raise
 
     async def _acquire(self, call: ThreadCall) -> bool:
         """Wait until the call may start; return whether it counts towards the limit."""
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self.limit)
-        try:
-            self._limiter.acquire_on_behalf_of_nowait(call)
-        except anyio.WouldBlock:
-            self._waiting += 1
-            try:
-                await self._limiter.acquire_on_behalf_of(call)
-            finally:
-                self._waiting -= 1
+        await self._slots.acquire()
         return True
 
     def _start(self, call: ThreadCall, *, counted: bool) -> None:
         """Give the call to a thread. Raises NoThread, and has then changed nothing."""
-        if len(self._running) >= self._threads:
-            self._start_thread(f"{self._threads + 1}")
-        self._running[call] = counted
+        self._running[call] = counted  # first, so that two that start at once do not share a thread
+        if len(self._running) > self._threads:
+            try:
+                self._start_thread(f"{self._threads + 1}")
+            except NoThread:
+                del self._running[call]
+                raise
         self._calls.put(call)
 
     def _start_thread(self, name: str) -> None:
@@ -163,9 +159,8 @@ class Workers:
         self._threads += 1
 
     def _release(self, call: ThreadCall) -> None:
-        counted = self._running.pop(call)
-        if self._limiter is not None and counted:
-            self._limiter.release_on_behalf_of(call)
+        if self._running.pop(call):
+            self._slots.release()
 
 
 class OwnThread(Workers):
@@ -183,7 +178,8 @@ class OwnThread(Workers):
 
     async def _acquire(self, call: ThreadCall) -> bool:
         task = anyio.get_current_task().id
-        stream = next((running for running in self._running if self._tasks[running] == task), None)
+        streams = (running for running in [*self._running] if self._tasks.get(running) == task)
+        stream = next(streams, None)
         counted = stream is None
         if stream is None:
             await super()._acquire(call)

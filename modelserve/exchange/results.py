@@ -21,6 +21,7 @@ from modelserve.metrics.series import Tick
 from modelserve.protocols.codec import StreamFormat
 from modelserve.wire.encoders import Encoder, Item
 from modelserve.wire.headers import Header
+from modelserve.wire.json import detail_text, plain_detail
 
 __all__ = ["RecordFailed", "Results"]
 
@@ -37,7 +38,7 @@ class RecordFailed(ServingError):
 
     def __init__(self, failure: BaseException, place: str, *, debug: bool = False) -> None:
         status, detail, _ = describe(failure, debug=debug)
-        super().__init__(f"{place}: {detail}")
+        super().__init__(f"{place}: {detail_text(detail)}")
         self.status = status
 
 
@@ -158,7 +159,7 @@ class Results:
             text = f"{self._noun.capitalize()} {number} of request %s failed"
             log_failure(self._exchange, text, failure)
         self.hand_on()
-        detail = describe(failure, debug=self._debug)[1]
+        detail = plain_detail(describe(failure, debug=self._debug)[1])
         if self._stops or not self.remark({"error": detail, self._noun: number}):
             place = f"{self._noun} {number}"
             raise RecordFailed(failure, place, debug=self._debug) from failure

@@ -18,7 +18,7 @@ from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.sending import is_gone
 from modelserve.wire.handshake import SUBPROTOCOL
 from modelserve.wire.headers import Header
-from modelserve.wire.json import error_document
+from modelserve.wire.json import detail_text, error_document
 from modelserve.wire.messages import close_reason, status_of
 
 __all__ = ["Socket", "cut"]
@@ -149,7 +149,7 @@ async def cut(exchange: Exchange) -> None:
     status, detail, _ = describe(error or ResponseCut())
     if exchange.scope["type"] == "http":
         text = "The response was cut short on purpose."
-        raise ResponseCut(text, status=status, detail=detail) from None
+        raise ResponseCut(text, status=status, detail=detail_text(detail)) from None
     reason = close_reason(error_document(detail))
     with anyio.move_on_after(_CUT_SECONDS):
         try:

@@ -3,12 +3,14 @@
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from itertools import takewhile
+from typing import Any, Final
 
 import anyio
 
+from modelserve.concurrency.budget import Budget
 from modelserve.concurrency.uncollected import call_uncollected
-from modelserve.errors import ServerShuttingDown, ServingError
+from modelserve.errors import Overloaded, ServerShuttingDown, ServingError
 from modelserve.exchange.body import decoded
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.intake import Intake
@@ -21,6 +23,8 @@ from modelserve.wire.grpc import Calls, Compressed, Unreadable
 from modelserve.wire.lines import BadLine
 
 __all__ = ["Requests", "Run"]
+
+_REFUSED: Final = Unreadable()  # in the place of a message for which there is no room
 
 
 class Requests:
@@ -37,22 +41,27 @@ class Requests:
         self._serving = serving
         self._exchange = exchange
         self._limit = serving.max_binary_bytes
-        self._intake = Intake(exchange, Calls(self._limit))
+        self._budget = serving.admission.budget
+        self._arriving = _Arriving(self._limit, self._budget)
+        self._intake = Intake(exchange, self._arriving)
         self._intake.note_admitted()
         self._records: deque[bytes] = deque()
-        self._has_ended = False
+        self._has_ended = self._is_refused = False
 
     async def receive(self) -> None:
         """Receive until the client leaves; runs as a companion of the flight."""
-        await self._intake.receive()
+        try:
+            await self._intake.receive()
+        finally:
+            self._arriving.close()
 
     async def wait_for_next(self) -> bool:
         """Wait for the next request; return whether there is one.
 
-        Raises ServerShuttingDown once the server drains.
+        Raises ServerShuttingDown once the server drains, and as `look`.
         """
         while not self._serving.draining:
-            if self.next or self._records or self._has_ended:
+            if self.next or self._records or self._has_ended or self._is_refused:
                 return await self.look()
             with anyio.CancelScope() as scope, self._serving.sleepers.woken_by(scope.cancel):
                 if not self._serving.draining:  # it may begin in another thread
@@ -60,12 +69,19 @@ class Requests:
         raise ServerShuttingDown
 
     async def look(self) -> bool:
-        """Wait for the next request, even during a drain; return whether there is one."""
+        """Wait for the next request, even during a drain; return whether there is one.
+
+        Raises Overloaded, from then on, where there is no room for it.
+        """
+        if self._is_refused:
+            raise self._budget.refusal()
         if self.next is None:
             if not self._records:
                 await self._wait()
             if self._records:
-                self.next = await self._read(self._records.popleft())
+                record = self._records.popleft()
+                self._arriving.note_taken(record)
+                self.next = await self._read(record)
         return self.next is not None
 
     async def _wait(self) -> None:
@@ -80,20 +96,28 @@ class Requests:
         return found
 
     async def _read(self, record: bytes) -> InferRequest | BadLine:
+        if record is _REFUSED:
+            self._is_refused = True
+            raise self._budget.refusal()
         if isinstance(record, Unreadable):
             return BadLine(record.decode())
         coding = self._exchange.get(b"grpc-encoding") if isinstance(record, Compressed) else b""
         threads = self._serving.decoders
-        share = self._serving.admission.budget.hold(0)
+        share = self._budget.hold(0)
         try:
+            share.resize(_counted(len(record)))
             body = await decoded(record, coding, self._limit, share, threads)
             self.size = len(body)
             if len(body) <= SMALL_BYTES:
                 return self._open(body)
+            share.resize(len(body))
             opened: InferRequest = await threads.call(
                 "decode", call_uncollected, partial(self._open, body)
             )
             return opened
+        except Overloaded:
+            self._is_refused = True
+            raise
         except ServingError as exc:
             return BadLine(exc.reason)
         finally:
@@ -102,6 +126,57 @@ class Requests:
     def _open(self, body: bytes | bytearray) -> InferRequest:
         request: InferRequest = GRPC_INFER.open(body, self._exchange)[1]
         return request
+
+
+class _Arriving(Calls):
+    """The messages of a stream as they arrive, counted against a budget while they wait.
+
+    Where there is no room for one, nothing that comes after it is kept.
+    """
+
+    def __init__(self, limit: float, budget: Budget) -> None:
+        super().__init__(limit)
+        self._share = budget.hold(0)
+        self._whole = 0  # bytes of messages that nobody has taken
+        self._is_open = True
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        if not self._is_open:
+            return []
+        records = super().feed(piece)
+        self._whole += sum(map(len, records))
+        try:
+            self._share.resize(self._waiting())
+        except ServingError:
+            self._is_open = False
+            self._rest.clear()
+            self._skipped = 0
+            small = [*takewhile(_is_small, records)]
+            self._whole -= sum(map(len, records[len(small) :]))
+            return [*small, _REFUSED]
+        return records
+
+    def note_taken(self, record: bytes) -> None:
+        """Count a message no longer."""
+        self._whole -= len(record)
+        self._share.resize(min(self._share.size, self._waiting()))
+
+    def close(self) -> None:
+        """Keep nothing from now on."""
+        self._is_open = False
+        self._share.close()
+
+    def _waiting(self) -> int:
+        return _counted(self._whole + len(self._rest))
+
+
+def _counted(size: int) -> int:
+    """Return how many bytes of what waits are counted: none if they are few, as over HTTP."""
+    return size if size > SMALL_BYTES else 0
+
+
+def _is_small(record: bytes) -> bool:
+    return len(record) <= SMALL_BYTES
 
 
 class Run:

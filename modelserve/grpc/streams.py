@@ -24,7 +24,7 @@ from modelserve.exchange.sending import SendFailed
 from modelserve.grpc.clock import Clock
 from modelserve.grpc.requests import Requests, Run
 from modelserve.grpc.responses import Answered, Responses
-from modelserve.lifespan import Serving
+from modelserve.lifespan import Serving, usable_entry
 from modelserve.limits import TIMEOUT_HEADER, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
@@ -88,7 +88,8 @@ class _Stream:
 
     async def _answer(self, request: InferRequest, answered: Answered) -> None:
         serving, size = self._serving, self.requests.size
-        entry = await self._usable(request, answered)
+        note = partial(self._note_entry, answered)
+        entry = await usable_entry(serving, request.model_name, request.model_version, note)
         if size > entry.max_binary_bytes:
             raise too_large(entry.max_binary_bytes)
         if not serving.admission.acquire_nowait(entry.gate):
@@ -100,16 +101,9 @@ class _Stream:
         finally:
             serving.admission.release(entry.gate)
 
-    async def _usable(self, request: InferRequest, answered: Answered) -> Entry:
-        """Return the model of a request. Raises ModelNotFound, ModelNotReady."""
-        while True:
-            entry = self._serving.registry.get(request.model_name, request.model_version)
-            answered.series = entry.series
-            self.clock.start(entry.deadlines)
-            if entry.checks_health or not entry.model.ready:
-                await self._serving.usable(entry)
-            if not entry.is_retired:
-                return entry
+    def _note_entry(self, answered: Answered, entry: Entry) -> None:
+        answered.series = entry.series
+        self.clock.start(entry.deadlines)
 
     async def _run(self, entry: Entry, request: InferRequest, answered: Answered) -> None:
         """Run the hooks and send their results; then close what they have opened."""

@@ -13,6 +13,7 @@ import anyio
 
 from modelserve.concurrency.bridge import ThreadCall
 from modelserve.concurrency.cancelling import ends_task
+from modelserve.concurrency.loops import Event
 from modelserve.concurrency.threads import start_thread
 
 __all__ = ["Health"]
@@ -29,7 +30,7 @@ class Health:
         self._name = name
         self._function = function
         self._is_async = inspect.iscoroutinefunction(function)
-        self._answered: anyio.Event | None = None  # of the question under way
+        self._answered: Event | None = None  # of the question under way
         self._call: ThreadCall | None = None  # it may outlast the question
         self._last: bool | None = None
 
@@ -39,19 +40,19 @@ class Health:
         False if `healthy` fails or takes longer than 5 s. Without a last answer, this waits for the
         question under way. Cancellation does not wait for a thread.
         """
-        while self._answered is not None:
+        while (answered := self._answered) is not None:
             if self._last is None:
-                await self._answered.wait()
+                await answered.wait()
             if self._last is not None:
                 return self._last
         if self._is_thread_busy and self._last is not None:
             return self._last
-        self._answered = anyio.Event()
+        answered = self._answered = Event()
         try:
             self._last = await self._ask_in_time()
         finally:
-            self._answered.set()
             self._answered = None
+            answered.set()
         return self._last
 
     async def _ask_in_time(self) -> bool:

@@ -231,7 +231,7 @@ class Call:
         return stream
 
 
-NewCall: TypeAlias = Callable[..., Call]  # makes a call; takes the arguments of `Call`
+NewCall: TypeAlias = Callable[..., Call]  # makes a call; takes the last arguments of `Call`
 
 
 def _are_exhausted(streams: Sequence[Any]) -> bool:

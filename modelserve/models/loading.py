@@ -7,6 +7,7 @@ fails, the process goes on, and the model that was serving before stays in its p
 
 import inspect
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,6 +18,7 @@ import anyio
 
 from modelserve.concurrency.background import Background
 from modelserve.concurrency.cancelling import ends_task
+from modelserve.concurrency.loops import Event
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound, ModelNotReady, NoThread
 from modelserve.models.inference import call_hook
@@ -120,7 +122,7 @@ class _Load:
         under_way[name] = self
         self._under_way = under_way
         self._name = name
-        self._ended = anyio.Event()
+        self._ended = Event()
         self.is_asked_for = False  # by a client
         self._error: BaseException | None = ModelNotReady(name)  # should it be cancelled
 
@@ -331,14 +333,20 @@ class Loading:
 
 
 @asynccontextmanager
-async def _locked(locks: dict[str, anyio.Lock], name: str) -> AsyncIterator[None]:
-    lock = locks.setdefault(name, anyio.Lock())
+async def _locked(turns: dict[str, deque[Event]], name: str) -> AsyncIterator[None]:
+    """Let one after another work on what has a name, in order."""
+    own, queue = Event(), turns.setdefault(name, deque())
+    queue.append(own)
+    queue[0].set()
     try:
-        async with lock:
-            yield
+        await own.wait()
+        yield
     finally:
-        if not lock.locked():
-            locks.pop(name, None)
+        queue.remove(own)
+        if queue:
+            queue[0].set()
+        else:
+            turns.pop(name, None)
 
 
 async def _run_all(functions: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
@@ -360,7 +368,7 @@ def _take_due(registry: Registry) -> list[Entry]:
     entries = [entry for entry in pending if entry.not_before <= now]
     for entry in entries:
         entry.loading = True
-        entry.attempted = anyio.Event()
+        entry.attempted = Event()
     return entries
 
 

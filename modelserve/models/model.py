@@ -152,10 +152,20 @@ class Model:
     _remote: "Remote | None" = None
     _stepped: Stepped | None = None
 
-    def __init__(self, name: str, return_response_headers: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        return_response_headers: bool | PredictorConfig | None = False,
+        *,
+        predictor_config: PredictorConfig | None = None,
+    ) -> None:
         self.name = name
         self.ready = False
-        self.return_response_headers = return_response_headers
+        if isinstance(return_response_headers, PredictorConfig):  # it stood here up to KServe 0.15
+            predictor_config, return_response_headers = return_response_headers, False
+        if predictor_config is not None:
+            self.predictor_config = predictor_config
+        self.return_response_headers = bool(return_response_headers)
 
     @property
     def predictor_config(self) -> PredictorConfig | None:

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +16,7 @@ import anyio
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.loops import Event
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
@@ -85,7 +87,7 @@ class Entry:
         self.started = False
         self.loading = False
         self.unloading = False
-        self.attempted: anyio.Event | None = None
+        self.attempted: Event | None = None
         self.failure: str | None = None
         self.not_before = 0.0
         self.is_retired = False
@@ -267,7 +269,7 @@ class Registry:
         pending: Entries whose loading has not been tried yet.
         leaving: Entries without a name, whose models are to be stopped after their last request.
         unloaded: Entries that were removed by name and can be loaded again.
-        locks: One for each name that is being loaded or unloaded.
+        locks: For each name that is being loaded or unloaded, whose turn that is, in order.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -276,7 +278,7 @@ class Registry:
         self.pending: list[Entry] = []
         self.leaving: set[Entry] = set()
         self.unloaded: dict[str, Entry] = {}
-        self.locks: dict[str, anyio.Lock] = {}
+        self.locks: dict[str, deque[Event]] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries.values())

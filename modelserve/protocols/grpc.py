@@ -41,7 +41,7 @@ from modelserve.wire.grpc import (
 )
 from modelserve.wire.head import Head
 from modelserve.wire.headers import Header, sendable_headers
-from modelserve.wire.json import to_json
+from modelserve.wire.json import detail_text
 from modelserve.wire.protobuf import load_messages, parsed
 
 __all__ = [
@@ -85,7 +85,7 @@ class GrpcCodec(Codec):
     ) -> tuple[int, list[Header], bytes]:
         """Return an error as headers alone; the status is HTTP's, for the log and the metrics."""
         headers = [CONTENT, (STATUS, b"%d" % _code_of(status, error))]
-        if text := _text(detail):
+        if text := detail_text(detail):
             headers.append((MESSAGE, quoted(text)))
         if status == 415:
             headers.append(_ACCEPTED)
@@ -172,7 +172,7 @@ def stream_response(value: Any, request: InferRequest, ref: ModelRef, *, final: 
 
 def stream_error(detail: Any, request: InferRequest | None) -> bytes:
     """Return an error as one message of the stream; its id is that of the request."""
-    message = classes()[_STREAM_RESPONSE](error_message=_text(detail))
+    message = classes()[_STREAM_RESPONSE](error_message=detail_text(detail))
     if request is not None:
         message.infer_response.id = request.id or ""
         message.infer_response.model_name = request.model_name
@@ -183,7 +183,7 @@ def stream_error(detail: Any, request: InferRequest | None) -> bytes:
 
 def stream_ending(status: int, detail: Any) -> bytes:
     """Return the status of a stream that has failed."""
-    return trailers(code_of_http(status), _text(detail))
+    return trailers(code_of_http(status), detail_text(detail))
 
 
 def answer_headers(response_headers: SetHeaders) -> list[Header]:
@@ -241,10 +241,6 @@ def _message(value: Any, payload: Payload, ref: ModelRef) -> Any:
     elif ref.version is not None:
         value = as_response(value, payload, ref)
     return grpc_response(value, payload if isinstance(payload, InferRequest) else None)
-
-
-def _text(detail: Any) -> str:
-    return detail if isinstance(detail, str) else to_json(detail).decode()
 
 
 def _data(item: Item) -> Any:

@@ -36,8 +36,8 @@ from modelserve.protocols.completions import CHAT, TEXT, Completion, Kind, count
 from modelserve.wire.encoders import COLLECTED, SSE, Encoder
 from modelserve.wire.generation import Generation
 from modelserve.wire.head import Head
-from modelserve.wire.headers import JSON, Header
-from modelserve.wire.json import parse_json, to_json
+from modelserve.wire.headers import JSON, Header, error_headers
+from modelserve.wire.json import detail_text, parse_json, plain_detail, to_json
 from modelserve.wire.values import to_builtin
 
 __all__ = ["ChatCodec", "EmbeddingsCodec", "OpenAICodec", "TextCodec"]
@@ -282,6 +282,8 @@ def _vectors(value: Any, given: str | list[str]) -> list[Any]:
     count = 1 if isinstance(given, str) else len(given)
     if len(vectors) != count:
         raise InferenceError(f"embed returned {len(vectors)} embeddings for {count} texts")
+    if not all(isinstance(vector, list | tuple) for vector in vectors):
+        raise InferenceError(_NO_EMBEDDINGS)
     return vectors
 
 
@@ -323,10 +325,11 @@ def _error(status: int, detail: Any, error: BaseException | None) -> dict[str, A
     for types, of_param, of_code in _CODES:
         if isinstance(error, types):
             param, code = of_param, of_code
+    detail = plain_detail(detail)
     if isinstance(detail, dict) and isinstance(detail.get("error"), dict):
         detail = detail["error"]
-    message = detail if isinstance(detail, str) else to_json(detail).decode()
-    document = {"message": message, "type": kind, "param": param, "code": code}
+    message = detail_text(detail)
+    document = {"message": message, "type": kind, "param": plain_detail(param), "code": code}
     if isinstance(detail, dict) and isinstance(detail.get("message"), str):
         document |= detail
     return {"error": document}
@@ -334,8 +337,8 @@ def _error(status: int, detail: Any, error: BaseException | None) -> dict[str, A
 
 def _says_when(error: BaseException | None) -> bool:
     """Return whether an exception has a Retry-After header."""
-    headers = getattr(error, "headers", None) or {}
-    return any(str(name).lower() == "retry-after" for name in headers)
+    headers = error_headers(getattr(error, "headers", None) or {})
+    return any(name == b"retry-after" for name, _ in headers)
 
 
 def _failure(status: int, detail: Any) -> bytes:

@@ -7,16 +7,19 @@ the requests that are left are ended, with a moment to clean up.
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic
+from typing import Any
 
 from starlette.types import ASGIApp
 
 from modelserve.concurrency.uninterrupted import wait_to_end
 from modelserve.server import listener
+from modelserve.server.lateness import Lateness
 from modelserve.server.process import make_server
 from modelserve.server.server import Server
 from modelserve.server.settings import Settings
@@ -30,6 +33,10 @@ class EmbeddedServer(Server):
     """A server that ends only itself, not its process."""
 
     _is_interrupted = False
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._lateness = Lateness(math.inf)  # the program's own code runs in the loop too
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

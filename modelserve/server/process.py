@@ -96,6 +96,8 @@ def make_server(
 
     Raises LoadError for unusable settings.
     """
+    if settings.grpc_port is not None:  # else its core logs, as plain text, what clients send
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app = load()
     config = uvicorn.Config(
         app,

@@ -33,6 +33,7 @@ from modelserve.lifespan import CLEANUP_AFTER_DRAIN
 from modelserve.limits import DEFAULTS
 from modelserve.server.application import Drainable, find_drainables
 from modelserve.server.connections.mending import has_request, new_protocol, watch
+from modelserve.server.lateness import Lateness
 from modelserve.server.listener import accept_waiting
 from modelserve.server.settings import CANNOT_LOAD_MODELS, CANNOT_START, HEAD_TIMEOUT
 from modelserve.server.signals import Impatience, stop_signals
@@ -46,6 +47,8 @@ logger = logging.getLogger("modelserve")
 LONGEST_EXIT: Final = CLEANUP_AFTER_DRAIN + 0.3
 # Seconds for a connection without a request to send one, once the listener is closed.
 _LATE_REQUEST_SECONDS: Final = 0.2
+_LONG: Final = 86_400.0
+_LATE_TICK: Final = 1.0  # seconds; a tick is due each 0.1 s
 
 
 class Port(Protocol):
@@ -110,7 +113,8 @@ class Server(uvicorn.Server):
         self._before_exit = before_exit
         self._ports = ports
         self._loop: asyncio.AbstractEventLoop
-        self._context: contextvars.Context  # a signal comes in that of whichever request runs
+        self._context = contextvars.copy_context()  # a signal comes in that of any request
+        self._lateness = Lateness(_LATE_TICK)
         self._drain_task: asyncio.Task[None] | None = None
         self._signalled, self.released = threading.Event(), threading.Event()
         self._impatience = Impatience()
@@ -160,7 +164,6 @@ class Server(uvicorn.Server):
     # -- start and end
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()  # before signals are handled here
         await super().serve(sockets)
 
@@ -191,14 +194,15 @@ class Server(uvicorn.Server):
         for open_connection in list(self.server_state.connections):
             open_connection.shutdown()
         for port in self._ports:
-            await port.stop(min(self._ends() - monotonic(), _LATE_REQUEST_SECONDS))
+            await _stop_port(port, self._ends)
         await _finish_responses(self.server_state, self._ends)
         await self.lifespan.shutdown()
         if any(serving.flights or serving.workers.running for serving in self._servings):
             self._exit_now()
 
     async def on_tick(self, counter: int) -> bool:
-        self._check_connections(monotonic())
+        self._check_connections(now := monotonic())
+        self._lateness.note(now)
         if not self._signalled.is_set() and self._start.has_failed():
             self.exit_code = CANNOT_LOAD_MODELS
             self._drains_at = monotonic()
@@ -263,6 +267,16 @@ async def _answer_late_requests(
         if connected and all(map(has_request, server.server_state.connections)):
             return
         await asyncio.sleep(0.005)
+
+
+async def _stop_port(port: Port, ends: Callable[[], float]) -> None:
+    """Take nothing more on a port, and wait until what was answered there has been sent."""
+    soonest = monotonic() + _LATE_REQUEST_SECONDS
+    stopping = asyncio.ensure_future(port.stop(_LONG))
+    while not stopping.done() and monotonic() < max(ends(), soonest):
+        await asyncio.wait((stopping,), timeout=0.05)  # a signal may bring the end nearer
+    await port.stop(0.0)
+    await stopping
 
 
 async def _finish_responses(state: ServerState, ends: Callable[[], float]) -> None:

@@ -28,6 +28,7 @@ from modelserve.tensors.documents import (
     refuse_shared,
 )
 from modelserve.tensors.elements import Misfit, find_missing, is_array, list_elements, short
+from modelserve.tensors.parameters import plain_parameters
 from modelserve.tensors.strings import split_strings
 from modelserve.tensors.tensor import (
     SIZE,
@@ -268,7 +269,7 @@ def _byte_elements(form: Any) -> list[bytes]:
 
 def write_parameters(parameters: Mapping[str, Any], target: Any) -> None:
     """Add parameters to a map of a message; a value that fits no field is added as text."""
-    for key, value in parameters.items():
+    for key, value in plain_parameters(parameters).items():
         field = _parameter_field(value)
         if not hasattr(target[key], field):  # KServe's messages have fewer
             field = "string_param"

@@ -37,8 +37,9 @@ def sendable_headers(headers: MutableHeaders) -> list[Header]:
 def error_headers(headers: Mapping[str, str]) -> list[Header]:
     """Return the headers of an error, except the content type and those that cannot be sent."""
     pairs: list[Header] = []
-    for name, value in headers.items():
-        with suppress(ValueError):
+    # They are what a model has put into an exception, which may be anything.
+    for name, value in headers.items() if isinstance(headers, Mapping) else ():
+        with suppress(Exception):
             pairs += sendable_headers(MutableHeaders({str(name): str(value)}))
     return [pair for pair in pairs if pair[0] != b"content-type"]
 

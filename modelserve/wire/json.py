@@ -8,12 +8,13 @@ import orjson
 from modelserve.errors import InvalidInput, NestedTooDeep
 from modelserve.wire.values import JSON_OPTIONS, to_builtin, to_plain
 
-__all__ = ["error_document", "parse_json", "to_json"]
+__all__ = ["detail_text", "error_document", "parse_json", "plain_detail", "to_json"]
 
 # Parts of orjson's error texts: for values that the standard library can write, and for values
 # whose contents orjson does not pass to `to_builtin`.
 _ONLY_ORJSON_REFUSES: Final = ("ecursion", "endian", "64-bit")
 _NOT_ASKED_FOR: Final = ("Dict key", "datetime64", "tzinfo")
+_MOST_LEVELS: Final = 200  # of a detail: every writer and reader of JSON has room for more
 
 
 def parse_json(body: bytes | bytearray) -> Any:
@@ -54,16 +55,46 @@ def to_json(value: Any) -> bytes:
 
 
 def error_document(detail: Any) -> bytes:
-    """Write `{"error": detail}`, text or a document; a lone surrogate becomes `?`.
+    """Write `{"error": detail}`, text or a document, as `plain_detail` has it."""
+    return to_json({"error": plain_detail(detail)})
 
-    A detail that JSON cannot hold is written as its text.
+
+def detail_text(detail: Any) -> str:
+    """Return the detail of an error as text; a document is its JSON. Never raises."""
+    plain = plain_detail(detail)
+    return plain if isinstance(plain, str) else to_json(plain).decode()
+
+
+def plain_detail(detail: Any) -> Any:
+    """Return the detail of an error in the types of JSON, whatever a model has put into it.
+
+    A detail that JSON cannot hold is its text, in which a lone surrogate becomes `?`. Never raises:
+    an error that cannot be written would be no answer at all.
     """
     if not isinstance(detail, str):
         try:
-            return to_json({"error": detail})
-        except (TypeError, ValueError, NestedTooDeep):
+            plain = json.loads(to_json(detail))
+            if to_json(plain) and not _is_deeper(plain, _MOST_LEVELS):
+                return plain
+        except Exception:  # noqa: S110 - values have methods of their own, which raise anything
+            pass
+        try:
             detail = str(detail)
-    return orjson.dumps({"error": detail.encode("utf-8", "replace").decode()})
+        except Exception:
+            detail = type(detail).__name__
+    return detail.encode("utf-8", "replace").decode()
+
+
+def _is_deeper(plain: Any, levels: int) -> bool:
+    layer = [plain]
+    for _ in range(levels):
+        layer = [
+            item
+            for value in layer
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(layer)
 
 
 def _dumps(value: Any) -> bytes:

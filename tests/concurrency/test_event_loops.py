@@ -5,17 +5,21 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from modelserve import Limits, ModelServer
+from modelserve import Limits, Model, ModelServer
 from modelserve.concurrency.admission import Admission
+from modelserve.concurrency.background import Background
 from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.threads import Workers
 from modelserve.errors import ServerShuttingDown
 from modelserve.limits import DEFAULTS
+from modelserve.models.health import Health
 from modelserve.testing import exchange, lifespan, request
 
 PREDICT = ("POST", "/v1/models/m:predict")
@@ -331,6 +335,210 @@ def test_no_slot_is_lost_or_given_twice_between_event_loops(
         task.join()
     assert max(most) <= 3
     assert (gate.running, gate.waiting, admission.gate.running, admission.gate.waiting) == (0,) * 4
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_a_thread_goes_to_who_waits_in_another_event_loop(backends: tuple[str, str]) -> None:
+    workers = Workers(1)
+    runs, waits, let_go = threading.Event(), threading.Event(), threading.Event()
+
+    def run() -> bool:
+        runs.set()
+        return let_go.wait(20)
+
+    async def first() -> None:
+        assert await workers.call("first", run)
+
+    async def second() -> None:
+        await happened(runs)
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.call, "second", int)
+            await anyio.wait_all_tasks_blocked()
+            assert workers.has_waiting
+            waits.set()
+
+    tasks = [Task(backends[0], first), Task(backends[1], second)]
+    assert waits.wait(20)
+    let_go.set()
+    for task in tasks:
+        task.join()
+    assert (workers.running, workers.has_waiting) == ([], False)
+    workers.close()
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_threads_serve_one_event_loop_after_another(backends: tuple[str, str]) -> None:
+    workers = Workers(1)
+
+    async def call_twice_at_once() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(workers.call, "m", int)
+
+    for backend in backends:
+        anyio.run(call_twice_at_once, backend=backend)
+    assert (workers.running, workers.has_waiting) == ([], False)
+    workers.close()
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_no_thread_is_lost_or_shared_between_event_loops(
+    backends: tuple[str, str], fast_switches: None
+) -> None:
+    workers = Workers(3)
+    busy: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        busy.append(number)
+        most.append(len(busy))
+        busy.remove(number)
+
+    async def use(number: int) -> None:
+        for turn in range(5):
+            with anyio.move_on_after(0 if (number + turn) % 7 == 0 else None):
+                await workers.call("m", work, number)
+
+    async def use_all() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(30):
+                group.start_soon(use, number)
+
+    for task in [Task(backend, use_all) for backend in backends]:
+        task.join()
+    assert max(most) <= 3
+    assert (workers.running, workers.has_waiting) == ([], False)
+    workers.close()
+
+
+# --- loads and health -----------------------------------------------------------------------------
+
+
+class Slow(Model):
+    """A model whose load and whose health a test lets go on, whichever event loop asks."""
+
+    def __init__(self) -> None:
+        super().__init__("m")
+        self.began, self.let_go = threading.Event(), threading.Event()
+        self.asked = 0
+
+    async def load(self) -> None:
+        self.began.set()
+        await happened(self.let_go)
+
+    async def healthy(self) -> bool:
+        self.asked += 1
+        self.began.set()
+        await happened(self.let_go)
+        return True
+
+    async def predict(self, payload: Any) -> Any:
+        return payload
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_a_request_waits_for_the_load_that_another_event_loop_has_begun(
+    backends: tuple[str, str],
+) -> None:
+    model = Slow()
+    app = ModelServer([model])
+    loop, waits = Loop(backends[0], app).begin(), threading.Event()
+
+    async def ask() -> None:
+        async with exchange(app, *PREDICT, json=[]) as client:
+            await anyio.wait_all_tasks_blocked()
+            waits.set()
+            assert (await client.response()).status == 200
+
+    assert model.began.wait(20)
+    task = Task(backends[1], ask)
+    assert waits.wait(20)
+    model.let_go.set()
+    task.join()
+    loop.end()
+    assert loop.answer.status == 200
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_who_asks_for_a_load_in_another_event_loop_joins_it(backends: tuple[str, str]) -> None:
+    model = Slow()
+    app = ModelServer([model])
+    waits = threading.Event()
+    first = Task(backends[0], partial(app.serving.loading.load, "m"))
+
+    async def unload() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(app.serving.loading.load, "m")
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(app.serving.loading.unload, "m")
+            await anyio.wait_all_tasks_blocked()
+            waits.set()
+
+    assert model.began.wait(20)
+    second = Task(backends[1], unload)
+    assert waits.wait(20)
+    model.let_go.set()
+    first.join()
+    second.join()
+    assert "m" not in app.serving.registry.entries
+    assert not app.serving.registry.locks
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_the_first_answer_of_a_model_is_waited_for_in_another_event_loop(
+    backends: tuple[str, str],
+) -> None:
+    model, waits, answers = Slow(), threading.Event(), list[bool]()
+    health = Health("m", model.healthy)
+
+    async def ask() -> None:
+        answers.append(await health.ask())
+
+    async def ask_too() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            waits.set()
+
+    first = Task(backends[0], ask)
+    assert model.began.wait(20)
+    second = Task(backends[1], ask_too)
+    assert waits.wait(20)
+    model.let_go.set()
+    first.join()
+    second.join()
+    assert answers == [True, True]
+    assert model.asked == 1
+
+
+@pytest.mark.parametrize("backends", BOTH, ids="-".join)
+def test_tasks_in_the_background_of_another_event_loop_are_cancelled(
+    backends: tuple[str, str],
+) -> None:
+    background, began, ends = Background(), threading.Event(), list[str]()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+            ends.append("cleaned up")
+
+    async def run() -> None:
+        with pytest.raises(ServerShuttingDown):
+            await background.run(work)
+
+    async def cancel() -> None:
+        await background.cancel(within=20)
+        ends.append("cancelled")
+
+    first = Task(backends[0], run)
+    assert began.wait(20)
+    Task(backends[1], cancel).join()
+    first.join()
+    assert ends == ["cleaned up", "cancelled"]
 
 
 @pytest.fixture

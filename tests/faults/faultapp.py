@@ -11,6 +11,7 @@ returns the sums. Served by `python -m modelserve tests/faults/faultapp.py`.
 import asyncio
 import ctypes
 import gc
+import json
 import os
 import sys
 import threading
@@ -22,6 +23,7 @@ from typing import Any
 import anyio
 
 from modelserve import InferenceError, InvalidInput, Limits, Model, ModelServer
+from modelserve.tensors import InferRequest
 
 CONCURRENCY = 200
 NARROW = 3
@@ -481,6 +483,43 @@ class NarrowSync(SyncStreaming):
     limits = Limits(concurrency=NARROW_SYNC, queue=20)
 
 
+class ByTensor:
+    """Takes its plan as JSON in a tensor, for clients of V2 and of gRPC."""
+
+    def preprocess(self, payload):
+        return json.loads(payload.inputs[0].as_string()[0])
+
+
+class CalledValue(ByTensor, Value):
+    pass
+
+
+class CalledSyncValue(ByTensor, SyncValue):
+    pass
+
+
+class CalledStream(ByTensor, Streaming):
+    pass
+
+
+class CalledSyncStream(ByTensor, SyncStreaming):
+    pass
+
+
+class CalledBoth(Model):
+    """Answers each request of a stream with one item, while they come."""
+
+    async def predict(self, payload: AsyncIterator[InferRequest]):
+        with Entry(self.name):
+            async for each in payload:
+                plan = json.loads(each.inputs[0].as_string()[0])
+                await anyio.sleep(plan.get("before", 0))
+                fail(plan, "predict")
+                yield item(plan, 0)
+
+
+for kind in (CalledValue, CalledSyncValue, CalledStream, CalledSyncStream, CalledBoth):
+    app.add_model(kind(kind.__name__))
 app.add_model(Beating("beating"))
 app.add_model(Coalescing("coalescing"))
 app.add_model(SyncCoalescing("sync-coalescing"))

@@ -11,6 +11,7 @@ import pytest
 
 from modelserve import Batching, Limits, Model, ModelServer, Stepping
 from modelserve.models.model import SETTINGS, as_model, defines
+from modelserve.models.predictor import PredictorConfig
 from modelserve.testing import lifespan, request
 
 PREDICT = ("POST", "/v1/models/m:predict")
@@ -265,7 +266,14 @@ def test_the_hooks_of_the_base_pass_values_on() -> None:
     assert all(callable(getattr(Model, name)) for name in names)
     model = Model("m", return_response_headers=True)
     assert (model.name, model.ready, model.return_response_headers) == ("m", False, True)
-    assert list(inspect.signature(Model).parameters) == ["name", "return_response_headers"]
+    assert list(inspect.signature(Model).parameters)[:2] == ["name", "return_response_headers"]
+
+
+def test_a_predictor_may_be_given_as_to_older_releases_of_kserve() -> None:
+    config = PredictorConfig("host:80", "v2", predictor_use_ssl=True)
+    for model in (Model("m", config), Model("m", predictor_config=config)):
+        assert (model.predictor_config, model.return_response_headers) == (config, False)
+    assert Model("m", None).predictor_config is None
 
 
 @pytest.mark.anyio

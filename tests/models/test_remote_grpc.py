@@ -355,9 +355,8 @@ async def happened(predictor: Server, name: str) -> None:
 
 async def test_a_predictor_that_is_late(predictor: Server, key: str) -> None:
     app = transformer("hangs", predictor.grpc, timeout=0.2)
-    response = await infer(app, "hangs", id=key)
-    assert response.status == 504
-    assert "0.2 s" in response.json()["error"]
+    sentence = "The predictor did not answer within 0.2 s."
+    assert said(await infer(app, "hangs", id=key)) == (504, {"error": sentence})
     await happened(predictor, f"ended-{key}")
 
 
@@ -379,6 +378,13 @@ async def test_our_clients_time_limit_goes_along(predictor: Server, key: str) ->
     sentence = "timeout: the request took longer than 0.2 s"
     assert said(response) == (504, {"error": sentence})
     await happened(predictor, f"ended-{key}")
+
+
+async def test_a_limit_of_the_predictors_own_is_told_as_it_says() -> None:
+    async with answering(aborting("DEADLINE_EXCEEDED", "it took over 1 s")) as host:
+        limit = {"x_request_timeout_seconds": "100"}
+        response = await ask(transformer("m", host), "/v2/models/m/infer", {"inputs": []}, **limit)
+    assert said(response) == (504, {"error": "it took over 1 s"})
 
 
 async def test_the_predictor_is_told_our_clients_time_limit() -> None:

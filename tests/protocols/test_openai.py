@@ -227,6 +227,19 @@ async def test_another_number_of_embeddings_is_an_error_that_says_both() -> None
     assert (status, error["message"]) == (500, "embed returned 1 embeddings for 2 texts")
 
 
+@pytest.mark.parametrize("result", [[1.0, 2.0], [{"a": 1}, {"a": 2}], [[1.0], 2.0]])
+async def test_what_are_no_vectors_is_an_error_that_says_so(result: Any) -> None:
+    class Embeds(Model):
+        async def embed(self, document: Any) -> Any:
+            return result
+
+    document = {"model": "m", "input": ["a", "b"]}
+    response = await post(ModelServer([Embeds("m")]), "/v1/embeddings", document)
+    status, error = error_of(response)
+    assert status == 500
+    assert error["message"].startswith("embed must return a vector for each text")
+
+
 # --- hooks --------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import pytest
 from grpcweb import SERVICE, WEB
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
+from modelserve.errors import Overloaded
 from modelserve.protocols.grpc import classes
 from modelserve.tensors import InferOutput, InferRequest, InferResponse
 from modelserve.testing import Exchange, exchange, request
@@ -108,6 +109,8 @@ class Client:
     async def number(self) -> int:
         message = await self.read()
         assert message.error_message == ""
+        if raw := message.infer_response.raw_output_contents:  # as the request was
+            return int.from_bytes(raw[0], "little")
         return int(message.infer_response.outputs[0].contents.int_contents[0])
 
     async def error(self) -> str:
@@ -450,3 +453,119 @@ async def test_a_request_that_failed_is_freed_without_a_collection_of_garbage() 
             assert await client.ended() == 0
     finally:
         gc.enable()
+
+
+# --- what waits is counted -----------------------------------------------------------------------
+
+MEBIBYTE = 1 << 20
+FULL = Limits(max_queued_bytes=MEBIBYTE)
+
+
+def large(model: str, size: int) -> bytes:
+    tensor = {"name": "x", "datatype": "UINT8", "shape": [size]}
+    message = classes()["ModelInferRequest"](model_name=model, inputs=[tensor])
+    message.raw_input_contents.append(bytes(size))
+    return frame(message.SerializeToString())
+
+
+async def size_of(payload: InferRequest) -> InferResponse:
+    return response(payload.inputs[0].shape[0])
+
+
+async def held(app: ModelServer, size: int) -> None:
+    with anyio.fail_after(10):
+        while app.serving.admission.budget.held != size:  # noqa: ASYNC110 - a task says so
+            await anyio.sleep(0.001)
+
+
+async def test_a_message_that_arrives_is_counted_and_refused_as_a_body_is() -> None:
+    message = large("size_of", 2 * MEBIBYTE)
+    part, rest = message[:-5], message[-5:]
+    app = serve(size_of, limits=FULL)
+    async with opened(app) as started:
+        alone = Client(started)
+        started.send_body(part, more=True)
+        await held(app, len(part))
+        heads = []
+        for path in (STREAM, f"{SERVICE}/ModelInfer"):
+            async with exchange(app, "POST", path, body=None, headers=HEADERS) as refused:
+                refused.send_body(part[:MEBIBYTE], more=True)
+                heads.append((await refused.head()).headers)
+        streamed, unary = ((h["grpc-status"], h["grpc-message"]) for h in heads)
+        assert streamed == unary
+        assert streamed[0] == "14"
+        started.send_body(rest, more=True)
+        await started.head()
+        assert await alone.number() == 2 * MEBIBYTE
+        await held(app, 0)
+
+
+async def test_a_message_without_room_ends_its_stream_behind_the_requests_before_it() -> None:
+    part = large("size_of", 2 * MEBIBYTE)[:-5]
+    app = serve(size_of, double, limits=FULL)
+    async with opened(app) as first, opened(app) as second:
+        first.send_body(part, more=True)
+        await held(app, len(part))
+        client = Client(second)
+        client.ask(asked("double", 1), asked("double", 2), part, asked("double", 3))
+        await second.head()
+        assert [await client.number(), await client.number()] == [2, 4]  # few bytes always fit
+        assert await client.ended() == 14
+        assert app.serving.admission.budget.held == len(part)
+    await held(app, 0)
+
+
+async def test_a_whole_message_that_waits_is_counted() -> None:
+    release = anyio.Event()
+
+    async def waits(payload: InferRequest) -> InferResponse:
+        await release.wait()
+        return response(1)
+
+    message = large("size_of", MEBIBYTE)
+    app = serve(size_of, waits, limits=FULL)
+    async with opened(app) as first, opened(app) as second:
+        first.send_body(asked("waits", 0) + message, more=True)
+        await held(app, len(message) - 5)
+        second.send_body(message, more=True)
+        assert (await second.head()).headers["grpc-status"] == "14"
+        release.set()
+        await first.head()
+        client = Client(first)
+        assert [await client.number(), await client.number()] == [1, MEBIBYTE]
+    await held(app, 0)
+
+
+async def test_a_hook_that_iterates_is_told_of_a_message_without_room() -> None:
+    part = large("sizes", 2 * MEBIBYTE)[:-5]
+    told: list[BaseException] = []
+
+    async def sizes(payload: AsyncIterator[InferRequest]) -> AsyncIterator[InferResponse]:
+        try:
+            async for each in payload:
+                yield response(each.inputs[0].shape[0])
+        except Overloaded as exc:
+            told.append(exc)
+            raise
+
+    app = serve(sizes, limits=FULL)
+    async with opened(app) as first, opened(app) as second:
+        first.send_body(part, more=True)
+        await held(app, len(part))
+        client = Client(second)
+        client.ask(large("sizes", 3), part)
+        await second.head()
+        assert await client.number() == 3
+        assert await client.error() == str(told[0])
+        assert await client.ended() == 14
+    await held(app, 0)
+
+
+async def test_what_is_skipped_is_not_counted() -> None:
+    app = serve(double, limits=Limits(max_queued_bytes=MEBIBYTE, max_body_bytes=MEBIBYTE))
+    async with opened(app) as started:
+        started.send_body(large("double", 3 * MEBIBYTE)[: 2 * MEBIBYTE], more=True)
+        client = Client(started)
+        await started.head()
+        assert await client.error() == f"The message is larger than {MEBIBYTE} bytes."
+        assert app.serving.admission.budget.held == 0

@@ -72,6 +72,15 @@ def test_handler_that_blocks_the_event_loop(serve: Serve) -> None:
 
 
 @pytest.mark.slow
+def test_event_loop_that_stood_still_is_logged(serve: Serve, tmp_path: Path) -> None:
+    source = SERVED + "async def still(payload):\n    time.sleep(1.5)\n    return []\n"
+    (tmp_path / "still.py").write_text(source + 'app.add_model(still, "still")\n')
+    running = serve("still.py")
+    assert running.predict("still")[0] == 200
+    until(lambda: "The event loop stood still for" in running.log)
+
+
+@pytest.mark.slow
 def test_log_that_nobody_reads(start: Serve, tmp_path: Path) -> None:
     source = "import logging\n" + SERVED.replace(
         "async def block_loop(payload):\n    block(payload)",

@@ -6,12 +6,12 @@ imported by the first call that needs it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from modelserve.concurrency.loops import current_loop
 from modelserve.errors import PredictorError, ServingError, UnsupportedProtocol
 from modelserve.models.predictor import config_of
 from modelserve.models.remote.calls import Caller, Incoming, logger
@@ -81,14 +81,14 @@ class Remote:
     async def close(self) -> None:
         """Close the connections of this event loop."""
         async with AsyncExitStack() as stack:  # the others are closed even if one fails
-            for caller in self._callers.pop(_this_loop(), {}).values():
+            for caller in self._callers.pop(current_loop(), {}).values():
                 stack.push_async_callback(caller.close)
 
     def _caller(self, protocol: str) -> Any:
         make = _CALLERS.get(protocol)
         if make is None:
             raise UnsupportedProtocol(protocol)
-        callers = self._callers.setdefault(_this_loop(), {})
+        callers = self._callers.setdefault(current_loop(), {})
         caller = callers.get(make)
         if caller is None:
             caller = callers[make] = make()
@@ -126,12 +126,3 @@ _CALLERS: Final[Mapping[str, Callable[[], Caller]]] = {
     "v2": _http_caller,
     "grpc-v2": _grpc_caller,
 }
-
-
-def _this_loop() -> Any:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        import trio
-
-        return trio.lowlevel.current_trio_token()

@@ -44,6 +44,7 @@ from modelserve.wire.protobuf import parsed
 __all__ = ["GrpcCaller"]
 
 _CONNECT_SECONDS: Final = 10.0
+_MOMENT: Final = 0.05
 _RETRY_SECONDS: Final = 0.5  # before the second retry, doubled before each one after it
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
@@ -84,7 +85,6 @@ _LOST: Final = re.compile(
     re.IGNORECASE,
 )
 _FOREIGN: Final = re.compile("Received (http2 header|RST_STREAM)")
-_LATE: Final = "Deadline Exceeded"
 
 
 class _Line:
@@ -158,8 +158,8 @@ class GrpcCaller:
         )
         try:
             body = await self._body(call, line, config)
-        except PredictorError as exc:
-            if is_clients and exc.status == 504:
+        except PredictorError:
+            if is_clients and _is_late(call):
                 limit = f"timeout: the request took longer than {seconds:g} s"
                 raise DeadlineExceeded(limit) from None
             raise
@@ -179,6 +179,8 @@ class GrpcCaller:
         try:
             body: bytes = await call
         except self._aio.AioRpcError as exc:
+            if exc.code().name == "DEADLINE_EXCEEDED" and _is_late(call):
+                raise Complaints(config).late(exc.details()) from None
             raise _error_of(exc, line, config) from None
         except asyncio.CancelledError as exc:
             if ends_task(exc):
@@ -353,6 +355,12 @@ def _headers(metadata: Any) -> dict[str, str]:
     }
 
 
+def _is_late(call: Any) -> bool:
+    """Return whether a call's time is over; a predictor, who knows it too, may be first to say."""
+    left = call.time_remaining()
+    return left is not None and left < _MOMENT
+
+
 def _error_of(exc: Any, line: _Line, config: PredictorConfig) -> PredictorError:
     """Turn the status of a call into an error."""
     code, text = exc.code().name, exc.details() or ""
@@ -360,8 +368,6 @@ def _error_of(exc: Any, line: _Line, config: PredictorConfig) -> PredictorError:
     is_lost, is_foreign = _LOST.match(text), _FOREIGN.match(text)
     if code == "UNAVAILABLE" and (is_lost or is_foreign or line.state != "READY"):
         return complaints.unreachable(text)
-    if code == "DEADLINE_EXCEEDED" and text == _LATE:
-        return complaints.late(text)
     if is_lost or is_foreign:
         complaints.note(text)
         return complaints.cut() if is_lost else complaints.unreadable()

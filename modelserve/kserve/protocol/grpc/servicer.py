@@ -22,6 +22,7 @@ from modelserve.tensors import InferRequest, InferResponse
 from modelserve.tensors.grpc import is_message
 from modelserve.tensors.messages import grpc_response
 from modelserve.wire.grpc import code_of_http
+from modelserve.wire.json import detail_text
 
 __all__ = ["InferenceServicer", "to_headers"]
 
@@ -51,7 +52,7 @@ async def _abort(context: Any, name: str, error: Exception) -> None:
         logger.error("A call of gRPC's %s failed", name, exc_info=error)
     codes = {code.value[0]: code for code in grpc.StatusCode}
     try:
-        ending = context.abort(codes[code_of_http(status)], str(detail))
+        ending = context.abort(codes[code_of_http(status)], detail_text(detail))
     except Exception:  # a context without an event loop: it has noted the status
         raise error from None
     await ending
