@@ -15,7 +15,7 @@ from modelserve.endpoints import Request
 from modelserve.errors import Stopped
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import conclude
-from modelserve.exchange.running import note_running
+from modelserve.exchange.running import forget_running, note_running
 from modelserve.exchange.websocket import cut
 from modelserve.following import FollowedFlights
 from modelserve.lifespan import Serving
@@ -228,7 +228,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
                 return
             target, scope, receive, send = request
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
-        note_running(exchange)
+        noted = note_running(exchange)
         try:
             rest = serving.flights.start(exchange, dispatch(serving, target, exchange))
             if rest is not None:
@@ -247,6 +247,10 @@ class ModelServer(_Addressed, _Described, _Runnable):
             exchange.flight = exchange.stream = exchange.reason = None
             if not exchange.cut:
                 exchange.error = None
+            try:
+                forget_running(noted)
+            except ValueError:  # nobody awaits this any more: it is closed in another context
+                pass
         if exchange.cut:
             await cut(exchange)
 

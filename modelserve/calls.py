@@ -142,6 +142,7 @@ class CallRequest:
         observers, run = self.serving.telemetry.followed, self.run
         run = partial(observers.run_step, self.name, "call", run) if observers else run
         event_loop().start_soon(run, self.context)
+        del self.context  # a reference cycle, once the call is noted there
 
     def make_room(self) -> None:
         """Let the model go on, after an item has been read."""
@@ -210,13 +211,9 @@ async def _answer(request: CallRequest) -> None:
             raise ClientGone
         request.entry = entry = await _usable_entry(request)
         plan = entry.plans[request.verb]
-        nesting = request.serving.admission.nesting
-        await nesting.acquire(entry.gate, _held(request), request)
-        request.admitted = True
-        try:
+        slot = request.serving.admission.nesting.slot
+        async with slot(entry.gate, _held(request), request):
             await _run_hooks(request, entry, plan)
-        finally:
-            nesting.release(entry.gate)
         request.status = 200
     except BaseException as exc:
         if request.flight is not None and request.flight.is_interrupted_by(exc):

@@ -110,27 +110,26 @@ class Duplex:
 
         Raises Overloaded, ClientGone, and what the hooks raise.
         """
-        exchange, admission, gate = self._exchange, self._serving.admission, self._entry.gate
+        exchange, slot = self._exchange, self._serving.admission.slot
         if exchange.flight is None:
             await anyio.lowlevel.checkpoint()  # a pipeline has its flight once it has suspended
         assert exchange.flight is not None
         begin = partial(self._begin, exchange.flight)
-        if admission.acquire_nowait(gate):
-            begin()
-        else:
-            exchange.enter(Phase.QUEUE)
-            await admission.acquire(gate, QUEUED_BYTES, who=exchange, on_wait=begin)
-        exchange.admitted = True
-        exchange.enter(Phase.FIRST)
+        exchange.enter(Phase.QUEUE)
+        self._intake.note_queued(share := self._serving.admission.budget.hold(0))
         try:
-            self._intake.note_admitted()
-            if self._plan.iterates is None:
-                await self._answer_chunks()
-            else:
-                await self._answer_iterator(self._plan.iterates, exchange.flight)
+            async with slot(self._entry.gate, QUEUED_BYTES, exchange, share, begin):
+                exchange.enter(Phase.FIRST)
+                self._intake.note_admitted()
+                try:
+                    if self._plan.iterates is None:
+                        await self._answer_chunks()
+                    else:
+                        await self._answer_iterator(self._plan.iterates, exchange.flight)
+                finally:
+                    self._log_stall()
         finally:
-            self._log_stall()
-            admission.release(gate)
+            self._intake.note_admitted()  # or it never will be: the share is closed
 
     def _begin(self, flight: Flight) -> None:
         """Begin to receive; after this, the request is not refused any more."""

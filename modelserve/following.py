@@ -48,17 +48,17 @@ class _Telling:
     """Sends the events of one answer; calls the followers before the last one."""
 
     def __init__(self, observers: Observers, target: Target, exchange: Exchange) -> None:
-        self._observers = observers
         self._target = target
-        self._exchange: Exchange | None = exchange
         self._send: Send = exchange.send
-        self._context = copy_context()  # another task may send an early answer
+        tell = partial(observers.answer, partial(self._record, exchange))
+        # in this context: another task may send an answer that comes early
+        self._tell: Callable[[], None] | None = partial(copy_context().run, tell)
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            exchange, self._exchange = self._exchange, None  # a reference cycle
-            if exchange is not None:
-                self._context.run(self._observers.answer, partial(self._record, exchange))
+            tell, self._tell = self._tell, None  # a reference cycle
+            if tell is not None:
+                tell()
         await self._send(message)
 
     def _record(self, exchange: Exchange) -> RequestRecord:

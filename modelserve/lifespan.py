@@ -18,6 +18,7 @@ import anyio
 
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
+from modelserve.concurrency.loops import Event
 from modelserve.concurrency.sleepers import Sleepers
 from modelserve.concurrency.threads import Workers
 from modelserve.concurrency.uninterrupted import call_to_end
@@ -140,7 +141,7 @@ class Serving:
         self.documents: Any = None  # a cache for the description of the API
         self.watches: dict[Any, Any] = {}  # the watches of the health of models
         self.sleepers = Sleepers()  # woken when a drain begins
-        self._stop_announced: anyio.Event | None = None
+        self._stop_announced: Event | None = None
 
     # -- before it serves
 
@@ -235,7 +236,7 @@ class Serving:
         self.load_pending()
         try:
             if self.wait_for_load:
-                self._stop_announced = anyio.Event()
+                self._stop_announced = Event()
                 await _until_either(self.loading.finished, self._stop_announced.wait)
             yield
         finally:

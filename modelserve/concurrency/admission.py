@@ -10,7 +10,8 @@ waits, or changes it, holds a lock; a request for which there is room while nobo
 (see `Gate.claim`).
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from itertools import count
 from threading import RLock
 from time import monotonic
@@ -22,6 +23,10 @@ from modelserve.errors import ServingError
 from modelserve.limits import Limits
 
 __all__ = ["Admission"]
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class Admission:
@@ -56,6 +61,23 @@ class Admission:
         gate.in_flight.cells[0] += 1.0
         return True
 
+    @asynccontextmanager
+    async def slot(
+        self,
+        gate: Gate,
+        size: int,
+        who: Waits,
+        share: Share | None = None,
+        on_accepted: Callable[[], object] = _nothing,
+    ) -> AsyncIterator[None]:
+        """Hold a slot of the model and one of the application, as `acquire` acquires them."""
+        await self.acquire(gate, size, share, who=who, on_accepted=on_accepted)
+        who.admitted = True
+        try:
+            yield
+        finally:
+            self.release(gate)
+
     async def acquire(
         self,
         gate: Gate,
@@ -63,7 +85,7 @@ class Admission:
         share: Share | None = None,
         *,
         who: Waits | None = None,
-        on_wait: Callable[[], None] | None = None,
+        on_accepted: Callable[[], object] = _nothing,
     ) -> None:
         """Acquire a slot of the model and one of the application, waiting in turn.
 
@@ -71,7 +93,8 @@ class Admission:
             size: The bytes that the request holds while it waits.
             share: The share that counts them, if there is one already; closed at admission.
             who: Its `waited` is set to the time that it waited, if it did.
-            on_wait: Called once the request has its place in the queue, if it waits.
+            on_accepted: Called once the request has the slots, or its place in the queue; must not
+                raise.
 
         Raises Overloaded if a queue or the budget is full, or the refusal of `refuse_waiting`. A
         cancelled wait gives up its place.
@@ -79,12 +102,12 @@ class Admission:
         if self.acquire_nowait(gate):
             if share is not None:
                 share.close()
+            on_accepted()
             return
         ticket, share = self._enqueue(gate, size, share)
         since = monotonic()
         try:
-            if on_wait is not None:
-                on_wait()
+            on_accepted()
             await ticket.settled.wait()
         except BaseException:
             if self._give_up(gate, ticket):

@@ -17,6 +17,7 @@ import asyncio
 import math
 import types
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -120,12 +121,16 @@ class AsyncioFlight(ShelteredFlight):
         )
 
     def start_companion(self, companion: Companion) -> Callable[[], object]:
+        task = self._loop().create_task(self.accompany(companion))
         if self._companions is None:
             self._companions = set()
-        task = self._loop().create_task(self.accompany(companion))
         self._companions.add(task)
-        task.add_done_callback(self._companions.discard)
-        return task.cancel
+        return partial(self._stop_companion, task)
+
+    def _stop_companion(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        if self._companions is not None:
+            self._companions.discard(task)
 
     async def close(self, closing: Coroutine[Any, Any, None]) -> None:
         await close_guarded(self.request, closing)

@@ -117,7 +117,7 @@ class ThreadCall:
     """One call in a worker thread. Each attribute is written by one side, as grouped below.
 
     Args:
-        on_end: Called on the event loop once the thread is free again.
+        on_end: Called once the thread is free: on the event loop, or in the thread if that ended.
         shares_context: Context variables that the call sets are also set in the code that awaits
             its result or its items.
     """
@@ -170,6 +170,9 @@ class ThreadCall:
         """
         try:
             await self._returned.wait()
+        except GeneratorExit:  # dropped with its event loop: nothing can be awaited any more
+            self.stop_requested = True
+            raise
         except anyio.get_cancelled_exc_class():
             await self.stop()
             raise
@@ -225,9 +228,6 @@ class ThreadCall:
             except anyio.get_cancelled_exc_class():
                 continue  # asyncio's own passes the shield; the thread is already stopping
 
-    def _notify_item(self) -> None:
-        self._item_arrived.set()
-
     def _notify_end(self) -> None:
         self._on_end(self)
         self._returned.set()
@@ -246,7 +246,8 @@ class ThreadCall:
             self.changes = self._recorder.changes_in(self._context)
         self.finished = True
         self._interruptions.run()
-        self.call_soon(self._notify_end)
+        if not self.call_soon(self._notify_end):
+            self._on_end(self)  # the event loop has ended; others may wait for the thread
 
     def _run(self) -> None:
         result = self._function(*self._args)
@@ -277,7 +278,7 @@ class ThreadCall:
         self.items.append(item)
         if self.reader_waits:
             self.reader_waits = False
-            self.call_soon(self._notify_item)
+            self.call_soon(self._item_arrived.set)
             if first:
                 time.sleep(0)  # release the interpreter's lock, so that the item is sent at once
         self._interruptions.run()

@@ -17,9 +17,11 @@ class Waits(Protocol):
     """A request, or a call inside of one, that waits for a slot.
 
     Attributes:
+        admitted: It has its slot.
         waited: The start and the end of the wait, by `time.monotonic`; set at its end.
     """
 
+    admitted: bool
     waited: tuple[float, float]
 
 

@@ -6,7 +6,8 @@ that have none, and may wait while the server drains. A call that would deadlock
 through other calls, is refused: it would wait for ever.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from threading import RLock
 from time import monotonic
 
@@ -32,6 +33,16 @@ class Nesting:
         self._queues = queues
         self._lock = lock
         self._admit_waiting = admit_waiting
+
+    @asynccontextmanager
+    async def slot(self, gate: Gate, held: Sequence[Gate], who: Waits) -> AsyncIterator[None]:
+        """Hold a slot of a model. Raises as `acquire` does."""
+        await self.acquire(gate, held, who)
+        who.admitted = True
+        try:
+            yield
+        finally:
+            self.release(gate)
 
     async def acquire(self, gate: Gate, held: Sequence[Gate], who: Waits | None = None) -> None:
         """Acquire a slot of a model.

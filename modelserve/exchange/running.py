@@ -1,12 +1,12 @@
 """The request that user code runs for: known to the log, and to a model that calls another."""
 
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Final, Protocol
 
 from modelserve.metrics.series import ModelSeries
 
-__all__ = ["Caller", "note_running", "running_caller", "running_request_id"]
+__all__ = ["Caller", "forget_running", "note_running", "running_caller", "running_request_id"]
 
 
 class Caller(Protocol):
@@ -30,7 +30,10 @@ _RUNNING: Final[ContextVar[Caller]] = ContextVar("modelserve_request")
 
 # Note the request that runs in this context, and in the tasks and threads that begin in it. Every
 # request does: whether its hook will call a model is not to be known before.
-note_running: Final[Callable[[Caller], object]] = _RUNNING.set
+note_running: Final[Callable[[Caller], Token[Caller]]] = _RUNNING.set
+# Take a note back, by what `note_running` has returned: what a host keeps of a task must not keep
+# the request. Raises ValueError in another context.
+forget_running: Final[Callable[[Token[Caller]], None]] = _RUNNING.reset
 
 
 def running_caller() -> Caller | None:

@@ -32,7 +32,10 @@ class Answered:
     Attributes:
         streams: The model streams.
         series: The model's series; before the model is found, that of unknown models.
+        waited: As in `concurrency.gate.Waits`; unset if it did not wait.
     """
+
+    waited: tuple[float, float]
 
     def __init__(self, series: ModelSeries) -> None:
         self.series = series

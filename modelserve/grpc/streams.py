@@ -25,7 +25,7 @@ from modelserve.grpc.clock import Clock
 from modelserve.grpc.requests import Requests, Run
 from modelserve.grpc.responses import Answered, Responses
 from modelserve.lifespan import Serving, usable_entry
-from modelserve.limits import Deadlines, shortened
+from modelserve.limits import TIMEOUT_HEADER, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
 from modelserve.models.instances import Instances
@@ -92,14 +92,9 @@ class _Stream:
         entry = await usable_entry(serving, request.model_name, request.model_version, note)
         if size > entry.max_binary_bytes:
             raise too_large(entry.max_binary_bytes)
-        if not serving.admission.acquire_nowait(entry.gate):
-            await serving.admission.acquire(entry.gate, size)
-        answered.admitted = True
-        try:
+        async with serving.admission.slot(entry.gate, size, answered):
             self._exchange.enter(Phase.FIRST)
             await self._run(entry, request, answered)
-        finally:
-            serving.admission.release(entry.gate)
 
     def _note_entry(self, answered: Answered, entry: Entry) -> None:
         answered.series = entry.series
@@ -108,9 +103,8 @@ class _Stream:
     async def _run(self, entry: Entry, request: InferRequest, answered: Answered) -> None:
         """Run the hooks and send their results; then close what they have opened."""
         exchange, plan = self._exchange, entry.plans["predict"]
-        new_call = partial(Call, entry.name, entry.workers)
         with self._payload(plan, request) as payload:
-            async with new_call(*plan.headers_for(exchange), exchange) as call:
+            async with entry.new_call(*plan.headers_for(exchange), exchange) as call:
                 answered.seconds = call.seconds
                 answer = _Answer(self, entry, request, call)
                 result = await infer(plan, payload, call, _no_check)
@@ -171,7 +165,7 @@ class _Answer:
 
 def _seconds(exchange: Exchange) -> float | None:
     """Return the seconds that the client gives the stream. Raises InvalidInput."""
-    requested = exchange.headers.get(b"x-request-timeout-seconds")
+    requested = exchange.headers.get(TIMEOUT_HEADER)
     return None if requested is None else shortened(Deadlines(), requested).timeout
 
 

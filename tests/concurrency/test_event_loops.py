@@ -209,7 +209,7 @@ def test_a_slot_goes_to_who_waits_in_another_event_loop(
         if nested:
             await nested_call()
         else:
-            await admission.acquire(gate, on_wait=waits.set)
+            await admission.acquire(gate, on_accepted=waits.set)
             order.append("second")
             admission.release(gate)
 
@@ -379,6 +379,38 @@ def test_threads_serve_one_event_loop_after_another(backends: tuple[str, str]) -
         anyio.run(call_twice_at_once, backend=backend)
     assert (workers.running, workers.has_waiting) == ([], False)
     workers.close()
+
+
+@pytest.mark.parametrize("kind", ["shared", "own"])
+def test_a_thread_is_not_lost_to_an_event_loop_that_has_ended(kind: str) -> None:
+    pool = Workers(1)
+    workers = pool if kind == "shared" else pool.own_thread("m")
+    runs, let_go = threading.Event(), threading.Event()
+
+    def run() -> None:
+        runs.set()
+        let_go.wait(20)
+
+    ended = asyncio.new_event_loop()
+    task = ended.create_task(workers.call("first", run))
+    ended.run_until_complete(asyncio.sleep(0))
+    assert runs.wait(20)
+    ended.close()
+    waits = threading.Event()
+
+    async def take() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.call, "second", int)
+            await anyio.wait_all_tasks_blocked()
+            waits.set()
+
+    other = Task("asyncio", take)
+    assert waits.wait(20)
+    let_go.set()
+    other.join()
+    assert workers.running == []
+    pool.close()
+    del task
 
 
 @pytest.mark.parametrize("backends", BOTH, ids="-".join)

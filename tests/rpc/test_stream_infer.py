@@ -2,8 +2,9 @@
 
 import gc
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextvars import Context
+from typing import Any, ClassVar, Self
 
 import anyio
 import anyio.lowlevel
@@ -12,6 +13,7 @@ from grpcweb import SERVICE, WEB
 
 from modelserve import InvalidInput, Limits, Model, ModelServer
 from modelserve.errors import Overloaded
+from modelserve.observers import RequestRecord
 from modelserve.protocols.grpc import classes
 from modelserve.tensors import InferOutput, InferRequest, InferResponse
 from modelserve.testing import Exchange, exchange, request
@@ -404,6 +406,53 @@ async def test_each_request_is_counted() -> None:
     assert f'modelserve_requests_total{{model_name="count",outcome="done",{end} 1.0' in text
     assert f'modelserve_requests_total{{model_name="double",outcome="done",{end} 2.0' in text
     assert 'model_name="count",outcome="error",protocol="grpc",status="400"' in text
+
+
+async def test_observers_are_told_of_each_requests_wait_and_steps() -> None:
+    entered, go_on = anyio.Event(), anyio.Event()
+
+    async def slow(payload: InferRequest) -> InferResponse:
+        entered.set()
+        await go_on.wait()
+        return response(1)
+
+    class Follower:
+        steps: ClassVar[list[str]] = []
+        waits: ClassVar[list[bool]] = []
+
+        def __call__(self, record: RequestRecord) -> None:
+            self.waits.append(record.queued is not None and record.queue_seconds > 0)
+
+        def answer(self, record: RequestRecord) -> None:
+            pass
+
+        def start_step(self, model: str, step: str, joined: Sequence[Context]) -> Self:
+            self.steps.append(f"{model} {step}")
+            return self
+
+        def enter(self) -> None:
+            pass
+
+        leave = enter
+
+        def end(self, error: BaseException | None) -> None:
+            self.steps.append("end")
+
+    app = ModelServer(observers=[Follower()])
+    app.add_model(slow, "slow", limits=Limits(concurrency=1))
+    async with opened(app) as one, opened(app) as two:
+        Client(one).ask(asked("slow", 1))
+        await entered.wait()
+        Client(two).ask(asked("slow", 1))
+        while not app.serving.statistics().waiting:
+            await anyio.lowlevel.checkpoint()
+        go_on.set()
+        for client in (one, two):
+            await client.head()
+            client.send_body(b"")
+            await client.ended()
+    assert Follower.waits == [False, True]
+    assert Follower.steps == ["slow predict", "end"] * 2
 
 
 async def test_what_is_not_a_message_is_said() -> None:
