@@ -40,7 +40,6 @@ from modelserve.models.registry import Entry, infinite_if_none
 from modelserve.protocols.cloudevents import codec_for
 from modelserve.protocols.codec import Codec, ModelRef, Payload
 from modelserve.wire.coding import check_length, too_large
-from modelserve.wire.head import HookHeaders
 
 __all__ = ["dispatch"]
 
@@ -319,7 +318,8 @@ async def _respond(
 ) -> None:
     """Run the hooks of an admitted request and send their result.
 
-    Then close what the hooks have opened, and release the slot.
+    Then close what the hooks have opened, and release the slot. This is what `Admission.slot` and
+    a block of `Call` do, spelled out: most requests need no `Call`, nor a coroutine to acquire.
     """
     payload, exchange.payload = exchange.payload, None
     exchange.phase = _FIRST
@@ -327,10 +327,8 @@ async def _respond(
     call: Call | None = None
     headers = response_headers = None
     try:
-        if plan.wants_headers:
-            headers = exchange.hook_headers()
-        if plan.wants_response_headers:
-            response_headers = HookHeaders(raw=[])
+        if plan.wants_headers or plan.wants_response_headers:
+            headers, response_headers = plan.headers_for(exchange)
         if plan.is_direct:
             codec.check(payload)
             try:

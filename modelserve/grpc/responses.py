@@ -27,9 +27,10 @@ _VERB: Final = "stream_infer"
 
 
 class Answered:
-    """The record of how one request was answered.
+    """The record of how one request was answered; the caller of the models that its hook calls.
 
     Attributes:
+        id: That of the stream.
         streams: The model streams.
         series: The model's series; before the model is found, that of unknown models.
         waited: As in `concurrency.gate.Waits`; unset if it did not wait.
@@ -37,8 +38,10 @@ class Answered:
 
     waited: tuple[float, float]
 
-    def __init__(self, series: ModelSeries) -> None:
+    def __init__(self, exchange: Exchange, series: ModelSeries) -> None:
+        self.id = exchange.id
         self.series = series
+        self._exchange: Exchange | None = exchange
         self.arrived = monotonic()
         self.status = 200
         self.error: BaseException | None = None
@@ -47,6 +50,10 @@ class Answered:
         self.items = 0
         self.first_item: float | None = None
         self._tick: Tick | None = None
+
+    @property
+    def phase(self) -> int:
+        return Phase.DONE if self._exchange is None else self._exchange.phase
 
     @property
     def stream(self) -> "Answered | None":
@@ -66,10 +73,11 @@ class Answered:
         self.error = error
         self.status = describe(error)[0]
 
-    def record(self, request_id: bytes) -> None:
+    def record(self) -> None:
         """Record the request, which has ended."""
-        self.series.record(_PROTOCOL, _VERB, self, monotonic() - self.arrived, request_id)
+        self.series.record(_PROTOCOL, _VERB, self, monotonic() - self.arrived, self.id)
         self.error = None  # its traceback leads back here, and to the request
+        self._exchange = None
 
 
 class Responses:

@@ -8,7 +8,7 @@ slot, and a drain ends it.
 """
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import partial
 from typing import Any, Final
@@ -20,6 +20,7 @@ from modelserve.concurrency.flight import Phase
 from modelserve.endpoints import Target
 from modelserve.errors import ClientGone, InvalidInput
 from modelserve.exchange.exchange import Exchange
+from modelserve.exchange.running import forget_running, note_running
 from modelserve.exchange.sending import SendFailed
 from modelserve.grpc.clock import Clock
 from modelserve.grpc.requests import Requests, Run
@@ -69,7 +70,8 @@ class _Stream:
     async def answer_next(self) -> None:
         """Answer the next request; a failure is sent in its place. Raises what ends the stream."""
         exchange, requests = self._exchange, self.requests
-        answered, request = Answered(self._serving.telemetry.unknown), requests.next
+        answered = Answered(exchange, self._serving.telemetry.unknown)
+        request, noted = requests.next, note_running(answered)
         try:
             if not isinstance(request, InferRequest):
                 raise InvalidInput(request.error if isinstance(request, BadLine) else "")
@@ -83,8 +85,10 @@ class _Stream:
         finally:
             if requests.next is request:  # otherwise a hook has taken it
                 requests.take()
-            answered.record(exchange.id)
+            answered.record()
             self.clock.rest()
+            with suppress(ValueError):  # it may be closed in another context
+                forget_running(noted)
 
     async def _answer(self, request: InferRequest, answered: Answered) -> None:
         serving, size = self._serving, self.requests.size

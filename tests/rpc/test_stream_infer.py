@@ -455,6 +455,22 @@ async def test_observers_are_told_of_each_requests_wait_and_steps() -> None:
     assert Follower.steps == ["slow predict", "end"] * 2
 
 
+async def test_a_call_that_would_wait_for_its_own_request_is_refused() -> None:
+    app = ModelServer()
+
+    @app.model("itself", limits=Limits(concurrency=1))
+    async def itself(payload: InferRequest) -> Any:
+        return await app.call("itself", payload)
+
+    async with opened(app) as started:
+        client = Client(started)
+        client.ask(asked("itself", 1))
+        await started.head()
+        assert "would deadlock" in await client.error()
+        client.end()
+        assert await client.ended() == 0
+
+
 async def test_what_is_not_a_message_is_said() -> None:
     app = serve(double, limits=Limits(max_body_bytes=100))
     async with opened(app) as started:
