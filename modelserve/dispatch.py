@@ -33,7 +33,7 @@ from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream, send_sheltered
 from modelserve.lifespan import Serving, usable_entry
-from modelserve.limits import SMALL_BYTES, Deadlines, shortened
+from modelserve.limits import SMALL_BYTES, TIMEOUT_HEADER, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry, infinite_if_none
@@ -65,7 +65,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
         if entry is None or ref.version is not None:
             entry = serving.registry.get(ref.name, ref.version)
         exchange.series, exchange.deadlines = entry.series, entry.deadlines
-        if b"x-request-timeout-seconds" in headers:
+        if TIMEOUT_HEADER in headers:
             exchange.deadlines = _deadlines(exchange, entry.deadlines)
         if entry.checks_health or not entry.model.ready:
             if share is not None:
@@ -169,7 +169,7 @@ async def _usable_entry(serving: Serving, ref: ModelRef, exchange: Exchange) -> 
 
 def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
     """Return deadlines with the client's own time-out. Raises InvalidInput."""
-    requested = exchange.headers.get(b"x-request-timeout-seconds")
+    requested = exchange.headers.get(TIMEOUT_HEADER)
     return deadlines if requested is None else shortened(deadlines, requested)
 
 

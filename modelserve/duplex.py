@@ -116,16 +116,22 @@ class Duplex:
         assert exchange.flight is not None
         begin = partial(self._begin, exchange.flight)
         exchange.enter(Phase.QUEUE)
-        async with slot(self._entry.gate, QUEUED_BYTES, exchange, on_accepted=begin):
-            exchange.enter(Phase.FIRST)
-            self._intake.note_admitted()
-            try:
-                if self._plan.iterates is None:
-                    await self._answer_chunks()
-                else:
-                    await self._answer_iterator(self._plan.iterates, exchange.flight)
-            finally:
-                self._log_stall()
+        self._intake.note_queued(share := self._serving.admission.budget.hold(0))
+        try:
+            async with slot(
+                self._entry.gate, QUEUED_BYTES, exchange, share=share, on_accepted=begin
+            ):
+                exchange.enter(Phase.FIRST)
+                self._intake.note_admitted()
+                try:
+                    if self._plan.iterates is None:
+                        await self._answer_chunks()
+                    else:
+                        await self._answer_iterator(self._plan.iterates, exchange.flight)
+                finally:
+                    self._log_stall()
+        finally:
+            self._intake.note_admitted()  # or it never will be: the share is closed
 
     def _begin(self, flight: Flight) -> None:
         """Begin to receive; after this, the request is not refused any more."""

@@ -6,7 +6,18 @@ from typing import Final, NamedTuple
 
 from modelserve.errors import InvalidInput
 
-__all__ = ["BINARY_BYTES", "DEFAULTS", "SMALL_BYTES", "Deadlines", "Limits", "shortened"]
+__all__ = [
+    "BINARY_BYTES",
+    "DEFAULTS",
+    "SMALL_BYTES",
+    "TIMEOUT_HEADER",
+    "Deadlines",
+    "Limits",
+    "shortened",
+]
+
+# The client's own time-out for one request; the name is Ray Serve's.
+TIMEOUT_HEADER: Final = b"x-request-timeout-seconds"
 
 MEBIBYTE: Final = 1 << 20
 _MAY_BE_ZERO: Final = ("queue", "max_body_bytes", "max_collected_bytes", "drain_timeout")
@@ -150,7 +161,7 @@ def shortened(deadlines: Deadlines, requested: bytes) -> Deadlines:
     """Return deadlines with the timeout that the client requests, where that is shorter.
 
     Args:
-        requested: The value of `x-request-timeout-seconds` (Ray Serve's header).
+        requested: The value of `TIMEOUT_HEADER`.
 
     Raises InvalidInput for anything but a positive number.
     """
@@ -159,7 +170,7 @@ def shortened(deadlines: Deadlines, requested: bytes) -> Deadlines:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise InvalidInput("x-request-timeout-seconds must be a positive number.")
+        raise InvalidInput(f"{TIMEOUT_HEADER.decode()} must be a positive number.")
     if deadlines.timeout is not None:
         seconds = min(seconds, deadlines.timeout)
     return deadlines._replace(timeout=seconds)

@@ -357,6 +357,29 @@ async def test_one_that_waits_for_a_slot_is_open_and_may_leave() -> None:
         assert await third.message() == "3"
 
 
+async def test_a_message_counts_while_its_websocket_waits_for_a_slot() -> None:
+    app = served(echo, limits=Limits(concurrency=1, max_queued_bytes=1 << 20))
+    budget = app.serving.admission.budget
+    async with (
+        websocket(app, PATH) as first,
+        websocket(app, PATH) as second,
+        websocket(app, PATH) as third,
+    ):
+        await anyio.wait_all_tasks_blocked()
+        third.send(b"x" * (1 << 20))
+        closed = await third.closed()
+        assert closed == Closed(4503, "The server is busy and its queue is full.")
+        await anyio.wait_all_tasks_blocked()
+        second.send(b"x" * (2 << 20))  # one alone may be larger
+        await anyio.wait_all_tasks_blocked()
+        assert budget.held >= 2 << 20
+        async with websocket(app, PATH, accept=False) as fourth:
+            assert (await fourth.denial()).status == 503
+        first.send("")
+        assert len(await second.message() or "") == 2 << 20
+        assert budget.held == 0
+
+
 class Watching(Model):
     """A model that tells how its hook has ended."""
 

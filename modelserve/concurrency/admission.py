@@ -5,9 +5,9 @@ or waits for both in the queue of its model, so that it never holds one slot whi
 other. A slot that becomes free goes to the request that has waited longest among those that can
 use it.
 
-An application may serve several event loops, each in a thread of its own. Whoever looks at who
-waits, or changes it, holds a lock; a request for which there is room while nobody waits needs none
-(see `Gate.claim`).
+An application may serve several event loops, each in a thread of its own. Whoever reads or
+changes the queues holds a lock; a request that finds room while none waits needs no lock (see
+`Gate.claim`).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from functools import partial
 from itertools import count
 from threading import RLock
 from time import monotonic
+from typing import TypedDict, Unpack
 
 from modelserve.concurrency.budget import Budget, Share
 from modelserve.concurrency.gate import Gate, Slot, Ticket, Waits
@@ -23,6 +24,11 @@ from modelserve.errors import ServingError
 from modelserve.limits import Limits
 
 __all__ = ["Admission"]
+
+
+class _Options(TypedDict, total=False):
+    share: Share | None
+    on_accepted: Callable[[], object]
 
 
 def _nothing() -> None:
@@ -43,7 +49,7 @@ class Admission:
         self.budget = Budget(limits.max_queued_bytes, self.gate.refusal)
         self._numbers = count()
         self._queues: dict[Gate, None] = {}  # the models with waiting requests
-        self._lock = RLock()  # a waiting request that is collected as garbage gives up its place
+        self._lock = RLock()  # reentrant: a collected request gives up its place
         self.nesting = Nesting(self._queues, self._lock, self._admit_waiting)
         self._refusal: Callable[[], ServingError] | None = None
 
@@ -61,11 +67,9 @@ class Admission:
         gate.in_flight.cells[0] += 1.0
         return True
 
-    def slot(
-        self, gate: Gate, size: int, who: Waits, on_accepted: Callable[[], object] = _nothing
-    ) -> Slot:
+    def slot(self, gate: Gate, size: int, who: Waits, **options: Unpack[_Options]) -> Slot:
         """Return a slot of the model and one of the application, as `acquire` acquires them."""
-        acquiring = self.acquire(gate, size, who=who, on_accepted=on_accepted)
+        acquiring = self.acquire(gate, size, who=who, **options)
         return Slot(acquiring, partial(self.release, gate), who)
 
     async def acquire(

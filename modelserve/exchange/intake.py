@@ -14,12 +14,21 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 
+from modelserve.concurrency.budget import Share
 from modelserve.concurrency.loops import Waiters
-from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, Stopped
+from modelserve.errors import BodyTimeout, ClientGone, DeadlineExceeded, ServingError, Stopped
 from modelserve.exchange.turns import Turn, give_way
 from modelserve.wire.lines import MOST_AT_ONCE, Cutter
 
-__all__ = ["QUEUED_BYTES", "InputTimedOut", "Intake", "Reader", "bodies", "messages"]
+__all__ = [
+    "QUEUED_BYTES",
+    "InputRefused",
+    "InputTimedOut",
+    "Intake",
+    "Reader",
+    "bodies",
+    "messages",
+]
 
 QUEUED_BYTES: Final = 1 << 16  # read ahead for a request without a slot
 _AHEAD_BYTES: Final = 1 << 20
@@ -43,6 +52,14 @@ class InputTimedOut(BodyTimeout, DeadlineExceeded):
 
     def __init__(self, noun: str, seconds: float) -> None:
         super().__init__(f"input_timeout: no {noun} was received for {seconds:g} s")
+
+
+class InputRefused(Stopped):
+    """There is no room for what the client has sent while it waits for a slot."""
+
+    def __init__(self, refusal: ServingError) -> None:
+        super().__init__(refusal.reason)
+        self.status, self.retry_after = refusal.status, refusal.retry_after
 
 
 def bodies(message: Message) -> tuple[bytes | None, bool]:
@@ -89,6 +106,7 @@ class Intake:
         self._records: list[bytes] = []
         self._number = 1  # the number of the first of them
         self._held, self._ahead = 0, QUEUED_BYTES
+        self._share: Share | None = None  # while it waits for a slot
         self._error: Stopped | None = None
         self._news, self._room = Waiters(), Waiters()
         self._turn = Turn()
@@ -98,7 +116,7 @@ class Intake:
     async def receive(self) -> None:
         """Receive to the end, then until the client leaves; runs as a companion of the flight.
 
-        Raises ClientGone, or InputTimedOut if no record has come for too long.
+        Raises ClientGone, InputTimedOut if no record has come for too long, or InputRefused.
         """
         try:
             await self._receive_all()
@@ -134,8 +152,18 @@ class Intake:
                 size = 0
                 self._since = monotonic()
                 self._news.wake()
-            if self._held > self._ahead and more:
+            waiting = self._held
+            if self._share is not None:  # nobody takes records, and a part of one counts as well
+                waiting += size
+                self._count(self._share, waiting)
+            if waiting > self._ahead and more:
                 await self._wait_for_room()
+
+    def _count(self, share: Share, size: int) -> None:
+        try:
+            share.resize(max(size, QUEUED_BYTES))
+        except ServingError as refusal:
+            raise InputRefused(refusal) from None
 
     async def _wait_for_leaving(self) -> None:
         with suppress(Exception):  # whatever it is, the client has left
@@ -157,9 +185,13 @@ class Intake:
 
     # -- for the code that takes records
 
+    def note_queued(self, share: Share) -> None:
+        """Count what comes by a share from now on: the request waits for a slot."""
+        self._share = share
+
     def note_admitted(self) -> None:
-        """Read further ahead from now on."""
-        self._ahead = _AHEAD_BYTES
+        """Read further ahead from now on, and count nothing."""
+        self._ahead, self._share = _AHEAD_BYTES, None
         self._room.wake()
 
     async def take(self) -> tuple[int, list[bytes]]:

@@ -66,7 +66,16 @@ class Requests:
             with anyio.CancelScope() as scope, self._serving.sleepers.woken_by(scope.cancel):
                 if not self._serving.draining:  # it may begin in another thread
                     await self._wait()
+        if await self._is_over():
+            return False
         raise ServerShuttingDown
+
+    async def _is_over(self) -> bool:
+        """Return whether the client has asked for all it wants, and has been answered."""
+        if self.next or self._records or not self._intake.ended:
+            return False
+        await self._wait()  # not at all, at the end
+        return self._has_ended
 
     async def look(self) -> bool:
         """Wait for the next request, even during a drain; return whether there is one.

@@ -26,7 +26,7 @@ from modelserve.grpc.clock import Clock
 from modelserve.grpc.requests import Requests, Run
 from modelserve.grpc.responses import Answered, Responses
 from modelserve.lifespan import Serving, usable_entry
-from modelserve.limits import Deadlines, shortened
+from modelserve.limits import TIMEOUT_HEADER, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
 from modelserve.models.instances import Instances
@@ -166,7 +166,7 @@ class _Answer:
 
 def _seconds(exchange: Exchange) -> float | None:
     """Return the seconds that the client gives the stream. Raises InvalidInput."""
-    requested = exchange.headers.get(b"x-request-timeout-seconds")
+    requested = exchange.headers.get(TIMEOUT_HEADER)
     return None if requested is None else shortened(Deadlines(), requested).timeout
 
 

@@ -14,15 +14,15 @@ from modelserve.tensors import InferRequest, InferResponse
 
 __all__ = ["USE_CLIENT_DEFAULT", "InferenceGRPCClient"]
 
-USE_CLIENT_DEFAULT: Final[Any] = object()  # of a method's time-out: the client's
+USE_CLIENT_DEFAULT: Final[Any] = object()  # a method's default time-out: the client's
 _UNLIMITED: Final = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
-_LEAST_ATTEMPTS: Final = 2  # with fewer, gRPC takes no policy
+_LEAST_ATTEMPTS: Final = 2  # gRPC accepts no policy with fewer
 
 
 class InferenceGRPCClient:
-    """A client of V2 over gRPC, for asyncio; an async context manager, or to be closed.
+    """A client of V2 over gRPC, for asyncio; an async context manager, else call `close`.
 
-    The methods raise grpcio's RpcError for an answer that is none.
+    The methods raise grpcio's RpcError for a call that fails.
 
     Args:
         url: The server as `host:port`; without a port, 80, or 443 over TLS.
@@ -31,10 +31,10 @@ class InferenceGRPCClient:
         root_certificates: The file of the certificates to trust; else grpcio's.
         private_key: The file of the client's key, if it has one.
         certificate_chain: The file of the client's certificate.
-        creds: The credentials of the channel, in the place of the files.
+        creds: The credentials of the channel, instead of the files.
         channel_args: Options of the channel; without any, messages may have any size.
         timeout: Seconds that a call may take; None for any time.
-        retries: How often a server that is unavailable is asked at most.
+        retries: The most attempts to reach a server that is unavailable.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class InferenceGRPCClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; what is still asked is cancelled."""
+        """Close the connection; running calls are cancelled."""
         await self._channel.close()
 
     async def infer(
         self, infer_request: InferRequest, timeout: Any = USE_CLIENT_DEFAULT, headers: Any = None
     ) -> InferResponse:
-        """Send a request, and return the response. Raises InvalidInput for what is no request."""
+        """Send a request, and return the response. Raises InvalidInput for anything else."""
         if not isinstance(infer_request, InferRequest):
             raise InvalidInput(f"Expected an InferRequest, not {type(infer_request).__name__}.")
         message = infer_request.to_grpc()

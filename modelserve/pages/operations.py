@@ -6,6 +6,7 @@ A request has a 400 if something is enforced that a schema cannot express.
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from modelserve.limits import TIMEOUT_HEADER
 from modelserve.models.schemas import Schema, input_schema
 from modelserve.pages.components import ANY, Components, array, record, string
 from modelserve.pages.traits import Described, Given, Taken, as_json
@@ -39,7 +40,7 @@ _WORDS: Final = {
     500: "The model failed.",
     501: "The model, or the server, lacks what this needs.",
     503: "The model is not ready, the queue is full, or the server is stopping.",
-    504: "A limit on time has passed, or that of the header x-request-timeout-seconds.",
+    504: f"A limit on time has passed, or that of the header {TIMEOUT_HEADER.decode()}.",
 }
 _OF_OPENAI: Final = {
     "chat": ("ChatRequest", "ChatCompletion", "Chat completion (OpenAI)"),

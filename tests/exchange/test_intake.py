@@ -8,8 +8,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from modelserve.errors import ClientGone, Stopped
-from modelserve.exchange.intake import InputTimedOut, Intake, messages
+from modelserve.concurrency.budget import Budget, Share
+from modelserve.errors import ClientGone, Overloaded, Stopped
+from modelserve.exchange.intake import InputRefused, InputTimedOut, Intake, messages
 from modelserve.wire.lines import Lines
 
 pytestmark = pytest.mark.anyio
@@ -37,8 +38,12 @@ def parts(*bodies: bytes) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def receiving(sender: Any, **settings: Any) -> AsyncIterator[Intake]:
+async def receiving(
+    sender: Any, *, share: Share | None = None, **settings: Any
+) -> AsyncIterator[Intake]:
     intake = Intake(sender, Lines(1 << 20), **settings)
+    if share is not None:
+        intake.note_queued(share)
     reasons: list[Stopped] = []
 
     async def receive() -> None:
@@ -80,6 +85,31 @@ async def test_no_more_is_read_than_a_request_may_hold() -> None:
         while records := (await intake.take())[1]:
             count += len(records)
         assert count == 30_000
+
+
+async def test_what_waits_for_a_slot_is_counted_a_part_of_a_line_too() -> None:
+    budget = Budget(1 << 20, lambda: Overloaded("full", retry_after=1))
+    share = budget.hold(0)
+    sender = Sender(*parts(*[b"1" * 20_000] * 30))
+    async with receiving(sender, share=share) as intake:
+        await anyio.wait_all_tasks_blocked()
+        assert (intake.is_full, len(sender.left), budget.held) == (True, 26, 80_000)
+        share.close()
+        intake.note_admitted()
+        await anyio.wait_all_tasks_blocked()
+        assert (intake.is_full, len(sender.left), budget.held) == (False, 0, 0)
+        assert await intake.take() == (1, [b"1" * 600_000])
+
+
+async def test_what_there_is_no_room_for_ends_a_request_that_waits_for_a_slot() -> None:
+    budget = Budget(100_000, lambda: Overloaded("full", retry_after=7))
+    budget.hold(30_000)
+    intake = Intake(Sender(*parts(PIECE, PIECE)), Lines(1 << 20))
+    intake.note_queued(budget.hold(0))
+    with pytest.raises(InputRefused, match="full") as caught:
+        await intake.receive()
+    assert (caught.value.status, caught.value.headers) == (503, {"retry-after": "7"})
+    assert budget.held == 30_000
 
 
 async def test_a_taker_that_is_cancelled_loses_nothing() -> None:

@@ -593,16 +593,20 @@ async def test_a_heart_beats_while_a_stream_is_quiet_and_stops_with_it() -> None
 
 
 async def test_a_failure_after_a_heartbeat_is_a_record() -> None:
+    beaten = anyio.Event()
+
     async def predict(payload: Any) -> AsyncIterator[Any]:
-        await anyio.sleep(0.05)
+        await beaten.wait()
         raise ValueError("secret")
         yield
 
     app = beating(predict, before_first=True)
-    response = await request(app, *PREDICT, json=[], headers=NDJSON)
-    assert response.status == 200
-    assert response.chunks[0] == b"\n"
-    assert response.chunks[-1] == b'{"error":"Internal Server Error"}\n'
+    async with exchange(app, *PREDICT, json=[], headers=NDJSON) as client:
+        assert (await client.head()).status == 200
+        assert await client.chunk() == b"\n"
+        beaten.set()
+        chunks = [chunk async for chunk in client]
+    assert chunks[-1] == b'{"error":"Internal Server Error"}\n'
 
 
 async def test_a_client_that_leaves_between_heartbeats_cancels() -> None:

@@ -337,6 +337,33 @@ async def test_a_drain_ends_a_stream_without_a_running_request() -> None:
         assert await client.ended() == 14
 
 
+@pytest.mark.parametrize(("more", "code"), [(False, 0), (True, 14)])
+async def test_a_drain_lets_a_stream_end_well_that_is_answered_in_full(
+    more: bool, code: int
+) -> None:
+    app, go = serve(), anyio.Event()
+
+    async def waits(payload: InferRequest) -> AsyncIterator[InferResponse]:
+        yield response(1)
+        await go.wait()
+        yield response(2)
+
+    app.add_model(waits, "waits")
+    async with opened(app) as started:
+        client = Client(started)
+        client.ask(asked("waits", 0))
+        if more:
+            client.ask(asked("waits", 0))
+        client.end()
+        await started.head()
+        assert await client.number() == 1
+        await anyio.wait_all_tasks_blocked()
+        app.serving.refuse_new()
+        go.set()
+        assert await client.number() == 2
+        assert await client.ended() == code
+
+
 async def test_a_stream_without_a_running_request_holds_no_slot() -> None:
     app = serve(double, limits=Limits(concurrency=1, queue=0))
     async with opened(app) as first, opened(app) as second:

@@ -1,4 +1,4 @@
-"""`DataPlane` at KServe's path: a server's models, for a program that has a way in of its own."""
+"""`DataPlane` at KServe's path: a server's models, for a program with an interface of its own."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ class DataPlane:
     """The models of a server, without HTTP; `ModelServer.dataplane` is the one of a server.
 
     Calls of a model count for its limits and are in its metrics and its log, and cancelling one
-    cancels the model. Who calls it asks clients for the token, by `check_token`.
+    cancels the model. The program checks the token of its clients, by `check_token`.
 
     Args:
         server: The application.

@@ -21,11 +21,11 @@ class ModelRepositoryExtension:
         return await index_of(self._serving, ready_only=filter_ready)
 
     async def load(self, model_name: str) -> None:
-        """Load a model. Raises ModelNotReady, ModelNotFound, Forbidden where that is turned off."""
+        """Load a model. Raises ModelNotReady, ModelNotFound, Forbidden if that is turned off."""
         check_controllable(self._serving)
         await load_model(self._serving, model_name)
 
     async def unload(self, model_name: str) -> None:
-        """Take a model out. Raises ModelNotFound, Forbidden where that is turned off."""
+        """Unload a model. Raises ModelNotFound, Forbidden if that is turned off."""
         check_controllable(self._serving)
         await self._serving.loading.unload(model_name)

@@ -47,7 +47,7 @@ def _is(protocol: Any, known: PredictorProtocol) -> bool:
 
 
 def to_headers(context: Any) -> dict[str, str]:
-    """Return the metadata of a call of gRPC as headers; what is binary in base64, as it travels.
+    """Return the metadata of a gRPC call as headers; binary values in base64.
 
     Args:
         context: The call's, of grpcio.

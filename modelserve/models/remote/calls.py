@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from modelserve.errors import PredictorError
+from modelserve.limits import TIMEOUT_HEADER
 from modelserve.wire.head import HookHeaders, Scope
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ NOT_COPIED: Final = frozenset(
     )
 )
 COPIED_OF_ERRORS: Final[tuple[str, ...]] = ("retry-after", "www-authenticate")
-_TIME_LIMIT: Final = "x-request-timeout-seconds"
+_TIME_LIMIT: Final = TIMEOUT_HEADER.decode()
 
 
 class Caller(Protocol):

@@ -41,7 +41,7 @@ class GRPCInferenceServiceStub:
 
 
 class GRPCInferenceServiceServicer:
-    """The base of what answers the service's methods: one that it lacks is UNIMPLEMENTED."""
+    """The base class of servicers; a method that one lacks is UNIMPLEMENTED."""
 
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: Any, server: Any) -> None:

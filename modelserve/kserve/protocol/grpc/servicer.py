@@ -32,7 +32,7 @@ Method: TypeAlias = Callable[["InferenceServicer", Any, Any], Awaitable[Any]]
 
 
 def _method(answer: Method) -> Method:
-    """Return a method that ends its call with the status of what it raises, and raises it."""
+    """Wrap a method: an exception ends its call with the right status, and is raised."""
 
     @wraps(answer)
     async def method(servicer: "InferenceServicer", request: Any, context: Any) -> Any:
@@ -125,7 +125,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
     @_method
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        """Take a model out."""
+        """Unload a model."""
         self._check_token(context)
         await self._repository.unload(request.model_name)
         return pb2.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)

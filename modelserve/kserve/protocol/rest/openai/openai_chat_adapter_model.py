@@ -46,12 +46,12 @@ class OpenAIChatAdapterModel(OpenAIGenerativeModel):
     """Answers chats by `create_completion`: override that and `apply_chat_template`."""
 
     def apply_chat_template(self, request: Any) -> ChatPrompt:
-        """Return the text that the messages of a chat become."""
+        """Convert the messages of a chat to a text."""
         raise InvalidInput(f"Model {self.name} does not support chat completions.")
 
     @classmethod
     def chat_completion_params_to_completion_params(cls, request: Any, prompt: str) -> Any:
-        """Return the request for a completion that a request for a chat completion becomes."""
+        """Convert a request for a chat completion to one for a completion."""
         same = {name: getattr(request, name, None) for name in _SAME}
         told = {name: value for name, value in same.items() if value is not None}
         return CompletionRequest(
@@ -60,7 +60,7 @@ class OpenAIChatAdapterModel(OpenAIGenerativeModel):
 
     @classmethod
     def to_choice_logprobs(cls, logprobs: Any) -> Any:
-        """Return the log probabilities of a completion in the form of a chat's."""
+        """Convert the log probabilities of a completion to those of a chat."""
         places = zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True)
         content = [
             ChatCompletionLogProbsContent(
@@ -92,14 +92,14 @@ class OpenAIChatAdapterModel(OpenAIGenerativeModel):
 
     @classmethod
     def completion_to_chat_completion(cls, completion: Any, role: str) -> Any:
-        """Return the whole answer to a chat that a completion is."""
+        """Convert a completion to the whole answer of a chat."""
         choices = [cls.to_chat_completion_choice(c, role) for c in completion.choices[:1]]
         frame = cls._frame(completion)
         return ChatCompletion(choices=choices, usage=completion.usage, **frame)
 
     @classmethod
     def completion_to_chat_completion_chunk(cls, completion: Any, role: str) -> Any:
-        """Return the part of an answer to a chat that a part of a completion is."""
+        """Convert a part of a completion to a part of a chat's answer."""
         choices = [cls.to_chat_completion_chunk_choice(c, role) for c in completion.choices[:1]]
         frame = cls._frame(completion)
         return ChatCompletionChunk(
@@ -109,7 +109,7 @@ class OpenAIChatAdapterModel(OpenAIGenerativeModel):
     async def create_chat_completion(
         self, request: Any, raw_request: Any = None, context: Any = None
     ) -> Any:
-        """Return the next message of a chat, by completing the text that it becomes."""
+        """Return the next message of a chat, by completing the chat's text."""
         if request.n not in (None, 1):
             raise InvalidInput("n != 1 is not supported")
         prompt = self.apply_chat_template(request)

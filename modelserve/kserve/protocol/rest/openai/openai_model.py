@@ -38,7 +38,7 @@ _OF_THE_BODY: Final = frozenset({"content-length", "content-type"})
 
 @dataclass(kw_only=True)
 class ChatPrompt:
-    """The text that a chat becomes, and the role of who answers it."""
+    """The text of a chat, and the role of its answer."""
 
     response_role: str = "assistant"
     prompt: str
@@ -108,10 +108,10 @@ class OpenAIEncoderModel(OpenAIModel):
 
 
 class AsyncMappingIterator:
-    """An async iterator of what a function makes of another one's items.
+    """An async iterator that applies a function to another one's items.
 
     Args:
-        iterator: The other one.
+        iterator: The other iterator.
         mapper: The function.
         skip_none: Leave out what becomes None.
         close: Called, and awaited if it is async, once it ends or fails, or is closed.
@@ -158,8 +158,8 @@ class AsyncMappingIterator:
 async def documents(stream: Any) -> AsyncIterator[Any]:
     """Yield the documents of a stream of server-sent events, without `[DONE]`.
 
-    Items that are no text are yielded as they are. Raises what an error in the stream becomes. The
-    stream is closed at the end.
+    Items that are not text are yielded as they are. An error in the stream is raised as an
+    exception. The stream is closed at the end.
     """
     reader = EventReader()
     try:
@@ -186,7 +186,7 @@ def _document(event: Any) -> Any:
 
 
 def _checked(result: Any) -> Any:
-    """Return what a hook has returned, unless that is an error."""
+    """Return a hook's result; raise it if it is an error."""
     error = result.get("error") if isinstance(result, dict) else getattr(result, "error", None)
     if isinstance(result, dict) and isinstance(error, dict) and not hasattr(result, "error"):
         raise told_error(error)

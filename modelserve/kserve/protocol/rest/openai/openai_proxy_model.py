@@ -42,7 +42,7 @@ class OpenAIProxyModel(OpenAIGenerativeModel):
         predictor_url: The other server's scheme, host and port.
         http_client: Makes the requests; without it a client is made, and closed with the model.
         skip_upstream_validation: Has no effect: answers are not validated.
-        health_endpoint: What is asked whether the other server is healthy; None for nothing.
+        health_endpoint: The path that tells whether the other server is healthy; None for none.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class OpenAIProxyModel(OpenAIGenerativeModel):
 
 @contextmanager
 def _upstream_errors() -> Iterator[None]:
-    """Raise what goes wrong on the way to the other server as errors that do not name it."""
+    """Translate errors of the connection into errors that do not name the other server."""
     try:
         yield
     except Exception as exc:

@@ -199,7 +199,7 @@ ConversationMessage: TypeAlias = dict[str, Any]
 CustomChatCompletionMessageParam: TypeAlias = dict[str, Any]
 
 
-# Where vllm has them: the module, and its name for each of ours.
+# vllm's module and name for each of ours.
 _VLLMS: Final = {
     "openai.chat_completion.protocol": {
         "ChatCompletion": "ChatCompletionResponse",
