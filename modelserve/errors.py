@@ -414,7 +414,7 @@ class ResponseCut(Exception):
         status, detail: Those of the failure, for a host that can still report them.
     """
 
-    def __init__(self, text: str = "", *, status: int = 500, detail: Any = "") -> None:
+    def __init__(self, text: str = "", *, status: int = 500, detail: str = "") -> None:
         super().__init__(text)
         self.status = status
         self.detail = detail

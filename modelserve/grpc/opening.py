@@ -14,13 +14,13 @@ from modelserve.errors import ServingError
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.grpc import TextAnswer, TextBody, TrailersAnswer, WebAnswer
 from modelserve.lifespan import Serving
+from modelserve.limits import TIMEOUT_HEADER
 from modelserve.wire.grpc import FRAMES, seconds_of
 from modelserve.wire.media import media_type
 
 __all__ = ["open_call"]
 
 _TIMEOUT: Final = b"grpc-timeout"
-_SECONDS: Final = b"x-request-timeout-seconds"
 _TRAILERS: Final = "http.response.trailers"
 _WEB: Final = "gRPC-Web"
 _TEXT: Final = "gRPC-Web in base64"
@@ -66,7 +66,7 @@ def open_call(target: Target, scope: Scope, receive: Receive, send: Send) -> Req
         elif name == _TIMEOUT:
             timeout = value
     if timeout:
-        scope = {**scope, "headers": [*scope["headers"], (_SECONDS, _limit(timeout))]}
+        scope = {**scope, "headers": [*scope["headers"], (TIMEOUT_HEADER, _limit(timeout))]}
     kind = _KINDS.get(content_type) or _KINDS.get(_media_type(content_type))
     if kind is _WEB:
         return target, scope, receive, WebAnswer(send, content_type).send

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from modelserve.concurrency.flight import CANCELS
 from modelserve.errors import LoadError, ResponseCut
+from modelserve.limits import TIMEOUT_HEADER
 from modelserve.server.settings import Settings
 from modelserve.wire.grpc import (
     CONTENT_TYPE,
@@ -50,7 +51,6 @@ logger = logging.getLogger("modelserve")
 _CODES: Final[Mapping[int, Any]] = {code.value[0]: code for code in grpc.StatusCode}
 _UNKNOWN: Final = 2
 _CONTENT: Final[Header] = (b"content-type", CONTENT_TYPE)
-_SECONDS: Final = b"x-request-timeout-seconds"
 # Headers that describe a message of HTTP, or that the bridge sets itself.
 _NOT_PASSED: Final = frozenset(
     ("connection", "content-encoding", "content-length", "content-type", "te", "transfer-encoding")
@@ -205,7 +205,7 @@ def _scope(template: Scope, state: Mapping[str, Any], context: Any) -> Scope:
             headers.append(_header(key, value))
     seconds = context.time_remaining()
     if seconds is not None:
-        headers.append((_SECONDS, b"%.9f" % max(seconds, _LEAST_SECONDS)))
+        headers.append((TIMEOUT_HEADER, b"%.9f" % max(seconds, _LEAST_SECONDS)))
     scope = {**template, "headers": headers}
     if state:
         scope["state"] = dict(state)
@@ -355,8 +355,7 @@ def _failure(error: BaseException | None) -> list[Header]:
     """Return the trailers for what the application has raised."""
     if not isinstance(error, ResponseCut):
         return [(STATUS, b"%d" % _UNKNOWN)]
-    detail = error.detail if isinstance(error.detail, str) else ""
-    return [(STATUS, b"%d" % code_of_http(error.status)), (MESSAGE, quoted(detail))]
+    return [(STATUS, b"%d" % code_of_http(error.status)), (MESSAGE, quoted(error.detail))]
 
 
 # --- headers and metadata -----------------------------------------------------------------------

@@ -124,11 +124,6 @@ class Frames:
         self._limit = limit
         self._rest = bytearray()
 
-    @property
-    def is_between(self) -> bool:
-        """Whether no part of an unfinished frame is left over."""
-        return not self._rest
-
     def feed(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield the flags and the payload of each frame that the piece completes.
 

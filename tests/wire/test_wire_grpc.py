@@ -46,9 +46,7 @@ def test_frames_arrive_in_pieces_of_any_size(size: int) -> None:
     for start in range(0, len(data), size):
         found += frames.feed(data[start : start + size])
     assert found == [(0, message) for message in MESSAGES]
-    assert frames.is_between
     assert list(frames.feed(b"\0")) == []
-    assert not frames.is_between
 
 
 def test_a_frame_over_the_limit_is_refused_before_it_has_come() -> None:
