@@ -29,9 +29,9 @@ from modelserve.routes import Routes, path_of
 from modelserve.sockets import open_socket
 
 if TYPE_CHECKING:
-    from modelserve.composing import ModelCall
-    from modelserve.flags import Flags
-    from modelserve.programs import Served
+    from modelserve.command.flags import Flags
+    from modelserve.command.programs import Served
+    from modelserve.composing.calls import ModelCall
 
 __all__ = ["ModelServer"]
 
@@ -55,7 +55,7 @@ class _Runnable:
         Raises RuntimeError in a running event loop, TypeError or ValueError for an unknown flag or
         a bad value, SystemExit if it cannot serve.
         """
-        from modelserve.programs import run
+        from modelserve.command.programs import run
 
         run(self, flags)
 
@@ -68,7 +68,7 @@ class _Runnable:
 
         Raises OSError if it cannot listen, RuntimeError if it cannot start.
         """
-        from modelserve.programs import serve
+        from modelserve.command.programs import serve
 
         await serve(self, flags)
 
@@ -300,7 +300,7 @@ class ModelServer(_Addressed, _Described, _Runnable):
         `ModelCall` says how the result is read. Raises ValueError for a `verb` that does not exist;
         where the model has no such hook, reading the result raises InvalidInput or HookMissing.
         """
-        from modelserve.composing import ModelCall
+        from modelserve.composing.calls import ModelCall
 
         return ModelCall(self.serving, name, payload, verb, headers)
 

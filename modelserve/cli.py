@@ -9,11 +9,11 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from modelserve.app import ModelServer
-from modelserve.environment import spelled
+from modelserve.command.environment import spelled
+from modelserve.command.flags import configure, logging_of, settings_of, with_cors
+from modelserve.command.flags import parse as _parse
+from modelserve.command.table import FLAGS, Sets
 from modelserve.errors import LoadError
-from modelserve.flag_table import FLAGS, Sets
-from modelserve.flags import configure, logging_of, settings_of, with_cors
-from modelserve.flags import parse as _parse
 from modelserve.loader import load_target, source_folder
 from modelserve.server import logs
 from modelserve.server.run import serve

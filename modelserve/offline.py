@@ -18,7 +18,8 @@ from typing import Any, Final, Literal, Self
 import anyio
 import anyio.lowlevel
 
-from modelserve.calls import CallRequest
+from modelserve.composing.reading import items_in_thread
+from modelserve.composing.requests import CallRequest
 from modelserve.concurrency.feeding import Feed
 from modelserve.concurrency.loops import Event, EventLoop, event_loop
 from modelserve.concurrency.threads import start_thread
@@ -28,7 +29,6 @@ from modelserve.limits import Limits
 from modelserve.models.hooks import VERBS
 from modelserve.models.lifecycle import start_and_load
 from modelserve.models.telling import log_load
-from modelserve.reading import items_in_thread
 from modelserve.tensors import InferRequest
 
 __all__ = ["Runner"]

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from starlette.middleware.cors import CORSMiddleware
 
-from modelserve import Limits, ModelServer, __version__, cli, flags
+from modelserve import Limits, ModelServer, __version__, cli
 from modelserve.client import command as calling
+from modelserve.command import flags
+from modelserve.command.hosting import PORT_VARIABLES
+from modelserve.command.table import LIMITS
 from modelserve.errors import LoadError
-from modelserve.flag_table import LIMITS
-from modelserve.hosting import PORT_VARIABLES
 from modelserve.models.predictor import PredictorConfig
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from modelserve.flags import parse
+from modelserve.command.flags import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

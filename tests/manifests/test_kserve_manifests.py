@@ -20,7 +20,7 @@ import pytest
 import yaml
 from pods import FOLDER, container_of
 
-from modelserve.flags import parse
+from modelserve.command.flags import parse
 from modelserve.limits import DEFAULTS
 
 CRDS = os.environ.get("MODELSERVE_KSERVE_CRDS")

@@ -14,7 +14,7 @@ from starlette.routing import Mount
 
 import modelserve.pages
 from modelserve import Limits, ModelServer
-from modelserve.flags import configure, parse
+from modelserve.command.flags import configure, parse
 from modelserve.pages.playground import policy_of
 from modelserve.testing import Response, exchange, request
 

@@ -11,7 +11,7 @@ import pytest
 from servercommand import Serve, until
 
 from modelserve import ModelServer
-from modelserve.calls import CallRequest
+from modelserve.composing.requests import CallRequest
 from modelserve.errors import ResponseCut
 from modelserve.exchange.running import note_running, running_request_id
 from modelserve.server import logs

@@ -21,8 +21,8 @@ from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from modelserve.environment import WrongVariable
-from modelserve.flags import (
+from modelserve.command.environment import WrongVariable
+from modelserve.command.flags import (
     Flags,
     configure,
     logging_of,
@@ -30,7 +30,7 @@ from modelserve.flags import (
     settings_of,
     with_cors,
 )
-from modelserve.hosting import Hosted
+from modelserve.command.hosting import Hosted
 from modelserve.server import logs
 from modelserve.server.embedded import serve_embedded
 from modelserve.server.run import serve as serve_process

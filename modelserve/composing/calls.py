@@ -9,13 +9,13 @@ from typing import Any, Self
 
 import anyio
 
-from modelserve.calls import CallRequest
+from modelserve.composing.reading import items_in_thread
+from modelserve.composing.requests import CallRequest
 from modelserve.concurrency.bridge import call_of_this_thread
 from modelserve.concurrency.loops import event_loop
 from modelserve.exchange.running import running_caller
 from modelserve.lifespan import Serving
 from modelserve.models.hooks import VERBS
-from modelserve.reading import items_in_thread
 
 __all__ = ["ModelCall"]
 

@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from modelserve import Limits, ModelServer, cli
-from modelserve.environment import WrongVariable
+from modelserve.command.environment import WrongVariable
+from modelserve.command.flags import Flags, options_of, parse
+from modelserve.command.table import LIMITS
 from modelserve.errors import LoadError
-from modelserve.flag_table import LIMITS
-from modelserve.flags import Flags, options_of, parse
 from modelserve.kserve import model_server as kserve
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

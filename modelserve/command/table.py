@@ -10,8 +10,8 @@ from dataclasses import fields
 from enum import Enum, auto
 from typing import Any, Final, NamedTuple
 
-from modelserve import hosting
-from modelserve.environment import FALSE, TRUE, Repeated, Switch
+from modelserve.command import hosting
+from modelserve.command.environment import FALSE, TRUE, Repeated, Switch
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.models.predictor import PROTOCOLS
 from modelserve.server.settings import HEAD_TIMEOUT

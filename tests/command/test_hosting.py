@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from modelserve import ModelServer
-from modelserve.hosting import follow_environment, follow_sagemaker, port_in, predict_at
+from modelserve.command.hosting import follow_environment, follow_sagemaker, port_in, predict_at
 
 
 def serve(*names: str, **options: Any) -> ModelServer:

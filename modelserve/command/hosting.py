@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 from urllib.parse import quote
 
-from modelserve.environment import WrongVariable
+from modelserve.command.environment import WrongVariable
 from modelserve.lifespan import Serving
 from modelserve.routes import is_built_in
 

@@ -15,17 +15,17 @@ from typing import Any, Final, TypedDict, cast
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from modelserve import hosting
-from modelserve.environment import (
+from modelserve.command import hosting
+from modelserve.command.environment import (
     WrongVariable,
     fill_in,
     show_variables,
     spelled,
     wrong_option,
 )
+from modelserve.command.hosting import Hosted
+from modelserve.command.table import DEFAULT_PORT, FLAGS, LIMITS, Sets, add_flags
 from modelserve.errors import LoadError
-from modelserve.flag_table import DEFAULT_PORT, FLAGS, LIMITS, Sets, add_flags
-from modelserve.hosting import Hosted
 from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.model import ModelSettings

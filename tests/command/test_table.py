@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from modelserve import cli
+from modelserve.command.flags import Flags, parse
+from modelserve.command.table import FLAGS, LIMITS, Flag, Sets, add_flags
 from modelserve.errors import LoadError
-from modelserve.flag_table import FLAGS, LIMITS, Flag, Sets, add_flags
-from modelserve.flags import Flags, parse
 
 VALUES = {
     "model_dir": ["--model-dir", "."],

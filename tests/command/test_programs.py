@@ -18,9 +18,9 @@ import httpx
 import pytest
 
 from modelserve import Limits, Model, ModelServer
-from modelserve.flags import Flags, options_of, parse
+from modelserve.command.flags import Flags, options_of, parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 APP = """
 import os

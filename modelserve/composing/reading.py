@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from threading import get_ident
 from typing import Any
 
-from modelserve.calls import CallRequest
+from modelserve.composing.requests import CallRequest
 from modelserve.concurrency.bridge import call_of_this_thread, stopping
 from modelserve.concurrency.feeding import Feed
 

@@ -1,0 +1,3 @@
+"""Models that call one another."""
+
+__all__: list[str] = []
