@@ -26,7 +26,7 @@ from modelserve.models.repository import ModelRepository
 from modelserve.observers import Observer, Observers
 from modelserve.pages.playground import pages
 from modelserve.routes import Routes, path_of
-from modelserve.sockets import open_socket
+from modelserve.websockets import open_socket
 
 if TYPE_CHECKING:
     from modelserve.command.flags import Flags

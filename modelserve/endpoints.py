@@ -15,8 +15,8 @@ from modelserve.exchange.body import read_body
 from modelserve.exchange.exchange import Exchange
 from modelserve.lifespan import Serving
 from modelserve.metrics.figures import Figures
+from modelserve.models.load_reports import not_ready
 from modelserve.models.registry import Entry, State
-from modelserve.models.telling import not_ready
 from modelserve.protocols.codec import Codec, ModelRef
 from modelserve.protocols.tensorflow import signature_document, status_document
 from modelserve.protocols.triton import config_document, statistics_document

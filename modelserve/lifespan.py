@@ -25,10 +25,10 @@ from modelserve.concurrency.uninterrupted import call_to_end
 from modelserve.errors import ServerNotReady, ServerShuttingDown
 from modelserve.limits import DEFAULTS, Limits
 from modelserve.metrics.telemetry import Telemetry
+from modelserve.models.load_reports import not_ready, states_of
 from modelserve.models.loading import Loading
 from modelserve.models.registry import Entry, Registry, Shared, State, infinite_if_none
 from modelserve.models.repository import ModelRepository
-from modelserve.models.telling import not_ready, states_of
 from modelserve.observers import Observers
 from modelserve.protocols.cloudevents import EventSettings
 from modelserve.wire.bearer import valid_token

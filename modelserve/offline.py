@@ -28,7 +28,7 @@ from modelserve.lifespan import Serving
 from modelserve.limits import Limits
 from modelserve.models.hooks import VERBS
 from modelserve.models.lifecycle import start_and_load
-from modelserve.models.telling import log_load
+from modelserve.models.load_reports import log_load
 from modelserve.tensors import InferRequest
 
 __all__ = ["Runner"]

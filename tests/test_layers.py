@@ -36,7 +36,7 @@ ROWS: list[tuple[str, list[str]]] = [
             "composing",
             "grpc",
             "routes",
-            "sockets",
+            "websockets",
             "following",
             "server",
             "command",

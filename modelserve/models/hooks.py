@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 from modelserve.errors import InvalidInput
 from modelserve.models.annotations import are_bytes
 from modelserve.models.declared import Declared, Form, declared_input
-from modelserve.models.forgotten import Noted, noting_none, returns_nothing
 from modelserve.models.iterating import Iterates, iterates
+from modelserve.models.missing_return import Noted, noting_none, returns_nothing
 from modelserve.models.model import (
     LIFECYCLE,
     METADATA,

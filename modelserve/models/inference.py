@@ -29,7 +29,7 @@ from modelserve.concurrency.threads import Workers
 from modelserve.exchange.coalescing import Coalesced
 from modelserve.models.hooks import Hook, Plan
 from modelserve.models.iterating import as_iterator
-from modelserve.models.mistakes import as_mistake
+from modelserve.models.validation_errors import as_mistake
 from modelserve.tensors import InferResponse
 
 __all__ = ["PLAIN", "Call", "NewCall", "call_hook", "infer"]

@@ -30,10 +30,10 @@ from modelserve.models.lifecycle import (
     start_and_load,
     stop,
 )
+from modelserve.models.load_reports import log_load
 from modelserve.models.model import Model, ModelSettings, as_model, configure, defines
 from modelserve.models.registry import Entry, Registry
 from modelserve.models.repository import ModelRepository
-from modelserve.models.telling import log_load
 
 __all__ = ["Loading", "Source"]
 

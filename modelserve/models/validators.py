@@ -13,8 +13,8 @@ import orjson
 
 from modelserve.errors import NotAsDeclared
 from modelserve.models.annotations import MSGSPEC, PYDANTIC, bare, libraries_of
-from modelserve.models.mistakes import as_mistake, names_in
 from modelserve.models.typed_dicts import readable
+from modelserve.models.validation_errors import as_mistake, names_in
 from modelserve.models.whole_numbers import taking_whole_floats
 from modelserve.wire.values import JSON_OPTIONS, to_builtin
 

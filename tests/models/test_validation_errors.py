@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from modelserve import InvalidInput, Model, ModelServer
 from modelserve.models.hooks import plans_of
-from modelserve.models.mistakes import as_mistake
+from modelserve.models.validation_errors import as_mistake
 from modelserve.testing import request
 
 PREDICT = ("POST", "/v1/models/m:predict")

@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from modelserve import Model, ModelServer
-from modelserve.models.forgotten import returns_nothing
+from modelserve.models.missing_return import returns_nothing
 from modelserve.testing import request
 
 
