@@ -154,13 +154,13 @@ async def test_a_hook_has_the_items_of_one_request_coalesced(kind: str) -> None:
 
     def sync_items() -> Iterator[Any]:
         try:
-            yield from ({"n": n} for n in range(4))
+            yield from ({"n": n} for n in range(200))
         finally:
             closed.append("sync")
 
     async def async_items() -> AsyncIterator[Any]:
         try:
-            for n in range(4):
+            for n in range(200):
                 yield {"n": n}
         finally:
             closed.append("async")
@@ -173,8 +173,8 @@ async def test_a_hook_has_the_items_of_one_request_coalesced(kind: str) -> None:
     app.model("m")(hook)
     whole = await request(app, "POST", "/v1/models/m:predict", json={"joined": False})
     joined = await request(app, "POST", "/v1/models/m:predict", json={"joined": True})
-    assert len(whole.chunks) == 4
-    assert len(joined.chunks) < 4
+    assert len(whole.chunks) == 200
+    assert len(joined.chunks) < 200
     assert joined.body == whole.body
     assert joined.headers["content-type"] == whole.headers["content-type"]
     assert closed == [kind, kind]
