@@ -242,10 +242,10 @@ def _chain(request: CallRequest) -> Iterator[Caller]:
         caller = caller.caller if isinstance(caller, CallRequest) else None
 
 
-def _held(request: CallRequest) -> list[Gate]:
+def _held(request: CallRequest) -> dict[object, Gate]:
     """Return the gates of the slots that callers hold until this call has ended."""
-    entries = (_entry_of(request, caller) for caller in _chain(request))
-    return [entry.gate for entry in entries if entry is not None]
+    entries = ((caller, _entry_of(request, caller)) for caller in _chain(request))
+    return {caller: entry.gate for caller, entry in entries if entry is not None}
 
 
 def _entry_of(request: CallRequest, caller: Caller) -> Entry | None:

@@ -6,16 +6,21 @@ that have none, and may wait while the server drains. A call that would deadlock
 through other calls, is refused: it would wait for ever.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from threading import RLock
 from time import monotonic
+from typing import TypeAlias
 
 from modelserve.concurrency.gate import Gate, Slot, Waits
 from modelserve.concurrency.loops import Event
 from modelserve.errors import Overloaded, ServingError
 
-__all__ = ["Nesting"]
+__all__ = ["Holders", "Nesting"]
+
+# The requests and calls above a call, each with the model that it has a slot of.
+Holders: TypeAlias = Mapping[object, Gate]
 
 
 class Nesting:
@@ -34,19 +39,19 @@ class Nesting:
         self._lock = lock
         self._admit_waiting = admit_waiting
 
-    def slot(self, gate: Gate, held: Sequence[Gate], who: Waits) -> Slot:
+    def slot(self, gate: Gate, held: Holders, who: Waits) -> Slot:
         """Return a slot of a model, as `acquire` acquires it."""
         return Slot(self.acquire(gate, held, who), partial(self.release, gate), who)
 
-    async def acquire(self, gate: Gate, held: Sequence[Gate], who: Waits | None = None) -> None:
+    async def acquire(self, gate: Gate, held: Holders, who: Waits | None = None) -> None:
         """Acquire a slot of a model.
 
         Args:
-            held: The models that the request has slots of, once for each slot held.
+            held: Those that cannot end before the call has ended.
             who: Its `waited` is set to the time that it waited, if it did.
 
-            Raises Overloaded if the queue is full, or if the call would deadlock, and the refusal
-            of `refuse`. A cancelled wait gives up its place.
+        Raises Overloaded if the queue is full, or if the call would deadlock, and the refusal of
+        `refuse`. A cancelled wait gives up its place.
         """
         if not gate.nested and gate.claim():
             gate.in_flight.add(1)
@@ -90,7 +95,7 @@ class Nesting:
                 self._dequeue(gate, call)
                 call.settled.set()
 
-    def _enqueue(self, gate: Gate, held: Sequence[Gate]) -> "_Waiting":
+    def _enqueue(self, gate: Gate, held: Holders) -> "_Waiting":
         """Give a call its place. Raises Overloaded."""
         with self._lock:
             if self._would_never_end(gate, held):
@@ -120,22 +125,31 @@ class Nesting:
         gate.add_waiting(-1)
         gate.notify_if_empty()
 
-    def _would_never_end(self, gate: Gate, held: Sequence[Gate]) -> bool:
-        """Return whether all slots of the model are held by requests that wait for this one."""
+    def _would_never_end(self, gate: Gate, held: Holders) -> bool:
+        """Return whether all slots of the model are held by requests that cannot go on.
+
+        A request needs all that it waits for. So those that wait for nothing but models with a slot
+        that will be free are taken out, until there are no more of them.
+        """
         waiting = [(wanted, call.held) for wanted in self._queues for call in wanted.nested]
-        seen: set[Gate] = set()
-        unseen = [gate]
-        while unseen:
-            full = unseen.pop()
-            if full not in seen:
-                seen.add(full)
-                stuck = [(wanted, others.count(full)) for wanted, others in waiting]
-                running = full.running  # another thread may release a slot at any moment
-                waits = sum(slots for _, slots in stuck) + held.count(full)
-                if running < full.concurrency or waits < running:
-                    return False  # a request with a slot can go on
-                unseen += [wanted for wanted, slots in stuck if slots]
-        return True
+        wants: dict[object, set[Gate]] = {}
+        stuck: dict[object, Gate] = {}  # requests that cannot end, each with its slot
+        for wanted, holders in [*waiting, (gate, held)]:
+            for who, slot in holders.items():
+                stuck[who] = slot
+                wants.setdefault(who, set()).add(wanted)
+        while True:
+            # another thread may release a slot at any moment
+            closed = {
+                full
+                for full, count in Counter(stuck.values()).items()
+                if count >= full.running >= full.concurrency
+            }
+            ending = [who for who in stuck if not wants[who] & closed]
+            if not ending:
+                return gate in closed
+            for who in ending:
+                del stuck[who]
 
 
 class _Waiting:
@@ -143,7 +157,7 @@ class _Waiting:
 
     __slots__ = ("admitted", "held", "refusal", "settled")
 
-    def __init__(self, held: Sequence[Gate]) -> None:
+    def __init__(self, held: Holders) -> None:
         self.held = held
         self.settled = Event()
         self.admitted = False

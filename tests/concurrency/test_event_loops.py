@@ -215,7 +215,7 @@ def test_a_slot_goes_to_who_waits_in_another_event_loop(
 
     async def nested_call() -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(admission.nesting.acquire, gate, [])
+            group.start_soon(admission.nesting.acquire, gate, {})
             await anyio.wait_all_tasks_blocked()
             waits.set()
         order.append("second")
@@ -240,7 +240,7 @@ def test_who_waits_in_another_event_loop_is_refused(
     assert admission.acquire_nowait(gate)
 
     async def wait() -> None:
-        acquire = admission.nesting.acquire(gate, []) if nested else admission.acquire(gate)
+        acquire = admission.nesting.acquire(gate, {}) if nested else admission.acquire(gate)
         async with anyio.create_task_group() as group:
             group.start_soon(tell)
             with pytest.raises(ServerShuttingDown):
@@ -317,7 +317,7 @@ def test_no_slot_is_lost_or_given_twice_between_event_loops(
         for turn in range(10):
             nested = number % 5 == 0
             with anyio.move_on_after(0 if (number + turn) % 7 == 0 else None):
-                await (admission.nesting.acquire(gate, []) if nested else admission.acquire(gate))
+                await (admission.nesting.acquire(gate, {}) if nested else admission.acquire(gate))
                 holders.append(number)
                 most.append(len(holders))
                 try:

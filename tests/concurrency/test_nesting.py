@@ -30,7 +30,7 @@ async def test_a_call_goes_before_requests_that_wait() -> None:
         gates.release(gate)
 
     async def call() -> None:
-        await gates.nesting.acquire(gate, [])
+        await gates.nesting.acquire(gate, {})
         order.append("call")
         gates.nesting.release(gate)
 
@@ -49,7 +49,7 @@ async def test_a_call_goes_before_requests_that_wait() -> None:
 async def test_a_call_needs_no_slot_of_the_application() -> None:
     gates, own, other = admission(concurrency=1), of(1), of(1)
     assert gates.acquire_nowait(own)
-    await gates.nesting.acquire(other, [own])
+    await gates.nesting.acquire(other, {1: own})
     assert (other.running, gates.gate.running) == (1, 1)
     gates.nesting.release(other)
     assert other.running == 0
@@ -59,7 +59,7 @@ async def test_a_cancelled_call_gives_up_its_place() -> None:
     gates, gate = admission(), of(1)
     assert gates.acquire_nowait(gate)
     with anyio.move_on_after(0.01):
-        await gates.nesting.acquire(gate, [])
+        await gates.nesting.acquire(gate, {})
     assert gate.waiting == 0
     gates.release(gate)
     assert gates.acquire_nowait(gate)
@@ -69,7 +69,7 @@ async def test_a_full_queue_refuses_a_call() -> None:
     gates, gate = admission(), of(1, queue=0)
     assert gates.acquire_nowait(gate)
     with pytest.raises(Overloaded, match="its queue is full"):
-        await gates.nesting.acquire(gate, [])
+        await gates.nesting.acquire(gate, {})
 
 
 async def test_a_drain_refuses_requests_and_a_removed_model_calls_too() -> None:
@@ -78,7 +78,7 @@ async def test_a_drain_refuses_requests_and_a_removed_model_calls_too() -> None:
 
     async def call() -> None:
         try:
-            await gates.nesting.acquire(gate, [])
+            await gates.nesting.acquire(gate, {})
         except ModelNotFound:
             refused.append("call")
 
@@ -113,7 +113,7 @@ async def test_only_a_call_that_waits_for_itself_alone_is_refused(
     refused = False
     with anyio.move_on_after(0.01):
         try:
-            await gates.nesting.acquire(gate, [gate] * held)
+            await gates.nesting.acquire(gate, dict.fromkeys(range(held), gate))
         except Overloaded:
             refused = True
     assert refused == is_refused
@@ -124,9 +124,36 @@ async def test_calls_that_wait_in_a_circle_are_noticed() -> None:
     for gate in (a, b, c):
         assert gates.acquire_nowait(gate)
     async with anyio.create_task_group() as group:
-        group.start_soon(gates.nesting.acquire, b, [a])
-        group.start_soon(gates.nesting.acquire, c, [b])
+        group.start_soon(gates.nesting.acquire, b, {1: a})
+        group.start_soon(gates.nesting.acquire, c, {2: b})
         await anyio.wait_all_tasks_blocked()
         with pytest.raises(Overloaded, match="would deadlock"):
-            await gates.nesting.acquire(a, [c])
+            await gates.nesting.acquire(a, {3: c})
+        group.cancel_scope.cancel()
+
+
+async def test_a_request_that_waits_by_two_calls_counts_once() -> None:
+    gates, own, called = admission(), of(2), of(1)
+    for gate in (own, own, called):
+        assert gates.acquire_nowait(gate)
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(gates.nesting.acquire, called, {"request": own})
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(gates.nesting.acquire, own, {"request": own, "call": called})
+        await anyio.wait_all_tasks_blocked()
+        assert (own.waiting, called.waiting) == (1, 2)  # the other slot of `own` will be free
+        group.cancel_scope.cancel()
+
+
+async def test_a_request_needs_all_that_it_waits_for() -> None:
+    gates, own, called, other = admission(), of(1), of(1), of(1)
+    for gate in (own, called, other):
+        assert gates.acquire_nowait(gate)
+    async with anyio.create_task_group() as group:
+        for wanted in (other, called):  # the slot of `other` will be free, which helps nobody
+            group.start_soon(gates.nesting.acquire, wanted, {"request": own})
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(Overloaded, match="would deadlock"):
+            await gates.nesting.acquire(own, {"request": own, "call": called})
         group.cancel_scope.cancel()
