@@ -52,11 +52,9 @@ class Watch:
         try:
             await anyio.sleep(_SECONDS)
             self._note(await self._look())
-        except BaseException:
-            self._wake(1)  # who looks from now on
-            raise
         finally:
             self._is_looking = False
+            self._wake(1)  # who looks from now on: this one may be gone, or stuck
 
     async def _wait(self) -> None:
         event = anyio.Event()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from modelserve.grpc.watching import Seen, Watch, watching
@@ -133,3 +134,29 @@ async def test_nothing_is_kept_of_those_that_have_left() -> None:
         with watching(watches, "b", looked.look) as other:
             assert other is not one
     assert watches == {}
+
+
+async def test_another_looks_where_the_one_that_did_has_seen_what_a_newcomer_has_told() -> None:
+    looked, found, left = Looked(), list[Seen](), anyio.Event()
+    watch = Watch(looked.look)
+
+    async def look_and_leave() -> None:
+        await watch.after(DOWN)
+        left.set()
+
+    async def wait_twice() -> None:
+        found.append(await watch.after(DOWN))
+        found.append(await watch.after(UP))
+
+    assert await watch.now() == DOWN
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(look_and_leave)
+            await anyio.lowlevel.checkpoint()
+            group.start_soon(wait_twice)
+            await anyio.lowlevel.checkpoint()
+            looked.seen = UP
+            assert await watch.now() == UP  # the newcomer's, which tells the others
+            await left.wait()
+            looked.seen = DOWN
+    assert found == [UP, DOWN]
