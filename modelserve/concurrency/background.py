@@ -51,7 +51,7 @@ class Background:
                 self._tasks.pop(scope, None)  # its event loop has ended
         with anyio.move_on_after(within):
             while self._tasks:
-                self._ended = ended = Event()
+                ended = self._ended = self._ended or Event()
                 if self._tasks:  # else the last has ended meanwhile, in another thread
                     await ended.wait()
 
@@ -66,7 +66,8 @@ class Background:
         finally:
             self._tasks.pop(scope, None)
             if self._ended is not None:
-                self._ended.set()
+                ended, self._ended = self._ended, None
+                ended.set()
 
 
 async def _collect_error(function: Function, ended: Event, errors: list[BaseException]) -> None:

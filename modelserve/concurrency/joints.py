@@ -111,6 +111,8 @@ class Joint:
                 self._ended.append(ended)
                 try:
                     await ended.wait()
+                except GeneratorExit:  # dropped: nothing can be awaited any more
+                    raise
                 except BaseException as exc:
                     interruption = exc
         if interruption is not None:

@@ -1,6 +1,7 @@
 """Tasks that outlive the task that started them."""
 
 import asyncio
+from functools import partial
 
 import anyio
 import pytest
@@ -151,3 +152,13 @@ async def test_cancelling_waits_for_a_bounded_time() -> None:
 async def test_without_tasks_there_is_nothing_to_wait_for() -> None:
     with anyio.fail_after(10):
         await Background().cancel(within=5)
+
+
+async def test_two_that_cancel_at_once_wait_for_the_same_end() -> None:
+    background, tasks = Background(), [Task()]
+    background.start_soon(tasks[0])
+    with anyio.fail_after(20):
+        await tasks[0].began.wait()
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(partial(background.cancel, within=60))
