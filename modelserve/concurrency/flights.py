@@ -15,7 +15,7 @@ from modelserve.concurrency.asyncio_flight import AsyncioFlight, ShieldedFlight
 from modelserve.concurrency.asyncio_guard import OVER
 from modelserve.concurrency.flight import Flight, Pipeline, Watched
 from modelserve.concurrency.host_scope import KNOWN_TASKS, in_host_scope
-from modelserve.concurrency.loops import Event, current_loop, interface_to
+from modelserve.concurrency.loops import Event, current_loop, forget_ended_loops, interface_to
 from modelserve.errors import Stopped
 
 __all__ = ["Flights"]
@@ -33,7 +33,7 @@ class Flights:
         self._cleanup_cap = math.inf
 
     def __len__(self) -> int:
-        return sum(map(len, self._registers.values()))
+        return sum(map(len, [*self._registers.values()]))
 
     def __iter__(self) -> Iterator[Flight]:
         return iter([flight for register in [*self._registers.values()] for flight in register])
@@ -117,6 +117,7 @@ class Flights:
         return self._registers.setdefault(loop, _LoopFlights(loop))
 
     def _forget_ended_loops(self) -> None:
+        forget_ended_loops()
         for loop in [*self._registers]:
             if interface_to(loop).has_ended:
                 self._registers.pop(loop, None)

@@ -56,6 +56,11 @@ def interface_to(loop: Any) -> "EventLoop":
     return _Asyncio(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _Trio(loop)
 
 
+def forget_ended_loops() -> None:
+    """Let go of the tasks of event loops that were closed under them."""
+    _TASKS.difference_update([t for t in [*_TASKS] if t.get_loop().is_closed()])
+
+
 class PerLoop(Generic[T]):
     """One object for each event loop, since an application may serve several.
 
@@ -142,7 +147,7 @@ class Event:
     def set(self) -> bool:
         """Wake all waiting tasks; return False if the event loop of one of them has ended."""
         self._is_set = True  # first: a later task tests it again after it has been added
-        woken = [loop.run(wakeup.set) for loop, wakeup in self._waiting]
+        woken = [loop.run(wakeup.set) for loop, wakeup in [*self._waiting]]
         return all(woken)
 
     async def wait(self) -> None:
@@ -213,9 +218,16 @@ class _Asyncio:
         return _AsyncioWakeup(self._loop)
 
     def start_soon(self, function: Function, context: Context) -> None:
-        task = self._loop.create_task(_run(function), context=context)
+        begun: list[None] = []
+        task = self._loop.create_task(_run(function, begun), context=context)
         _TASKS.add(task)
-        task.add_done_callback(_TASKS.discard)
+
+        def end(task: "asyncio.Task[None]") -> None:
+            _TASKS.discard(task)
+            if not begun and not self._loop.is_closed():  # cancelled before its first step
+                self.start_soon(function, context)
+
+        task.add_done_callback(end)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self._loop.call_later(seconds, function, context=Context())
@@ -276,7 +288,8 @@ class _Trio:
         return True
 
 
-async def _run(function: Function) -> None:
+async def _run(function: Function, begun: list[None]) -> None:
+    begun.append(None)
     await function()
 
 

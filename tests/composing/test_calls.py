@@ -1,5 +1,6 @@
 """Models that call other models of their application."""
 
+import asyncio
 import logging
 import re
 import threading
@@ -336,6 +337,41 @@ async def test_a_model_that_calls_itself_from_a_task_of_its_own_is_refused() -> 
 
     (reason,) = (await ask(app, "itself", 1)).json()
     assert reason.startswith("The call would deadlock")
+
+
+def test_an_event_loop_ends_in_which_a_call_has_just_begun() -> None:
+    app, began = ModelServer(), list[int]()
+
+    @app.model("called")
+    async def called(payload: Any) -> Any:
+        return payload
+
+    @app.model("calls")
+    async def calls(payload: Any) -> Any:
+        began.append(1)
+        return await app.call("called", payload)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/models/calls:predict", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"1", "more_body": False}
+
+    async def send(message: Any) -> None: ...
+
+    async def main(turns: int) -> "asyncio.Task[None]":
+        await app.ready()
+        task = asyncio.ensure_future(app(scope, receive, send))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return task
+
+    for turns in range(4):  # at the end of one of them, the call has begun, and not its first step
+        assert asyncio.run(main(turns)).done()
+    assert began
+    assert not app.serving.flights
 
 
 async def test_a_model_may_call_itself_while_it_has_slots() -> None:

@@ -1,11 +1,12 @@
 """One object for each event loop, of those that run and those that have ended."""
 
+import sys
 import threading
 
 import anyio
 import pytest
 
-from modelserve.concurrency.loops import PerLoop, Waiters
+from modelserve.concurrency.loops import Event, PerLoop, Waiters
 
 
 class Owned:
@@ -101,3 +102,22 @@ async def test_one_that_is_cancelled_waits_no_more() -> None:
     with anyio.move_on_after(0.01):
         await waiters.wait()
     assert waiters._wakeups == []
+
+
+@pytest.mark.anyio
+async def test_an_event_wakes_all_who_wait_whichever_thread_sets_it() -> None:
+    switched = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that the woken tasks run while it is being set
+    try:
+        with anyio.fail_after(20):
+            for _ in range(50):
+                event = Event()
+                async with anyio.create_task_group() as group:
+                    for _ in range(6):
+                        group.start_soon(event.wait)
+                    await anyio.wait_all_tasks_blocked()
+                    thread = threading.Thread(target=event.set)
+                    thread.start()
+                thread.join()
+    finally:
+        sys.setswitchinterval(switched)
