@@ -364,7 +364,7 @@ class Stopped(ServingError):
 
 
 class ClientGone(Stopped):
-    """The client has disconnected. The status 499 is recorded and never sent."""
+    """The client has disconnected: 499 is recorded, and sent where a host may want an answer."""
 
     status = 499
     outcome = "disconnected"

@@ -4,7 +4,7 @@ A series is one metric with one set of label values. Its numbers are in cells: a
 workers share their metrics, doubles in a mapped file (see `shared`). Code that counts often adds to
 them itself, `cells[0] += 1.0`, and saves a call.
 
-Only the event loop's thread writes: `+=` on a cell from two threads can lose an increment. Any
+Only event loops write: `+=` on a cell of a mapped file from two threads can lose an increment. Any
 thread may read.
 """
 

@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
         before_exit: Called if the process exits at once, from any thread.
         ports: Further ports, served from after the start until the drain is over.
 
-        Attributes:
+    Attributes:
         exit_code: The exit code of the process, once the server has stopped.
         released: Set this if the process goes on after that.
     """
