@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import numpy as np
 import pytest
 
 from modelserve import Batching, InvalidInput, Limits, Model, ModelServer
@@ -246,6 +247,14 @@ async def test_a_bad_line_is_reported_in_its_place_and_the_stream_goes_on(functi
     assert (first, third, last) == (b"2", b"6", b"8")
     assert bad.startswith(b'{"error":"not JSON: ') and bad.endswith(b'","line":3}')
     assert long == b'{"error":"longer than 20 bytes","line":5}'
+
+
+async def test_lines_that_fail_together_may_have_arrays_as_results() -> None:
+    def sums(payload: Any) -> Any:
+        return {"predictions": np.array(payload["instances"]).sum(axis=1)}  # not of ragged rows
+
+    answer = await request(served(sums), "POST", PATH, headers=LINES, body=b"[1]\n[1,2]\n[]\n")
+    assert answer.body == b"1\n3\n0.0\n"
 
 
 @pytest.mark.parametrize("function", ITERATORS + LISTS)

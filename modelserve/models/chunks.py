@@ -152,6 +152,8 @@ class Chunks:
         results: list[Any] = []
         for value in values:
             found, error = await self._attempt([value])
+            if is_array(found):
+                found = found.tolist()  # `list += array` would be an addition
             results += found if error is None else [error]
         return results
 
