@@ -269,7 +269,9 @@ def document(answer: Answer, complaints: Complaints) -> Any:
 def predictions(answer: Answer, complaints: Complaints, *, count: int) -> list[Any]:
     """Return the predictions in a document, one for each of `count` instances."""
     found = document(answer, complaints)
-    results = found.get("predictions") if isinstance(found, dict) else None
+    results = None
+    if isinstance(found, dict):
+        results = found.get("predictions", found.get("explanations"))
     if not isinstance(results, list) or len(results) != count:
         raise Unreadable(f"The server did not answer with one prediction for each of {count} rows.")
     return results

@@ -358,6 +358,12 @@ async def test_a_wrong_number_of_predictions(calls: Call, body: bytes) -> None:
         await calls(url, "map", "m", [1, 2])
 
 
+async def test_rows_are_explained(calls: Call) -> None:
+    with scripted(whole(b'{"explanations":[2,4]}')) as (url, heads):
+        assert await calls(url, "map", "m", [1, 2], verb="explain") == [2, 4]
+    assert b"m:explain" in heads[0]
+
+
 async def test_a_chat_that_does_not_end(calls: Call) -> None:
     answer = chunked(SSE, b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
     with scripted(answer) as (url, _), pytest.raises(CutShort):
