@@ -29,7 +29,14 @@ from modelserve.client.items import Decoder, Single, as_yielded
 from modelserve.client.requests import Request, Server
 from modelserve.errors import ServingError
 from modelserve.tensors import InferRequest, InferResponse
-from modelserve.wire.decoders import ChunkReader, EventReader, Failure, LineReader, Reader
+from modelserve.wire.decoders import (
+    ChunkReader,
+    EventReader,
+    Failure,
+    LineReader,
+    Reader,
+    TextReader,
+)
 from modelserve.wire.encoders import ServerSentEvent
 
 __all__ = [
@@ -259,11 +266,9 @@ def document(answer: Answer, complaints: Complaints) -> Any:
     items += [item[0] for item in iter(decoder.next_ready, None)]
     if reader_of(answer.media_type, answer.headers) is None:
         return items[0]
-    if all(isinstance(item, bytes) for item in items):
-        return b"".join(items)
-    if answer.media_type == "text/plain":
-        return "".join(items)
-    return items
+    if isinstance(reader, LineReader | EventReader):
+        return items
+    return "".join(items) if isinstance(reader, TextReader) else b"".join(items)
 
 
 def predictions(answer: Answer, complaints: Complaints, *, count: int) -> list[Any]:

@@ -364,6 +364,20 @@ async def test_rows_are_explained(calls: Call) -> None:
     assert b"m:explain" in heads[0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "empty"),
+    [
+        ("application/x-ndjson", []),
+        (SSE, []),
+        ("text/plain", ""),
+        ("application/octet-stream", b""),
+    ],
+)
+async def test_the_value_of_a_stream_without_items(calls: Call, kind: str, empty: Any) -> None:
+    with scripted(whole(b"", content_type=kind)) as (url, _):
+        assert await calls(url, "predict", "m", [1]) == empty
+
+
 async def test_a_chat_that_does_not_end(calls: Call) -> None:
     answer = chunked(SSE, b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
     with scripted(answer) as (url, _), pytest.raises(CutShort):
