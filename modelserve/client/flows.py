@@ -264,7 +264,8 @@ def document(answer: Answer, complaints: Complaints) -> Any:
     items = [item[0] for item in iter(decoder.next_ready, None)]
     decoder.feed(None)
     items += [item[0] for item in iter(decoder.next_ready, None)]
-    if reader_of(answer.media_type, answer.headers) is None:
+    reader = reader_of(answer.media_type, answer.headers)
+    if reader is None:
         return items[0]
     if isinstance(reader, LineReader | EventReader):
         return items
@@ -334,6 +335,8 @@ class ChatReader:
             chunk = item.data if isinstance(item, ServerSentEvent) else item
             if chunk == "[DONE]":
                 self._finished = True
+            elif chunk is None:
+                pass  # an event without data, which browsers skip too
             elif isinstance(chunk, Failure):
                 yield chunk
             elif isinstance(chunk, dict) and "error" in chunk:

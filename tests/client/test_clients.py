@@ -378,6 +378,14 @@ async def test_the_value_of_a_stream_without_items(calls: Call, kind: str, empty
         assert await calls(url, "predict", "m", [1]) == empty
 
 
+@pytest.mark.parametrize("event", [b"id: 1", b"event: ping", b"retry: 9"])
+async def test_an_event_of_a_chat_may_have_no_data(calls: Call, event: bytes) -> None:
+    text = b'data: {"choices":[{"delta":{"content":"a"}}]}'
+    answer = chunked(SSE, b"\n\n".join([text, event, text, b"data: [DONE]", b""]))
+    with scripted(answer) as (url, _):
+        assert await calls(url, "chat", "m", []) == ["a", "a"]
+
+
 async def test_a_chat_that_does_not_end(calls: Call) -> None:
     answer = chunked(SSE, b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
     with scripted(answer) as (url, _), pytest.raises(CutShort):
