@@ -1,5 +1,6 @@
 """Requests that are answered while they come in."""
 
+import json
 import logging
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
@@ -7,6 +8,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import numpy as np
 import pytest
 
 from modelserve import Batching, InvalidInput, Limits, Model, ModelServer
@@ -246,6 +248,46 @@ async def test_a_bad_line_is_reported_in_its_place_and_the_stream_goes_on(functi
     assert (first, third, last) == (b"2", b"6", b"8")
     assert bad.startswith(b'{"error":"not JSON: ') and bad.endswith(b'","line":3}')
     assert long == b'{"error":"longer than 20 bytes","line":5}'
+
+
+async def test_lines_that_fail_together_may_have_arrays_as_results() -> None:
+    def sums(payload: Any) -> Any:
+        return {"predictions": np.array(payload["instances"]).sum(axis=1)}  # not of ragged rows
+
+    answer = await request(served(sums), "POST", PATH, headers=LINES, body=b"[1]\n[1,2]\n[]\n")
+    assert answer.body == b"1\n3\n0.0\n"
+
+
+async def inverses(payload: Any) -> AsyncIterator[float]:
+    for x in payload["instances"]:
+        if x == 0:
+            raise InvalidInput("zero")
+        yield 10 / x
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "expected"),
+    [
+        ("", b"0\n1\n2\n", [{"error": "zero", "line": 1}, 10, 5]),
+        (
+            "",
+            b"0\n0\n1\n0\n",
+            [
+                {"error": "zero", "line": 1},
+                {"error": "zero", "line": 2},
+                10,
+                {"error": "zero", "line": 4},
+            ],
+        ),
+        ("", b"0\n0\n", [{"error": "zero", "line": 1}, {"error": "zero", "line": 2}]),
+        ("?on_error=stop", b"0\n1\n", [{"error": "line 1: zero"}]),
+    ],
+)
+async def test_errors_and_what_a_generator_yields_keep_the_order_of_the_lines(
+    query: str, body: bytes, expected: list[Any]
+) -> None:
+    answer = await request(served(inverses), "POST", PATH + query, headers=LINES, body=body)
+    assert [json.loads(line) for line in answer.body.splitlines()] == expected
 
 
 @pytest.mark.parametrize("function", ITERATORS + LISTS)

@@ -85,6 +85,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)

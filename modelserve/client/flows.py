@@ -29,7 +29,14 @@ from modelserve.client.items import Decoder, Single, as_yielded
 from modelserve.client.requests import Request, Server
 from modelserve.errors import ServingError
 from modelserve.tensors import InferRequest, InferResponse
-from modelserve.wire.decoders import ChunkReader, EventReader, Failure, LineReader, Reader
+from modelserve.wire.decoders import (
+    ChunkReader,
+    EventReader,
+    Failure,
+    LineReader,
+    Reader,
+    TextReader,
+)
 from modelserve.wire.encoders import ServerSentEvent
 
 __all__ = [
@@ -257,19 +264,20 @@ def document(answer: Answer, complaints: Complaints) -> Any:
     items = [item[0] for item in iter(decoder.next_ready, None)]
     decoder.feed(None)
     items += [item[0] for item in iter(decoder.next_ready, None)]
-    if reader_of(answer.media_type, answer.headers) is None:
+    reader = reader_of(answer.media_type, answer.headers)
+    if reader is None:
         return items[0]
-    if all(isinstance(item, bytes) for item in items):
-        return b"".join(items)
-    if answer.media_type == "text/plain":
-        return "".join(items)
-    return items
+    if isinstance(reader, LineReader | EventReader):
+        return items
+    return "".join(items) if isinstance(reader, TextReader) else b"".join(items)
 
 
 def predictions(answer: Answer, complaints: Complaints, *, count: int) -> list[Any]:
     """Return the predictions in a document, one for each of `count` instances."""
     found = document(answer, complaints)
-    results = found.get("predictions") if isinstance(found, dict) else None
+    results = None
+    if isinstance(found, dict):
+        results = found.get("predictions", found.get("explanations"))
     if not isinstance(results, list) or len(results) != count:
         raise Unreadable(f"The server did not answer with one prediction for each of {count} rows.")
     return results
@@ -327,6 +335,8 @@ class ChatReader:
             chunk = item.data if isinstance(item, ServerSentEvent) else item
             if chunk == "[DONE]":
                 self._finished = True
+            elif chunk is None:
+                pass  # an event without data, which browsers skip too
             elif isinstance(chunk, Failure):
                 yield chunk
             elif isinstance(chunk, dict) and "error" in chunk:

@@ -5,7 +5,7 @@ result belongs to one record. Results and errors of records are sent in the orde
 call that raises is made again record by record, so that one bad record fails alone.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import count
 from typing import Any, Final, Protocol
 
@@ -80,6 +80,7 @@ class Chunks:
         self._check = check
         self._seconds = seconds
         self._call = self._new_call()
+        self._untold: list[tuple[int, Any]] = []  # results before those of a call made alone
         self._who = f"With a streamed body, {plan.main.name}"
         self._key = _RESULTS.get(plan.main.name, "predictions")
 
@@ -143,17 +144,23 @@ class Chunks:
         if not values:
             return
         results, error = await self._attempt(values)
-        if error is not None:
-            results = [error] if len(values) == 1 else await self._one_by_one(values)
+        if error is not None and len(values) > 1:
+            numbers, results = await self._one_by_one(numbers, values)
+        elif error is not None:
+            results = [error]
         self._put(numbers, results, error)
 
-    async def _one_by_one(self, values: list[Any]) -> list[Any]:
-        """Return the result of each instance, or the exception that its call raised."""
-        results: list[Any] = []
-        for value in values:
+    async def _one_by_one(
+        self, numbers: Sequence[int], values: list[Any]
+    ) -> tuple[Sequence[int], list[Any]]:
+        """Return the results that are not sent yet, or the exceptions, and their numbers."""
+        for number, value in zip(numbers, values, strict=True):
             found, error = await self._attempt([value])
-            results += found if error is None else [error]
-        return results
+            if is_array(found):
+                found = found.tolist()  # `list += array` would be an addition
+            self._untold += [(number, each) for each in (found if error is None else [error])]
+        untold, self._untold = self._untold, []
+        return [number for number, _ in untold], [result for _, result in untold]
 
     def _put(self, numbers: Sequence[int], results: Any, error: Exception | None) -> None:
         """Add results in order; an exception is the error of its record.
@@ -168,11 +175,22 @@ class Chunks:
         if first_error(results) is None:
             self._sink.put(results)
             return
-        for number, result in zip(numbers, results, strict=True):
+        self._put_each(zip(numbers, results, strict=True))
+
+    def _put_each(self, numbered: Iterable[tuple[int, Any]]) -> None:
+        for number, result in numbered:
             if isinstance(result, BaseException):
                 self._sink.fail_record(number, result)
             else:
                 self._sink.put((result,))
+
+    def _put_untold(self) -> None:
+        """Add what comes before a stream, whose items are sent at once."""
+        untold, self._untold = self._untold, []
+        try:
+            self._put_each(untold)
+        except Exception as exc:  # it ends the request, and not the record of the stream
+            raise _Partial(exc) from exc
 
     async def _attempt(self, values: list[Any]) -> tuple[Any, Exception | None]:
         """Return the results of one call, or its exception if a record may be at fault.
@@ -203,6 +221,8 @@ class Chunks:
         has_begun = False
         try:
             async for item in items:
+                if self._untold:
+                    self._put_untold()
                 room = self._sink.put_one(item)
                 has_begun = True
                 await room
@@ -213,7 +233,7 @@ class Chunks:
 
 
 class _Partial(Exception):
-    """A stream failed after a part of it had been sent."""
+    """A stream failed after a part of it, or an error before it, had been sent."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

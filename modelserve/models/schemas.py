@@ -43,41 +43,62 @@ def output_schema(model: Any, plan: Plan) -> Schema | None:
     if isinstance(model.output_schema, dict):
         return model.output_schema
     if model.output_schema is not None:
-        return _schema_of(model.output_schema)
+        return _schema_of(model.output_schema, answers=True)
     last = plan.postprocess or plan.main
     annotation = return_type(getattr(model, last.name))
     item = element_of(annotation, iterates=True)
     if item is not UNKNOWN and libraries_of(item):
-        return _predictions(_schema_of(item))
+        return _predictions(_schema_of(item, answers=True))
     is_list = plan.declared is not None and plan.declared.form is Form.INSTANCES
     if is_list and element_of(annotation) is not UNKNOWN:
-        return _predictions(_schema_of(element_of(annotation)))
-    return _schema_of(annotation) if libraries_of(annotation) else None
+        return _predictions(_schema_of(element_of(annotation), answers=True))
+    return _schema_of(annotation, answers=True) if libraries_of(annotation) else None
 
 
-def _schema_of(annotation: Any) -> Schema | None:
+def _schema_of(annotation: Any, *, answers: bool = False) -> Schema | None:
     """Return the schema of a type by the library that reads it; None where it has none."""
     try:
         library = library_for(annotation, "A schema")
-        return _MAKERS[library](annotation)
+        return _MAKERS[library](annotation, answers)
     except Exception:  # the library's own, for a type that JSON Schema cannot describe
         if libraries_of(annotation) != {PLAIN_CLASS}:
             return None
     with suppress(Exception):  # one that msgspec does not know
-        return _of_pydantic(annotation)
+        return _of_pydantic(annotation, answers)
     return None
 
 
-def _of_msgspec(annotation: Any) -> Schema:
+def _of_msgspec(annotation: Any, answers: bool) -> Schema:
     import msgspec
 
     return msgspec.json.schema(annotation)
 
 
-def _of_pydantic(annotation: Any) -> Schema:
+def _of_pydantic(annotation: Any, answers: bool) -> Schema:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(readable(annotation)).json_schema()
+    adapter = TypeAdapter(readable(annotation))
+    return _as_written(adapter) if answers else adapter.json_schema()
+
+
+def _as_written(adapter: Any) -> Schema:
+    """Return the schema of what `model_dump` writes."""
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class AsWritten(GenerateJsonSchema):
+        def model_schema(self, schema: Any) -> Schema:
+            """Describe a class, by its fields' own names unless its settings say otherwise."""
+            before = self.by_alias
+            self.by_alias = schema["cls"].model_config.get("serialize_by_alias") is True
+            try:
+                return super().model_schema(schema)
+            finally:
+                self.by_alias = before
+
+    found: Schema = adapter.json_schema(
+        by_alias=False, mode="serialization", schema_generator=AsWritten
+    )
+    return found
 
 
 _MAKERS: Final = {MSGSPEC: _of_msgspec, PYDANTIC: _of_pydantic}

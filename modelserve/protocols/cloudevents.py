@@ -14,6 +14,7 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protoc
 
 import base64
 import math
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -215,7 +216,7 @@ class _BinaryCodec(_EventCodec):
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         attributes = {
-            name[3:].decode("latin-1"): unquote(value.decode("latin-1"))
+            name[3:].decode("latin-1"): unquote(_unquoted(value).decode("latin-1"))
             for name, value in head.scope["headers"]
             if name.startswith(b"ce-")
         }
@@ -228,6 +229,13 @@ class _BinaryCodec(_EventCodec):
     ) -> Encoded:
         headers, buffers = self.inner.encode(value, head, payload, response_headers, ref)
         return _with_attributes(headers, self.reply_attributes(ref)), buffers
+
+
+def _unquoted(value: bytes) -> bytes:
+    """Undo a quoted string (HTTP binding, 3.1.3.2)."""
+    if len(value) > 1 and value.startswith(b'"') and value.endswith(b'"'):
+        return re.sub(rb"\\(.)", rb"\1", value[1:-1])
+    return value
 
 
 def _with_attributes(headers: list[Header], attributes: dict[str, Any]) -> list[Header]:

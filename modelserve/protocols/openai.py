@@ -10,6 +10,7 @@ No event has an `id` or `retry`: the Python client of OpenAI fails on events wit
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Real  # numpy's too
 from struct import pack
 from typing import Any, Final
 
@@ -276,8 +277,8 @@ def _vectors(value: Any, given: str | list[str]) -> list[Any]:
     rows = _listed(value)
     if isinstance(rows, dict):
         raise InferenceError(_NO_EMBEDDINGS)
-    vectors = [row if isinstance(row, float | int) else _listed(row) for row in rows]
-    if isinstance(given, str) and vectors and isinstance(vectors[0], float | int):
+    vectors = [row if isinstance(row, Real) else _listed(row) for row in rows]
+    if isinstance(given, str) and vectors and isinstance(vectors[0], Real):
         vectors = [vectors]  # of one text
     count = 1 if isinstance(given, str) else len(given)
     if len(vectors) != count:

@@ -9,7 +9,10 @@ from modelserve.errors import BodyTooLarge, InvalidInput, UnsupportedCoding
 __all__ = ["Inflation", "check_length", "inflation", "too_large"]
 
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32  # zlib tells them apart by their first bytes
+_GZIP: Final = zlib.MAX_WBITS | 16
+_GZIP_MAGIC: Final = b"\x1f\x8b"
 _STEP_IN: Final = 1 << 16
+_STEP_IN_FIRST: Final = 1 << 10  # zlib copies what follows a short member
 _STEP_OUT: Final = 1 << 20
 # A body of zeros shrinks a thousandfold; large ones with such a ratio are hardly ever legitimate.
 _FREE_BYTES: Final = 16 << 20
@@ -29,12 +32,14 @@ class Inflation:
     """
 
     __slots__ = (
-        "_body", "_buffer", "_position", "_stream", "_tail", "_too_large", "limit", "plain", "size",
+        "_body", "_buffer", "_most_in", "_position", "_stream", "_tail", "_too_large",
+        "limit", "plain", "size",
     )  # fmt: skip
 
     def __init__(self, body: bytes | bytearray, limit: float) -> None:
         self._body = memoryview(body)
         self._position = 0
+        self._most_in = _STEP_IN
         self._tail = b""
         self._stream = zlib.decompressobj(_GZIP_OR_ZLIB)
         self._buffer = bytearray()
@@ -62,18 +67,20 @@ class Inflation:
             part = stream.decompress(piece, most)
         except zlib.error:
             raise InvalidInput("The request's body does not have its content-encoding.") from None
-        self._tail = stream.unconsumed_tail
+        self._tail = b"" if stream.eof else stream.unconsumed_tail
         self.size += len(part)
         if self.size > self.limit:
             raise self._too_large
-        is_alone = stream.eof and not self._buffer
+        if stream.eof:  # what follows it is read again
+            self._position -= len(stream.unused_data)
+        is_exhausted = not self._tail and self._position == len(self._body)
+        is_alone = stream.eof and is_exhausted and not self._buffer
         if not is_alone:
             self._buffer += part  # joining parts at the end would take twice the memory
-        is_exhausted = not self._tail and self._position == len(self._body)
-        if stream.eof:
-            if stream.unused_data or not is_exhausted:
-                raise _wrong_end()
+        if stream.eof and is_exhausted:
             self.plain = part if is_alone else self._buffer
+        elif stream.eof:
+            self._begin_member()
         elif is_exhausted and len(part) < most:
             raise _wrong_end()
 
@@ -87,8 +94,18 @@ class Inflation:
         while self.plain is None and self._position < most_in and self.size < most_out:
             self.step()
 
+    def _begin_member(self) -> None:
+        """Begin the next part of a gzip body, which may have several (RFC 1952, 2.2)."""
+        start = self._position
+        first, following = bytes(self._body[:2]), bytes(self._body[start : start + 2])
+        if not first == following == _GZIP_MAGIC:
+            raise _wrong_end()
+        self._stream = zlib.decompressobj(_GZIP)
+        self._most_in = _STEP_IN_FIRST
+
     def _next_piece(self) -> memoryview:
-        piece = self._body[self._position : self._position + _STEP_IN]
+        piece = self._body[self._position : self._position + self._most_in]
+        self._most_in = _STEP_IN
         self._position += len(piece)
         return piece
 

@@ -358,6 +358,34 @@ async def test_a_wrong_number_of_predictions(calls: Call, body: bytes) -> None:
         await calls(url, "map", "m", [1, 2])
 
 
+async def test_rows_are_explained(calls: Call) -> None:
+    with scripted(whole(b'{"explanations":[2,4]}')) as (url, heads):
+        assert await calls(url, "map", "m", [1, 2], verb="explain") == [2, 4]
+    assert b"m:explain" in heads[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "empty"),
+    [
+        ("application/x-ndjson", []),
+        (SSE, []),
+        ("text/plain", ""),
+        ("application/octet-stream", b""),
+    ],
+)
+async def test_the_value_of_a_stream_without_items(calls: Call, kind: str, empty: Any) -> None:
+    with scripted(whole(b"", content_type=kind)) as (url, _):
+        assert await calls(url, "predict", "m", [1]) == empty
+
+
+@pytest.mark.parametrize("event", [b"id: 1", b"event: ping", b"retry: 9"])
+async def test_an_event_of_a_chat_may_have_no_data(calls: Call, event: bytes) -> None:
+    text = b'data: {"choices":[{"delta":{"content":"a"}}]}'
+    answer = chunked(SSE, b"\n\n".join([text, event, text, b"data: [DONE]", b""]))
+    with scripted(answer) as (url, _):
+        assert await calls(url, "chat", "m", []) == ["a", "a"]
+
+
 async def test_a_chat_that_does_not_end(calls: Call) -> None:
     answer = chunked(SSE, b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
     with scripted(answer) as (url, _), pytest.raises(CutShort):

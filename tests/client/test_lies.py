@@ -272,6 +272,7 @@ def test_nothing_is_left_behind() -> None:
             },
             30.0,
         ),
+        ({"retry-after": f"Sun, 06 Nov {10**20} 08:49:37 GMT"}, None),
         ({"retry-after": "Sun, 99 Nov 1994 08:49:37 GMT"}, None),
     ],
 )

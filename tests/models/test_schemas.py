@@ -129,6 +129,31 @@ def test_an_annotation_beats_a_schema_of_the_input() -> None:
     assert resolved(schemas(payload_of_struct, output_schema=Outer)[1]) == OUTER
 
 
+class Part(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(serialize_by_alias=True)
+    size: int = pydantic.Field(alias="theSize")
+
+
+class Answer(pydantic.BaseModel):
+    score: float = pydantic.Field(alias="theScore")
+    part: Part
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> float:
+        return 2 * self.score
+
+
+def test_the_schema_of_an_answer_has_the_names_that_are_written() -> None:
+    def predict(payload: Answer) -> Answer: ...  # type: ignore[empty-body]
+
+    taken, given = map(resolved, schemas(predict))
+    written = Answer(theScore=0.5, part=Part(theSize=1)).model_dump()
+    assert sorted(given["properties"]) == sorted(given["required"]) == sorted(written)
+    assert list(given["properties"]["part"]["properties"]) == list(written["part"]) == ["theSize"]
+    assert taken["required"] == ["theScore", "part"]
+
+
 def test_a_class_without_a_schema_has_none() -> None:
     class Odd(pydantic.BaseModel):
         model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)

@@ -145,6 +145,21 @@ async def test_data_that_is_not_text_has_the_decoders_message() -> None:
     assert response.json()["error"].endswith(f"binary json cloudevent: {words}")
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [(r'"a \"b\" \\"', 'a "b" \\'), ('"50%2525"', "50%25"), ('"', '"'), ('a "b"', 'a "b"')],
+)
+async def test_an_attribute_may_be_a_quoted_string(text: str, meant: str) -> None:
+    extra = {"ce-specversion": '"1.0"', "ce-subject": text}
+    app = serve(echo)
+    response = await request(app, *PREDICT, json=[1], headers=BINARY | extra)
+    assert (response.status, response.body) == (200, b"[1]")
+    head = head_with(BINARY | extra)
+    codec: Any = codec_for(V1, head, FIXED)
+    codec.decode(b"[1]", head, ModelRef("m"))
+    assert codec.attributes["subject"] == meant
+
+
 @pytest.mark.parametrize("missing", ["ce-specversion", "ce-id", "ce-source", "ce-type"])
 async def test_a_request_without_all_four_is_none(missing: str) -> None:
     headers = {name: text for name, text in BINARY.items() if name != missing}

@@ -140,6 +140,17 @@ async def test_embeddings(below: str, given: Any) -> None:
     assert decoded == vectors
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i8"])
+async def test_embed_may_return_a_list_of_numpys_numbers_for_one_text(dtype: str) -> None:
+    class Embeds(Model):
+        def embed(self, document: Any) -> Any:
+            return list(np.array([1, 2], dtype))
+
+    document = {"model": "m", "input": "a"}
+    answer = (await post(ModelServer([Embeds("m")]), "/v1/embeddings", document)).json()
+    assert [row["embedding"] for row in answer["data"]] == [[1, 2]]
+
+
 @pytest.mark.parametrize("form", ["float", "base64"])
 @pytest.mark.parametrize(
     "result",

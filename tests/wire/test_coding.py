@@ -38,7 +38,7 @@ def test_a_coding_is_undone(body: bytes, coding: bytes, limit: float) -> None:
     assert decompressed(body, coding, limit) == b"[1]"
 
 
-@pytest.mark.parametrize("body", [b"[1]", b"", GZIP[:-1], GZIP + b"x", GZIP + GZIP])
+@pytest.mark.parametrize("body", [b"[1]", b"", GZIP[:-1], GZIP + b"x", GZIP + GZIP[:-1]])
 def test_a_body_that_does_not_have_its_coding(body: bytes) -> None:
     with pytest.raises(InvalidInput, match="content-encoding"):
         decompressed(body, b"gzip", math.inf)
@@ -84,12 +84,24 @@ def test_a_body_of_any_size_is_decompressed_in_short_steps(
         assert stream.size - before <= MEBIBYTE
         before = stream.size
     assert stream.plain == plain
-    for broken in (body[:-1], body + b"x", body + body):
+    for broken in (body[:-1], body + b"x", body + zlib.compress(b""), zlib.compress(b"") + body):
         with pytest.raises(InvalidInput, match=r"does not (end|have)"):
             decompressed(broken, b"gzip", math.inf)
     if size:
         with pytest.raises(BodyTooLarge, match=f"larger than {size - 1} bytes"):
             decompressed(body, b"gzip", size - 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, MEBIBYTE, 2 * MEBIBYTE + 1])
+def test_a_gzip_body_may_have_several_members(size: int) -> None:
+    plains = [b"", KINDS["noise"](size), b"[1]", bytes(size), b"", b"]"]
+    body = b"".join(map(gzip.compress, plains))
+    assert decompressed(body, b"gzip", math.inf) == b"".join(plains)
+    with pytest.raises(BodyTooLarge):
+        decompressed(body, b"gzip", 2 * size + 3)
+    for broken in (body[:-1], body + b"\0\0", body + GZIP[:5]):
+        with pytest.raises(InvalidInput, match="does not end where"):
+            decompressed(broken, b"gzip", math.inf)
 
 
 @pytest.mark.parametrize("limit", [1000, 3 * MEBIBYTE])
