@@ -223,7 +223,7 @@ class Serving:
     async def lifespan(self) -> AsyncIterator[None]:
         """Load the models in the background; on the way out drain, then stop them.
 
-        A cancellation of the task on the way out, on asyncio, cuts the drain short, and is raised at
+        On asyncio, a cancellation of the task on the way out cuts the drain short, and is raised at
         the end; one by a cancel scope waits for the drain.
         """
         self.hosted = True
