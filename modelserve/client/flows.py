@@ -335,7 +335,7 @@ class ChatReader:
             chunk = item.data if isinstance(item, ServerSentEvent) else item
             if chunk == "[DONE]":
                 self._finished = True
-            elif chunk is None:
+            elif chunk is None and isinstance(item, ServerSentEvent):
                 pass  # an event without data, which browsers skip too
             elif isinstance(chunk, Failure):
                 yield chunk

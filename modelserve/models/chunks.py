@@ -175,20 +175,13 @@ class Chunks:
         if first_error(results) is None:
             self._sink.put(results)
             return
-        self._put_each(zip(numbers, results, strict=True))
-
-    def _put_each(self, numbered: Iterable[tuple[int, Any]]) -> None:
-        for number, result in numbered:
-            if isinstance(result, BaseException):
-                self._sink.fail_record(number, result)
-            else:
-                self._sink.put((result,))
+        _put_each(self._sink, zip(numbers, results, strict=True))
 
     def _put_untold(self) -> None:
         """Add what comes before a stream, whose items are sent at once."""
         untold, self._untold = self._untold, []
         try:
-            self._put_each(untold)
+            _put_each(self._sink, untold)
         except Exception as exc:  # it ends the request, and not the record of the stream
             raise _Partial(exc) from exc
 
@@ -237,6 +230,15 @@ class _Partial(Exception):
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+
+
+def _put_each(sink: Sink, numbered: Iterable[tuple[int, Any]]) -> None:
+    """Add results one by one; an exception is the error of its record."""
+    for number, result in numbered:
+        if isinstance(result, BaseException):
+            sink.fail_record(number, result)
+        else:
+            sink.put((result,))
 
 
 def _is_fault(result: Any) -> bool:
