@@ -7,6 +7,7 @@ leaves while it waits, that is noticed only after the records have been taken, o
 fails.
 """
 
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from time import monotonic
@@ -34,6 +35,10 @@ QUEUED_BYTES: Final = 1 << 16  # read ahead for a request without a slot
 _AHEAD_BYTES: Final = 1 << 20
 _RECORD_BYTES: Final = 64  # the memory of a record beside its own bytes
 _PAUSE_SECONDS: Final = 0.02
+# Messages that are received beyond what is kept, each after so many seconds of a `send`: hypercorn
+# says inside of a `send` that the client has left, by a message, and waits until there is room.
+_SPARE: Final = 4
+_PATIENCE_SECONDS = 0.5
 
 Message: TypeAlias = MutableMapping[str, Any]
 # One message: its bytes, or None if the client has left; and whether more follow.
@@ -41,10 +46,16 @@ Reader: TypeAlias = Callable[[Message], tuple[bytes | None, bool]]
 
 
 class Receiving(Protocol):
-    """The parts of a request that its intake uses."""
+    """The parts of a request that its intake uses.
+
+    Attributes:
+        sending: A `send` of the host's has begun and not returned.
+    """
 
     @property
     def receive(self) -> Callable[[], Awaitable[Message]]: ...
+    @property
+    def sending(self) -> bool: ...
 
 
 class InputTimedOut(BodyTimeout, DeadlineExceeded):
@@ -109,6 +120,7 @@ class Intake:
         self._share: Share | None = None  # while it waits for a slot
         self._error: Stopped | None = None
         self._news, self._room = Waiters(), Waiters()
+        self._spare = _SPARE
         self._turn = Turn()
 
     # -- the task that receives
@@ -179,9 +191,18 @@ class Intake:
 
     async def _wait_for_room(self) -> None:
         self.is_full = True
-        await self._room.wait()
+        while self.is_full:
+            with anyio.move_on_after(_PATIENCE_SECONDS if self._spare else math.inf):
+                await self._room.wait()
+            if self.is_full and self._request.sending:
+                self._spare -= 1
+                break
         self.is_full = False
         self._since = monotonic()
+
+    def _make_room(self) -> None:
+        self.is_full, self._spare = False, _SPARE
+        self._room.wake()
 
     # -- for the code that takes records
 
@@ -192,7 +213,7 @@ class Intake:
     def note_admitted(self) -> None:
         """Read further ahead from now on, and count nothing."""
         self._ahead, self._share = _AHEAD_BYTES, None
-        self._room.wake()
+        self._make_room()
 
     async def take(self) -> tuple[int, list[bytes]]:
         """Return the number of the next record, and all available records, 256 at most.
@@ -212,7 +233,7 @@ class Intake:
         number, records = self._number, self._take_some()
         self._number += len(records)
         if self.is_full and self._held < _AHEAD_BYTES // 2:
-            self._room.wake()
+            self._make_room()
         return number, records
 
     def _take_some(self) -> list[bytes]:

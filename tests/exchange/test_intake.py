@@ -21,8 +21,9 @@ PIECE = b"".join(b"%099d\n" % number for number in range(1000))  # 100,000 bytes
 class Sender:
     """A client that sends some messages, and then leaves."""
 
-    def __init__(self, *sent: dict[str, Any]) -> None:
+    def __init__(self, *sent: dict[str, Any], sending: bool = False) -> None:
         self.left = [*sent]
+        self.sending = sending
 
     async def receive(self) -> dict[str, Any]:
         await anyio.lowlevel.checkpoint()
@@ -85,6 +86,20 @@ async def test_no_more_is_read_than_a_request_may_hold() -> None:
         while records := (await intake.take())[1]:
             count += len(records)
         assert count == 30_000
+
+
+@pytest.mark.parametrize(("sending", "spare"), [(True, 4), (False, 0)])
+async def test_a_host_whose_send_waits_for_us_is_read_a_little_further(
+    sending: bool, spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = Sender(*parts(*[PIECE] * 20), sending=sending)
+    async with receiving(sender) as intake:
+        intake.note_admitted()
+        await anyio.wait_all_tasks_blocked()
+        kept = 20 - len(sender.left)
+        monkeypatch.setattr("modelserve.exchange.intake._PATIENCE_SECONDS", 0.005)
+        await anyio.sleep(0.7)  # the first is waited for as long as it is for users
+        assert (20 - len(sender.left), intake.is_full) == (kept + spare, True)
 
 
 async def test_what_waits_for_a_slot_is_counted_a_part_of_a_line_too() -> None:
