@@ -101,7 +101,7 @@ class ServingError(Exception):
     """Raise to answer with `status` and `{"error": reason}`; subclass it for another status."""
 
     status: int = 500
-    reason: str = ""
+    reason: str  # none of the class's own: Ray's exceptions look up in their cause what they lack
     retry_after: float | None = None
 
     def __init__(self, reason: object = "") -> None:
@@ -109,7 +109,7 @@ class ServingError(Exception):
         super().__init__(self.reason)
 
     def __str__(self) -> str:
-        return self.reason
+        return _reason_of(self)
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -439,7 +439,7 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapp
                 f"{exc.reason} ({_text_of(exc.__cause__)[:_MOST_DETAILS]})",
                 exc.headers,
             )
-        return _status_in(exc.status), exc.reason, exc.headers
+        return _status_in(exc.status), _reason_of(exc), exc.headers
     if isinstance(exc, HTTPException):  # a subclass may not have called its `__init__`
         status = _status_in(getattr(exc, "status_code", 500))
         return status, getattr(exc, "detail", ""), getattr(exc, "headers", None) or {}
@@ -448,6 +448,11 @@ def describe(exc: BaseException, *, debug: bool = False) -> tuple[int, Any, Mapp
     if debug:
         return 500, f"{type(exc).__name__} : {_text_of(exc)}", {}
     return 500, "Internal Server Error", {}
+
+
+def _reason_of(exc: ServingError) -> str:
+    """Return the reason of an exception; a subclass may not have called its base's `__init__`."""
+    return getattr(exc, "reason", "")
 
 
 def _status_in(status: object) -> int:

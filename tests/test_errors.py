@@ -413,3 +413,14 @@ class CarelessToo(HTTPException):
 )
 def test_exceptions_of_careless_classes_are_described(error: Exception, described: Any) -> None:
     assert describe(error) == described
+
+
+def test_an_exception_that_looks_up_what_it_lacks_in_its_cause_has_its_reason() -> None:
+    class OfAnotherProcess(InvalidInput):  # as Ray's exceptions of a task are made
+        def __init__(self, cause: Exception) -> None:
+            self.cause = cause
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.cause, name)
+
+    assert describe(OfAnotherProcess(InvalidInput("why")))[:2] == (400, "why")
