@@ -195,8 +195,7 @@ async def _open(
         codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
         return codec.open(body, exchange)
 
-    is_small = len(body) <= SMALL_BYTES
-    ref, exchange.payload = open_() if is_small else await _in_turn(serving, open_, body, share)
+    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
     entry = serving.registry.entries.get(ref.name)
     if entry is not None:
         limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
@@ -260,18 +259,18 @@ async def _decode(
         codec.check_cost(body, exchange, entry.max_json_values)
         return codec.decode(body, exchange, ref)
 
-    is_small = len(body) <= SMALL_BYTES
-    exchange.payload = decode() if is_small else await _in_turn(serving, decode, body, share)
+    exchange.payload = await _in_turns(serving, decode, len(body), share)
 
 
-async def _in_turn(
-    serving: Serving, decode: Callable[[], Any], body: bytes | bytearray, share: Share
-) -> Any:
-    """Decode a large body in a thread; cancellation waits for its end.
+async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, share: Share) -> Any:
+    """Decode a body: on the event loop if it is small, else in a thread.
 
-    A parser keeps the interpreter's lock, but other requests run before and after it.
+    A parser keeps the interpreter's lock, but other requests run before and after it. Cancellation
+    waits for its end.
     """
-    share.resize(len(body))
+    if size <= SMALL_BYTES:
+        return decode()
+    share.resize(size)
     return await serving.decoders.call("decode", call_uncollected, decode)
 
 
