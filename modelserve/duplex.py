@@ -118,9 +118,7 @@ class Duplex:
         exchange.enter(Phase.QUEUE)
         self._intake.note_queued(share := self._serving.admission.budget.hold(0))
         try:
-            async with slot(
-                self._entry.gate, QUEUED_BYTES, exchange, share=share, on_accepted=begin
-            ):
+            async with slot(self._entry.gate, QUEUED_BYTES, exchange, share, begin):
                 exchange.enter(Phase.FIRST)
                 self._intake.note_admitted()
                 try:

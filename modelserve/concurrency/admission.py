@@ -15,7 +15,6 @@ from functools import partial
 from itertools import count
 from threading import RLock
 from time import monotonic
-from typing import TypedDict, Unpack
 
 from modelserve.concurrency.budget import Budget, Share
 from modelserve.concurrency.gate import Gate, Slot, Ticket, Waits
@@ -24,11 +23,6 @@ from modelserve.errors import ServingError
 from modelserve.limits import Limits
 
 __all__ = ["Admission"]
-
-
-class _Options(TypedDict, total=False):
-    share: Share | None
-    on_accepted: Callable[[], object]
 
 
 def _nothing() -> None:
@@ -67,9 +61,16 @@ class Admission:
         gate.in_flight.cells[0] += 1.0
         return True
 
-    def slot(self, gate: Gate, size: int, who: Waits, **options: Unpack[_Options]) -> Slot:
+    def slot(
+        self,
+        gate: Gate,
+        size: int,
+        who: Waits,
+        share: Share | None = None,
+        on_accepted: Callable[[], object] = _nothing,
+    ) -> Slot:
         """Return a slot of the model and one of the application, as `acquire` acquires them."""
-        acquiring = self.acquire(gate, size, who=who, **options)
+        acquiring = self.acquire(gate, size, share, who=who, on_accepted=on_accepted)
         return Slot(acquiring, partial(self.release, gate), who)
 
     async def acquire(
