@@ -6,10 +6,8 @@ The predictor runs in a thread of its own, on asyncio; the transformer on both b
 import contextlib
 import copy
 import pickle
-import shutil
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 from collections import defaultdict
@@ -830,20 +828,6 @@ async def test_a_version_is_asked_for(verb: str) -> None:
 
 
 # --- TLS ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a certificate of 127.0.0.1 that nobody has signed, and its key beside it."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    made = (
-        "req -x509 -newkey rsa:2048 -nodes -subj /CN=predictor -addext subjectAltName=IP:127.0.0.1"
-        " -keyout key.pem -out cert.pem"
-    )
-    subprocess.run(["openssl", *made.split()], cwd=folder, check=True, capture_output=True)
-    return folder / "cert.pem"
 
 
 @pytest.fixture(scope="module")
