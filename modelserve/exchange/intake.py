@@ -4,7 +4,7 @@ One task owns the host's `receive`, from the first message until the client leav
 the request's flight, which needs no watcher then. It keeps at most about 1 MiB that has not been
 taken. Then it stops receiving, the host stops reading, and the client has to wait. If the client
 leaves while it waits, that is noticed only after the records have been taken, or when a `send`
-fails.
+fails. While a `send` lasts, four messages more are received: a host may wait there for us.
 """
 
 import math
