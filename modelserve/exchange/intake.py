@@ -97,7 +97,7 @@ class Intake:
 
     Attributes:
         ended: The last record has been read.
-        is_full: The client has to wait until records have been taken.
+        is_full: As much is kept as may be; the client has to wait until records have been taken.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Intake:
         """
         try:
             await self._receive_all()
-            self.ended = True
+            self.ended, self.is_full = True, False
             self._news.wake()
             await self._wait_for_leaving()
         except Stopped as reason:
@@ -196,8 +196,7 @@ class Intake:
                 await self._room.wait()
             if self.is_full and self._request.sending:
                 self._spare -= 1
-                break
-        self.is_full = False
+                break  # to receive one more; it is as full as before
         self._since = monotonic()
 
     def _make_room(self) -> None:

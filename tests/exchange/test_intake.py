@@ -19,14 +19,16 @@ PIECE = b"".join(b"%099d\n" % number for number in range(1000))  # 100,000 bytes
 
 
 class Sender:
-    """A client that sends some messages, and then leaves."""
+    """A client that sends some messages, and then leaves, or stays and sends nothing."""
 
-    def __init__(self, *sent: dict[str, Any], sending: bool = False) -> None:
+    def __init__(self, *sent: dict[str, Any], sending: bool = False, stays: bool = False) -> None:
         self.left = [*sent]
-        self.sending = sending
+        self.sending, self.stays = sending, stays
 
     async def receive(self) -> dict[str, Any]:
         await anyio.lowlevel.checkpoint()
+        if self.stays and not self.left:
+            await anyio.sleep_forever()
         return self.left.pop(0) if self.left else {"type": "http.disconnect"}
 
 
@@ -88,18 +90,20 @@ async def test_no_more_is_read_than_a_request_may_hold() -> None:
         assert count == 30_000
 
 
+@pytest.mark.parametrize("sent", [20, 9])  # more than is read, and so little that all is
 @pytest.mark.parametrize(("sending", "spare"), [(True, 4), (False, 0)])
 async def test_a_host_whose_send_waits_for_us_is_read_a_little_further(
-    sending: bool, spare: int, monkeypatch: pytest.MonkeyPatch
+    sending: bool, spare: int, sent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sender = Sender(*parts(*[PIECE] * 20), sending=sending)
+    sender = Sender(*parts(*[PIECE] * 20)[:sent], sending=sending, stays=True)
     async with receiving(sender) as intake:
         intake.note_admitted()
         await anyio.wait_all_tasks_blocked()
-        kept = 20 - len(sender.left)
+        kept = sent - len(sender.left)
         monkeypatch.setattr("modelserve.exchange.intake._PATIENCE_SECONDS", 0.005)
         await anyio.sleep(0.7)  # the first is waited for as long as it is for users
-        assert (20 - len(sender.left), intake.is_full) == (kept + spare, True)
+        received = sent - len(sender.left)
+        assert (received, intake.is_full) == (min(sent, kept + spare), True)
 
 
 async def test_what_waits_for_a_slot_is_counted_a_part_of_a_line_too() -> None:
