@@ -4,10 +4,15 @@ One task owns the host's `receive`, from the first message until the client leav
 the request's flight, which needs no watcher then. It keeps at most about 1 MiB that has not been
 taken. Then it stops receiving, the host stops reading, and the client has to wait. If the client
 leaves while it waits, that is noticed only after the records have been taken, or when a `send`
-fails. While a `send` lasts, four messages more are received: a host may wait there for us.
+fails.
+
+A host may wait for us inside of a `send`: hypercorn tells there that the client has left, by a
+message, and waits until its queue has room. Nothing shows which of the two a `send` waits for, the
+host or a client that does not read. So 128 KiB more, or one message, are received after 0.5 s of a
+`send`, and after each time twice as long while it lasts: memory grows with the logarithm of that
+time, by about 1 MiB in a minute, and a client that has left is noticed however late it leaves.
 """
 
-import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from time import monotonic
@@ -35,10 +40,8 @@ QUEUED_BYTES: Final = 1 << 16  # read ahead for a request without a slot
 _AHEAD_BYTES: Final = 1 << 20
 _RECORD_BYTES: Final = 64  # the memory of a record beside its own bytes
 _PAUSE_SECONDS: Final = 0.02
-# Messages that are received beyond what is kept, each after so many seconds of a `send`: hypercorn
-# says inside of a `send` that the client has left, by a message, and waits until there is room.
-_SPARE: Final = 4
-_PATIENCE_SECONDS = 0.5
+_SPARE_BYTES: Final = 1 << 17  # received beyond what is kept, each time that a `send` lasts
+_PATIENCE_SECONDS = 0.5  # before the first time
 
 Message: TypeAlias = MutableMapping[str, Any]
 # One message: its bytes, or None if the client has left; and whether more follow.
@@ -117,10 +120,11 @@ class Intake:
         self._records: list[bytes] = []
         self._number = 1  # the number of the first of them
         self._held, self._ahead = 0, QUEUED_BYTES
+        self._limit = self._ahead  # more than that while a `send` lasts
+        self._patience = _PATIENCE_SECONDS
         self._share: Share | None = None  # while it waits for a slot
         self._error: Stopped | None = None
         self._news, self._room = Waiters(), Waiters()
-        self._spare = _SPARE
         self._turn = Turn()
 
     # -- the task that receives
@@ -168,8 +172,8 @@ class Intake:
             if self._share is not None:  # nobody takes records, and a part of one counts as well
                 waiting += size
                 self._count(self._share, waiting)
-            if waiting > self._ahead and more:
-                await self._wait_for_room()
+            if waiting > self._limit and more:
+                await self._wait_for_room(waiting)
 
     def _count(self, share: Share, size: int) -> None:
         try:
@@ -189,18 +193,20 @@ class Intake:
             return await self._request.receive()
         raise InputTimedOut(self.cutter.noun, self._timeout)
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_room(self, held: int) -> None:
         self.is_full = True
         while self.is_full:
-            with anyio.move_on_after(_PATIENCE_SECONDS if self._spare else math.inf):
+            with anyio.move_on_after(self._patience):
                 await self._room.wait()
             if self.is_full and self._request.sending:
-                self._spare -= 1
-                break  # to receive one more; it is as full as before
+                self._patience *= 2
+                self._limit = held + _SPARE_BYTES
+                break  # to receive more; it is as full as before
         self._since = monotonic()
 
     def _make_room(self) -> None:
-        self.is_full, self._spare = False, _SPARE
+        self.is_full = False
+        self._limit, self._patience = self._ahead, _PATIENCE_SECONDS
         self._room.wake()
 
     # -- for the code that takes records

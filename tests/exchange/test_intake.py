@@ -19,11 +19,20 @@ PIECE = b"".join(b"%099d\n" % number for number in range(1000))  # 100,000 bytes
 
 
 class Sender:
-    """A client that sends some messages, and then leaves, or stays and sends nothing."""
+    """A client that sends some messages, and then leaves, or stays and sends nothing.
 
-    def __init__(self, *sent: dict[str, Any], sending: bool = False, stays: bool = False) -> None:
+    The first `sends` times that the intake looks, a `send` to it is on its way.
+    """
+
+    def __init__(self, *sent: dict[str, Any], sends: int = 0, stays: bool = False) -> None:
         self.left = [*sent]
-        self.sending, self.stays = sending, stays
+        self.sends, self.stays = sends, stays
+        self.looks = 0
+
+    @property
+    def sending(self) -> bool:
+        self.looks += 1
+        return self.looks <= self.sends
 
     async def receive(self) -> dict[str, Any]:
         await anyio.lowlevel.checkpoint()
@@ -90,20 +99,44 @@ async def test_no_more_is_read_than_a_request_may_hold() -> None:
         assert count == 30_000
 
 
-@pytest.mark.parametrize("sent", [20, 9])  # more than is read, and so little that all is
-@pytest.mark.parametrize(("sending", "spare"), [(True, 4), (False, 0)])
-async def test_a_host_whose_send_waits_for_us_is_read_a_little_further(
-    sending: bool, spare: int, sent: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sender = Sender(*parts(*[PIECE] * 20)[:sent], sending=sending, stays=True)
+async def read_while_it_sends(sender: Sender) -> tuple[int, bool]:
+    """Return how many messages are received in the end, and whether the intake is full."""
+    sent = len(sender.left)
     async with receiving(sender) as intake:
         intake.note_admitted()
-        await anyio.wait_all_tasks_blocked()
-        kept = sent - len(sender.left)
-        monkeypatch.setattr("modelserve.exchange.intake._PATIENCE_SECONDS", 0.005)
-        await anyio.sleep(0.7)  # the first is waited for as long as it is for users
-        received = sent - len(sender.left)
-        assert (received, intake.is_full) == (min(sent, kept + spare), True)
+        while sender.left and sender.looks < sender.sends + 2:  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+        return sent - len(sender.left), intake.is_full
+
+
+@pytest.mark.parametrize(
+    ("sends", "sent", "read"), [(0, 30, 7), (1, 30, 8), (6, 30, 13), (6, 9, 9)]
+)
+async def test_while_a_send_lasts_more_is_read_again_and_again(
+    sends: int, sent: int, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelserve.exchange.intake._PATIENCE_SECONDS", 0.0005)
+    sender = Sender(*parts(*[PIECE] * 30)[:sent], sends=sends, stays=True)
+    assert await read_while_it_sends(sender) == (read, True)
+
+
+async def test_while_a_send_lasts_many_small_messages_are_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("modelserve.exchange.intake._PATIENCE_SECONDS", 0.0005)
+    small = b"%099d\n" % 1 * 10
+    sender = Sender(*parts(*[small] * 1000), sends=1, stays=True)
+    assert await read_while_it_sends(sender) == (640 + 80, True)  # of 1,640 bytes
+
+
+async def test_a_client_that_has_left_is_noticed_while_a_send_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("modelserve.exchange.intake._PATIENCE_SECONDS", 0.0005)
+    intake = Intake(Sender(*parts(*[PIECE] * 14)[:-1], sends=1000), Lines(1 << 20))
+    intake.note_admitted()
+    with pytest.raises(ClientGone):
+        await intake.receive()
 
 
 async def test_what_waits_for_a_slot_is_counted_a_part_of_a_line_too() -> None:
