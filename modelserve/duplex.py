@@ -17,6 +17,7 @@ from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
 from modelserve.exchange.bodies import BodyResults
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.intake import QUEUED_BYTES, Intake, bodies, messages
+from modelserve.exchange.leftover import receive_leftover
 from modelserve.exchange.messages import MessageResults
 from modelserve.exchange.results import Results
 from modelserve.lifespan import Serving
@@ -129,11 +130,19 @@ class Duplex:
                 finally:
                     self._log_stall()
         finally:
-            self._intake.note_admitted()  # or it never will be: the share is closed
+            self._intake.throw_away()
 
     def _begin(self, flight: Flight) -> None:
         """Begin to receive; after this, the request is not refused any more."""
-        flight.start_companion(self._intake.receive)
+        flight.start_companion(self._receive)
+
+    async def _receive(self) -> None:
+        try:
+            await self._intake.receive()
+        except anyio.get_cancelled_exc_class() as exc:  # the request is over
+            if not self._intake.ended:
+                receive_leftover(self._exchange, exc)
+            raise
 
     def _start_results(self) -> Results:
         format, streaming = self.stream_format(None), self._entry.streaming
@@ -174,7 +183,7 @@ class Duplex:
         )
         async with results.flushing():
             await chunks.run()
-        await results.finish()
+        await self._finish(results)
 
     # -- a hook that iterates
 
@@ -196,7 +205,7 @@ class Duplex:
                     await results.put_all(result, call.endings())
                     if instances.error is not None:  # the hook caught it
                         raise instances.error
-                await results.finish()
+                await self._finish(results)
                 return
             if instances.error is not None:
                 raise instances.error
@@ -204,12 +213,18 @@ class Duplex:
             if self._codec.always_streams:
                 results = self._start_results()
                 results.put((result,))
-                await results.finish()
+                await self._finish(results)
                 return
+            self._intake.throw_away()
             fields, buffers = self._codec.encode(
                 result, exchange, None, self._response_headers, self._ref
             )
             await exchange.send_document(200, fields, buffers)
+
+    async def _finish(self, results: Results) -> None:
+        """Send the rest of the answer; what the hook has not taken is not needed any more."""
+        self._intake.throw_away()
+        await results.finish()
 
     def _log_stall(self) -> None:
         """Log that a client was cut because it does not read while it sends."""

@@ -124,6 +124,7 @@ class Intake:
         self._patience = _PATIENCE_SECONDS
         self._share: Share | None = None  # while it waits for a slot
         self._error: Stopped | None = None
+        self._is_unwanted = False
         self._news, self._room = Waiters(), Waiters()
         self._turn = Turn()
 
@@ -136,8 +137,6 @@ class Intake:
         """
         try:
             await self._receive_all()
-            self.ended, self.is_full = True, False
-            self._news.wake()
             await self._wait_for_leaving()
         except Stopped as reason:
             self._error = reason  # the code that waits for a record is cancelled
@@ -152,12 +151,16 @@ class Intake:
             try:
                 message = await receive()
             except InputTimedOut:
+                if self._is_unwanted:
+                    break
                 raise
             except Exception as exc:  # whatever it is, the client has left
                 raise ClientGone from exc
             piece, more = read(message)
             if piece is None:
                 raise ClientGone
+            if self._is_unwanted:
+                break
             size += len(piece)
             records = feed(piece)
             if not more:
@@ -174,6 +177,8 @@ class Intake:
                 self._count(self._share, waiting)
             if waiting > self._limit and more:
                 await self._wait_for_room(waiting)
+        self.ended, self.is_full = not more, False
+        self._news.wake()
 
     def _count(self, share: Share, size: int) -> None:
         try:
@@ -218,6 +223,12 @@ class Intake:
     def note_admitted(self) -> None:
         """Read further ahead from now on, and count nothing."""
         self._ahead, self._share = _AHEAD_BYTES, None
+        self._make_room()
+
+    def throw_away(self) -> None:
+        """Throw away what has come and what comes from now on: no records are taken any more."""
+        self._is_unwanted, self._share = True, None
+        self._records, self._held = [], 0
         self._make_room()
 
     async def take(self) -> tuple[int, list[bytes]]:

@@ -1,0 +1,51 @@
+"""Receive what is left of a body once its request is over.
+
+A host may wait for that. hypercorn ends an answer by a message for the application, into the queue
+of the body; while that is full, it neither closes the connection nor lets go of it, and nobody else
+receives after the application has returned.
+"""
+
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from typing import Final
+
+import anyio
+
+from modelserve.concurrency.flight import HostCancelled
+from modelserve.concurrency.loops import event_loop
+from modelserve.exchange.exchange import Exchange
+
+__all__ = ["receive_leftover"]
+
+_LEAVING: Final = ("http.disconnect", "websocket.disconnect")
+_PAUSE_SECONDS: Final = 0.02
+_MOST_SECONDS: Final = 5.0
+
+
+def receive_leftover(exchange: Exchange, cancelled: BaseException) -> None:
+    """Receive and throw away, in a task of its own, until the host says that the client has left.
+
+    Args:
+        cancelled: The cancellation of the task that has received until now.
+
+    The task ends some seconds after the request at the latest. There is none if the host has
+    cancelled the request: it is stopping.
+    """
+    reason = exchange.reason
+    if isinstance(reason, HostCancelled):
+        return
+    if reason is None and exchange.is_interrupted_by(cancelled):
+        return
+    with suppress(RuntimeError):  # trio is ending
+        event_loop().start_soon(partial(_receive, exchange), Context())
+
+
+async def _receive(exchange: Exchange) -> None:
+    is_over = False
+    while not is_over:
+        is_over = exchange.flight is None
+        with anyio.move_on_after(_MOST_SECONDS), suppress(Exception):
+            while (await exchange.receive())["type"] not in _LEAVING:  # noqa: ASYNC110
+                await anyio.sleep(_PAUSE_SECONDS)
+            return
