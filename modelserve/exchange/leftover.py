@@ -12,7 +12,6 @@ from typing import Final
 
 import anyio
 
-from modelserve.concurrency.flight import HostCancelled
 from modelserve.concurrency.loops import event_loop
 from modelserve.exchange.exchange import Exchange
 
@@ -29,13 +28,10 @@ def receive_leftover(exchange: Exchange, cancelled: BaseException) -> None:
     Args:
         cancelled: The cancellation of the task that has received until now.
 
-    The task ends some seconds after the request at the latest. There is none if the host has
-    cancelled the request: it is stopping.
+    The task ends some seconds after the request at the latest. There is none if the host cancels
+    both tasks at once, without a word to the request: its event loop is ending.
     """
-    reason = exchange.reason
-    if isinstance(reason, HostCancelled):
-        return
-    if reason is None and exchange.is_interrupted_by(cancelled):
+    if exchange.reason is None and exchange.is_interrupted_by(cancelled):
         return
     with suppress(RuntimeError):  # trio is ending
         event_loop().start_soon(partial(_receive, exchange), Context())
