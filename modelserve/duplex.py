@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import anyio.lowlevel
 
 from modelserve.concurrency.flight import Flight, Phase
-from modelserve.errors import DeadlineExceeded, InvalidInput, UnsupportedCoding
+from modelserve.errors import ClientGone, DeadlineExceeded, InvalidInput, UnsupportedCoding
 from modelserve.exchange.bodies import BodyResults
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.intake import QUEUED_BYTES, Intake, bodies, messages
@@ -139,8 +139,9 @@ class Duplex:
     async def _receive(self) -> None:
         try:
             await self._intake.receive()
-        except anyio.get_cancelled_exc_class() as exc:  # the request is over
-            if not self._intake.ended:
+        except BaseException as exc:
+            has_left = isinstance(exc, ClientGone) and not self._codec.is_socket
+            if not (self._intake.ended or has_left):
                 receive_leftover(self._exchange, exc)
             raise
 

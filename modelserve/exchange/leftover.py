@@ -2,7 +2,8 @@
 
 A host may wait for that. hypercorn ends an answer by a message for the application, into the queue
 of the body; while that is full, it neither closes the connection nor lets go of it, and nobody else
-receives after the application has returned.
+receives after the application has returned. Behind that message it puts the rest of those of a
+WebSocket that it has read. Other hosts say again and again that the client has left.
 """
 
 from contextlib import suppress
@@ -18,30 +19,31 @@ from modelserve.exchange.exchange import Exchange
 __all__ = ["receive_leftover"]
 
 _LEAVING: Final = ("http.disconnect", "websocket.disconnect")
-_PAUSE_SECONDS: Final = 0.02
+_PAUSE_SECONDS: Final = 0.002
 _MOST_SECONDS: Final = 5.0
 
 
-def receive_leftover(exchange: Exchange, cancelled: BaseException) -> None:
-    """Receive and throw away, in a task of its own, until the host says that the client has left.
+def receive_leftover(exchange: Exchange, ended: BaseException) -> None:
+    """Receive and throw away, in a task of its own, until the host says twice that the client left.
 
     Args:
-        cancelled: The cancellation of the task that has received until now.
+        ended: What has ended the task that received until now.
 
     The task ends some seconds after the request at the latest. There is none if the host cancels
     both tasks at once, without a word to the request: its event loop is ending.
     """
-    if exchange.reason is None and exchange.is_interrupted_by(cancelled):
+    if exchange.reason is None and exchange.is_interrupted_by(ended):
         return
     with suppress(RuntimeError):  # trio is ending
         event_loop().start_soon(partial(_receive, exchange), Context())
 
 
 async def _receive(exchange: Exchange) -> None:
-    is_over = False
+    is_over, told = False, 0
     while not is_over:
         is_over = exchange.flight is None
         with anyio.move_on_after(_MOST_SECONDS), suppress(Exception):
-            while (await exchange.receive())["type"] not in _LEAVING:  # noqa: ASYNC110
+            while told < 2:
+                told += (await exchange.receive())["type"] in _LEAVING
                 await anyio.sleep(_PAUSE_SECONDS)
             return

@@ -37,6 +37,9 @@ class _State(Enum):
     CLOSED = "closed"
 
 
+_ACCEPTED: Final = (_State.OPEN, _State.CLOSED)  # a refused one too, once all has been sent
+
+
 class Socket:
     """One WebSocket.
 
@@ -60,7 +63,7 @@ class Socket:
 
     def receive(self) -> Awaitable[Message]:
         """Return an awaitable of the client's next message, which is passed on as it is."""
-        return self._receive() if self._state is _State.OPEN else self._receive_first()
+        return self._receive() if self._state in _ACCEPTED else self._receive_first()
 
     async def _receive_first(self) -> Message:
         if self._state is _State.NEW:

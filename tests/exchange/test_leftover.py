@@ -13,6 +13,8 @@ from modelserve import Limits, ModelServer
 pytestmark = pytest.mark.anyio
 
 LINES = b"".join(b'"%099d"\n' % 1 for _ in range(700))  # more than 64 KiB
+PART = {"type": "http.request", "body": LINES, "more_body": True}
+MESSAGE = {"type": "websocket.receive", "text": f'"{1:070000}"'}
 
 
 class Host:
@@ -29,15 +31,17 @@ class Host:
         self._queue, self._messages = anyio.create_memory_object_stream[Any](10)
         self._is_closed = False
 
-    async def run(self, app: ModelServer, content_type: bytes = b"application/x-ndjson") -> None:
+    async def run(
+        self, app: ModelServer, content_type: bytes = b"application/x-ndjson", kind: str = "http"
+    ) -> None:
         """Run one request, until nothing of it is left."""
         scope = {
-            "type": "http", "method": "POST", "path": "/v1/models/m:predict", "root_path": "",
+            "type": kind, "method": "POST", "path": "/v1/models/m:predict", "root_path": "",
             "headers": [(b"content-type", content_type)], "query_string": b"", "http_version": "1.1",
         }  # fmt: skip
         with self._queue, self._messages, anyio.fail_after(20):
             async with anyio.create_task_group() as group:
-                group.start_soon(self._read)
+                group.start_soon(self._read if kind == "http" else self._read_messages)
                 try:
                     await app(scope, self._messages.receive, self._send)
                 except Exception:
@@ -46,7 +50,13 @@ class Host:
 
     async def _read(self) -> None:
         while not self._is_closed:
-            await self._queue.send({"type": "http.request", "body": LINES, "more_body": True})
+            await self._queue.send(PART)
+
+    async def _read_messages(self) -> None:
+        await self._queue.send({"type": "websocket.connect"})
+        while not self._is_closed:
+            for _ in range(40):  # as many as it has read at once, also if it is closed by then
+                await self._queue.send(MESSAGE)
 
     async def _send(self, message: dict[str, Any]) -> None:
         await anyio.lowlevel.checkpoint()
@@ -94,7 +104,6 @@ async def sum_of_one(instances: AsyncIterator[Any]) -> Any:
         (broken, Limits(), b'{"error":"Internal Server Error"}\n'),
         (sum_of_one, Limits(), b""),
         (stuck, Limits(idle_timeout=0.2), b'"error":"idle_timeout: no item'),
-        (stuck, Limits(timeout=0.2), b'"error":"timeout: the request'),
     ],
 )
 async def test_an_answer_that_ends_early_does_not_wait_for_its_host(
@@ -120,3 +129,11 @@ async def test_a_host_can_end_a_request_that_was_cut() -> None:
     app.add_model(pieces, "m", limits=Limits(idle_timeout=0.2))
     await host.run(app, b"application/octet-stream")
     assert (host.has_left, host.sent[-1]) == (True, {"type": "cut"})
+
+
+@pytest.mark.parametrize("function", [first, broken])
+async def test_a_host_can_end_a_websocket_whose_messages_nobody_needs(function: Any) -> None:
+    app, host = ModelServer(), Host()
+    app.add_model(function, "m")
+    await host.run(app, kind="websocket")
+    assert (host.has_left, host.sent[-1]["type"]) == (True, "websocket.close")
