@@ -142,6 +142,8 @@ class Duplex:
     async def _receive(self) -> None:
         try:
             await self._intake.receive()
+        except GeneratorExit:  # no event loop is left
+            raise
         except BaseException as exc:
             has_left = isinstance(exc, ClientGone) and not self._codec.is_socket
             if not (self._intake.ended or has_left):

@@ -8,9 +8,13 @@ fails.
 
 A host may wait for us inside of a `send`: hypercorn tells there that the client has left, by a
 message, and waits until its queue has room. Nothing shows which of the two a `send` waits for, the
-host or a client that does not read. So 128 KiB more, or one message, are received after 0.5 s of a
-`send`, and after each time twice as long while it lasts: memory grows with the logarithm of that
-time, by about 1 MiB in a minute, and a client that has left is noticed however late it leaves.
+host or a client that does not read. So a full intake looks after 0.5 s, and if a `send` is on its
+way, receives 128 KiB more, or one message; it waits twice as long before each next time, until
+there is room. Memory grows with the logarithm of that time, by about 1 MiB in a minute, and a
+client that has left is noticed however late it leaves.
+
+Once the hook has ended, nothing is kept: what comes is thrown away, so that no host waits for us.
+After the request `leftover` goes on with that.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping

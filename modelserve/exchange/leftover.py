@@ -39,11 +39,11 @@ def receive_leftover(exchange: Exchange, ended: BaseException) -> None:
 
 
 async def _receive(exchange: Exchange) -> None:
-    is_over, told = False, 0
-    while not is_over:
-        is_over = exchange.flight is None
-        with anyio.move_on_after(_MOST_SECONDS), suppress(Exception):
-            while told < 2:
-                told += (await exchange.receive())["type"] in _LEAVING
-                await anyio.sleep(_PAUSE_SECONDS)
-            return
+    with suppress(Exception):  # whatever it is, the client has left
+        is_over, told = False, 0
+        while not is_over and told < 2:
+            is_over = exchange.flight is None
+            with anyio.move_on_after(_MOST_SECONDS):
+                while told < 2:
+                    told += (await exchange.receive())["type"] in _LEAVING
+                    await anyio.sleep(_PAUSE_SECONDS)

@@ -9,6 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from modelserve import Limits, ModelServer
+from modelserve.exchange.leftover import receive_leftover
 
 pytestmark = pytest.mark.anyio
 
@@ -137,3 +138,27 @@ async def test_a_host_can_end_a_websocket_whose_messages_nobody_needs(function: 
     app.add_model(function, "m")
     await host.run(app, kind="websocket")
     assert (host.has_left, host.sent[-1]["type"]) == (True, "websocket.close")
+
+
+async def test_a_host_that_fails_to_receive_is_not_asked_again() -> None:
+    class Failing:
+        reason = None
+        flight: object = "it has not ended yet"
+        calls = 0
+
+        def is_interrupted_by(self, exc: BaseException) -> bool:
+            return False
+
+        async def receive(self) -> Any:
+            self.calls += 1
+            if self.calls == 5:
+                self.flight = None
+            raise OSError
+
+    exchange: Any = Failing()
+    receive_leftover(exchange, TimeoutError())
+    with anyio.fail_after(20):
+        while not exchange.calls:  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+        await anyio.wait_all_tasks_blocked()
+    assert exchange.calls == 1
