@@ -13,6 +13,7 @@ from modelserve.composing.reading import items_in_thread
 from modelserve.composing.requests import CallRequest
 from modelserve.concurrency.bridge import call_of_this_thread
 from modelserve.concurrency.loops import event_loop
+from modelserve.concurrency.uninterrupted import wait_until
 from modelserve.exchange.running import running_caller
 from modelserve.lifespan import Serving
 from modelserve.models.hooks import VERBS
@@ -140,12 +141,7 @@ class _Reader:
             return
         request.leave()
         request.items.clear()
-        while not request.ended:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._bell.rung()
-            except anyio.get_cancelled_exc_class():
-                continue  # asyncio's own passes the shield; the model is already cancelled
+        await wait_until(lambda: request.ended, self._bell.rung)
         request.error = None
 
     def _begin(self) -> None:

@@ -23,6 +23,7 @@ import anyio
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
 from modelserve.concurrency.loops import Event, event_loop
+from modelserve.concurrency.uninterrupted import wait_until
 
 __all__ = [
     "ThreadCall",
@@ -221,12 +222,7 @@ class ThreadCall:
         self.stop_requested = True
         self.room.set()
         _call_each(self.when_stopped)
-        while not self._ended.is_set():
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._ended.wait()
-            except anyio.get_cancelled_exc_class():
-                continue  # asyncio's own passes the shield; the thread is already stopping
+        await wait_until(self._ended.is_set, self._ended.wait)
 
     def _notify_end(self) -> None:
         self._on_end(self)
