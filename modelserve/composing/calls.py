@@ -47,7 +47,6 @@ class ModelCall:
             raise ValueError(f"There is no verb {verb!r}: there are {', '.join(VERBS)}")
         self._thread = call_of_this_thread()
         request = CallRequest(serving, name, payload, verb, headers, running_caller())
-        request.from_thread = self._thread is not None
         self._reader = _Reader(request)
 
     # -- on the event loop
@@ -85,6 +84,7 @@ class ModelCall:
                 "A model can be called without await only by a sync hook, in its thread: use await"
             )
         request, call_soon = self._reader.request, self._thread.call_soon
+        request.thread = self._thread
         begin = partial(call_soon, request.begin)
         return items_in_thread(request, call_soon, begin, request.leave)
 

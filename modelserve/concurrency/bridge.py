@@ -23,6 +23,7 @@ import anyio
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
 from modelserve.concurrency.loops import Event, event_loop
+from modelserve.concurrency.slots import Slots
 from modelserve.concurrency.uninterrupted import wait_until
 
 __all__ = [
@@ -121,7 +122,12 @@ class ThreadCall:
         on_end: Called once the thread is free: on the event loop, or in the thread if that ended.
         shares_context: Context variables that the call sets are also set in the code that awaits
             its result or its items.
+
+    Attributes:
+        holds: The one slot of the thread, if that is a model's own.
     """
+
+    holds: Slots | None = None
 
     def __init__(
         self,

@@ -3,24 +3,46 @@
 A request that calls a model has a slot of its own model and one of the application, and keeps them
 while it waits. So such a call needs only a slot of the called model, takes precedence over requests
 that have none, and may wait while the server drains. A call that would deadlock, directly or
-through other calls, is refused: it would wait for ever.
+through other calls, is refused: it would wait for ever. A thread of a model's own counts as one
+slot more, which a hook in it keeps while it waits for a call.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from threading import RLock
 from time import monotonic
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from modelserve.concurrency.gate import Gate, Slot, Waits
 from modelserve.concurrency.loops import Event
 from modelserve.errors import Overloaded, ServingError
 
-__all__ = ["Holders", "Nesting"]
+__all__ = ["Holders", "Nesting", "Places", "deadlock"]
 
-# The requests and calls above a call, each with the model that it has a slot of.
-Holders: TypeAlias = Mapping[object, Gate]
+
+class Places(Protocol):
+    """The slots of a model, or the one of its own thread.
+
+    Attributes:
+        concurrency: How many there are.
+        running: How many are taken.
+    """
+
+    @property
+    def concurrency(self) -> float: ...
+    @property
+    def running(self) -> int: ...
+
+
+# The requests and calls above a call, and their threads, each with what it has one of.
+Holders: TypeAlias = Mapping[object, Places]
+
+
+def deadlock(held: str) -> Overloaded:
+    """Make the error for a call that would wait for ever, for what can never be free."""
+    return Overloaded(f"The call would deadlock: {held}.", retry_after=1.0)
 
 
 class Nesting:
@@ -38,17 +60,22 @@ class Nesting:
         self._queues = queues
         self._lock = lock
         self._admit_waiting = admit_waiting
+        self._for_threads: set[_Wait] = set()
 
-    def slot(self, gate: Gate, held: Holders, who: Waits) -> Slot:
+    def slot(self, gate: Gate, held: Holders, who: Waits, *, thread: Places | None = None) -> Slot:
         """Return a slot of a model, as `acquire` acquires it."""
-        return Slot(self.acquire(gate, held, who), partial(self.release, gate), who)
+        acquiring = self.acquire(gate, held, who, thread=thread)
+        return Slot(acquiring, partial(self.release, gate), who)
 
-    async def acquire(self, gate: Gate, held: Holders, who: Waits | None = None) -> None:
+    async def acquire(
+        self, gate: Gate, held: Holders, who: Waits | None = None, *, thread: Places | None = None
+    ) -> None:
         """Acquire a slot of a model.
 
         Args:
             held: Those that cannot end before the call has ended.
             who: Its `waited` is set to the time that it waited, if it did.
+            thread: The model's own thread, if the call's first hook runs there.
 
         Raises Overloaded if the queue is full, or if the call would deadlock, and the refusal of
         `refuse`. A cancelled wait gives up its place.
@@ -56,7 +83,8 @@ class Nesting:
         if not gate.nested and gate.claim():
             gate.in_flight.add(1)
             return
-        call = self._enqueue(gate, held)
+        wants: tuple[Places, ...] = (gate,) if thread is None else (gate, thread)
+        call = self._enqueue(gate, _Wait(wants, held))
         since = monotonic()
         try:
             await call.settled.wait()
@@ -68,6 +96,25 @@ class Nesting:
             gate.note_wait(since, who)
         if call.refusal is not None:
             raise call.refusal
+
+    @contextmanager
+    def waiting_for_thread(self, thread: Places, held: Holders) -> Iterator[None]:
+        """Let a call wait for a model's own thread in this block.
+
+        Args:
+            held: Those that cannot end before the call has ended, and the call itself.
+
+        Raises Overloaded if the call would deadlock.
+        """
+        wait = _Wait((thread,), held)
+        with self._lock:
+            self._check(wait)
+            self._for_threads.add(wait)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._for_threads.remove(wait)
 
     def release(self, gate: Gate) -> None:
         """Release a slot, and admit the call that has waited longest."""
@@ -95,16 +142,13 @@ class Nesting:
                 self._dequeue(gate, call)
                 call.settled.set()
 
-    def _enqueue(self, gate: Gate, held: Holders) -> "_Waiting":
+    def _enqueue(self, gate: Gate, wait: "_Wait") -> "_Waiting":
         """Give a call its place. Raises Overloaded."""
         with self._lock:
-            if self._would_never_end(gate, held):
-                raise Overloaded(
-                    "The call would deadlock: its callers hold all slots.", retry_after=1.0
-                )
+            self._check(wait)
             if gate.waiting >= gate.queue:
                 raise gate.refusal()
-            call = _Waiting(held)
+            call = _Waiting(wait)
             gate.nested.append(call)
             self._queues[gate] = None
             gate.add_waiting(1)
@@ -125,19 +169,27 @@ class Nesting:
         gate.add_waiting(-1)
         gate.notify_if_empty()
 
-    def _would_never_end(self, gate: Gate, held: Holders) -> bool:
-        """Return whether all slots of the model are held by requests that cannot go on.
+    def _check(self, wait: "_Wait") -> None:
+        """Raise Overloaded if a call would wait for what will never be free."""
+        never_free = self._never_free(wait).intersection(wait.wants)
+        if any(isinstance(places, Gate) for places in never_free):
+            raise deadlock("its callers hold all slots")
+        if never_free:
+            raise deadlock("its model's only thread waits for it")
+
+    def _never_free(self, wait: "_Wait") -> set[Places]:
+        """Return of what all is held by requests that cannot go on, once a call waits as well.
 
         A request needs all that it waits for. So those that wait for nothing but models with a slot
         that will be free are taken out, until there are no more of them.
         """
-        waiting = [(wanted, call.held) for wanted in self._queues for call in wanted.nested]
-        wants: dict[object, set[Gate]] = {}
-        stuck: dict[object, Gate] = {}  # requests that cannot end, each with its slot
-        for wanted, holders in [*waiting, (gate, held)]:
-            for who, slot in holders.items():
+        waits = [call.wait for gate in self._queues for call in gate.nested]
+        wants: dict[object, set[Places]] = {}
+        stuck: dict[object, Places] = {}  # requests that cannot end, each with its slot
+        for other in [*waits, *self._for_threads, wait]:
+            for who, slot in other.held.items():
                 stuck[who] = slot
-                wants.setdefault(who, set()).add(wanted)
+                wants.setdefault(who, set()).update(other.wants)
         while True:
             # another thread may release a slot at any moment
             closed = {
@@ -147,18 +199,28 @@ class Nesting:
             }
             ending = [who for who in stuck if not wants[who] & closed]
             if not ending:
-                return gate in closed
+                return closed
             for who in ending:
                 del stuck[who]
+
+
+class _Wait:
+    """What a call needs before it can go on, and who cannot go on before that."""
+
+    __slots__ = ("held", "wants")
+
+    def __init__(self, wants: tuple[Places, ...], held: Holders) -> None:
+        self.wants = wants
+        self.held = held
 
 
 class _Waiting:
     """A call's place in a queue; `settled` is set once it was admitted or refused."""
 
-    __slots__ = ("admitted", "held", "refusal", "settled")
+    __slots__ = ("admitted", "refusal", "settled", "wait")
 
-    def __init__(self, held: Holders) -> None:
-        self.held = held
+    def __init__(self, wait: _Wait) -> None:
+        self.wait = wait
         self.settled = Event()
         self.admitted = False
         self.refusal: ServingError | None = None
