@@ -229,7 +229,8 @@ async def _usable_entry(request: CallRequest) -> Entry:
     if sum(1 for _ in _chain(request)) > _DEEPEST:
         raise InferenceError(f"Models call one another more than {_DEEPEST} deep.")
     entry = await usable_entry(request.serving, request.name, None, request.note_entry)
-    if any(thread.holds is entry.workers.slots for thread in _threads(request)):
+    # Other hooks are refused when they wait for the thread; here that is not this request's wait.
+    if entry.is_joint and any(t.holds is entry.workers.slots for t in _threads(request)):
         raise deadlock("its model's only thread waits for it")
     return entry
 

@@ -75,9 +75,10 @@ class Entry:
     """One registered model: everything decided at registration, and the state of its life.
 
     `created`: when it was registered, in seconds since 1970. `is_awaited`: the repository has not
-    built the model yet; `model` is a placeholder. `is_retired`: no name leads to it any more.
-    `attempted` is set once the load under way has succeeded or failed, and `failure` says why it
-    failed. `not_before` is when a load that had no thread may be tried again.
+    built the model yet; `model` is a placeholder. `is_joint`: it is called for several requests at
+    once, by batching or stepping. `is_retired`: no name leads to it any more. `attempted` is set
+    once the load under way has succeeded or failed, and `failure` says why it failed. `not_before`
+    is when a load that had no thread may be tried again.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
@@ -112,6 +113,7 @@ class Entry:
 
         self.model = model
         self.is_awaited = False
+        self.is_joint = model.batching is not None or model.stepping is not None
         self.plans = plans
         self.checks_health = defines(model, "healthy")
         self.health = Health(self.name, model.healthy)

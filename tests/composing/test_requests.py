@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from modelserve import Limits, Model, ModelServer
+from modelserve import Batching, Limits, Model, ModelServer
 from modelserve.testing import Response, exchange, request
 
 pytestmark = pytest.mark.anyio
@@ -349,8 +349,30 @@ async def test_a_sync_hook_may_return_a_call_that_needs_its_thread() -> None:
     assert (answer.status, answer.json()) == (200, {"explained": 1})
 
 
-async def test_a_call_of_the_thread_that_waits_for_it_is_refused() -> None:
+@pytest.mark.parametrize("batching", [None, Batching(max_size=4)])
+async def test_a_call_of_the_thread_that_waits_for_it_is_refused(batching: Any) -> None:
     app = ModelServer()
-    app.add_model(lambda payload: app.call("between", payload).result(), "m", own_thread=True)
+
+    @app.model("m", own_thread=True, batching=batching)
+    def predict(payload: Any) -> Any:
+        return app.call("between", payload).result()
+
     app.add_model(lambda payload: app.call("m", payload).result(), "between")
-    check(app, [await ask(app, "m", 1)])
+    check(app, [await ask(app, "m", [1])])
+
+
+async def test_a_call_of_hooks_that_need_no_thread_is_not_refused() -> None:
+    app = ModelServer()
+
+    class Both(Model):
+        own_thread = True
+
+        def predict(self, payload: Any) -> Any:
+            return app.call("both", payload, verb="explain").result()
+
+        async def explain(self, payload: Any) -> Any:
+            return {"explained": payload}
+
+    app.add_model(Both("both"))
+    answer = await ask(app, "both", 1)
+    assert (answer.status, answer.json()) == (200, {"explained": 1})
