@@ -231,7 +231,7 @@ async def _usable_entry(request: CallRequest) -> Entry:
     entry = await usable_entry(request.serving, request.name, None, request.note_entry)
     # Other hooks are refused when they wait for the thread; here that is not this request's wait.
     if entry.is_joint and any(t.holds is entry.workers.slots for t in _threads(request)):
-        raise deadlock("its model's only thread waits for it")
+        raise deadlock()
     return entry
 
 

@@ -40,9 +40,9 @@ class Places(Protocol):
 Holders: TypeAlias = Mapping[object, Places]
 
 
-def deadlock(held: str) -> Overloaded:
-    """Make the error for a call that would wait for ever, for what can never be free."""
-    return Overloaded(f"The call would deadlock: {held}.", retry_after=1.0)
+def deadlock(why: str = "its model's only thread waits for it") -> Overloaded:
+    """Make the error for a call that would wait for ever."""
+    return Overloaded(f"The call would deadlock: {why}.", retry_after=1.0)
 
 
 class Nesting:
@@ -175,7 +175,7 @@ class Nesting:
         if any(isinstance(places, Gate) for places in never_free):
             raise deadlock("its callers hold all slots")
         if never_free:
-            raise deadlock("its model's only thread waits for it")
+            raise deadlock()
 
     def _never_free(self, wait: "_Wait") -> set[Places]:
         """Return of what all is held by requests that cannot go on, once a call waits as well.
