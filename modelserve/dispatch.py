@@ -6,7 +6,7 @@ created before it is needed, since most requests are small: the flight of a requ
 it early, exists only once the pipeline has suspended.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any, Final
 
@@ -14,7 +14,6 @@ from starlette.types import Message
 
 from modelserve.concurrency.budget import Share
 from modelserve.concurrency.flight import Phase
-from modelserve.concurrency.uncollected import call_uncollected
 from modelserve.duplex import duplex_for
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
@@ -25,7 +24,7 @@ from modelserve.errors import (
     ServerShuttingDown,
     Unauthorized,
 )
-from modelserve.exchange.body import decoded, feed_rest, read_rest, receive_first
+from modelserve.exchange.body import decoded, feed_rest, parsed, read_rest, receive_first
 from modelserve.exchange.early import read_ahead
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
@@ -33,7 +32,7 @@ from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream, send_sheltered
 from modelserve.lifespan import Serving, usable_entry
-from modelserve.limits import SMALL_BYTES, TIMEOUT_HEADER, Deadlines, shortened
+from modelserve.limits import TIMEOUT_HEADER, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry, infinite_if_none
@@ -195,7 +194,7 @@ async def _open(
         codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
         return codec.open(body, exchange)
 
-    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
+    ref, exchange.payload = await parsed(open_, len(body), share, serving.decoders)
     entry = serving.registry.entries.get(ref.name)
     if entry is not None:
         limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
@@ -259,19 +258,7 @@ async def _decode(
         codec.check_cost(body, exchange, entry.max_json_values)
         return codec.decode(body, exchange, ref)
 
-    exchange.payload = await _in_turns(serving, decode, len(body), share)
-
-
-async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, share: Share) -> Any:
-    """Decode a body: on the event loop if it is small, else in a thread.
-
-    A parser keeps the interpreter's lock, but other requests run before and after it. Cancellation
-    waits for its end.
-    """
-    if size <= SMALL_BYTES:
-        return decode()
-    share.resize(size)
-    return await serving.decoders.call("decode", call_uncollected, decode)
+    exchange.payload = await parsed(decode, len(body), share, serving.decoders)
 
 
 async def _wait_until_usable(
