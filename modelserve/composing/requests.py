@@ -22,7 +22,7 @@ from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, HostCancelled, Phase
 from modelserve.concurrency.loops import event_loop
 from modelserve.concurrency.nesting import Places, deadlock
-from modelserve.concurrency.threads import ExtraThreads, OwnThread, OwnThreadForCall, Workers
+from modelserve.concurrency.threads import ExtraThreads, OwnThread, OwnThreadForHooks, Workers
 from modelserve.errors import (
     ClientGone,
     InferenceError,
@@ -214,8 +214,7 @@ async def _answer(request: CallRequest) -> None:
         request.entry = entry = await _usable_entry(request)
         plan = entry.plans[request.verb]
         slot = request.serving.admission.nesting.slot
-        thread = _thread_of_first(entry, plan)
-        async with slot(entry.gate, _held(request), request, thread=thread):
+        async with slot(entry.gate, _held(request), request):
             await _run_hooks(request, entry, plan)
         request.status = 200
     except BaseException as exc:
@@ -268,18 +267,11 @@ def _entry_of(request: CallRequest, caller: Caller) -> Entry | None:
     return next((entry for entry in known if entry.series is caller.series), None)
 
 
-def _thread_of_first(entry: Entry, plan: Plan) -> Places | None:
-    """Return the model's own thread if its first hook runs there."""
-    first = plan.preprocess or plan.main
-    runs_there = isinstance(entry.workers, OwnThread) and not first.on_loop
-    return entry.workers.slots if runs_there else None
-
-
 def _workers_for(request: CallRequest, entry: Entry) -> Workers:
     """Return the threads for a model's hooks: not those that wait for the hooks."""
     workers = entry.workers
     if isinstance(workers, OwnThread):
-        return OwnThreadForCall(workers, partial(_waiting_for_thread, request, entry))
+        return OwnThreadForHooks(workers, partial(_waiting_for_thread, request, entry))
     waits = next(_threads(request), None) is not None
     return ExtraThreads(workers) if waits else workers
 

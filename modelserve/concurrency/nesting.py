@@ -4,7 +4,7 @@ A request that calls a model has a slot of its own model and one of the applicat
 while it waits. So such a call needs only a slot of the called model, takes precedence over requests
 that have none, and may wait while the server drains. A call that would deadlock, directly or
 through other calls, is refused: it would wait for ever. A thread of a model's own counts as one
-slot more, which a hook in it keeps while it waits for a call.
+slot more, which a hook in it keeps while it waits for a call, and which requests wait for too.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from threading import RLock
 from time import monotonic
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from modelserve.concurrency.gate import Gate, Slot, Waits
 from modelserve.concurrency.loops import Event
@@ -60,22 +60,20 @@ class Nesting:
         self._queues = queues
         self._lock = lock
         self._admit_waiting = admit_waiting
-        self._for_threads: set[_Wait] = set()
+        self._for_threads: dict[object, tuple[Places, Holders]] = {}  # the calls that wait for one
+        # How many requests wait for a thread, each with a slot.
+        self._requests: Counter[tuple[Places, Gate]] = Counter()
 
-    def slot(self, gate: Gate, held: Holders, who: Waits, *, thread: Places | None = None) -> Slot:
+    def slot(self, gate: Gate, held: Holders, who: Waits) -> Slot:
         """Return a slot of a model, as `acquire` acquires it."""
-        acquiring = self.acquire(gate, held, who, thread=thread)
-        return Slot(acquiring, partial(self.release, gate), who)
+        return Slot(self.acquire(gate, held, who), partial(self.release, gate), who)
 
-    async def acquire(
-        self, gate: Gate, held: Holders, who: Waits | None = None, *, thread: Places | None = None
-    ) -> None:
+    async def acquire(self, gate: Gate, held: Holders, who: Waits | None = None) -> None:
         """Acquire a slot of a model.
 
         Args:
             held: Those that cannot end before the call has ended.
             who: Its `waited` is set to the time that it waited, if it did.
-            thread: The model's own thread, if the call's first hook runs there.
 
         Raises Overloaded if the queue is full, or if the call would deadlock, and the refusal of
         `refuse`. A cancelled wait gives up its place.
@@ -83,8 +81,7 @@ class Nesting:
         if not gate.nested and gate.claim():
             gate.in_flight.add(1)
             return
-        wants: tuple[Places, ...] = (gate,) if thread is None else (gate, thread)
-        call = self._enqueue(gate, _Wait(wants, held))
+        call = self._enqueue(gate, held)
         since = monotonic()
         try:
             await call.settled.wait()
@@ -106,15 +103,34 @@ class Nesting:
 
         Raises Overloaded if the call would deadlock.
         """
-        wait = _Wait((thread,), held)
+        call = object()
         with self._lock:
-            self._check(wait)
-            self._for_threads.add(wait)
+            self._check(thread, held)
+            self._for_threads[call] = thread, held
         try:
             yield
         finally:
             with self._lock:
-                self._for_threads.remove(wait)
+                del self._for_threads[call]
+
+    @contextmanager
+    def request_waiting_for_thread(self, thread: Places, gate: Gate) -> Iterator[None]:
+        """Let a request that has a slot wait for its model's own thread in this block.
+
+        Raises Overloaded if the thread waits, through calls, for a slot that such requests have.
+        """
+        who = thread, gate
+        with self._lock:
+            if self._calls_wait():
+                self._check(thread, {object(): gate})
+            self._requests[who] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._requests[who] -= 1
+                if not self._requests[who]:
+                    del self._requests[who]
 
     def release(self, gate: Gate) -> None:
         """Release a slot, and admit the call that has waited longest."""
@@ -142,13 +158,13 @@ class Nesting:
                 self._dequeue(gate, call)
                 call.settled.set()
 
-    def _enqueue(self, gate: Gate, wait: "_Wait") -> "_Waiting":
+    def _enqueue(self, gate: Gate, held: Holders) -> "_Waiting":
         """Give a call its place. Raises Overloaded."""
         with self._lock:
-            self._check(wait)
+            self._check(gate, held)
             if gate.waiting >= gate.queue:
                 raise gate.refusal()
-            call = _Waiting(wait)
+            call = _Waiting(held)
             gate.nested.append(call)
             self._queues[gate] = None
             gate.add_waiting(1)
@@ -169,58 +185,53 @@ class Nesting:
         gate.add_waiting(-1)
         gate.notify_if_empty()
 
-    def _check(self, wait: "_Wait") -> None:
-        """Raise Overloaded if a call would wait for what will never be free."""
-        never_free = self._never_free(wait).intersection(wait.wants)
-        if any(isinstance(places, Gate) for places in never_free):
-            raise deadlock("its callers hold all slots")
-        if never_free:
-            raise deadlock()
+    def _calls_wait(self) -> bool:
+        return bool(self._for_threads) or any(gate.nested for gate in self._queues)
 
-    def _never_free(self, wait: "_Wait") -> set[Places]:
-        """Return of what all is held by requests that cannot go on, once a call waits as well.
+    def _check(self, wanted: Places, held: Holders) -> None:
+        """Raise Overloaded if one that waits as well would wait for ever."""
+        if self._would_never_end(wanted, held):
+            is_slot = isinstance(wanted, Gate)
+            raise deadlock("its callers hold all slots") if is_slot else deadlock()
+
+    def _would_never_end(self, wanted: Places, held: Holders) -> bool:
+        """Return whether all slots of the model are held by requests that cannot go on.
 
         A request needs all that it waits for. So those that wait for nothing but models with a slot
         that will be free are taken out, until there are no more of them.
         """
-        waits = [call.wait for gate in self._queues for call in gate.nested]
+        waiting: list[tuple[Places, Holders]] = [*self._for_threads.values(), (wanted, held)]
+        waiting += [(gate, call.held) for gate in self._queues for call in gate.nested]
+        waiting += [(who[0], {who: who[1]}) for who in self._requests]
         wants: dict[object, set[Places]] = {}
         stuck: dict[object, Places] = {}  # requests that cannot end, each with its slot
-        for other in [*waits, *self._for_threads, wait]:
-            for who, slot in other.held.items():
+        for places, holders in waiting:
+            for who, slot in holders.items():
                 stuck[who] = slot
-                wants.setdefault(who, set()).update(other.wants)
+                wants.setdefault(who, set()).add(places)
+        many: Mapping[Any, int] = self._requests
         while True:
+            taken: Counter[Places] = Counter()
+            for who, slot in stuck.items():
+                taken[slot] += many.get(who, 1)
             # another thread may release a slot at any moment
             closed = {
-                full
-                for full, count in Counter(stuck.values()).items()
-                if count >= full.running >= full.concurrency
+                full for full, count in taken.items() if count >= full.running >= full.concurrency
             }
             ending = [who for who in stuck if not wants[who] & closed]
             if not ending:
-                return closed
+                return wanted in closed
             for who in ending:
                 del stuck[who]
-
-
-class _Wait:
-    """What a call needs before it can go on, and who cannot go on before that."""
-
-    __slots__ = ("held", "wants")
-
-    def __init__(self, wants: tuple[Places, ...], held: Holders) -> None:
-        self.wants = wants
-        self.held = held
 
 
 class _Waiting:
     """A call's place in a queue; `settled` is set once it was admitted or refused."""
 
-    __slots__ = ("admitted", "refusal", "settled", "wait")
+    __slots__ = ("admitted", "held", "refusal", "settled")
 
-    def __init__(self, wait: _Wait) -> None:
-        self.wait = wait
+    def __init__(self, held: Holders) -> None:
+        self.held = held
         self.settled = Event()
         self.admitted = False
         self.refusal: ServingError | None = None

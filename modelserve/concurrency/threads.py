@@ -24,7 +24,7 @@ from modelserve.errors import NoThread, Overloaded
 __all__ = [
     "ExtraThreads",
     "OwnThread",
-    "OwnThreadForCall",
+    "OwnThreadForHooks",
     "Workers",
     "let_threads_run",
     "start_thread",
@@ -219,11 +219,11 @@ class OwnThread(Workers):
         super()._release(call)
 
 
-class OwnThreadForCall(Workers):
-    """A model's own thread for the hooks of one call, whose callers may have threads as well.
+class OwnThreadForHooks(Workers):
+    """A model's own thread for hooks of requests, which keep a slot while they wait for it.
 
     Args:
-        waiting: Returns the block in which the call waits for the thread; may raise Overloaded.
+        waiting: Returns the block in which one waits for the thread; may raise Overloaded.
     """
 
     def __init__(self, own: OwnThread, waiting: Waiting) -> None:

@@ -17,7 +17,7 @@ from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.loops import Event
-from modelserve.concurrency.threads import Workers
+from modelserve.concurrency.threads import OwnThread, OwnThreadForHooks, Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import DEFAULTS, SMALL_BYTES, Limits
@@ -160,11 +160,19 @@ class Entry:
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
         make_call = new_calls(plans, shared.telemetry.followed)
-        self.new_call: NewCall = partial(make_call, self.name, self.workers)
+        self.new_call: NewCall = partial(make_call, self.name, self._workers_for_hooks())
 
         connect(model)
         if not self.needs_loading:
             model.ready = True
+
+    def _workers_for_hooks(self) -> Workers:
+        """Return the threads for the hooks of requests that have a slot of the model."""
+        own = self.workers
+        if self.is_joint or not isinstance(own, OwnThread):
+            return own
+        waiting = self._shared.admission.nesting.request_waiting_for_thread
+        return OwnThreadForHooks(own, partial(waiting, own.slots, self.gate))
 
     @property
     def state(self) -> State:

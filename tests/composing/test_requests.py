@@ -40,10 +40,12 @@ async def ask_all(app: ModelServer, asked: list[tuple[str, Any]]) -> list[Respon
     return answers
 
 
-def check(app: ModelServer, answers: list[Response], *, refused: int = 1) -> None:
+def check(
+    app: ModelServer, answers: list[Response], *, refused: int = 1, error: str = DEADLOCK
+) -> None:
     """Check that so many were refused and the others answered, and that nothing is held."""
     errors = [answer.json()["error"] for answer in answers if answer.status != 200]
-    assert errors == [DEADLOCK] * refused
+    assert errors == [error] * refused
     statistics = app.serving.statistics()
     assert (statistics.running, statistics.in_flight) == (0, 0)
     assert not any(one.running or one.waiting for one in statistics.models.values())
@@ -100,7 +102,7 @@ async def test_a_circle_of_threads_with_full_queues_is_noticed() -> None:
                 await anyio.wait_all_tasks_blocked()
         assert [gate.running for gate in gates] == [2, 2]
         go_on.set()
-    check(app, answers)
+    check(app, answers, error="The call would deadlock: its callers hold all slots.")
 
 
 async def test_a_circle_of_a_slot_and_a_thread_is_noticed() -> None:
@@ -125,8 +127,9 @@ async def test_a_circle_of_a_slot_and_a_thread_is_noticed() -> None:
     assert app.serving.statistics().running == 0
 
 
-async def test_a_call_keeps_its_slot_while_it_waits_for_the_thread() -> None:
-    """A third one waits for that slot, and the thread waits for the third."""
+@pytest.mark.parametrize("waiting", ["caller", "threaded"])
+async def test_what_waits_for_the_thread_keeps_its_slot(waiting: str) -> None:
+    """A call, or a client's request. A third one waits for that slot, the thread for the third."""
     app, go_on, waits = ModelServer(), threading.Event(), anyio.Event()
 
     class Threaded(Model):
@@ -157,14 +160,14 @@ async def test_a_call_keeps_its_slot_while_it_waits_for_the_thread() -> None:
     workers = app.serving.registry.get("threaded").workers
     statuses: list[int] = []
 
-    async def one(name: str) -> None:
-        statuses.append((await ask(app, name, "first")).status)
+    async def one(name: str, payload: str) -> None:
+        statuses.append((await ask(app, name, payload)).status)
 
     async with anyio.create_task_group() as group:
         for name in ("threaded", "slot"):
-            group.start_soon(one, name)
+            group.start_soon(one, name, "first")
             await until(lambda name=name: app.serving.statistics().models[name].running)
-        group.start_soon(one, "caller")
+        group.start_soon(one, waiting, "other")
         await until(lambda: workers.has_waiting)
         go_on.set()
         waits.set()

@@ -207,17 +207,30 @@ async def test_a_circle_of_slots_and_threads_is_noticed() -> None:
         await gates.nesting.acquire(gate, {"hook": thread})
 
 
-async def test_a_call_that_waits_for_a_slot_needs_the_thread_as_well() -> None:
-    gates, gate, other = admission(), of(1), of(1)
-    thread = busy()
-    for taken in (gate, other):
+async def test_requests_that_wait_for_a_thread_keep_their_slots() -> None:
+    gates, gate, other, thread = admission(), of(3), of(1), busy()
+    for taken in (gate, gate, gate, other):
         assert gates.acquire_nowait(taken)
+    nesting, holder, caller = gates.nesting, {"hook": thread, "R": gate}, {"C": other}
     async with anyio.create_task_group() as group:
-        group.start_soon(gates.nesting.acquire, other, {"hook": thread})
+        with nesting.request_waiting_for_thread(thread, gate):
+            group.start_soon(nesting.acquire, other, holder)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(nesting.acquire, gate, caller)  # the third may end
+            await anyio.wait_all_tasks_blocked()
+            assert (gate.waiting, other.waiting) == (1, 1)
+            second = nesting.request_waiting_for_thread(thread, gate)
+            with pytest.raises(Overloaded, match="only thread waits for it"), second:
+                raise AssertionError
+        group.cancel_scope.cancel()
+    waits = nesting.request_waiting_for_thread
+    async with anyio.create_task_group() as group:
+        with waits(thread, gate), waits(thread, gate):
+            group.start_soon(nesting.acquire, other, holder)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(Overloaded, match="its callers hold all slots"):
+                await nesting.acquire(gate, caller)
+        group.start_soon(nesting.acquire, gate, caller)  # these requests have ended
         await anyio.wait_all_tasks_blocked()
-        with pytest.raises(Overloaded, match="only thread waits for it"):
-            await gates.nesting.acquire(gate, {"request": other}, thread=thread)
-        group.start_soon(gates.nesting.acquire, gate, {"request": other})
-        await anyio.wait_all_tasks_blocked()
-        assert (gate.waiting, other.waiting) == (1, 1)  # `gate` will be free
+        assert (gate.waiting, other.waiting) == (1, 1)
         group.cancel_scope.cancel()

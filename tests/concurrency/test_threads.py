@@ -19,7 +19,7 @@ from blocking import Blocking, until
 
 from modelserve import InvalidInput, Model, ModelServer
 from modelserve.concurrency.nesting import deadlock
-from modelserve.concurrency.threads import OwnThreadForCall, Workers
+from modelserve.concurrency.threads import OwnThreadForHooks, Workers
 from modelserve.errors import NoThread, Overloaded
 from modelserve.testing import request
 
@@ -437,7 +437,7 @@ async def test_a_call_that_may_not_wait_for_the_thread_is_refused_only_where_it_
         yield
 
     own, first, items = Workers(4).own_thread("m"), Blocking(), Items()
-    workers = OwnThreadForCall(own, refusing)
+    workers = OwnThreadForHooks(own, refusing)
     thread = await workers.call("m", threading.get_ident)
     async with anyio.create_task_group() as group:
         group.start_soon(own.call, "first", first)
@@ -493,7 +493,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> NoMoreThreads:
 
 def pools(limit: int) -> list[Workers]:
     own = Workers(1).own_thread("m")
-    return [Workers(limit), own, OwnThreadForCall(own, nullcontext)]
+    return [Workers(limit), own, OwnThreadForHooks(own, nullcontext)]
 
 
 @pytest.mark.parametrize("pool", [0, 1, 2])
