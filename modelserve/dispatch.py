@@ -76,8 +76,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 codec = codec_for(codec.taking(plan.takes_bytes), exchange, serving.events)
                 if not plan.forwards or codec.is_socket:
                     if duplex := duplex_for(serving, entry, plan, codec, ref, exchange):
-                        await duplex.answer()
-                        return
+                        return await duplex.answer()
                     reader = form_reader(codec, exchange, serving.decoders)
             if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
@@ -106,12 +105,13 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             else:
                 await _decode(serving, entry, codec, body, exchange, ref, share)
             del message
+        else:
+            _check_opened(codec, entry, exchange, len(body))
         plan, size = entry.plans[target.hook], len(body)
         del body  # the body may be large, and the answer slow
         if share is not None or not serving.admission.acquire_nowait(entry.gate):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share, who=exchange)
-        exchange.admitted = True
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
     except BaseException as exc:
@@ -175,7 +175,7 @@ def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
 async def _open(
     serving: Serving, codec: Codec, exchange: Exchange, share: Share
 ) -> tuple[ModelRef, Any]:
-    """Read the body of a request that names its model, within the limits of both.
+    """Read the body of a request that names its model, within the application's limits.
 
     Return the model and the body; the payload is set on the exchange. Raises InvalidInput, and
     BodyTooLarge.
@@ -195,13 +195,15 @@ async def _open(
         return codec.open(body, exchange)
 
     ref, exchange.payload = await parsed(open_, len(body), share, serving.decoders)
-    entry = serving.registry.entries.get(ref.name)
-    if entry is not None:
-        limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
-        if len(body) > limit:
-            exchange.series = entry.series
-            raise too_large(limit)
     return ref, body
+
+
+def _check_opened(codec: Codec, entry: Entry, exchange: Exchange, size: int) -> None:
+    """Check what has been opened, once the model is known. Raises BodyTooLarge, InvalidInput."""
+    limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
+    if size > limit:
+        raise too_large(limit)
+    codec.check_opened(exchange.payload)
 
 
 async def _complete(
@@ -308,7 +310,7 @@ async def _respond(
     a block of `Call` do, spelled out: most requests need no `Call`, nor a coroutine to acquire.
     """
     payload, exchange.payload = exchange.payload, None
-    exchange.phase = _FIRST
+    exchange.admitted, exchange.phase = True, _FIRST
     exchange.since = monotonic()
     call: Call | None = None
     headers = response_headers = None
