@@ -46,7 +46,7 @@ def deadlock(why: str = "its model's only thread waits for it") -> Overloaded:
 
 
 class Nesting:
-    """The calls inside of requests of one application that wait for a slot of a model.
+    """The calls inside of requests of one application that wait for a slot of a model, or a thread.
 
     Args:
         queues: The models with waiting requests or calls.
@@ -209,11 +209,11 @@ class Nesting:
             for who, slot in holders.items():
                 stuck[who] = slot
                 wants.setdefault(who, set()).add(places)
-        many: Mapping[Any, int] = self._requests
+        counts: Mapping[Any, int] = self._requests
         while True:
             taken: Counter[Places] = Counter()
             for who, slot in stuck.items():
-                taken[slot] += many.get(who, 1)
+                taken[slot] += counts.get(who, 1)  # requests that wait for a thread are one `who`
             # another thread may release a slot at any moment
             closed = {
                 full for full, count in taken.items() if count >= full.running >= full.concurrency
