@@ -8,7 +8,6 @@ import re
 from typing import Any, Final
 
 import orjson
-from starlette.datastructures import FormData
 
 from modelserve.errors import InvalidInput, NotAcceptable
 from modelserve.limits import Limits
@@ -30,7 +29,7 @@ from modelserve.wire.accept import (
 )
 from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, natural_encoder
-from modelserve.wire.forms import read_urlencoded
+from modelserve.wire.forms import Form, read_urlencoded
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json
@@ -137,7 +136,7 @@ def _decode_other(body: Any, name: str) -> Payload:
         except orjson.JSONDecodeError:
             if _is_meant_as_json(body) or not (name or body):
                 return parse_json(body)  # raises InvalidInput
-        return FormData([*read_urlencoded(body)]) if name == _FORM_TYPE else bytes(body)
+        return Form([*read_urlencoded(body)]) if name == _FORM_TYPE else bytes(body)
     if name.startswith("application/") and is_json(name):
         return parse_json(body)
     return bytes(body) if isinstance(body, bytes | bytearray) else body.payload
