@@ -5,6 +5,7 @@ Pure.
 
 import math
 import re
+from codecs import BOM_UTF8
 from typing import Any, Final
 
 import orjson
@@ -136,7 +137,11 @@ def _decode_other(body: Any, name: str) -> Payload:
         except orjson.JSONDecodeError:
             if _is_meant_as_json(body) or not (name or body):
                 return parse_json(body)  # raises InvalidInput
-        return Form([*read_urlencoded(body)]) if name == _FORM_TYPE else bytes(body)
+        if name != _FORM_TYPE:
+            return bytes(body)
+        if body.startswith(BOM_UTF8):  # a file of JSON from Windows, sent by curl
+            return parse_json(body)  # raises InvalidInput
+        return Form([*read_urlencoded(body)])
     if name.startswith("application/") and is_json(name):
         return parse_json(body)
     return bytes(body) if isinstance(body, bytes | bytearray) else body.payload
