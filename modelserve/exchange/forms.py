@@ -17,7 +17,7 @@ from modelserve.errors import BodyTooLarge, ExtraMissing, InvalidInput
 from modelserve.exchange.turns import TURN_SECONDS, give_way
 from modelserve.exchange.uploads import Spool, Upload, write_all
 from modelserve.protocols.codec import Codec
-from modelserve.wire.forms import FIELD_BYTES, MOST_PARTS, Form, field_too_large, too_many_parts
+from modelserve.wire.forms import FIELD_BYTES, MOST_PARTS, FormData, field_too_large, too_many_parts
 from modelserve.wire.head import Head
 from modelserve.wire.headers import Header
 from modelserve.wire.media import media_type, parameters
@@ -68,7 +68,7 @@ class FormReader:
         self._parser = parser(boundary, self._parts.callbacks())
         self._threads = threads
         self._size = 0
-        self.payload: Form | None = None
+        self.payload: FormData | None = None
 
     def __len__(self) -> int:
         return self._size
@@ -172,7 +172,7 @@ class _Parts:
             "on_end": self._end,
         }
 
-    async def form(self) -> Form:
+    async def form(self) -> FormData:
         """Decode names and fields. Raises InvalidInput for text that is not in its charset."""
         default = self._default_charset()
         items: list[tuple[str, Any]] = []
@@ -186,7 +186,7 @@ class _Parts:
                 items.append((name, _decoded(part.data, part.charset or default, number)))
             else:
                 items.append((name, _upload(part, part.spool, default, number)))
-        return Form(items)
+        return FormData(items)
 
     def _default_charset(self) -> str:
         """Return the charset of the field `_charset_` if there is one (RFC 7578, 4.6)."""

@@ -30,7 +30,7 @@ from modelserve.wire.accept import (
 )
 from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, natural_encoder
-from modelserve.wire.forms import Form, read_urlencoded
+from modelserve.wire.forms import FormData, read_urlencoded
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json
@@ -141,7 +141,7 @@ def _decode_other(body: Any, name: str) -> Payload:
             return bytes(body)
         if body.startswith(BOM_UTF8):  # a file of JSON from Windows, sent by curl
             return parse_json(body)  # raises InvalidInput
-        return Form([*read_urlencoded(body)])
+        return FormData([*read_urlencoded(body)])
     if name.startswith("application/") and is_json(name):
         return parse_json(body)
     return bytes(body) if isinstance(body, bytes | bytearray) else body.payload

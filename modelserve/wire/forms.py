@@ -3,14 +3,14 @@
 import re
 from typing import Any, Final
 
-from starlette.datastructures import FormData
+from starlette import datastructures
 
 from modelserve.errors import BodyTooLarge, FieldMissing, InvalidInput
 
 __all__ = [
     "FIELD_BYTES",
     "MOST_PARTS",
-    "Form",
+    "FormData",
     "field_too_large",
     "read_urlencoded",
     "too_many_parts",
@@ -23,8 +23,8 @@ _FORM_BYTES: Final = 2 << 20
 _STRAY_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-class Form(FormData):
-    """starlette's `FormData`, where a field that is missing is the client's mistake."""
+class FormData(datastructures.FormData):
+    """starlette's, where a field that is missing is the client's mistake."""
 
     def __getitem__(self, name: Any) -> Any:
         """Return the last field or file of a name. Raises FieldMissing."""
@@ -34,9 +34,10 @@ class Form(FormData):
             raise FieldMissing(f'The form has no field "{name}".') from None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FormData) and FormData(self) == FormData(other)
+        plain = datastructures.FormData
+        return isinstance(other, plain) and plain(self) == plain(other)
 
-    __hash__ = FormData.__hash__
+    __hash__ = datastructures.FormData.__hash__
 
 
 def read_urlencoded(body: bytes | bytearray) -> list[tuple[str, str]]:
