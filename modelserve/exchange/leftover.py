@@ -19,8 +19,8 @@ from modelserve.exchange.exchange import Exchange
 __all__ = ["receive_leftover"]
 
 _LEAVING: Final = ("http.disconnect", "websocket.disconnect")
-_PAUSE_SECONDS: Final = 0.002
-_MOST_SECONDS: Final = 5.0
+_PAUSE_SECONDS: Final = 0.002  # a client that sends on must not keep the event loop busy
+_QUIET_SECONDS: Final = 1.0
 
 
 def receive_leftover(exchange: Exchange, ended: BaseException) -> None:
@@ -29,8 +29,8 @@ def receive_leftover(exchange: Exchange, ended: BaseException) -> None:
     Args:
         ended: What has ended the task that received until now.
 
-    The task ends some seconds after the request at the latest. There is none if the host cancels
-    both tasks at once, without a word to the request: its event loop is ending.
+    The task ends as well once the request is over and nothing has come for a second. There is none
+    if the host cancels both tasks at once, without a word to the request: its event loop is ending.
     """
     if exchange.reason is None and exchange.is_interrupted_by(ended):
         return
@@ -39,11 +39,12 @@ def receive_leftover(exchange: Exchange, ended: BaseException) -> None:
 
 
 async def _receive(exchange: Exchange) -> None:
+    told = 0
     with suppress(Exception):  # whatever it is, the client has left
-        is_over, told = False, 0
-        while not is_over and told < 2:
+        while told < 2:
             is_over = exchange.flight is None
-            with anyio.move_on_after(_MOST_SECONDS):
-                while told < 2:
-                    told += (await exchange.receive())["type"] in _LEAVING
-                    await anyio.sleep(_PAUSE_SECONDS)
+            with anyio.move_on_after(_QUIET_SECONDS) as quiet:
+                told += (await exchange.receive())["type"] in _LEAVING
+            if is_over and quiet.cancelled_caught:
+                return
+            await anyio.sleep(0 if is_over else _PAUSE_SECONDS)
