@@ -224,6 +224,18 @@ async def test_silence_is_raised_after_its_time() -> None:
                     await intake.take()
 
 
+async def test_silence_is_no_failure_once_nothing_is_wanted_any_more() -> None:
+    class Silent:
+        async def receive(self) -> Any:
+            await anyio.sleep_forever()
+
+    intake: Any = Intake(Silent(), Lines(1 << 20), timeout=0.01)  # type: ignore[arg-type]
+    intake.throw_away()
+    with anyio.move_on_after(0.1) as scope:
+        await intake.receive()
+    assert (scope.cancelled_caught, intake.ended) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("message", "found"),
     [
