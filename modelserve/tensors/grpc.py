@@ -138,8 +138,8 @@ def _read_tensors(
             f"There are {len(raws)} raw contents, where there are {len(entries)} {role.key}."
         )
     for index, entry in enumerate(entries[:]):
-        parameters = _read_parameters(entry.parameters)
-        tensor = kind(entry.name, entry.shape[:], entry.datatype, parameters=parameters)
+        tensor = kind(entry.name, entry.shape[:], entry.datatype)
+        tensor.parameters = parameters = _read_parameters(entry.parameters)
         try:
             if parameters:
                 refuse_shared(parameters)
@@ -194,10 +194,10 @@ def _read_requested(entries: Sequence[Any]) -> list[RequestedOutput]:
 def _read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as values; those that hold none are left out."""
     found: dict[str, Any] = {}
-    if parameters:
-        for key, value in parameters.items():
-            if choice := value.WhichOneof("parameter_choice"):
-                found[key] = getattr(value, choice)
+    for key in parameters:  # `items` of these maps takes three times as long
+        value = parameters[key]
+        if choice := value.WhichOneof("parameter_choice"):
+            found[key] = getattr(value, choice)
     return found
 
 
