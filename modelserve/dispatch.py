@@ -109,7 +109,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             del message
         plan, size = entry.plans[target.hook], len(body)
         del body  # the body may be large, and the answer slow
-        if share is not None or not serving.admission.acquire_nowait(entry.gate):
+        if not serving.admission.acquire_nowait(entry.gate, share):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share, who=exchange)
         exchange.admitted = True
