@@ -226,8 +226,8 @@ def _write_tensor(tensor: Tensor, entries: Any, raws: Any) -> None:
     shape, datatype = plain_shape(tensor.shape), find_datatype(tensor.datatype)
     entry = entries.add(name=tensor.name, datatype=datatype.name, shape=shape)
     form = tensor._form()
-    if tensor.parameters:
-        write_parameters(without_size(tensor.parameters), entry.parameters)
+    if others := without_size(tensor.parameters):
+        write_parameters(others, entry.parameters)
     if raws is not None:
         raw = to_bytes(form, shape, datatype)
         raws.append(raw if type(raw) is bytes else bytes(raw))
