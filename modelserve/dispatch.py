@@ -6,7 +6,7 @@ created before it is needed, since most requests are small: the flight of a requ
 it early, exists only once the pipeline has suspended.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any, Final
 
@@ -14,7 +14,6 @@ from starlette.types import Message
 
 from modelserve.concurrency.budget import Share
 from modelserve.concurrency.flight import Phase
-from modelserve.concurrency.uncollected import call_uncollected
 from modelserve.duplex import duplex_for
 from modelserve.endpoints import NO_MODEL, Endpoint, Target
 from modelserve.errors import (
@@ -25,7 +24,7 @@ from modelserve.errors import (
     ServerShuttingDown,
     Unauthorized,
 )
-from modelserve.exchange.body import decoded, feed_rest, read_rest, receive_first
+from modelserve.exchange.body import decoded, feed_rest, parsed, read_rest, receive_first
 from modelserve.exchange.early import read_ahead
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
@@ -33,7 +32,7 @@ from modelserve.exchange.forms import FormReader, form_reader
 from modelserve.exchange.responses import is_response, send_response
 from modelserve.exchange.streams import Stream, send_sheltered
 from modelserve.lifespan import Serving, usable_entry
-from modelserve.limits import SMALL_BYTES, TIMEOUT_HEADER, Deadlines, shortened
+from modelserve.limits import TIMEOUT_HEADER, Deadlines, shortened
 from modelserve.models.hooks import Plan
 from modelserve.models.inference import PLAIN, Call, infer
 from modelserve.models.registry import Entry, infinite_if_none
@@ -77,8 +76,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
                 codec = codec_for(codec.taking(plan.takes_bytes), exchange, serving.events)
                 if not plan.forwards or codec.is_socket:
                     if duplex := duplex_for(serving, entry, plan, codec, ref, exchange):
-                        await duplex.answer()
-                        return
+                        return await duplex.answer()
                     reader = form_reader(codec, exchange, serving.decoders)
             if codec.takes_binary:
                 limit = _body_limit(codec, entry, exchange)
@@ -107,12 +105,13 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             else:
                 await _decode(serving, entry, codec, body, exchange, ref, share)
             del message
+        else:
+            _check_opened(codec, entry, exchange, len(body))
         plan, size = entry.plans[target.hook], len(body)
         del body  # the body may be large, and the answer slow
         if not serving.admission.acquire_nowait(entry.gate, share):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share, who=exchange)
-        exchange.admitted = True
         answering = _respond(serving, entry, plan, codec, ref, exchange)
         await (answering if reader is None else reader.close_after(answering))
     except BaseException as exc:
@@ -176,7 +175,7 @@ def _deadlines(exchange: Exchange, deadlines: Deadlines) -> Deadlines:
 async def _open(
     serving: Serving, codec: Codec, exchange: Exchange, share: Share
 ) -> tuple[ModelRef, Any]:
-    """Read the body of a request that names its model, within the limits of both.
+    """Read the body of a request that names its model, within the application's limits.
 
     Return the model and the body; the payload is set on the exchange. Raises InvalidInput, and
     BodyTooLarge.
@@ -195,14 +194,16 @@ async def _open(
         codec.check_cost(body, exchange, infinite_if_none(serving.limits.max_json_values))
         return codec.open(body, exchange)
 
-    ref, exchange.payload = await _in_turns(serving, open_, len(body), share)
-    entry = serving.registry.entries.get(ref.name)
-    if entry is not None:
-        limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
-        if len(body) > limit:
-            exchange.series = entry.series
-            raise too_large(limit)
+    ref, exchange.payload = await parsed(open_, len(body), share, serving.decoders)
     return ref, body
+
+
+def _check_opened(codec: Codec, entry: Entry, exchange: Exchange, size: int) -> None:
+    """Check what has been opened, once the model is known. Raises BodyTooLarge, InvalidInput."""
+    limit = entry.max_binary_bytes if codec.takes_binary else entry.max_body_bytes
+    if size > limit:
+        raise too_large(limit)
+    codec.check_opened(exchange.payload)
 
 
 async def _complete(
@@ -259,19 +260,7 @@ async def _decode(
         codec.check_cost(body, exchange, entry.max_json_values)
         return codec.decode(body, exchange, ref)
 
-    exchange.payload = await _in_turns(serving, decode, len(body), share)
-
-
-async def _in_turns(serving: Serving, decode: Callable[[], Any], size: int, share: Share) -> Any:
-    """Decode a body: on the event loop if it is small, else in a thread.
-
-    A parser keeps the interpreter's lock, but other requests run before and after it. Cancellation
-    waits for its end.
-    """
-    if size <= SMALL_BYTES:
-        return decode()
-    share.resize(size)
-    return await serving.decoders.call("decode", call_uncollected, decode)
+    exchange.payload = await parsed(decode, len(body), share, serving.decoders)
 
 
 async def _wait_until_usable(
@@ -321,7 +310,7 @@ async def _respond(
     a block of `Call` do, spelled out: most requests need no `Call`, nor a coroutine to acquire.
     """
     payload, exchange.payload = exchange.payload, None
-    exchange.phase = _FIRST
+    exchange.admitted, exchange.phase = True, _FIRST
     exchange.since = monotonic()
     call: Call | None = None
     headers = response_headers = None

@@ -25,6 +25,7 @@ from modelserve.models.hooks import Plan
 from modelserve.models.inference import Call, infer
 from modelserve.models.instances import Instances
 from modelserve.models.iterating import Iterates, arriving
+from modelserve.models.model import check_forwarding
 from modelserve.models.registry import Entry
 from modelserve.protocols.codec import Codec, ModelRef, StreamFormat
 from modelserve.wire.lines import Cutter, Lines
@@ -42,7 +43,7 @@ def duplex_for(
 ) -> "Duplex | None":
     """Return a Duplex for a request whose body is streamed to the model; None for any other.
 
-    Raises UnsupportedCoding, InvalidInput or NotAcceptable to refuse such a request.
+    Raises UnsupportedCoding, InvalidInput, NotAcceptable or HookMissing to refuse such a request.
     """
     if not codec.takes_lines:
         return None
@@ -55,6 +56,8 @@ def duplex_for(
     stops = _on_error(exchange) == "stop"
     duplex = Duplex(serving, entry, plan, codec, ref, exchange, cutter, stops=stops)
     duplex.stream_format(None).encoder(None, empty=True)  # raises NotAcceptable
+    if plan.main.is_default:
+        check_forwarding(entry.model, plan.main.name)
     return duplex
 
 

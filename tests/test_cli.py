@@ -65,6 +65,7 @@ def built(*arguments: str) -> Any:
     [
         ("", "the following arguments are required: TARGET"),
         ("a.py b.py", "unrecognized arguments: b.py"),
+        ("a.py --token secret", "unrecognized arguments: --token secret"),
         ("a.py --port 65536", "argument --port: 65536 is not a port"),
         ("a.py --port http", "argument --port: 'http' is not a whole number"),
         ("a.py --workers 0", "argument --workers: 0 is less than 1"),

@@ -218,16 +218,29 @@ async def test_preprocess_runs_once_for_an_iterator_and_for_each_chunk_of_lists(
     assert calls == ["once", "chunk", "chunk"]
 
 
-async def test_explain_is_streamed_too() -> None:
+@pytest.mark.parametrize("key", ["explanations", "predictions"])
+async def test_explain_is_streamed_too(key: str) -> None:
     class Explains(Model):
         async def explain(self, payload: Any) -> Any:
-            return {"explanations": [-x for x in payload["instances"]]}
+            return {key: [-x for x in payload["instances"]]}
 
     path = "/v1/models/m:explain"
     answer = await request(
         ModelServer([Explains("m")]), "POST", path, headers=LINES, body=b"1\n2\n"
     )
     assert answer.body == b"-1\n-2\n"
+
+
+async def test_explain_of_something_else_is_told_what_to_return() -> None:
+    class Explains(Model):
+        async def explain(self, payload: Any) -> Any:
+            return 5
+
+    path = "/v1/models/m:explain"
+    app = ModelServer([Explains("m")], debug=True)
+    answer = await request(app, "POST", path, headers=LINES, body=b"1\n")
+    assert answer.status == 500
+    assert b"with an explanation for each" in answer.body
 
 
 # --- what is wrong with a line -------------------------------------------------------------------

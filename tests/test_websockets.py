@@ -237,6 +237,7 @@ async def test_a_hook_that_fails_at_once_is_a_500_before_or_after_the_handshake(
     [
         ("/v1/models/none:predict", 404, "Model with name none does not exist."),
         (PATH + "?on_error=maybe", 400, "on_error may be continue or stop."),
+        (PATH.replace("predict", "explain"), 501, "Model m does not implement explain."),
         ("/v2/models/m/infer", 404, "Not Found"),
         ("/v2/health/ready", 404, "Not Found"),
         ("/nowhere", 404, "Not Found"),

@@ -296,6 +296,7 @@ def _parser() -> ArgumentParser:
         description="Call a model of a server.",
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("url", metavar="URL", help="the server, for example http://localhost:8080")

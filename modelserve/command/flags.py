@@ -352,6 +352,7 @@ def _parser(kind: type[ArgumentParser]) -> ArgumentParser:
             "\n`modelserve call URL MODEL` calls a model: see modelserve call --help."
         ),
         formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # the next flag may begin alike
     )
     parser.add_argument(
         "target",

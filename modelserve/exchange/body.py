@@ -1,16 +1,19 @@
-"""Read the body of a request, and undo its content coding."""
+"""Read the body of a request, undo its content coding, and parse it."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from starlette.types import Message, Receive
 
 from modelserve.concurrency.budget import Share
 from modelserve.concurrency.threads import Workers
+from modelserve.concurrency.uncollected import call_uncollected
 from modelserve.errors import ClientGone
 from modelserve.exchange.forms import FormReader
+from modelserve.limits import SMALL_BYTES
 from modelserve.wire.coding import Inflation, check_length, inflation, too_large
 
-__all__ = ["decoded", "feed_rest", "read_body", "read_rest", "receive_first"]
+__all__ = ["decoded", "feed_rest", "parsed", "read_body", "read_rest", "receive_first"]
 
 # At most this is decompressed on the event loop, in a few milliseconds. The rest is decompressed in
 # a thread, about as much at a time, so that many bodies take turns and one can be cancelled.
@@ -113,3 +116,16 @@ async def decoded(
 
 def _run_on(stream: Inflation) -> None:
     stream.run(most_in=_SMALL_OUT, most_out=_SMALL_OUT)
+
+
+async def parsed(parse: Callable[[], Any], size: int, share: Share, threads: Workers) -> Any:
+    """Parse a body of so many bytes: on the event loop if it is small, else in `threads`.
+
+    A parser keeps the interpreter's lock, but other requests run before and after it. `share`
+    counts a body that is not small. Cancellation waits for the end. Raises what `parse` and the
+    share raise.
+    """
+    if size <= SMALL_BYTES:
+        return parse()
+    share.resize(size)
+    return await threads.call("decode", call_uncollected, parse)

@@ -9,9 +9,8 @@ from typing import Any, Final
 import anyio
 
 from modelserve.concurrency.budget import Budget
-from modelserve.concurrency.uncollected import call_uncollected
 from modelserve.errors import Overloaded, ServerShuttingDown, ServingError
-from modelserve.exchange.body import decoded
+from modelserve.exchange.body import decoded, parsed
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.intake import Intake
 from modelserve.lifespan import Serving
@@ -117,11 +116,8 @@ class Requests:
             share.resize(_counted(len(record)))
             body = await decoded(record, coding, self._limit, share, threads)
             self.size = len(body)
-            if len(body) <= SMALL_BYTES:
-                return self._open(body)
-            share.resize(len(body))
-            opened: InferRequest = await threads.call(
-                "decode", call_uncollected, partial(self._open, body)
+            opened: InferRequest = await parsed(
+                partial(self._open, body), len(body), share, threads
             )
             return opened
         except Overloaded:

@@ -414,6 +414,8 @@ class _Signature:
         for p in self.parameters:
             known = p is self.payload or p.name in HEADERS or p.kind in _VARIADIC
             if not known and p.default is inspect.Parameter.empty:
+                if p.name == "payload":
+                    raise TypeError(f"{label} takes 'payload', which must be its first argument")
                 raise TypeError(
                     f"{label} takes {p.name!r}, which no hook is given: "
                     "it may take the payload, headers and response_headers"

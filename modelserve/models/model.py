@@ -30,8 +30,10 @@ __all__ = [
     "ServedObject",
     "as_model",
     "check_answers",
+    "check_forwarding",
     "configure",
     "defines",
+    "host_of",
     "is_function",
     "misspelt_answer",
 ]
@@ -45,6 +47,8 @@ HOOKS: Final = ("preprocess", "predict", "explain", "postprocess")
 ANSWERS: Final = ("predict", "explain", *OPENAI_HOOKS)
 LIFECYCLE: Final = ("load", "start", "stop", "start_engine", "stop_engine", "healthy")
 METADATA: Final = ("get_input_types", "get_output_types")
+# Where the base class forwards a verb.
+_HOSTS: Final = {"predict": "predictor_host", "explain": "explainer_host"}
 
 
 class ModelSettings(TypedDict, total=False):
@@ -206,9 +210,8 @@ class Model:
         """Return V2's metadata of the outputs."""
         return []
 
-    def _remote_for(self, verb: str, host: str | None) -> "Remote":
-        if not host:
-            raise HookMissing(f"Model {self.name} does not implement {verb}.")
+    def _remote_for(self, verb: str) -> "Remote":
+        check_forwarding(self, verb)
         if self._remote is None:  # outside of any server, in a test for example
             connect(self)
         assert self._remote is not None
@@ -239,7 +242,7 @@ class Model:
             """
             if self._stepped is not None:
                 return self._stepped.stream(payload)
-            remote = self._remote_for("predict", self.predictor_host)
+            remote = self._remote_for("predict")
             sets_type = not defines(self, "postprocess")
             return await remote.predict(
                 self, payload, headers, response_headers, sets_type=sets_type
@@ -247,7 +250,7 @@ class Model:
 
         async def explain(self, payload, headers=None):
             """Return an explanation, or yield its items; unless overridden, the explainer's."""
-            remote = self._remote_for("explain", self.explainer_host)
+            remote = self._remote_for("explain")
             return await remote.explain(self, payload, headers)
 
         async def postprocess(self, result, headers=None, response_headers=None):
@@ -422,3 +425,15 @@ def defines(model: Any, hook: str) -> bool:
     """Return whether a model has a hook of its own, in its class or on itself."""
     own = getattr(type(model), hook, None)
     return hook in vars(model) or own is not getattr(Model, hook, None)
+
+
+def host_of(model: Any, verb: str) -> str | None:
+    """Return the server to which a model forwards a verb that it does not define, if it has one."""
+    host: str | None = getattr(model, _HOSTS.get(verb, ""), None)
+    return host or None
+
+
+def check_forwarding(model: Any, verb: str) -> None:
+    """Raise HookMissing for a verb that a model does not define, unless it forwards it."""
+    if host_of(model, verb) is None:
+        raise HookMissing(f"Model {model.name} does not implement {verb}.")

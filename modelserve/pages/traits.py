@@ -14,7 +14,7 @@ from starlette.responses import Response
 from modelserve.models.annotations import UNIONS, bare, element_of
 from modelserve.models.declared import Form
 from modelserve.models.hooks import Hook, Plan
-from modelserve.models.model import METADATA, defines
+from modelserve.models.model import METADATA, defines, host_of
 from modelserve.models.registry import Entry
 from modelserve.models.schemas import Schema, input_schema, output_schema
 from modelserve.models.signatures import UNKNOWN, payload_type, return_type
@@ -40,7 +40,6 @@ _GIVEN: Final[_Named] = (
     (InferResponse, "tensors"),
 )
 _UNSAID: Final = (UNKNOWN, Any, object)
-_HOSTS: Final = {"predict": "predictor_host", "explain": "explainer_host"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def taken_by(described: Described, plan: Plan) -> Taken | None:
     """Return what a verb takes; None for a verb that the model does not have."""
     model = described.entry.model
     main = plan.main
-    if main.is_default and not getattr(model, _HOSTS.get(main.name, ""), None):
+    if main.is_default and host_of(model, main.name) is None:
         return None
     iterates = plan.iterates is not None
     kinds = set() if iterates else _kinds(_annotation(model, plan), _TAKEN)

@@ -5,9 +5,9 @@ headers and bytes. It also writes the protocol's errors and ends its streams. Th
 protocol only through its codec; a codec uses neither the pipeline nor the exchange.
 
 For a request, the pipeline calls `json_length` before it reads the body; `check_cost` if the body
-is not small; `decode`, or `open` if the path names no model; `check`; and `encode` or, for a
-stream, `stream_format`. `error` writes a failure before the start of the response; a later one is
-the last record of the encoder.
+is not small; `decode`, or `open` and `check_opened` if the path names no model; `check`; and
+`encode` or, for a stream, `stream_format`. `error` writes a failure before the start of the
+response; a later one is the last record of the encoder.
 """
 
 from collections.abc import Callable
@@ -190,9 +190,12 @@ class Codec:
     def open(self, body: bytes | bytearray, head: Head) -> tuple[ModelRef, Payload]:
         """Return the model and the payload of a request whose path names no model.
 
-        Raises InvalidInput.
+        Raises InvalidInput where the body does not say which model it is for.
         """
         raise NotImplementedError
+
+    def check_opened(self, payload: Payload) -> None:
+        """Check what `open` has returned, once its model can be used. Raises InvalidInput."""
 
     def decode(self, body: bytes | bytearray, head: Head, ref: ModelRef) -> Payload:
         """Return the payload of a request whose path names the model. Raises InvalidInput.

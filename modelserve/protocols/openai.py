@@ -83,11 +83,7 @@ class OpenAICodec(Codec):
         model = document.get("model")
         if not isinstance(model, str) or not model:
             raise InvalidParameter("model", "the name of a model")
-        self.check_document(document)
         return ModelRef(model), document
-
-    def check_document(self, document: dict[str, Any]) -> None:
-        """Check the request by the protocol's rules. Raises InvalidInput."""
 
     def error(
         self, status: int, detail: Any, error: BaseException | None = None
@@ -148,10 +144,10 @@ class _CompletionCodec(OpenAICodec):
     def __init__(self, *, clock: Callable[[], float]) -> None:
         super().__init__(_CompletionFormat, clock=clock, always_streams=True)
 
-    def check_document(self, document: dict[str, Any]) -> None:
-        if not isinstance(document.get("stream"), bool | None):
+    def check_opened(self, payload: Payload) -> None:
+        if not isinstance(payload.get("stream"), bool | None):
             raise InvalidParameter("stream", "a boolean")
-        if not isinstance(document.get("stream_options"), dict | None):
+        if not isinstance(payload.get("stream_options"), dict | None):
             raise InvalidParameter("stream_options", "an object")
 
     def stream_format(
@@ -168,9 +164,9 @@ class ChatCodec(_CompletionCodec):
 
     kind = CHAT
 
-    def check_document(self, document: dict[str, Any]) -> None:
-        super().check_document(document)
-        messages = document.get("messages")
+    def check_opened(self, payload: Payload) -> None:
+        super().check_opened(payload)
+        messages = payload.get("messages")
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise InvalidParameter("messages", "a list of objects")
         if not messages:
@@ -182,17 +178,17 @@ class TextCodec(_CompletionCodec):
 
     kind = TEXT
 
-    def check_document(self, document: dict[str, Any]) -> None:
-        super().check_document(document)
-        if not _is_text(document.get("prompt")):
+    def check_opened(self, payload: Payload) -> None:
+        super().check_opened(payload)
+        if not _is_text(payload.get("prompt")):
             raise InvalidParameter("prompt", "text or a list of texts")
 
 
 class EmbeddingsCodec(OpenAICodec):
     """POST /v1/embeddings."""
 
-    def check_document(self, document: dict[str, Any]) -> None:
-        given = document.get("input")
+    def check_opened(self, payload: Payload) -> None:
+        given = payload.get("input")
         if isinstance(given, list) and any(isinstance(item, int | list) for item in given):
             raise InvalidParameter(
                 "input",
@@ -201,7 +197,7 @@ class EmbeddingsCodec(OpenAICodec):
             )
         if not _is_text(given):
             raise InvalidParameter("input", "text or a list of texts")
-        if document.get("encoding_format") not in (None, "float", "base64"):
+        if payload.get("encoding_format") not in (None, "float", "base64"):
             raise InvalidParameter("encoding_format", '"float" or "base64"')
 
     def encode(

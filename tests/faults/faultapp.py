@@ -28,6 +28,7 @@ from modelserve.tensors import InferRequest
 CONCURRENCY = 200
 NARROW = 3
 NARROW_SYNC = 2
+SEND_TIMEOUT = 1.5
 
 
 class Odd(BaseException):
@@ -454,7 +455,7 @@ app = ModelServer(
         concurrency=CONCURRENCY,
         queue=100,
         timeout=30.0,
-        send_timeout=1.5,
+        send_timeout=SEND_TIMEOUT,
         cleanup_timeout=1.0,
     ),
 )

@@ -270,6 +270,12 @@ def test_a_hook_that_needs_more_is_refused(function: Any, name: str, hook: str) 
         ModelServer([with_hooks(**{hook: function})])
 
 
+def test_the_payload_must_be_the_first_argument() -> None:
+    sentence = r"^predict of model 'm' takes 'payload', which must be its first argument$"
+    with pytest.raises(TypeError, match=sentence):
+        ModelServer([with_hooks(predict=lambda headers, payload: payload)])
+
+
 def only_keywords(**kwargs: Any) -> Any:
     return kwargs
 

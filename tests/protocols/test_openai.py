@@ -377,7 +377,7 @@ async def test_slots_and_metrics_are_as_everywhere() -> None:
     for name, outcome, status, count in (
         ("m", "done", 200, 2),
         ("", "error", 404, 1),
-        ("", "error", 400, 1),
+        ("m", "error", 400, 1),
     ):
         line = f"modelserve_requests_total{{{labels.format(name, outcome, status)}}} {count}.0"
         assert line in metrics
@@ -426,8 +426,9 @@ async def test_a_bad_request_names_what_is_wrong(
     assert error_of(response) == (400, expected)
 
 
-async def test_an_unknown_model() -> None:
-    response = await post(ModelServer(), CHAT, {"model": "zz", "messages": MESSAGES})
+@pytest.mark.parametrize("messages", [MESSAGES, 5])
+async def test_an_unknown_model(messages: Any) -> None:
+    response = await post(ModelServer(), CHAT, {"model": "zz", "messages": messages})
     assert error_of(response) == (
         404,
         {
@@ -437,6 +438,17 @@ async def test_an_unknown_model() -> None:
             "code": "model_not_found",
         },
     )
+
+
+async def test_a_model_that_is_not_ready_is_told_before_what_is_wrong_with_the_request() -> None:
+    class Cold(Words):
+        def load(self) -> bool:
+            return False
+
+    app = ModelServer([Cold("m")])
+    async with app.lifespan():
+        response = await post(app, "/v1/embeddings", {"model": "m", "input": 5})
+    assert response.status == 503
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,7 @@ async def test_what_cannot_be_parsed_is_answered_in_its_turn(
         server.go.set()
         answers = [await client.answer() for _ in range(3 if between else 2)]
         assert [answer.status for answer in answers] == [*[200] * (len(answers) - 1), status]
+        assert [*answers[-1].json] == ["error"]
 
 
 @both
@@ -368,6 +369,19 @@ async def test_bad_chunk_of_a_request_that_waits(base: Any, path: str) -> None:
         await settled(lambda: server.running)
         server.go.set()
         assert [(await client.answer()).status for _ in range(2)] == [200, 400]
+
+
+@both
+async def test_bad_chunk_of_a_request_that_is_running(base: Any) -> None:
+    bad = b"POST /wait HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with listening(mended(base)) as server, server.client() as client:
+        client.send(bad)
+        await settled(lambda: server.running)
+        client.send(b"zz\r\n")
+        answer = await client.answer()
+        assert (answer.status, [*answer.json]) == (400, ["error"])
+        server.go.set()
+        assert await client.rest() == b""
 
 
 @both

@@ -50,4 +50,5 @@ class H11Mends(Lingering, H11Protocol):
             self._is_refused = True
             self.answer(431, TOO_LONG)
         else:
-            super().send_400_response(msg)
+            self.answer_malformed(msg)
+            self.conn.send_failed()  # the application can send nothing after it

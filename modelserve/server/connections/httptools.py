@@ -159,7 +159,7 @@ class _InOrder(Lingering, _Requests):
         return self.cycle is None or self.cycle.scope is not self.scope
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(partial(super().send_400_response, msg))
+        self._refuse(partial(self.answer_malformed, msg))
 
     def _refuse(self, answer: Callable[[], None]) -> None:
         """Answer malformed data once all requests before it are answered."""

@@ -42,6 +42,11 @@ class Lingering:
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
+    def answer_malformed(self, sentence: str) -> None:
+        """Send a 400 in the form of all errors, and close the connection."""
+        self.transport.write(document(400, sentence))
+        self.transport.close()
+
     def discard(self, size: int) -> None:
         self._discarded += size
         if self._discarded > _LINGER_BYTES:
