@@ -62,7 +62,7 @@ def test_contents_are_read_and_written(datatype: str) -> None:
     assert InferResponse.from_grpc(message).outputs[0].data == values
 
 
-@pytest.mark.parametrize("count", [0, 15, 32, 5_000, 600_000])  # lengths of 1 to 4 bytes
+@pytest.mark.parametrize("count", [0, 15, 17, 32, 5_000, 600_000])  # lengths of 1 to 4 bytes
 @pytest.mark.parametrize("datatype", ["FP32", "FP64"])
 def test_floats_of_any_number_are_written(datatype: str, count: int) -> None:
     values = [0.5, -math.inf, math.inf, 1e-40 if datatype == "FP64" else 2.0**-149]
