@@ -3,6 +3,7 @@
 Each instance has its own models, limits and worker threads.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
@@ -314,10 +315,15 @@ class ModelServer(_Addressed, _Described, _Runnable):
         return self.serving.lifespan()
 
 
-def _several(models: Iterable[Any]) -> Iterable[Any]:
+def _several(models: Iterable[Any]) -> list[Any]:
     if not isinstance(models, Iterable):
         raise TypeError(f"The models of a ModelServer are a list of models, not {models!r}")
-    return models
+    several = list(models)
+    names = Counter(name for m in several if isinstance(name := getattr(m, "name", None), str))
+    for name, count in names.items():
+        if count > 1:  # a slip here, while `add_model` replaces on purpose
+            raise ValueError(f"{count} models of one ModelServer have the name {name!r}")
+    return several
 
 
 def _registered(app: ModelServer, target: F, name: str, verb: str, settings: ModelSettings) -> F:

@@ -70,7 +70,7 @@ def _watched(options: Namespace) -> list[Path]:
 
 def _refuse_flags(options: Namespace) -> None:
     """Refuse flags for a `ModelServer` if the target is another application."""
-    of_model_server = (Sets.LIMIT, Sets.APPLICATION)
+    of_model_server = (Sets.LIMIT, Sets.APPLICATION, Sets.DETAIL)
     given = [
         flag.name
         for flag in FLAGS

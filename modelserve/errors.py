@@ -12,6 +12,7 @@ exception is a 500 whose text stays in the log. The client has its own in `model
     |   +-- NotText                  500  `data` was read of a tensor that holds bytes, not text
     +-- InvalidInput                 400  an invalid request
     |   +-- NotAsDeclared            400  a payload that is not what the model has declared
+    |   +-- FieldMissing             400  a form without a field that the hook reads
     |   +-- InvalidParameter         400  an invalid member of a request to OpenAI's endpoints
     +-- Forbidden                    403  turned off on this server
     +-- RouteNotFound                404  no such path
@@ -58,6 +59,7 @@ __all__ = [
     "CollectedTooLarge",
     "DeadlineExceeded",
     "ExtraMissing",
+    "FieldMissing",
     "Forbidden",
     "HookMissing",
     "InferenceError",
@@ -154,6 +156,13 @@ class NotAsDeclared(InvalidInput):
 
     The reason contains no value of the payload. If a library found the mistake, its exception is
     the cause, and `debug` shows its text.
+    """
+
+
+class FieldMissing(InvalidInput, KeyError):
+    """Raised when a hook reads a field that the form does not have.
+
+    A KeyError as well, since a form is a mapping: its `get` and `except KeyError` know it.
     """
 
 

@@ -169,6 +169,7 @@ class Serving:
         self.follow(repository, loads_by_name=True)
         self._has_repository = True
         names = repository.names()
+        _tell_hidden(self.registry, repository, names)
         for name in names:
             self.registry.expect(name)
         if not names:
@@ -365,6 +366,15 @@ async def _wait_until_usable(serving: Serving, entry: Entry) -> None:
         await entry.attempted.wait()
     if not await entry.is_usable():
         raise not_ready(serving.registry, entry, debug=serving.debug)
+
+
+def _tell_hidden(registry: Registry, repository: ModelRepository, names: Sequence[str]) -> None:
+    """Warn of models of a directory whose names the application has; a client may load them."""
+    for name in names:
+        known = registry.entries.get(name)
+        if known is not None and not known.is_awaited and name not in repository.models:
+            text = "The model %s of the repository is not served: the application has another %s"
+            logger.warning(text, name, name)
 
 
 def _log_loads(states: Mapping[str, State]) -> None:

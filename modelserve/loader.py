@@ -142,10 +142,12 @@ def _find(module: ModuleType, attribute: str, where: str) -> Any:
 
 
 def _hint(module: ModuleType, where: str) -> str:
-    """Return a hint that names the applications in a module."""
+    """Return a hint that names the applications in a module, or says how to make one."""
     things = vars(module).items()
     names = [name for name, it in things if _is_asgi(it) and not inspect.isroutine(it)]
-    return f"; there is {' and '.join(f'{where}:{name}' for name in names)}" if names else ""
+    if not names:
+        return ": make one of models by app = ModelServer([...])"
+    return f"; there is {' and '.join(f'{where}:{name}' for name in names)}"
 
 
 def _is_asgi(app: Any) -> bool:

@@ -863,6 +863,20 @@ def test_an_argument_of_another_kind_is_refused(
         ModelServer(**arguments)
 
 
+@pytest.mark.parametrize("models", [list, iter])
+def test_two_models_of_one_name_in_one_list_are_refused(models: Any) -> None:
+    class Answers(Model):
+        def predict(self, payload: Any) -> Any:
+            return payload
+
+    first, second, other = Answers("m"), Answers("m"), Answers("n")
+    with pytest.raises(ValueError, match=r"^2 models of one ModelServer have the name 'm'$"):
+        ModelServer(models([first, other, second]))
+    app = ModelServer(models([first, other]))
+    app.add_model(second)  # replaces, as it says
+    assert app.serving.registry.get("m").model is second
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -184,6 +184,8 @@ def test_flags_for_an_application_that_is_no_model_server(served: str) -> None:
         f"--queue, --idle-timeout, --threads cannot be set from here: {served}:host is not a"
         " ModelServer, so give them to the ModelServer inside it."
     )
+    with pytest.raises(LoadError, match=r"^--model-name, --predictor-timeout cannot be set from"):
+        built(f"{served}:host", "--model-name", "x", "--predictor-timeout", "1")
     assert type(built(f"{served}:host")).__name__ == "Starlette"
 
 
@@ -218,6 +220,52 @@ def test_the_flags_that_kserve_gives_a_transformer(flags: str, tmp_path: Path) -
     two = built(f"{file}:two", *flags.split()).serving.registry
     assert two.names == ["a", "b"]
     assert [two.get(name).model.predictor_host for name in "ab"] == ["there:80", "other"]
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    file = tmp_path / f"{tmp_path.name}.py"  # one module each
+    file.write_text(
+        "from modelserve import Model, ModelServer\n"
+        "class Own(Model):\n"
+        "    def predict(self, payload): return payload\n"
+        "app, none = ModelServer([Own('a'), Own('b')]), ModelServer()\n"
+    )
+    return file
+
+
+@pytest.mark.parametrize("flag", ["--model-name=x", "--model_name=x", "MODELSERVE_MODEL_NAME"])
+def test_one_name_for_several_models_is_refused(
+    flag: str, several: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flag.startswith("MODELSERVE"):
+        monkeypatch.setenv(flag, "x")
+    with pytest.raises(LoadError) as caught:
+        built(str(several), *([flag] if flag.startswith("--") else []))
+    spelling = flag if flag.startswith("MODELSERVE") else "--model-name"
+    assert str(caught.value) == (
+        f"{spelling} is for an application with one model; the models here: a, b."
+    )
+
+
+def test_the_name_of_one_of_several_models_changes_nothing(several: Path) -> None:
+    assert built(str(several), "--model-name", "b").serving.registry.names == ["a", "b"]
+
+
+def test_a_name_that_kserve_has_appended_for_several_models_is_a_warning(
+    several: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "The name 'x' is ignored: --model-name is for an application with one model; "
+    app = built(str(several), "--model_name=x", "--predictor_host=there")
+    assert app.serving.registry.names == ["a", "b"]
+    assert f"{text}the models here: a, b." in caplog.messages
+    for name in "cd":
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "model.py").write_text("def load(path, name): return print")
+    built("--model_dir", str(tmp_path / "models"), "--model_name=x")
+    assert f"{text}the models here: c, d." in caplog.messages
+    built(f"{several}:none", "--model_name=x")
+    assert f"{text}the models here: none." in caplog.messages
 
 
 MORE = (

@@ -133,7 +133,10 @@ def test_what_a_file_defines_can_be_pickled(folder: Path) -> None:
             "served:app.gone.app",
             "There is no attribute 'app.gone.app' in served; there is served:app.",
         ),
-        ("bundle", "There is no attribute 'app' in bundle."),
+        (
+            "bundle",
+            "There is no attribute 'app' in bundle: make one of models by app = ModelServer([...]).",
+        ),
         ("served.py:text", "'text' in served.py is an instance of str, not an ASGI application."),
         (
             "served:model",

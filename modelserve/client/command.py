@@ -188,9 +188,13 @@ def _payload(options: Namespace) -> Any:
 
 
 def _parsed(text: str) -> Any:
+    """Return the value of an INSTANCE. Raises ValueError for what a shell has made of an object."""
     try:
         return orjson.loads(text)
-    except orjson.JSONDecodeError:
+    except orjson.JSONDecodeError as exc:
+        if text.lstrip().startswith("{"):
+            problem = f"INSTANCE begins like a JSON object and is none: {exc}"
+            raise ValueError(f"{problem}; text that begins so is sent in double quotes") from None
         return text
 
 

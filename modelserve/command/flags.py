@@ -4,6 +4,7 @@
 the environment, see `environment`.
 """
 
+import logging
 import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ __all__ = [
     "settings_of",
     "with_cors",
 ]
+
+logger = logging.getLogger("modelserve")
 
 # After saving a file, nobody wants to wait for an open stream.
 RELOAD_DRAIN_SECONDS: Final = 1.0
@@ -140,10 +143,28 @@ def configure(app: Hosted, options: Namespace) -> None:
             problem = exc.strerror or exc
             text = f"Cannot read the models in {options.model_dir}: {problem}."
             raise LoadError(f"{wrong_option(options, 'model_dir', text)}") from None
+    if options.model_name is not None and options.model_name not in serving.registry:
+        _tell_unused_name(serving, options)
     try:
         _add_paths(app, options)
     except ValueError as exc:
         raise LoadError(f"{exc}.") from None
+
+
+def _tell_unused_name(serving: Serving, options: Namespace) -> None:
+    """Raise LoadError for a name that no model has taken, or warn where KServe may have given it.
+
+    KServe appends `--model_name` to the arguments of any transformer and runtime, beside one of two
+    others.
+    """
+    names = serving.registry.names
+    text = (
+        f"{spelled(options, 'model_name')} is for an application with one model; the models here:"
+        f" {', '.join(names) or 'none'}."
+    )
+    if names and options.model_dir is None and options.predictor_host is None:
+        raise LoadError(text)
+    logger.warning("The name %r is ignored: %s", options.model_name, text)
 
 
 def _predictor_of(options: Namespace) -> ModelSettings:

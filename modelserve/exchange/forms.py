@@ -12,14 +12,12 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from starlette.datastructures import FormData
-
 from modelserve.concurrency.threads import Workers
 from modelserve.errors import BodyTooLarge, ExtraMissing, InvalidInput
 from modelserve.exchange.turns import TURN_SECONDS, give_way
 from modelserve.exchange.uploads import Spool, Upload, write_all
 from modelserve.protocols.codec import Codec
-from modelserve.wire.forms import FIELD_BYTES, MOST_PARTS, field_too_large, too_many_parts
+from modelserve.wire.forms import FIELD_BYTES, MOST_PARTS, FormData, field_too_large, too_many_parts
 from modelserve.wire.head import Head
 from modelserve.wire.headers import Header
 from modelserve.wire.media import media_type, parameters

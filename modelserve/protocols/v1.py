@@ -5,10 +5,10 @@ Pure.
 
 import math
 import re
+from codecs import BOM_UTF8
 from typing import Any, Final
 
 import orjson
-from starlette.datastructures import FormData
 
 from modelserve.errors import InvalidInput, NotAcceptable
 from modelserve.limits import Limits
@@ -30,7 +30,7 @@ from modelserve.wire.accept import (
 )
 from modelserve.wire.cost import check_cost
 from modelserve.wire.encoders import Encoder, natural_encoder
-from modelserve.wire.forms import read_urlencoded
+from modelserve.wire.forms import FormData, read_urlencoded
 from modelserve.wire.head import Head
 from modelserve.wire.headers import JSON, Header
 from modelserve.wire.json import parse_json
@@ -137,7 +137,11 @@ def _decode_other(body: Any, name: str) -> Payload:
         except orjson.JSONDecodeError:
             if _is_meant_as_json(body) or not (name or body):
                 return parse_json(body)  # raises InvalidInput
-        return FormData([*read_urlencoded(body)]) if name == _FORM_TYPE else bytes(body)
+        if name != _FORM_TYPE:
+            return bytes(body)
+        if body.startswith(BOM_UTF8):  # a file of JSON from Windows, sent by curl
+            return parse_json(body)  # raises InvalidInput
+        return FormData([*read_urlencoded(body)])
     if name.startswith("application/") and is_json(name):
         return parse_json(body)
     return bytes(body) if isinstance(body, bytes | bytearray) else body.payload

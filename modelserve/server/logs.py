@@ -70,6 +70,7 @@ def configure(*, form: str, level: str) -> None:
     handler.addFilter(add_request_id)
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    _quiet_calls()
     logging.captureWarnings(True)
     # Python would print these as plain text, which collectors of JSON lines cannot read.
     sys.unraisablehook = _log_unraisable
@@ -77,6 +78,13 @@ def configure(*, form: str, level: str) -> None:
     for noise in (no_response_cut, no_refusal):
         logging.getLogger("uvicorn.error").addFilter(noise)
     logging.getLogger("grpc._cython.cygrpc").addFilter(no_lost_call)
+
+
+def _quiet_calls() -> None:
+    """Leave out the line that httpx logs of each call, below debug and unless a level is set."""
+    httpx = logging.getLogger("httpx")
+    if httpx.level == logging.NOTSET and logging.root.level > logging.DEBUG:
+        httpx.setLevel(max(logging.WARNING, logging.root.level))
 
 
 def _stderr_handler(form: str) -> logging.Handler:

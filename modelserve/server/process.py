@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -108,7 +108,8 @@ def make_server(
     try:
         config.load()
     except OSError as exc:  # ssl.SSLError is one
-        raise LoadError(f"The TLS certificate or key cannot be used: {exc}.") from None
+        problem = _unreadable(settings.uvicorn) or exc
+        raise LoadError(f"The TLS certificate or key cannot be used: {problem}.") from None
     except ImportError as exc:
         raise LoadError(f"--http {config.http} needs a package: {exc}.") from None
     config.http_protocol_class = mended(config.http_protocol_class)
@@ -125,6 +126,16 @@ def make_server(
         exit_on_load_failure=settings.exit_on_load_failure,
         **options,
     )
+
+
+def _unreadable(options: Mapping[str, Any]) -> OSError | None:
+    """Return why a file for TLS cannot be read; unlike OpenSSL's, the error names the file."""
+    for path in filter(None, (options.get("ssl_certfile"), options.get("ssl_keyfile"))):
+        try:
+            Path(path).read_bytes()
+        except OSError as exc:
+            return exc
+    return None
 
 
 def _failure(exc: Exception) -> str:

@@ -20,6 +20,7 @@ __all__ = [
 CANNOT_LOAD: Final = 2
 CANNOT_START: Final = 3
 CANNOT_LOAD_MODELS: Final = 4
+_LAST_PORT: Final = 65535
 HEAD_TIMEOUT: Final = 60.0  # seconds; nginx and Node have the same
 
 _FOR_WORKERS: Final = ("SIGCHLD", "pthread_sigmask", "set_wakeup_fd")
@@ -58,6 +59,9 @@ class Settings:
     @property
     def unsupported(self) -> str | None:
         """Why this system cannot serve with these settings, in one sentence; None if it can."""
+        for port in (self.port, self.grpc_port):
+            if port is not None and not 0 <= port <= _LAST_PORT:  # would be another port, modulo
+                return f"{port} is not a port: those are the numbers from 0 to {_LAST_PORT}."
         if self.uds is not None and not hasattr(socket, "AF_UNIX"):
             return "--uds needs Unix domain sockets, which this system does not have."
         if self.workers > 1 and not all(hasattr(signal, name) for name in _FOR_WORKERS):

@@ -1,17 +1,43 @@
-"""The limits of forms, and the fields of an urlencoded one (WHATWG URL, 5.1). Pure."""
+"""What hooks are given for a form, its limits, and urlencoded fields (WHATWG URL, 5.1). Pure."""
 
 import re
-from typing import Final
+from typing import Any, Final
 
-from modelserve.errors import BodyTooLarge, InvalidInput
+from starlette import datastructures
 
-__all__ = ["FIELD_BYTES", "MOST_PARTS", "field_too_large", "read_urlencoded", "too_many_parts"]
+from modelserve.errors import BodyTooLarge, FieldMissing, InvalidInput
+
+__all__ = [
+    "FIELD_BYTES",
+    "MOST_PARTS",
+    "FormData",
+    "field_too_large",
+    "read_urlencoded",
+    "too_many_parts",
+]
 
 MOST_PARTS: Final = 1000  # fields and files
 FIELD_BYTES: Final = 1 << 20
 # Undoing the percent-encoding takes up to 0.1 us a byte, and is done on the event loop.
 _FORM_BYTES: Final = 2 << 20
 _STRAY_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+class FormData(datastructures.FormData):
+    """starlette's, where a field that is missing is the client's mistake."""
+
+    def __getitem__(self, name: Any) -> Any:
+        """Return the last field or file of a name. Raises FieldMissing."""
+        try:
+            return super().__getitem__(name)
+        except KeyError:
+            raise FieldMissing(f'The form has no field "{name}".') from None
+
+    def __eq__(self, other: object) -> bool:
+        plain = datastructures.FormData
+        return isinstance(other, plain) and plain(self) == plain(other)
+
+    __hash__ = datastructures.FormData.__hash__
 
 
 def read_urlencoded(body: bytes | bytearray) -> list[tuple[str, str]]:

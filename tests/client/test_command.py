@@ -100,6 +100,16 @@ def test_what_is_printed(url: str, call: Any, arguments: list[str], printed: str
     assert call(url, *arguments) == (0, printed, "")
 
 
+@pytest.mark.parametrize("instance", ["{instances: [2]}", " {'a': 1}", "{"])
+def test_an_object_without_its_quotes_is_not_sent_as_text(
+    url: str, call: Any, instance: str
+) -> None:
+    code, printed, complaint = call(url, "square", instance)
+    assert (code, printed) == (2, "")
+    assert complaint.startswith("modelserve: INSTANCE begins like a JSON object and is none: ")
+    assert call(url, "words", f'"{instance}"', "--raw")[:2] == (0, f"{instance.strip()} ")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "printed"),
     [

@@ -167,6 +167,54 @@ async def test_files_that_come_in_turns_keep_their_order() -> None:
     ]
 
 
+# --- fields that are missing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (form_of(("name=b", b"1")), FORM),
+        (b"b=1", {"content-type": "application/x-www-form-urlencoded"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sync", "async", "stream"])
+async def test_a_missing_field_is_a_400_that_names_it(
+    kind: str, body: bytes, headers: dict[str, str]
+) -> None:
+    async def streams(form: Any) -> AsyncIterator[Any]:
+        yield form["a"]
+
+    async def answers(form: Any) -> Any:
+        return form["a"]
+
+    hook = {"sync": lambda form: form["a"], "async": answers, "stream": streams}[kind]
+    response = await request(serve(hook), *PREDICT, body=body, headers=headers)
+    assert (response.status, response.json()) == (400, {"error": 'The form has no field "a".'})
+
+
+async def test_any_other_missing_key_stays_the_programs_fault() -> None:
+    async def predict(form: Any) -> Any:
+        return {**form}["a"]
+
+    response = await request(serve(predict), *PREDICT, body=form_of(("name=b", b"1")), headers=FORM)
+    assert (response.status, response.json()) == (500, {"error": "Internal Server Error"})
+
+
+async def test_a_form_without_a_field_is_still_a_mapping() -> None:
+    async def predict(form: Any) -> Any:
+        assert "a" not in form
+        assert (form.get("a"), form.get("a", 5), form.getlist("a")) == (None, 5, [])
+        with pytest.raises(KeyError):
+            form["a"]
+        assert form == FormData([("b", "1")])
+        assert FormData([("b", "1")]) == form
+        assert form != FormData([("b", "2")])
+        return {**form}
+
+    response = await request(serve(predict), *PREDICT, body=form_of(("name=b", b"1")), headers=FORM)
+    assert response.json() == {"b": "1"}
+
+
 # --- what is no form ----------------------------------------------------------------------------
 
 

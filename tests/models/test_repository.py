@@ -197,6 +197,32 @@ async def test_models_of_the_directory_are_served(tmp_path: Path, record: Log) -
 
 
 @pytest.mark.anyio
+async def test_a_name_that_the_application_has_already_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "a")
+    own = Model("a")
+    own.predict = lambda payload: "own"  # type: ignore[method-assign,assignment]
+    app = ModelServer([own], repository=ModelRepository(tmp_path))
+    told = "The model a of the repository is not served: the application has another a"
+    assert caplog.messages == [told]
+    async with lifespan(app):
+        answer = await request(app, "POST", "/v1/models/a:predict", body=b"{}")
+        assert answer.body == b"own"
+
+
+def test_what_a_repository_has_loaded_itself_needs_no_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "a")
+    repository = ModelRepository(tmp_path)
+    repository.load_models()
+    ModelServer(repository=repository).serving.use(repository)  # as --model-dir does
+    ModelServer(repository=ModelRepository(tmp_path)).serving.use(ModelRepository(tmp_path))
+    assert caplog.messages == []
+
+
+@pytest.mark.anyio
 async def test_without_a_lifespan_the_first_request_waits_for_the_load(tmp_path: Path) -> None:
     put(tmp_path, "a")
     app = ModelServer(repository=ModelRepository(tmp_path))

@@ -122,6 +122,11 @@ def test_text_that_begins_like_json_must_be_json(content_type: str, body: bytes)
         decode(body, content_type)
 
 
+def test_a_form_that_begins_with_a_byte_order_mark_is_meant_as_json() -> None:
+    with pytest.raises(InvalidInput, match=r"byte order mark"):
+        decode(b'\xef\xbb\xbf{"instances":[1]}', "application/x-www-form-urlencoded")
+
+
 @pytest.mark.parametrize(
     ("body", "fields"),
     [

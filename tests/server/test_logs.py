@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import re
+import subprocess
 import sys
 from contextvars import Context
 from pathlib import Path
@@ -36,6 +37,30 @@ def test_what_python_only_prints_is_logged(start: Serve, tmp_path: Path) -> None
     assert json.loads(ended)["message"] == "Exception in thread ill"
     assert "ValueError" in json.loads(ended)["exception"]
     assert printed.startswith("modelserve: ")
+
+
+@pytest.mark.parametrize(
+    ("before", "level", "logged"),
+    [
+        ("", "info", ["mine info", "httpx warning"]),
+        ("", "error", []),
+        ("", "debug", ["mine info", "httpx info", "httpx warning"]),
+        ("getLogger('httpx').setLevel('INFO')", "info", ["mine info", "httpx info", "httpx warning"]),
+    ],
+)  # fmt: skip
+def test_the_calls_that_httpx_makes_are_logged_where_they_are_asked_for(
+    before: str, level: str, logged: list[str]
+) -> None:
+    program = (
+        f"from logging import getLogger\n{before}\n"
+        "from modelserve.server import logs\n"
+        f"logs.configure(form='json', level='{level}')\n"
+        "getLogger('mine').info('mine info')\n"
+        "getLogger('httpx').info('httpx info')\n"
+        "getLogger('httpx').warning('httpx warning')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert [json.loads(line)["message"] for line in ran.stderr.splitlines()] == logged
 
 
 def record(message: str = "Served %s", *args: object, **extra: Any) -> logging.LogRecord:

@@ -5,6 +5,11 @@ from pathlib import Path
 import pytest
 from servercommand import INT, TERM, Serve, until, until_draining
 
+from modelserve import ModelServer
+from modelserve.errors import LoadError
+from modelserve.server.process import make_server
+from modelserve.server.settings import Settings
+
 HUP = signal.SIGHUP
 
 
@@ -86,3 +91,18 @@ def test_a_handler_of_the_application_is_kept(serve: Serve, tmp_path: Path, work
     os.kill(running.served_by[0][1], HUP)
     until(lambda: running.has("handled"))
     assert running.get("/v2/health/ready")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("certfile", "keyfile", "missing"),
+    [("none", None, "none"), ("cert.pem", "none", "none"), (".", None, ".")],
+)
+def test_a_file_for_tls_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certfile: str, keyfile: str, missing: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cert.pem").write_text("a certificate")
+    settings = Settings(uvicorn={"ssl_certfile": certfile, "ssl_keyfile": keyfile})
+    with pytest.raises(LoadError, match=r"^The TLS certificate or key cannot be used: ") as caught:
+        make_server(ModelServer, settings)
+    assert str(caught.value).endswith(f": '{missing}'.")
