@@ -13,6 +13,7 @@ from modelserve.composing.reading import items_in_thread
 from modelserve.composing.requests import CallRequest
 from modelserve.concurrency.bridge import call_of_this_thread
 from modelserve.concurrency.loops import event_loop
+from modelserve.concurrency.uninterrupted import wait_until
 from modelserve.exchange.running import running_caller
 from modelserve.lifespan import Serving
 from modelserve.models.hooks import VERBS
@@ -46,7 +47,6 @@ class ModelCall:
             raise ValueError(f"There is no verb {verb!r}: there are {', '.join(VERBS)}")
         self._thread = call_of_this_thread()
         request = CallRequest(serving, name, payload, verb, headers, running_caller())
-        request.from_thread = self._thread is not None
         self._reader = _Reader(request)
 
     # -- on the event loop
@@ -84,6 +84,7 @@ class ModelCall:
                 "A model can be called without await only by a sync hook, in its thread: use await"
             )
         request, call_soon = self._reader.request, self._thread.call_soon
+        request.thread = self._thread
         begin = partial(call_soon, request.begin)
         return items_in_thread(request, call_soon, begin, request.leave)
 
@@ -140,12 +141,7 @@ class _Reader:
             return
         request.leave()
         request.items.clear()
-        while not request.ended:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._bell.rung()
-            except anyio.get_cancelled_exc_class():
-                continue  # asyncio's own passes the shield; the model is already cancelled
+        await wait_until(lambda: request.ended, self._bell.rung)
         request.error = None
 
     def _begin(self) -> None:

@@ -7,23 +7,25 @@ request, and the id of the calling request.
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import Any, Final
 
 import anyio
 from starlette.types import Message, Receive
 
+from modelserve.concurrency.bridge import ThreadCall
 from modelserve.concurrency.endings import Ending, is_ending
 from modelserve.concurrency.flight import Flight, HostCancelled, Phase
-from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.loops import event_loop
-from modelserve.concurrency.threads import ExtraThreads, OwnThread, Workers
+from modelserve.concurrency.nesting import Places, deadlock
+from modelserve.concurrency.threads import ExtraThreads, OwnThread, OwnThreadForHooks, Workers
 from modelserve.errors import (
     ClientGone,
     InferenceError,
-    Overloaded,
     ServerShuttingDown,
     Stopped,
     describe,
@@ -65,7 +67,7 @@ class CallRequest:
 
     Attributes:
         caller: The request whose hook made the call.
-        from_thread: A thread waits for it.
+        thread: The hook in a thread that waits for it.
         items: The items, or the result, that the caller has not read yet.
         ahead: The most items that may wait for the caller.
         waits_for_room: So many wait; call `make_room` once half of them are read.
@@ -92,7 +94,7 @@ class CallRequest:
         self.caller = caller
         self.id = self._chosen_id()
         self.context = copy_context()
-        self.from_thread = False
+        self.thread: ThreadCall | None = None
         # what the flight reads
         self.arrived = self.since = monotonic()
         self.phase: int = Phase.QUEUE
@@ -226,10 +228,9 @@ async def _usable_entry(request: CallRequest) -> Entry:
     if sum(1 for _ in _chain(request)) > _DEEPEST:
         raise InferenceError(f"Models call one another more than {_DEEPEST} deep.")
     entry = await usable_entry(request.serving, request.name, None, request.note_entry)
-    if isinstance(entry.workers, OwnThread) and _blocks_thread_of(request, entry):
-        raise Overloaded(
-            "The call would deadlock: its caller holds the only thread.", retry_after=1.0
-        )
+    # Other hooks are refused when they wait for the thread; here that is not this request's wait.
+    if entry.is_joint and any(t.holds is entry.workers.slots for t in _threads(request)):
+        raise deadlock()
     return entry
 
 
@@ -242,10 +243,20 @@ def _chain(request: CallRequest) -> Iterator[Caller]:
         caller = caller.caller if isinstance(caller, CallRequest) else None
 
 
-def _held(request: CallRequest) -> dict[object, Gate]:
-    """Return the gates of the slots that callers hold until this call has ended."""
+def _threads(request: CallRequest) -> Iterator[ThreadCall]:
+    """Yield the hooks in threads that wait for this call, or for one that waits for it."""
+    for call in chain((request,), _chain(request)):
+        thread = call.thread if isinstance(call, CallRequest) else None
+        if thread is not None and not thread.finished:
+            yield thread
+
+
+def _held(request: CallRequest) -> dict[object, Places]:
+    """Return whose slots and own threads are not free before this call has ended."""
     entries = ((caller, _entry_of(request, caller)) for caller in _chain(request))
-    return {caller: entry.gate for caller, entry in entries if entry is not None}
+    held: dict[object, Places] = {who: entry.gate for who, entry in entries if entry is not None}
+    held.update((hook, hook.holds) for hook in _threads(request) if hook.holds is not None)
+    return held
 
 
 def _entry_of(request: CallRequest, caller: Caller) -> Entry | None:
@@ -256,24 +267,19 @@ def _entry_of(request: CallRequest, caller: Caller) -> Entry | None:
     return next((entry for entry in known if entry.series is caller.series), None)
 
 
-def _blocks_thread_of(request: CallRequest, entry: Entry) -> bool:
-    """Return whether the one thread of a model waits for this call."""
-    waits = request.from_thread
-    for caller in _chain(request):
-        if waits and _entry_of(request, caller) is entry:
-            return True
-        waits = isinstance(caller, CallRequest) and caller.from_thread
-    return False
-
-
 def _workers_for(request: CallRequest, entry: Entry) -> Workers:
     """Return the threads for a model's hooks: not those that wait for the hooks."""
-    waits = request.from_thread or any(
-        isinstance(caller, CallRequest) and caller.from_thread for caller in _chain(request)
-    )
-    if waits and not isinstance(entry.workers, OwnThread):
-        return ExtraThreads(entry.workers)
-    return entry.workers
+    workers = entry.workers
+    if isinstance(workers, OwnThread):
+        return OwnThreadForHooks(workers, partial(_waiting_for_thread, request, entry))
+    waits = next(_threads(request), None) is not None
+    return ExtraThreads(workers) if waits else workers
+
+
+def _waiting_for_thread(request: CallRequest, entry: Entry) -> AbstractContextManager[None]:
+    """Return the block in which an admitted call waits for its model's own thread."""
+    held = {**_held(request), request: entry.gate}
+    return request.serving.admission.nesting.waiting_for_thread(entry.workers.slots, held)
 
 
 async def _run_hooks(request: CallRequest, entry: Entry, plan: Plan) -> None:

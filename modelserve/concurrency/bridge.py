@@ -23,6 +23,8 @@ import anyio
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.contexts import Changes, Recorder, apply_changes
 from modelserve.concurrency.loops import Event, event_loop
+from modelserve.concurrency.slots import Slots
+from modelserve.concurrency.uninterrupted import wait_until
 
 __all__ = [
     "ThreadCall",
@@ -120,7 +122,12 @@ class ThreadCall:
         on_end: Called once the thread is free: on the event loop, or in the thread if that ended.
         shares_context: Context variables that the call sets are also set in the code that awaits
             its result or its items.
+
+    Attributes:
+        holds: The one slot of the thread, if that is a model's own.
     """
+
+    holds: Slots | None = None
 
     def __init__(
         self,
@@ -221,12 +228,7 @@ class ThreadCall:
         self.stop_requested = True
         self.room.set()
         _call_each(self.when_stopped)
-        while not self._ended.is_set():
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._ended.wait()
-            except anyio.get_cancelled_exc_class():
-                continue  # asyncio's own passes the shield; the thread is already stopping
+        await wait_until(self._ended.is_set, self._ended.wait)
 
     def _notify_end(self) -> None:
         self._on_end(self)

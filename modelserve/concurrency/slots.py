@@ -11,13 +11,14 @@ __all__ = ["Slots"]
 class Slots:
     """A number of slots, and who waits for one, in order.
 
-    Args:
-        limit: How many there are.
+    Attributes:
+        concurrency: How many there are.
+        running: How many are taken.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._taken = 0
+    def __init__(self, concurrency: int) -> None:
+        self.concurrency = concurrency
+        self.running = 0
         self._waiting: deque[_Place] = deque()
         # Held by whoever changes who waits. A task that is collected as garbage gives up its place.
         self._lock = RLock()
@@ -27,9 +28,13 @@ class Slots:
         """Whether somebody waits."""
         return bool(self._waiting)
 
+    def acquire_nowait(self) -> bool:
+        """Take a slot if one is free and nobody waits; return whether that was so."""
+        return not self._waiting and self._claim()
+
     async def acquire(self) -> None:
         """Take a slot, waiting in turn. A cancelled wait gives up its place."""
-        if not self._waiting and self._claim():
+        if self.acquire_nowait():
             return
         place = self._enqueue()
         try:
@@ -41,14 +46,14 @@ class Slots:
 
     def release(self) -> None:
         """Give a slot back, for who has waited longest; in any thread."""
-        self._taken -= 1
+        self.running -= 1
         if self._waiting:
             self._admit()
 
     def _claim(self) -> bool:
         """Take a slot if there is one; no other thread comes between, see `Gate.claim`."""
-        if self._taken < self.limit:
-            self._taken += 1
+        if self.running < self.concurrency:
+            self.running += 1
             return True
         return False
 
@@ -72,7 +77,7 @@ class Slots:
                 place = self._waiting.popleft()
                 place.admitted = place.settled.set()
                 if not place.admitted:  # its event loop has ended
-                    self._taken -= 1
+                    self.running -= 1
 
 
 class _Place:

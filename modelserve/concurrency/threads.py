@@ -11,18 +11,28 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import anyio
 
 from modelserve.concurrency.bridge import ThreadCall, ThreadStream, run_here
 from modelserve.concurrency.closing import close
 from modelserve.concurrency.slots import Slots
-from modelserve.errors import NoThread
+from modelserve.errors import NoThread, Overloaded
 
-__all__ = ["ExtraThreads", "OwnThread", "Workers", "let_threads_run", "start_thread"]
+__all__ = [
+    "ExtraThreads",
+    "OwnThread",
+    "OwnThreadForHooks",
+    "Workers",
+    "let_threads_run",
+    "start_thread",
+]
 
 logger = logging.getLogger("modelserve")
+
+Waiting: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 def start_thread(name: str, function: Callable[..., object], *args: Any) -> threading.Thread:
@@ -51,7 +61,7 @@ class Workers:
         self.limit = limit
         self._calls: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
         self._running: dict[ThreadCall, bool] = {}  # whether it counts towards the limit
-        self._slots = Slots(limit)
+        self.slots = Slots(limit)
 
     @property
     def running(self) -> list[str]:
@@ -62,7 +72,7 @@ class Workers:
     @property
     def has_waiting(self) -> bool:
         """Whether a call waits for a thread. Callable from any thread."""
-        return self._slots.has_waiting
+        return self.slots.has_waiting
 
     def own_thread(self, name: str) -> "OwnThread":
         """Return a thread beside the limit for one model; it is closed with the others."""
@@ -91,7 +101,7 @@ class Workers:
         """Run a hook's sync iterator in one worker thread, otherwise as `call_hook`.
 
         If cancelled while waiting for a thread, the iterator is closed in an extra thread; if none
-        can be started, it is closed here, as it has never run.
+        can be started, or the call is refused, it is closed here, as it has never run.
         """
         call = ThreadCall(label, lambda: iterator, (), on_end=self._release, shares_context=True)
         try:
@@ -105,7 +115,7 @@ class Workers:
             else:
                 await call.stop()
             raise
-        except NoThread:
+        except Overloaded:
             _close_unstarted(label, iterator)
             raise
         stream: ThreadStream = await call.result()
@@ -135,12 +145,13 @@ class Workers:
             self._start(call, counted=counted)
         except NoThread:
             if counted:
-                self._slots.release()
+                self.slots.release()
             raise
 
     async def _acquire(self, call: ThreadCall) -> bool:
         """Wait until the call may start; return whether it counts towards the limit."""
-        await self._slots.acquire()
+        if not self.slots.acquire_nowait():
+            await self.slots.acquire()
         return True
 
     def _start(self, call: ThreadCall, *, counted: bool) -> None:
@@ -160,7 +171,7 @@ class Workers:
 
     def _release(self, call: ThreadCall) -> None:
         if self._running.pop(call):
-            self._slots.release()
+            self.slots.release()
 
 
 class OwnThread(Workers):
@@ -176,19 +187,21 @@ class OwnThread(Workers):
         self._tasks: dict[ThreadCall, int] = {}
         self._streams: dict[ThreadCall, ThreadCall] = {}  # the stream that a call has to interrupt
 
-    async def _acquire(self, call: ThreadCall) -> bool:
+    async def _acquire(self, call: ThreadCall, waiting: Waiting = nullcontext) -> bool:
+        """Otherwise as that of `Workers`; a wait for the thread is in a block of `waiting`."""
         task = anyio.get_current_task().id
         streams = (running for running in [*self._running] if self._tasks.get(running) == task)
         stream = next(streams, None)
-        counted = stream is None
-        if stream is None:
-            await super()._acquire(call)
-        else:
+        if stream is not None:
             self._streams[call] = stream
+        elif not self.slots.acquire_nowait():
+            with waiting():
+                await self.slots.acquire()
         self._tasks[call] = task
-        return counted
+        return stream is None
 
     def _start(self, call: ThreadCall, *, counted: bool) -> None:
+        call.holds = self.slots
         stream = self._streams.pop(call, None)
         if stream is None or not stream.run_between_items(call):
             if not self._threads:
@@ -204,6 +217,29 @@ class OwnThread(Workers):
     def _release(self, call: ThreadCall) -> None:
         del self._tasks[call]
         super()._release(call)
+
+
+class OwnThreadForHooks(Workers):
+    """A model's own thread for hooks of requests, which keep a slot while they wait for it.
+
+    Args:
+        waiting: Returns the block in which one waits for the thread; may raise Overloaded.
+    """
+
+    def __init__(self, own: OwnThread, waiting: Waiting) -> None:
+        super().__init__()
+        self.slots = own.slots
+        self._thread = own
+        self._waiting = waiting
+
+    async def _acquire(self, call: ThreadCall) -> bool:
+        return await self._thread._acquire(call, self._waiting)
+
+    def _start(self, call: ThreadCall, *, counted: bool) -> None:
+        self._thread._start(call, counted=counted)
+
+    def _release(self, call: ThreadCall) -> None:
+        self._thread._release(call)
 
 
 class ExtraThreads(Workers):

@@ -1,7 +1,7 @@
 """Wait for work that has to be completed, however often the wait is cancelled.
 
 A shielded scope keeps trio's cancellations out, and anyio's. One of asyncio's own, `Task.cancel`,
-goes through: so there the work has a task of its own, and only the wait is cancelled.
+goes through: so there the work has a task or a thread of its own, and only the wait is cancelled.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ["call_to_end", "wait_to_end"]
+__all__ = ["call_to_end", "wait_to_end", "wait_until"]
 
 Function = Callable[[], Awaitable[None]]
 
@@ -39,6 +39,20 @@ async def call_to_end(function: Function, *, when_cancelled: Callable[[], None])
     task.result()
     if cancellation is not None:
         raise cancellation
+
+
+async def wait_until(is_over: Callable[[], bool], wait: Callable[[], Awaitable[object]]) -> None:
+    """Wait until something is over that is ending already; no cancellation is raised.
+
+    Args:
+        wait: Waits until `is_over` may have changed.
+    """
+    while not is_over():
+        try:
+            with anyio.CancelScope(shield=True):
+                await wait()
+        except anyio.get_cancelled_exc_class():
+            continue  # asyncio's own
 
 
 async def wait_to_end(

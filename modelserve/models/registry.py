@@ -17,7 +17,7 @@ from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.flights import Flights
 from modelserve.concurrency.gate import Gate
 from modelserve.concurrency.loops import Event
-from modelserve.concurrency.threads import Workers
+from modelserve.concurrency.threads import OwnThread, OwnThreadForHooks, Workers
 from modelserve.errors import ModelNotFound
 from modelserve.exchange.streams import Streaming
 from modelserve.limits import DEFAULTS, SMALL_BYTES, Limits
@@ -75,9 +75,10 @@ class Entry:
     """One registered model: everything decided at registration, and the state of its life.
 
     `created`: when it was registered, in seconds since 1970. `is_awaited`: the repository has not
-    built the model yet; `model` is a placeholder. `is_retired`: no name leads to it any more.
-    `attempted` is set once the load under way has succeeded or failed, and `failure` says why it
-    failed. `not_before` is when a load that had no thread may be tried again.
+    built the model yet; `model` is a placeholder. `is_joint`: it is called for several requests at
+    once, by batching or stepping. `is_retired`: no name leads to it any more. `attempted` is set
+    once the load under way has succeeded or failed, and `failure` says why it failed. `not_before`
+    is when a load that had no thread may be tried again.
     """
 
     def __init__(self, name: str, model: Any, shared: Shared) -> None:
@@ -112,6 +113,7 @@ class Entry:
 
         self.model = model
         self.is_awaited = False
+        self.is_joint = model.batching is not None or model.stepping is not None
         self.plans = plans
         self.checks_health = defines(model, "healthy")
         self.health = Health(self.name, model.healthy)
@@ -158,11 +160,19 @@ class Entry:
         self.streaming = _streaming(model, self.limits, self.series, coalesce=shared.coalesce)
 
         make_call = new_calls(plans, shared.telemetry.followed)
-        self.new_call: NewCall = partial(make_call, self.name, self.workers)
+        self.new_call: NewCall = partial(make_call, self.name, self._workers_for_hooks())
 
         connect(model)
         if not self.needs_loading:
             model.ready = True
+
+    def _workers_for_hooks(self) -> Workers:
+        """Return the threads for the hooks of requests that have a slot of the model."""
+        own = self.workers
+        if self.is_joint or not isinstance(own, OwnThread):
+            return own
+        waiting = self._shared.admission.nesting.request_waiting_for_thread
+        return OwnThreadForHooks(own, partial(waiting, own.slots, self.gate))
 
     @property
     def state(self) -> State:

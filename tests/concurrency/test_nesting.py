@@ -6,6 +6,8 @@ import pytest
 from modelserve import Limits
 from modelserve.concurrency.admission import Admission
 from modelserve.concurrency.gate import Gate
+from modelserve.concurrency.nesting import Holders, Nesting
+from modelserve.concurrency.slots import Slots
 from modelserve.errors import ModelNotFound, Overloaded, ServerShuttingDown
 from modelserve.limits import DEFAULTS
 
@@ -156,4 +158,79 @@ async def test_a_request_needs_all_that_it_waits_for() -> None:
         await anyio.wait_all_tasks_blocked()
         with pytest.raises(Overloaded, match="would deadlock"):
             await gates.nesting.acquire(own, {"request": own, "call": called})
+        group.cancel_scope.cancel()
+
+
+# --- threads of models' own -----------------------------------------------------------------------
+
+
+def busy() -> Slots:
+    thread = Slots(1)
+    assert thread.acquire_nowait()
+    return thread
+
+
+def wait_for(nesting: Nesting, thread: Slots, held: Holders) -> None:
+    """Begin to wait and give up."""
+    with nesting.waiting_for_thread(thread, held):
+        pass
+
+
+async def test_threads_that_wait_in_a_circle_are_noticed() -> None:
+    nesting, a, b, c = admission().nesting, busy(), busy(), busy()
+    first, second = nesting.waiting_for_thread(b, {1: a}), nesting.waiting_for_thread(c, {2: b})
+    with first, second, pytest.raises(Overloaded, match="only thread waits for it"):
+        wait_for(nesting, a, {3: c})
+    wait_for(nesting, a, {3: c})  # the others have ended
+
+
+async def test_a_thread_that_only_is_busy_is_waited_for() -> None:
+    nesting, a, b = admission().nesting, busy(), busy()
+    with nesting.waiting_for_thread(b, {1: a}):  # the hook in `b` waits for nothing
+        wait_for(nesting, b, {2: a})
+        wait_for(nesting, a, {})  # that in `a` waits for `b`
+    free = Slots(1)
+    wait_for(nesting, free, {1: free})  # released meanwhile
+
+
+async def test_a_circle_of_slots_and_threads_is_noticed() -> None:
+    gates, gate, thread = admission(), of(1), busy()
+    assert gates.acquire_nowait(gate)
+    async with anyio.create_task_group() as group:
+        group.start_soon(gates.nesting.acquire, gate, {"hook": thread})
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(Overloaded, match="only thread waits for it"):
+            wait_for(gates.nesting, thread, {"request": gate})
+        group.cancel_scope.cancel()
+    waiting = gates.nesting.waiting_for_thread(thread, {"request": gate})
+    with waiting, pytest.raises(Overloaded, match="its callers hold all slots"):
+        await gates.nesting.acquire(gate, {"hook": thread})
+
+
+async def test_requests_that_wait_for_a_thread_keep_their_slots() -> None:
+    gates, gate, other, thread = admission(), of(3), of(1), busy()
+    for taken in (gate, gate, gate, other):
+        assert gates.acquire_nowait(taken)
+    nesting, holder, caller = gates.nesting, {"hook": thread, "R": gate}, {"C": other}
+    async with anyio.create_task_group() as group:
+        with nesting.request_waiting_for_thread(thread, gate):
+            group.start_soon(nesting.acquire, other, holder)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(nesting.acquire, gate, caller)  # the third may end
+            await anyio.wait_all_tasks_blocked()
+            assert (gate.waiting, other.waiting) == (1, 1)
+            second = nesting.request_waiting_for_thread(thread, gate)
+            with pytest.raises(Overloaded, match="only thread waits for it"), second:
+                raise AssertionError
+        group.cancel_scope.cancel()
+    waits = nesting.request_waiting_for_thread
+    async with anyio.create_task_group() as group:
+        with waits(thread, gate), waits(thread, gate):
+            group.start_soon(nesting.acquire, other, holder)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(Overloaded, match="its callers hold all slots"):
+                await nesting.acquire(gate, caller)
+        group.start_soon(nesting.acquire, gate, caller)  # these requests have ended
+        await anyio.wait_all_tasks_blocked()
+        assert (gate.waiting, other.waiting) == (1, 1)
         group.cancel_scope.cancel()

@@ -7,6 +7,7 @@ import json
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import anyio
@@ -17,8 +18,9 @@ import pytest
 from blocking import Blocking, until
 
 from modelserve import InvalidInput, Model, ModelServer
-from modelserve.concurrency.threads import Workers
-from modelserve.errors import NoThread
+from modelserve.concurrency.nesting import deadlock
+from modelserve.concurrency.threads import OwnThreadForHooks, Workers
+from modelserve.errors import NoThread, Overloaded
 from modelserve.testing import request
 
 pytestmark = pytest.mark.anyio
@@ -428,6 +430,34 @@ async def test_closing_a_pool_ends_the_threads_of_models() -> None:
     await until(lambda: not alive() - before)
 
 
+async def test_a_call_that_may_not_wait_for_the_thread_is_refused_only_where_it_would() -> None:
+    @contextmanager
+    def refusing() -> Iterator[None]:
+        raise deadlock()
+        yield
+
+    own, first, items = Workers(4).own_thread("m"), Blocking(), Items()
+    workers = OwnThreadForHooks(own, refusing)
+    thread = await workers.call("m", threading.get_ident)
+    async with anyio.create_task_group() as group:
+        group.start_soon(own.call, "first", first)
+        await until(first.started.is_set)
+        with pytest.raises(Overloaded, match="would deadlock"):
+            await workers.call("second", int)
+        with pytest.raises(Overloaded, match="would deadlock"):
+            await workers.iterate("second", items)
+        assert items.closed
+        assert (own.running, own.has_waiting) == (["first"], False)
+        first.release.set()
+    with anyio.fail_after(10):
+        stream = await workers.call_hook("m", lambda: iter(range(100)))
+        assert await anext(stream) == 0
+        assert await workers.call_hook("m", threading.get_ident) == thread  # between two items
+        assert [item async for item in stream] == list(range(1, 100))
+        await stream.aclose()
+    assert own.running == []
+
+
 # --- where the system has no more threads -------------------------------------------------------
 
 
@@ -462,15 +492,16 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> NoMoreThreads:
 
 
 def pools(limit: int) -> list[Workers]:
-    return [Workers(limit), Workers(1).own_thread("m")]
+    own = Workers(1).own_thread("m")
+    return [Workers(limit), own, OwnThreadForHooks(own, nullcontext)]
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("pool", [0, 1, 2])
 @pytest.mark.parametrize("how", ["call", "call_hook"])
 async def test_a_call_that_has_no_thread_is_refused_and_never_runs(
-    how: str, own: bool, no_threads: NoMoreThreads
+    how: str, pool: int, no_threads: NoMoreThreads
 ) -> None:
-    workers = pools(3)[own]
+    workers = pools(3)[pool]
     ran: list[int] = []
     for number in range(5):
         with pytest.raises(NoThread) as refused:
@@ -505,11 +536,11 @@ async def test_a_call_takes_an_idle_thread_where_no_other_can_be_started(
     workers.close()
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("pool", [0, 1, 2])
 async def test_an_iterator_that_has_no_thread_is_closed(
-    own: bool, no_threads: NoMoreThreads
+    pool: int, no_threads: NoMoreThreads
 ) -> None:
-    workers, items = pools(1)[own], Items()
+    workers, items = pools(1)[pool], Items()
     with pytest.raises(NoThread):
         await workers.iterate("f", items)
     assert items.closed
