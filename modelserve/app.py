@@ -224,10 +224,12 @@ class ModelServer(_Addressed, _Described, _Runnable):
         Raises ResponseCut if only a cut connection can show a failure to the client.
         """
         serving = self.serving
-        if scope["type"] != "http" or (target := self._routes.find(scope)).opens is not None:
+        if scope["type"] != "http":
             if (request := await _other(self, scope, receive, send)) is None:
                 return
             target, scope, receive, send = request
+        elif (target := self._routes.find(scope)).opens is not None:
+            target, scope, receive, send = target.opens(target, scope, receive, send)
         exchange = Exchange(target.codec, scope, receive, send, monotonic())
         noted = note_running(exchange)
         try:
@@ -332,10 +334,7 @@ def _registered(app: ModelServer, target: F, name: str, verb: str, settings: Mod
 
 
 async def _other(app: ModelServer, scope: Scope, receive: Receive, send: Send) -> Request | None:
-    """Run the lifespan, or convert a WebSocket or a gRPC call into a request."""
-    if scope["type"] == "http":
-        target = app._routes.find(scope)
-        return None if target.opens is None else target.opens(target, scope, receive, send)
+    """Run the lifespan, or convert a WebSocket into a request."""
     if scope["type"] == "websocket":
         return await open_socket(app.serving, app._routes, scope, receive, send)
     if scope["type"] != "lifespan":

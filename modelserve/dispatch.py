@@ -24,7 +24,7 @@ from modelserve.errors import (
     ServerShuttingDown,
     Unauthorized,
 )
-from modelserve.exchange.body import decoded, feed_rest, parsed, read_rest, receive_first
+from modelserve.exchange.body import decoded, feed_rest, parsed, read_rest
 from modelserve.exchange.early import read_ahead
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
@@ -109,7 +109,7 @@ async def dispatch(serving: Serving, target: Target, exchange: Exchange) -> None
             _check_opened(codec, entry, exchange, len(body))
         plan, size = entry.plans[target.hook], len(body)
         del body  # the body may be large, and the answer slow
-        if share is not None or not serving.admission.acquire_nowait(entry.gate):
+        if not serving.admission.acquire_nowait(entry.gate, share):
             exchange.enter(_QUEUE)
             await serving.admission.acquire(entry.gate, size, share, who=exchange)
         answering = _respond(serving, entry, plan, codec, ref, exchange)
@@ -182,9 +182,8 @@ async def _open(
     """
     exchange.deadlines = _deadlines(exchange, serving.deadlines)
     limit = serving.max_binary_bytes if codec.takes_binary else serving.max_body_bytes
-    length = exchange.get(b"content-length")
-    message = await receive_first(exchange.receive, limit, length)
-    body = await read_rest(message, exchange.receive, limit, share)
+    check_length(exchange.get(b"content-length"), limit)
+    body = await read_rest(None, exchange.receive, limit, share)
     _note_body_read(exchange)
     body, coding = codec.unwrap(body, exchange)
     if coding:

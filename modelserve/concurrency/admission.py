@@ -47,10 +47,11 @@ class Admission:
         self.nesting = Nesting(self._queues, self._lock, self._admit_waiting)
         self._refusal: Callable[[], ServingError] | None = None
 
-    def acquire_nowait(self, gate: Gate) -> bool:
+    def acquire_nowait(self, gate: Gate, share: Share | None = None) -> bool:
         """Acquire both slots if they are free and no request waits; return whether that was so.
 
-        Every request runs this and `release`, so neither calls anything unless a request waits.
+        The share, if there is one, is closed then. Every request runs this and `release`, so
+        neither calls anything else unless a request waits.
         """
         outer = self.gate
         free = gate.running < gate.concurrency and outer.running < outer.concurrency
@@ -59,6 +60,8 @@ class Admission:
         gate.running += 1
         outer.running += 1
         gate.in_flight.cells[0] += 1.0
+        if share is not None:
+            share.close()
         return True
 
     def slot(
@@ -94,9 +97,7 @@ class Admission:
         Raises Overloaded if a queue or the budget is full, or the refusal of `refuse_waiting`. A
         cancelled wait gives up its place.
         """
-        if self.acquire_nowait(gate):
-            if share is not None:
-                share.close()
+        if self.acquire_nowait(gate, share):
             on_accepted()
             return
         ticket, share = self._enqueue(gate, size, share)

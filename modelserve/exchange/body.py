@@ -13,7 +13,7 @@ from modelserve.exchange.forms import FormReader
 from modelserve.limits import SMALL_BYTES
 from modelserve.wire.coding import Inflation, check_length, inflation, too_large
 
-__all__ = ["decoded", "feed_rest", "parsed", "read_body", "read_rest", "receive_first"]
+__all__ = ["decoded", "feed_rest", "parsed", "read_body", "read_rest"]
 
 # At most this is decompressed on the event loop, in a few milliseconds. The rest is decompressed in
 # a thread, about as much at a time, so that many bodies take turns and one can be cancelled.
@@ -24,28 +24,18 @@ _SMALL_OUT: Final = 1 << 20
 async def read_body(
     receive: Receive, limit: float, content_length: bytes, share: Share | None = None
 ) -> bytes | bytearray:
-    """Read a request's body to its end. Raises as `receive_first` and `read_rest`."""
-    message = await receive_first(receive, limit, content_length)
-    return await read_rest(message, receive, limit, share)
+    """Read a request's body to its end. Raises as `read_rest`.
 
-
-async def receive_first(receive: Receive, limit: float, content_length: bytes) -> Message:
-    """Receive the first message.
-
-    Raises BodyTooLarge, before receiving anything, if the declared length exceeds the limit, in
-    bytes; ClientGone if the client has left.
+    A declared length over the limit, in bytes, raises before anything is received.
     """
     check_length(content_length, limit)
-    try:
-        return await receive()
-    except Exception as exc:  # whatever it is, the client has left
-        raise ClientGone from exc
+    return await read_rest(None, receive, limit, share)
 
 
 async def read_rest(
-    message: Message, receive: Receive, limit: float, share: Share | None = None
+    message: Message | None, receive: Receive, limit: float, share: Share | None = None
 ) -> bytes | bytearray:
-    """Read the rest of a body, given its first message.
+    """Read the rest of a body, given its first message if that has been received.
 
     The body grows in one buffer: joining parts at the end would take twice its memory. `share`
     counts its bytes. Raises BodyTooLarge as soon as it exceeds the limit, in bytes, with or without
@@ -53,6 +43,11 @@ async def read_rest(
     """
     body = bytearray()
     while True:
+        if message is None:
+            try:
+                message = await receive()
+            except Exception as exc:  # whatever it is, the client has left
+                raise ClientGone from exc
         if message["type"] == "http.disconnect":
             raise ClientGone
         part: bytes = message.get("body", b"")
@@ -66,10 +61,7 @@ async def read_rest(
             return body
         if share is not None:
             share.grow(len(part))
-        try:
-            message = await receive()
-        except Exception as exc:  # whatever it is, the client has left
-            raise ClientGone from exc
+        message = None
 
 
 async def feed_rest(

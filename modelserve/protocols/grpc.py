@@ -162,11 +162,7 @@ def stream_response(value: Any, request: InferRequest, ref: ModelRef, *, final: 
     response = _message(_data(value), request, ref)
     if wants_ending(request):
         response.parameters[_FINAL].bool_param = final
-    message = classes()[_STREAM_RESPONSE](
-        infer_response=response if type(response) is classes()[_RESPONSE] else None
-    )
-    if not message.HasField("infer_response"):  # a message of generated code
-        message.infer_response.MergeFromString(response.SerializeToString())
+    message = classes()[_STREAM_RESPONSE](infer_response=response)
     return frame(message.SerializeToString())
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from modelserve.errors import InvalidInput
 from modelserve.tensors.data import (
     BUFFERS,
+    Buffer,
     check_bytes,
     check_count,
     check_json,
@@ -78,6 +79,9 @@ _TYPES: Final = {
     "BYTES": bytes,
 }
 _MOST_FP32: Final = (2 - 2**-23) * 2.0**127
+# Datatypes whose binary data is what their field is on the wire, with the key that comes first.
+_PACKED: Final = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
+_FEW: Final = 16  # with more elements, packing them takes less time than adding them
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _UINT64: Final = range(1 << 64)
 
@@ -99,7 +103,7 @@ def messages() -> Mapping[str, type[Any]]:
 def is_message(value: Any, name: str) -> bool:
     """Return whether a value is the message of that name, of whatever class."""
     descriptor = getattr(type(value), "DESCRIPTOR", None)
-    return getattr(descriptor, "full_name", None) == f"inference.{name}"
+    return descriptor is not None and descriptor.full_name == f"inference.{name}"
 
 
 # Reading.
@@ -138,8 +142,8 @@ def _read_tensors(
             f"There are {len(raws)} raw contents, where there are {len(entries)} {role.key}."
         )
     for index, entry in enumerate(entries[:]):
-        parameters = _read_parameters(entry.parameters)
-        tensor = kind(entry.name, entry.shape[:], entry.datatype, parameters=parameters)
+        tensor = kind(entry.name, entry.shape[:], entry.datatype)
+        tensor.parameters = parameters = _read_parameters(entry.parameters)
         try:
             if parameters:
                 refuse_shared(parameters)
@@ -194,10 +198,10 @@ def _read_requested(entries: Sequence[Any]) -> list[RequestedOutput]:
 def _read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as values; those that hold none are left out."""
     found: dict[str, Any] = {}
-    if parameters:
-        for key, value in parameters.items():
-            if choice := value.WhichOneof("parameter_choice"):
-                found[key] = getattr(value, choice)
+    for key in parameters:  # `items` of these maps takes three times as long
+        value = parameters[key]
+        if choice := value.WhichOneof("parameter_choice"):
+            found[key] = getattr(value, choice)
     return found
 
 
@@ -226,27 +230,41 @@ def _write_tensor(tensor: Tensor, entries: Any, raws: Any) -> None:
     shape, datatype = plain_shape(tensor.shape), find_datatype(tensor.datatype)
     entry = entries.add(name=tensor.name, datatype=datatype.name, shape=shape)
     form = tensor._form()
-    if tensor.parameters:
-        write_parameters(without_size(tensor.parameters), entry.parameters)
+    if others := without_size(tensor.parameters):
+        write_parameters(others, entry.parameters)
     if raws is not None:
         raw = to_bytes(form, shape, datatype)
         raws.append(raw if type(raw) is bytes else bytes(raw))
         entry.parameters[SIZE].int64_param = len(raw)  # as KServe's responses have it
         return
+    key = _PACKED.get(datatype.name)
     field = getattr(entry.contents, _FIELDS[datatype.name])
-    if type(form) is list and _fits(form, datatype.name):
+    if type(form) is list and (key is None or len(form) <= _FEW) and _fits(form, datatype.name):
         check_count(len(form), shape, datatype)
         try:
             field.extend(form)
             return
         except ValueError:  # a number out of the datatype's range, reported below
             del field[:]
+    if key is not None:
+        entry.contents.MergeFromString(_packed(to_bytes(form, shape, datatype), key))
+        return
     if datatype.size:
         values: list[Any] = unpack(to_bytes(form, shape, datatype), datatype)
     else:
         values = _byte_elements(form)
         check_count(len(values), shape, datatype)
     field.extend(values)
+
+
+def _packed(raw: Buffer, key: int) -> bytes:
+    """Return binary data as a field on the wire."""
+    head, size = bytearray((key,)), len(raw)
+    while size > 0x7F:  # seven bits in a byte, the lowest first
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return b"".join((head, raw))
 
 
 def _fits(values: list[Any], name: str) -> bool:

@@ -1,5 +1,6 @@
 """V2's messages of gRPC: read into requests and responses, and written from them."""
 
+import math
 from typing import Any
 
 import ml_dtypes
@@ -59,6 +60,16 @@ def test_contents_are_read_and_written(datatype: str) -> None:
     assert list(getattr(message.outputs[0].contents, str(field))) == values
     assert (message.id, message.model_name, message.raw_output_contents) == ("7", "m", [])
     assert InferResponse.from_grpc(message).outputs[0].data == values
+
+
+@pytest.mark.parametrize("count", [0, 15, 17, 32, 5_000, 600_000])  # lengths of 1 to 4 bytes
+@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+def test_floats_of_any_number_are_written(datatype: str, count: int) -> None:
+    values = [0.5, -math.inf, math.inf, 1e-40 if datatype == "FP64" else 2.0**-149]
+    values = (values * (count // 4 + 1))[:count]
+    message = InferResponse("7", "m", [InferOutput("x", [count], datatype, values)]).to_grpc()
+    read = type(message).FromString(message.SerializeToString()).outputs[0]
+    assert list(getattr(read.contents, f"{datatype.lower()}_contents")) == values
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
