@@ -24,7 +24,7 @@ from modelserve.errors import (
     ServerShuttingDown,
     Unauthorized,
 )
-from modelserve.exchange.body import decoded, feed_rest, parsed, read_rest
+from modelserve.exchange.body import decoded, feed_rest, parsed, read_body, read_rest
 from modelserve.exchange.early import read_ahead
 from modelserve.exchange.exchange import Exchange
 from modelserve.exchange.failures import report_failure
@@ -182,8 +182,7 @@ async def _open(
     """
     exchange.deadlines = _deadlines(exchange, serving.deadlines)
     limit = serving.max_binary_bytes if codec.takes_binary else serving.max_body_bytes
-    check_length(exchange.get(b"content-length"), limit)
-    body = await read_rest(None, exchange.receive, limit, share)
+    body = await read_body(exchange.receive, limit, exchange.get(b"content-length"), share)
     _note_body_read(exchange)
     body, coding = codec.unwrap(body, exchange)
     if coding:

@@ -150,8 +150,7 @@ class Workers:
 
     async def _acquire(self, call: ThreadCall) -> bool:
         """Wait until the call may start; return whether it counts towards the limit."""
-        if not self.slots.acquire_nowait():
-            await self.slots.acquire()
+        await self.slots.acquire()
         return True
 
     def _start(self, call: ThreadCall, *, counted: bool) -> None:
@@ -219,7 +218,21 @@ class OwnThread(Workers):
         super()._release(call)
 
 
-class OwnThreadForHooks(Workers):
+class _View(Workers):
+    """The threads of another object, for calls that acquire them in a way of their own."""
+
+    def __init__(self, workers: Workers) -> None:
+        super().__init__(workers.limit)
+        self._workers = workers
+
+    def _start(self, call: ThreadCall, *, counted: bool) -> None:
+        self._workers._start(call, counted=counted)
+
+    def _release(self, call: ThreadCall) -> None:
+        self._workers._release(call)
+
+
+class OwnThreadForHooks(_View):
     """A model's own thread for hooks of requests, which keep a slot while they wait for it.
 
     Args:
@@ -227,7 +240,7 @@ class OwnThreadForHooks(Workers):
     """
 
     def __init__(self, own: OwnThread, waiting: Waiting) -> None:
-        super().__init__()
+        super().__init__(own)
         self.slots = own.slots
         self._thread = own
         self._waiting = waiting
@@ -235,31 +248,15 @@ class OwnThreadForHooks(Workers):
     async def _acquire(self, call: ThreadCall) -> bool:
         return await self._thread._acquire(call, self._waiting)
 
-    def _start(self, call: ThreadCall, *, counted: bool) -> None:
-        self._thread._start(call, counted=counted)
 
-    def _release(self, call: ThreadCall) -> None:
-        self._thread._release(call)
-
-
-class ExtraThreads(Workers):
+class ExtraThreads(_View):
     """The threads of an application for calls that one of its threads waits for.
 
     They do not count towards the limit, since the waiting threads do.
     """
 
-    def __init__(self, workers: Workers) -> None:
-        super().__init__(workers.limit)
-        self._workers = workers
-
     async def _acquire(self, call: ThreadCall) -> bool:
         return False
-
-    def _start(self, call: ThreadCall, *, counted: bool) -> None:
-        self._workers._start(call, counted=counted)
-
-    def _release(self, call: ThreadCall) -> None:
-        self._workers._release(call)
 
 
 def let_threads_run() -> None:

@@ -1,6 +1,6 @@
 """Read the body of a request, undo its content coding, and parse it."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from starlette.types import Message, Receive
@@ -21,15 +21,15 @@ _SMALL_IN: Final = 1 << 16
 _SMALL_OUT: Final = 1 << 20
 
 
-async def read_body(
+def read_body(
     receive: Receive, limit: float, content_length: bytes, share: Share | None = None
-) -> bytes | bytearray:
-    """Read a request's body to its end. Raises as `read_rest`.
+) -> Awaitable[bytes | bytearray]:
+    """Return an awaitable that reads a request's body to its end. Raises as `read_rest`.
 
     A declared length over the limit, in bytes, raises before anything is received.
     """
     check_length(content_length, limit)
-    return await read_rest(None, receive, limit, share)
+    return read_rest(None, receive, limit, share)
 
 
 async def read_rest(

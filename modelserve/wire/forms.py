@@ -37,8 +37,6 @@ class FormData(datastructures.FormData):
         plain = datastructures.FormData
         return isinstance(other, plain) and plain(self) == plain(other)
 
-    __hash__ = datastructures.FormData.__hash__
-
 
 def read_urlencoded(body: bytes | bytearray) -> list[tuple[str, str]]:
     """Return the names and values of an urlencoded form, in order.
