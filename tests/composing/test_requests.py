@@ -1,14 +1,15 @@
 """Calls of models that have one thread each: those that wait for it, and those that never could."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 
 from modelserve import Batching, Limits, Model, ModelServer
-from modelserve.testing import Response, exchange, request
+from modelserve.concurrency.threads import Workers
+from modelserve.testing import Exchange, Response, exchange, request
 
 pytestmark = pytest.mark.anyio
 
@@ -20,6 +21,23 @@ async def ask(app: ModelServer, name: str, payload: Any = None) -> Response:
         return await request(app, "POST", f"/v1/models/{name}:predict", json=payload)
 
 
+def asking(app: ModelServer) -> tuple[Callable[..., Awaitable[None]], list[Response]]:
+    """Return a function for a task group, that asks a model, and the list of the answers."""
+    answers: list[Response] = []
+
+    async def one(name: str, payload: Any) -> None:
+        answers.append(await ask(app, name, payload))
+
+    return one, answers
+
+
+async def leave_waiting(client: Exchange, workers: Workers) -> None:
+    """Leave once the request waits for the thread."""
+    await until(lambda: workers.has_waiting)
+    client.hang_up()
+    await client.ended()
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that a thread does and the event loop cannot see."""
     with anyio.fail_after(30):
@@ -29,11 +47,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def ask_all(app: ModelServer, asked: list[tuple[str, Any]]) -> list[Response]:
     """Ask at the same time."""
-    answers: list[Response] = []
-
-    async def one(name: str, payload: Any) -> None:
-        answers.append(await ask(app, name, payload))
-
+    one, answers = asking(app)
     async with anyio.create_task_group() as group:
         for name, payload in asked:
             group.start_soon(one, name, payload)
@@ -87,11 +101,7 @@ async def test_a_circle_of_threads_with_full_queues_is_noticed() -> None:
     def hold(payload: Any) -> Any:
         go_on.wait(20)
 
-    answers: list[Response] = []
-
-    async def one(name: str, payload: Any) -> None:
-        answers.append(await ask(app, name, payload))
-
+    one, answers = asking(app)
     async with anyio.create_task_group() as group:
         for name in "ab":  # before the hooks, so that they find the slots taken
             workers = app.serving.registry.get(name).workers
@@ -158,11 +168,7 @@ async def test_what_waits_for_the_thread_keeps_its_slot(waiting: str) -> None:
     app.add_model(slot, "slot", limits=Limits(concurrency=1))
     app.add_model(caller, "caller")
     workers = app.serving.registry.get("threaded").workers
-    statuses: list[int] = []
-
-    async def one(name: str, payload: str) -> None:
-        statuses.append((await ask(app, name, payload)).status)
-
+    one, answers = asking(app)
     async with anyio.create_task_group() as group:
         for name in ("threaded", "slot"):
             group.start_soon(one, name, "first")
@@ -171,7 +177,7 @@ async def test_what_waits_for_the_thread_keeps_its_slot(waiting: str) -> None:
         await until(lambda: workers.has_waiting)
         go_on.set()
         waits.set()
-    assert sorted(statuses) == [200, 200, 503]
+    assert sorted(answer.status for answer in answers) == [200, 200, 503]
     assert app.serving.statistics().running == 0
 
 
@@ -233,11 +239,7 @@ async def test_calls_wait_for_a_busy_thread() -> None:
     model = Busy("busy")
     app = ModelServer([model])
     calling(app)
-    answers: list[Response] = []
-
-    async def one(name: str, payload: Any) -> None:
-        answers.append(await ask(app, name, payload))
-
+    one, answers = asking(app)
     async with anyio.create_task_group() as group:
         group.start_soon(one, "own", "hold")
         await until(model.began.is_set)
@@ -257,19 +259,13 @@ async def test_a_call_that_waits_for_a_thread_ends_with_its_request(kind: str, e
     app = ModelServer([model])
     calling(app, limits=Limits(timeout=0.05 if end == "deadline" else None))
     workers = app.serving.registry.get("busy").workers
-    held: list[Response] = []
-
-    async def hold() -> None:
-        held.append(await ask(app, "busy", "hold"))
-
+    one, held = asking(app)
     async with anyio.create_task_group() as group:
-        group.start_soon(hold)
+        group.start_soon(one, "busy", "hold")
         await until(model.began.is_set)
         async with exchange(app, "POST", f"/v1/models/{kind}:predict", json=1) as client:
             if end == "client":
-                await until(lambda: workers.has_waiting)
-                client.hang_up()
-                await client.ended()
+                await leave_waiting(client, workers)
             else:
                 with anyio.fail_after(30):
                     assert (await client.response()).status == 504
@@ -297,18 +293,12 @@ async def test_a_call_that_has_left_is_in_no_circle() -> None:
     app.add_model(left, "left", own_thread=True)
     app.add_model(busy, "busy", own_thread=True)
     workers = app.serving.registry.get("busy").workers
-    answers: list[Response] = []
-
-    async def one() -> None:
-        answers.append(await ask(app, "busy", "first"))
-
+    one, answers = asking(app)
     async with anyio.create_task_group() as group:
-        group.start_soon(one)
+        group.start_soon(one, "busy", "first")
         await until(began.is_set)
         async with exchange(app, "POST", "/v1/models/left:predict", json="first") as client:
-            await until(lambda: workers.has_waiting)
-            client.hang_up()
-            await client.ended()
+            await leave_waiting(client, workers)
         go_on.set()
     check(app, answers, refused=0)
 
@@ -316,14 +306,10 @@ async def test_a_call_that_has_left_is_in_no_circle() -> None:
 @pytest.mark.parametrize("backends", [("asyncio", "trio"), ("trio", "asyncio")], ids="-".join)
 def test_a_circle_over_two_event_loops_is_noticed(backends: tuple[str, str]) -> None:
     app = in_a_circle("a", "b")
-    answers: list[Response] = []
-
-    async def one(name: str) -> None:
-        answers.append(await ask(app, name, "first"))
-
+    one, answers = asking(app)
     threads = [
         threading.Thread(
-            target=lambda name=name, backend=backend: anyio.run(one, name, backend=backend)
+            target=lambda name=name, backend=backend: anyio.run(one, name, "first", backend=backend)
         )
         for name, backend in zip("ab", backends, strict=True)
     ]
